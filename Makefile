@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo check test bench
+.DELETE_ON_ERROR:
+
+setup: .venv/ready            ## virtual environment; torch first, so that pip keeps the CPU build
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup                   ## the main job: fine-tune an embedded LM, audit it, write demo/report.html
+	$(BIN)/ltmia demo -o demo
+
+check: setup                  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check                   ## check + the suite
+	$(BIN)/pytest -m 'not slow and not gpu'
+
+bench: setup                  ## speed of extraction on this machine
+	$(BIN)/ltmia bench extract

@@ -1,0 +1,1 @@
+"""Every baseline as one function of per-token statistics; a higher score is more member-like."""

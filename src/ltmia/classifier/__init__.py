@@ -1,0 +1,1 @@
+"""The learned attack: networks, training, and the classifier that is shipped."""

@@ -1,0 +1,1 @@
+"""The commands; heavy imports stay inside them."""

@@ -1,0 +1,1 @@
+"""Texts in: reading, de-duplication, splits by document, the embedded demo texts."""

@@ -1,0 +1,1 @@
+"""Scores to metrics with intervals, decisions, validity checks and the results file."""

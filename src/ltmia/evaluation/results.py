@@ -1,0 +1,155 @@
+"""The results file: `results.json`, key by key. One schema, published as docs/results.schema.json.
+
+Not measurable is never 0: such a figure has null values and a reason. Knows no torch and no texts.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Section(BaseModel):
+    """Strict base: an unknown key is an error, not a silent extra."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measure(_Section):
+    """A figure with its 95 % interval, or nulls and the reason why it cannot be given."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+class ModelInfo(_Section):
+    """What identifies one of the two models."""
+
+    source: str
+    """Path, hub id or `memory`."""
+    revision: str | None = None
+    sha256: str
+    """Hash of the weight files; of the parameters for a model in memory."""
+    architecture: str
+    n_parameters: int
+    dtype: str
+    trust_remote_code: bool = False
+
+
+class TokenizerInfo(_Section):
+    """The tokenizer both models share."""
+
+    sha256: str
+    vocab_size: int
+
+
+class DataInfo(_Section):
+    """How many texts of each kind there were."""
+
+    n_members: int
+    n_nonmembers: int
+    n_candidates: int = 0
+    n_unscorable: int = 0
+    n_groups: int | None = None
+    """Distinct groups over all texts; null when the data have none."""
+
+
+class AttackResult(_Section):
+    """How well one attack tells members from non-members."""
+
+    auc: Measure
+    tpr_at_fpr: dict[str, Measure]
+    """Largest true-positive rate whose false-positive rate is at most the key: "0.1", "0.01", "0.001"."""
+    realized_fpr: dict[str, Measure] = Field(default_factory=dict)
+    """False-positive rate really taken at each of those thresholds, with its Clopper-Pearson interval."""
+
+
+class Decisions(_Section):
+    """Which records are flagged, and what became of the promise."""
+
+    attack: str
+    """The attack whose scores the p-values rank."""
+    fdr: float
+    n_flagged: int
+    n_judged: int
+    n_calibration: int
+    """Non-members the p-values were computed against."""
+    smallest_p: float
+    """1 / (n_calibration + 1): no p-value can be smaller."""
+    realized_fdp: Measure = Field(default_factory=Measure)
+    """Share of false flags when the non-members left out of calibration are judged as well (audit only)."""
+    flagged_groups: list[str] | None = None
+    """Groups flagged as a whole (salted hashes); null without groups."""
+
+
+class SetTest(_Section):
+    """Was this collection used? One p-value for all candidates together."""
+
+    p_value: float | None
+    effect: Measure
+    """Probability that a random candidate outscores a random non-member."""
+    n_for_power: int | None = None
+    """Candidates needed for a power of 80 % at this effect."""
+    reason: str | None = None
+
+
+class Check(_Section):
+    """One validity check: a light, a sentence on what it means, and its figures."""
+
+    status: Literal["ok", "warning", "failed", "not_measured"]
+    sentence: str
+    measure: Measure = Field(default_factory=Measure)
+    details: dict[str, float | int | str | None] = Field(default_factory=dict)
+
+
+class Validity(_Section):
+    """May the scores be trusted? Every check runs in every audit."""
+
+    blind: Check
+    """Bag-of-words without any model: can members and non-members be told apart by their text alone?"""
+    near_duplicates: Check
+    length_only: Check
+    out_of_distribution: Check
+    backend: Check
+    power: Check
+
+
+class Timing(_Section):
+    """Where the time went."""
+
+    seconds: float
+    texts_per_second: float
+    forward_seconds: float
+    feature_seconds: float
+
+
+class Results(_Section):
+    """Everything `results.json` holds."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    ltmia_version: str
+    kind: Literal["audit", "score"]
+    created: datetime
+    command: str
+    settings: dict[str, str | int | float | bool | None]
+    """Options that decide the numbers: seed, max_length, dtype, classifier, feature version, ..."""
+    environment: dict[str, str]
+    """Versions of python and the libraries, hardware, threads."""
+    target: ModelInfo
+    reference: ModelInfo
+    tokenizer: TokenizerInfo
+    data: DataInfo
+    attacks: dict[str, AttackResult]
+    """By attack name; empty when there are no labels (score)."""
+    decisions: Decisions
+    set_test: SetTest
+    epsilon: Measure | None = None
+    """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""
+    validity: Validity
+    verdict: str
+    """One paragraph composed from the figures above and nothing else."""
+    timing: Timing

@@ -1,0 +1,1 @@
+"""The data factory: pretrain, fine-tune and extract over a grid of combinations."""

@@ -1,0 +1,1 @@
+"""Language models: loading a pair, tokens, one forward pass of both, fine-tuning, tiny bases."""

@@ -1,0 +1,1 @@
+"""Where the parts meet: extraction, audit, score, demo, lab, train, evaluate."""

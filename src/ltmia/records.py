@@ -1,0 +1,126 @@
+"""The nouns of the data flow, with their shapes. Plain numpy: no torch, no Hugging Face.
+
+Axis names, the same in every file:
+    batch   texts in one forward pass       seq    token positions of a padded text
+    pred    scored positions: each predicts one real token of a text, padding has none
+    vocab   ids that target and reference share
+    k       top / bottom tokens kept        feat   feature columns
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Texts in the order given; no row is ever dropped or moved."""
+
+    texts: tuple[str, ...]
+    ids: tuple[str, ...]
+    """One per text, unique; the user's own, or made from the content."""
+    groups: tuple[str, ...] | None = None
+    """Patient, author or document of each text; None when the data have no groups."""
+    source: str = "memory"
+    """Where the rows came from, for messages and provenance."""
+
+    def __post_init__(self) -> None:
+        n_groups = len(self.texts) if self.groups is None else len(self.groups)
+        if not len(self.texts) == len(self.ids) == n_groups:
+            raise ValueError(
+                f"{len(self.texts)} texts, {len(self.ids)} ids and {n_groups} groups do not align"
+            )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int]) -> "Texts":
+        """Return the given rows, in the order of `rows`."""
+        groups = None if self.groups is None else tuple(self.groups[i] for i in rows)
+        return Texts(
+            texts=tuple(self.texts[i] for i in rows),
+            ids=tuple(self.ids[i] for i in rows),
+            groups=groups,
+            source=self.source,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStatistics:
+    """What one pass over both models' logits leaves of each scored position.
+
+    Everything the features and the fast attacks need, so the logits themselves can go. Log-probabilities are natural
+    logarithms over the shared vocabulary; a rank is 1 + the number of tokens with a strictly higher logit.
+    """
+
+    target_logp: Float32[np.ndarray, " pred"]
+    """Target's log-probability of the true token."""
+    reference_logp: Float32[np.ndarray, " pred"]
+    target_rank: Int32[np.ndarray, " pred"]
+    reference_rank: Int32[np.ndarray, " pred"]
+    target_entropy: Float32[np.ndarray, " pred"]
+    """Entropy of the target's next-token distribution, in nats."""
+    reference_entropy: Float32[np.ndarray, " pred"]
+    target_spread: Float32[np.ndarray, " pred"]
+    """Standard deviation of log p under p (the sigma of Min-K%++)."""
+    reference_spread: Float32[np.ndarray, " pred"]
+    divergence: Float32[np.ndarray, " pred"]
+    """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in nats."""
+    normalizer_gap: Float32[np.ndarray, " pred"]
+    """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into logit gaps."""
+    reference_top_logp: Float32[np.ndarray, " pred"]
+    """Log-probability of the reference's own most likely token."""
+    top_logp: Float32[np.ndarray, "pred k"]
+    """Target's log-probability of its k most likely tokens, falling."""
+    top_log_ratio: Float32[np.ndarray, "pred k"]
+    """log p_T - log p_R of those same tokens."""
+    top_reference_rank: Int32[np.ndarray, "pred k"]
+    """Reference's rank of those same tokens."""
+    reference_top_target_rank: Int32[np.ndarray, "pred k"]
+    """Target's rank of the reference's k most likely tokens."""
+    bottom_log_ratio: Float32[np.ndarray, "pred k"]
+    """log p_T - log p_R of the target's k least likely tokens, least likely first."""
+    bottom_reference_rank: Int32[np.ndarray, "pred k"]
+
+    def __len__(self) -> int:
+        return len(self.target_logp)
+
+    @property
+    def log_ratio(self) -> Float32[np.ndarray, " pred"]:
+        """D_t = log p_T - log p_R of the true token; positive where the target does better."""
+        return self.target_logp - self.reference_logp
+
+    @property
+    def k(self) -> int:
+        """Number of top (and of bottom) tokens kept."""
+        return self.top_logp.shape[1]
+
+    def slice(self, start: int, stop: int) -> "TokenStatistics":
+        """Return positions [start, stop) as views."""
+        return TokenStatistics(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
+        """Join several runs of positions, in order."""
+        return cls(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaggedStatistics:
+    """Token statistics of several texts, end to end; text i owns positions [offsets[i], offsets[i+1])."""
+
+    tokens: TokenStatistics
+    offsets: Int64[np.ndarray, " texts_plus_one"]
+    vocab_size: int
+    """Number of shared ids the statistics were taken over."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[TokenStatistics]:
+        for start, stop in zip(self.offsets[:-1], self.offsets[1:], strict=True):
+            yield self.tokens.slice(int(start), int(stop))
