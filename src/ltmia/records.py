@@ -68,6 +68,12 @@ class TokenStatistics:
     reference_spread: Float32[np.ndarray, " pred"]
     divergence: Float32[np.ndarray, " pred"]
     """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in nats."""
+    reverse_divergence: Float32[np.ndarray, " pred"]
+    """Kullback-Leibler divergence the other way round, sum_v p_R log(p_R / p_T), in nats."""
+    target_ratio_spread: Float32[np.ndarray, " pred"]
+    """Standard deviation of log p_T - log p_R over tokens drawn from the target."""
+    reference_ratio_spread: Float32[np.ndarray, " pred"]
+    """Standard deviation of log p_T - log p_R over tokens drawn from the reference."""
     normalizer_gap: Float32[np.ndarray, " pred"]
     """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into logit gaps."""
     reference_top_logp: Float32[np.ndarray, " pred"]

@@ -1,0 +1,94 @@
+"""Which columns each feature version has, by name and in order.
+
+`published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison with its figures.
+`logratio` is ours: log-probabilities and their ratios only, nothing that depends on a constant added to all logits,
+nothing from the tail of the vocabulary, and the same width whatever k is.
+"""
+
+from ltmia.errors import ConfigError
+
+DEFAULT_K = 20
+"""Top and bottom tokens kept per position, as published."""
+
+LOGRATIO_TOP = 3
+"""Top tokens that `logratio` describes one by one; the rest enter as mean and spread."""
+
+
+def published_columns(k: int) -> tuple[str, ...]:
+    """Return the names of the published form's columns: truth, head, tail, loss, sequence."""
+    truth = ["target_logit_truth", "reference_logit_truth", "target_rank", "reference_rank"]
+    head = [
+        f"{name}_{i}"
+        for i in range(1, k + 1)
+        for name in (
+            "top_target_logit",
+            "top_reference_logit",
+            "top_reference_rank",
+            "reference_top_target_rank",
+        )
+    ]
+    tail = [
+        f"{name}_{i}"
+        for i in range(1, k + 1)
+        for name in ("bottom_target_logit", "bottom_reference_logit", "bottom_reference_rank")
+    ]
+    loss = ["target_loss", "reference_loss", "loss_difference"]
+    sequence = [f"{statistic}_{name}" for name in loss for statistic in ("mean", "std")] + [
+        "sum_loss_difference"
+    ]
+    return (*truth, *head, *tail, *loss, *sequence)
+
+
+LOGRATIO_COLUMNS = (
+    "target_logp",
+    "reference_logp",
+    "log_ratio",
+    "log_ratio_tanh",
+    "log_ratio_tanh4",
+    "log_ratio_asinh",
+    "target_rank",
+    "reference_rank",
+    "rank_gain",
+    "target_p",
+    "reference_p",
+    "p_gain",
+    "target_hit",
+    "reference_hit",
+    "target_entropy",
+    "reference_entropy",
+    "entropy_gain",
+    "target_surprise",
+    "reference_surprise",
+    "surprise_gain",
+    "divergence",
+    "reverse_divergence",
+    "target_ratio_spread",
+    "reference_ratio_spread",
+    "ratio_surprise_target",
+    "ratio_surprise_reference",
+    "log_ratio_scaled",
+    "target_top_gap",
+    "reference_top_gap",
+    *(f"top_log_ratio_{i}" for i in range(1, LOGRATIO_TOP + 1)),
+    "top_log_ratio_mean",
+    "top_log_ratio_spread",
+    *(f"top_reference_rank_{i}" for i in range(1, LOGRATIO_TOP)),
+    *(f"reference_top_target_rank_{i}" for i in range(1, LOGRATIO_TOP)),
+)
+
+FEATURE_VERSIONS = ("published", "logratio")
+
+
+def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
+    """Return the column names of a feature version.
+
+    Raises:
+        ConfigError: If there is no such version.
+    """
+    if version == "published":
+        return published_columns(k)
+    if version == "logratio":
+        return LOGRATIO_COLUMNS
+    raise ConfigError(
+        f"unknown feature version {version!r}; available: {', '.join(FEATURE_VERSIONS)}"
+    )

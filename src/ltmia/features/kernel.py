@@ -1,0 +1,296 @@
+"""The rank kernel on CPU: one position pair's logits to the statistics, in few reads of each row.
+
+A row of logits is first turned into integer keys that sort as the floats do, with the largest and the smallest key
+of every block of 64. These block bounds answer most questions without touching the row again: the top and bottom k
+lie in the k best blocks, and a rank is a count in which whole blocks fall on one side of the threshold. One further
+read of both rows gives every sum over the vocabulary. Knows nothing of models, texts or torch.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, njit, prange, types
+from numba.extending import intrinsic
+
+BLOCK = 64
+"""Ids per block: four or eight vector registers, and few enough to scan for candidates."""
+EXPONENT_FLOOR = np.float32(-87.0)
+"""exp of this is the smallest normal float32; lower log-probabilities are taken as this in sums."""
+SCAN_SHARE = 0.25
+"""Above this share of undecided blocks, counting the whole row is cheaper than block by block."""
+
+# No `nnan` and `ninf`: rows may hold -inf. `reassoc` lets sums use vector registers.
+_FAST = {"contract", "reassoc", "arcp"}
+
+
+@intrinsic
+def _bits_of(_context: Any, value: Any) -> Any:
+    """Reinterpret a float32 as int32 (a plain bitcast, so that loops stay vectorised)."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.int32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def _float_of(_context: Any, value: Any) -> Any:
+    """Reinterpret an int32 as float32."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+@njit(inline="always")
+def _key(value: np.float32) -> np.int32:
+    """Map a float32 to an int32 of the same order; -0.0 and 0.0 get the same key."""
+    bits = _bits_of(value)
+    key = bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    return np.int32(key + (bits < 0))
+
+
+@njit(inline="always")
+def _exp(x: np.float32) -> np.float32:
+    """Return exp(x) for EXPONENT_FLOOR <= x <= 0 to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]."""
+    n = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
+    nf = np.float32(n)
+    r = x - nf * np.float32(0.693359375) + nf * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * _float_of(np.int32((n + np.int32(127)) << np.int32(23)))
+
+
+@njit
+def _index_row(row: Any, keys: Any, block_max: Any, block_min: Any) -> None:
+    """Write the keys of a row and the extreme keys of each block."""
+    vocab = row.shape[0]
+    for block in range(block_max.shape[0]):
+        start = block * BLOCK
+        stop = min(start + BLOCK, vocab)
+        highest = np.int32(-2147483648)
+        lowest = np.int32(2147483647)
+        for v in range(start, stop):
+            key = _key(row[v])
+            keys[v] = key
+            highest = max(highest, key)
+            lowest = min(lowest, key)
+        block_max[block] = highest
+        block_min[block] = lowest
+
+
+@njit
+def _insert(best_keys: Any, best_ids: Any, key: np.int32, v: int) -> None:
+    """Insert into a falling list, behind equal keys: among ties the lowest id comes first."""
+    i = best_keys.shape[0] - 1
+    while i > 0 and best_keys[i - 1] < key:
+        best_keys[i] = best_keys[i - 1]
+        best_ids[i] = best_ids[i - 1]
+        i -= 1
+    best_keys[i] = key
+    best_ids[i] = v
+
+
+@njit
+def _extreme_ids(keys: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
+    """Find the k highest (sign = 1) or lowest (sign = -1) keys, best first, ties by id.
+
+    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are scanned.
+    """
+    k = best_keys.shape[0]
+    n_blocks = bounds.shape[0]
+    # ~key mirrors the order without the overflow that -key has at the smallest integer.
+    best_keys[:] = np.int32(-2147483648)
+    best_ids[:] = -1
+    if n_blocks > k:
+        for block in range(n_blocks):
+            bound = bounds[block] if sign > 0 else ~bounds[block]
+            if bound > best_keys[k - 1]:
+                _insert(best_keys, best_ids, bound, block)
+    floor = best_keys[k - 1] if n_blocks > k else np.int32(-2147483648)
+    best_keys[:] = np.int32(-2147483648)
+    best_ids[:] = -1
+    for block in range(n_blocks):
+        bound = bounds[block] if sign > 0 else ~bounds[block]
+        if bound < floor:
+            continue
+        for v in range(block * BLOCK, min((block + 1) * BLOCK, keys.shape[0])):
+            key = keys[v] if sign > 0 else ~keys[v]
+            if key > best_keys[k - 1] or best_ids[k - 1] < 0:
+                _insert(best_keys, best_ids, key, v)
+
+
+@njit
+def _count_above(keys: Any, threshold: np.int32, start: int, stop: int) -> np.int32:
+    count = np.int32(0)
+    for v in range(start, stop):
+        count += np.int32(keys[v] > threshold)
+    return count
+
+
+@njit
+def _rank(keys: Any, block_max: Any, block_min: Any, threshold: np.int32) -> np.int32:
+    """Return 1 + the number of keys above the threshold."""
+    vocab = keys.shape[0]
+    n_blocks = block_max.shape[0]
+    undecided = np.int32(0)
+    for block in range(n_blocks):
+        undecided += np.int32((block_max[block] > threshold) & (block_min[block] <= threshold))
+    if undecided > SCAN_SHARE * n_blocks:
+        return np.int32(1) + _count_above(keys, threshold, 0, vocab)
+    above = np.int32(0)
+    for block in range(n_blocks):
+        if block_max[block] > threshold:
+            start = block * BLOCK
+            stop = min(start + BLOCK, vocab)
+            if block_min[block] > threshold:
+                above += np.int32(stop - start)
+            else:
+                above += _count_above(keys, threshold, start, stop)
+    return np.int32(1) + above
+
+
+@njit(fastmath=_FAST)
+def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums: Any) -> None:
+    """Add up, over the vocabulary, the moments of log p and of the log-ratio under both distributions.
+
+    With x and y the logits below their row's maximum and d = x - y: e^x, x e^x, x^2 e^x, the same of y, then
+    d e^x, d^2 e^x, d e^y, d^2 e^y. Each block is summed in float32 and added in float64, so the error does not grow with the vocabulary.
+    """
+    vocab = a.shape[0]
+    sums[:] = 0.0
+    for start in range(0, vocab, 4 * BLOCK):
+        a0 = a1 = a2 = b0 = b1 = b2 = d1 = d2 = g1 = g2 = np.float32(0)
+        for v in range(start, min(start + 4 * BLOCK, vocab)):
+            x = a[v] - a_max
+            y = b[v] - b_max
+            x = x if x > EXPONENT_FLOOR else EXPONENT_FLOOR
+            y = y if y > EXPONENT_FLOOR else EXPONENT_FLOOR
+            e = _exp(x)
+            f = _exp(y)
+            ex = e * x
+            fy = f * y
+            a0 += e
+            a1 += ex
+            a2 += ex * x
+            b0 += f
+            b1 += fy
+            b2 += fy * y
+            d = x - y
+            ed = e * d
+            fd = f * d
+            d1 += ed
+            d2 += ed * d
+            g1 += fd
+            g2 += fd * d
+        sums[0] += a0
+        sums[1] += a1
+        sums[2] += a2
+        sums[3] += b0
+        sums[4] += b1
+        sums[5] += b2
+        sums[6] += d1
+        sums[7] += d2
+        sums[8] += g1
+        sums[9] += g2
+
+
+@njit
+def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
+    """Write every statistic of one position pair; all NaN when a row holds NaN or has no finite maximum."""
+    keys_a, keys_b, max_a, min_a, max_b, min_b, best_keys, top, low, reference_top, sums = scratch
+    scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
+    k = top.shape[0]
+    _index_row(a, keys_a, max_a, min_a)
+    _index_row(b, keys_b, max_b, min_b)
+    _extreme_ids(keys_a, max_a, np.int32(1), best_keys, top)
+    _extreme_ids(keys_b, max_b, np.int32(1), best_keys, reference_top)
+    _extreme_ids(keys_a, min_a, np.int32(-1), best_keys, low)
+    a_max = a[top[0]]
+    b_max = b[reference_top[0]]
+    broken = not (np.isfinite(a_max) and np.isfinite(b_max))
+    broken = broken or np.isnan(a[low[0]]) or min_b.min() < _key(np.float32(-np.inf))
+    if broken:
+        scalars[i, :] = np.nan
+        top_logp[i, :] = np.nan
+        top_ratio[i, :] = np.nan
+        low_ratio[i, :] = np.nan
+        ranks[i, :] = 0
+        top_rank[i, :] = 0
+        reference_top_rank[i, :] = 0
+        low_rank[i, :] = 0
+        return
+    _vocabulary_sums(a, b, a_max, b_max, sums)
+    log_a = np.log(sums[0])
+    log_b = np.log(sums[3])
+    mean_a = sums[1] / sums[0]
+    mean_b = sums[4] / sums[3]
+    lse_a = np.float64(a_max) + log_a
+    lse_b = np.float64(b_max) + log_b
+    scalars[i, 0] = a[truth] - lse_a
+    scalars[i, 1] = b[truth] - lse_b
+    scalars[i, 2] = log_a - mean_a
+    scalars[i, 3] = log_b - mean_b
+    scalars[i, 4] = np.sqrt(max(sums[2] / sums[0] - mean_a * mean_a, 0.0))
+    scalars[i, 5] = np.sqrt(max(sums[5] / sums[3] - mean_b * mean_b, 0.0))
+    ratio_a = sums[6] / sums[0]
+    ratio_b = sums[8] / sums[3]
+    scalars[i, 6] = max(ratio_a - (log_a - log_b), 0.0)
+    scalars[i, 7] = max((log_a - log_b) - ratio_b, 0.0)
+    scalars[i, 8] = np.sqrt(max(sums[7] / sums[0] - ratio_a * ratio_a, 0.0))
+    scalars[i, 9] = np.sqrt(max(sums[9] / sums[3] - ratio_b * ratio_b, 0.0))
+    scalars[i, 10] = lse_a - lse_b
+    scalars[i, 11] = -log_b
+    ranks[i, 0] = _rank(keys_a, max_a, min_a, keys_a[truth])
+    ranks[i, 1] = _rank(keys_b, max_b, min_b, keys_b[truth])
+    for j in range(k):
+        top_logp[i, j] = a[top[j]] - lse_a
+        top_ratio[i, j] = (a[top[j]] - lse_a) - (b[top[j]] - lse_b)
+        low_ratio[i, j] = (a[low[j]] - lse_a) - (b[low[j]] - lse_b)
+        top_rank[i, j] = _rank(keys_b, max_b, min_b, keys_b[top[j]])
+        low_rank[i, j] = _rank(keys_b, max_b, min_b, keys_b[low[j]])
+        reference_top_rank[i, j] = _rank(keys_a, max_a, min_a, keys_a[reference_top[j]])
+
+
+@njit(parallel=True, cache=True)
+def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers: int) -> None:
+    """Write the statistics of every position pair; rows are shared out to `n_workers` threads.
+
+    Args:
+        target: Float32 logits, (pred, vocab), C-contiguous rows.
+        reference: Float32 logits of the same shape.
+        truth: Int64 ids of the true tokens, (pred,), inside the vocabulary.
+        out: The arrays that `statistics.empty_statistics` lays out.
+        n_workers: Threads to share the rows among.
+    """
+    n, vocab = target.shape
+    k = out[1].shape[1]
+    n_blocks = (vocab + BLOCK - 1) // BLOCK
+    for worker in prange(n_workers):
+        # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
+        scratch = (
+            np.empty(vocab, np.int32),
+            np.empty(vocab, np.int32),
+            np.empty(n_blocks, np.int32),
+            np.empty(n_blocks, np.int32),
+            np.empty(n_blocks, np.int32),
+            np.empty(n_blocks, np.int32),
+            np.empty(k, np.int32),
+            np.empty(k, np.int64),
+            np.empty(k, np.int64),
+            np.empty(k, np.int64),
+            np.empty(10, np.float64),
+        )
+        for i in range(worker, n, n_workers):
+            _fill_position(i, target[i], reference[i], truth[i], scratch, out)
+
+
+def n_kernel_threads() -> int:
+    """Return the number of threads numba will use now."""
+    return int(get_num_threads())

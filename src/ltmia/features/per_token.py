@@ -1,0 +1,203 @@
+"""Token statistics to feature columns, a batch of texts at a time. Row t describes the prediction of one real token; padding is zero and masked.
+
+Knows the two feature versions of `columns`; knows nothing of logits, models or texts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from ltmia.features.columns import LOGRATIO_TOP, feature_columns
+from ltmia.records import RaggedStatistics
+
+SPREAD_FLOOR = 1e-3
+"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is meaningless."""
+SURPRISE_LIMIT = 20.0
+"""Standardised values are clipped here: one token may be loud, not deafening."""
+RATIO_LIMIT = 30.0
+"""Log-ratios are clipped here, in nats; only -inf logits reach it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureBatch:
+    """Features of several texts, padded to the longest (or to a fixed length)."""
+
+    values: Float32[np.ndarray, "batch seq feat"]
+    """Zero where masked."""
+    mask: Bool[np.ndarray, "batch seq"]
+    """True on scored positions. A text without any is unscorable."""
+    version: str
+    summary: Float32[np.ndarray, "batch n_summary"] | None = None
+    """Per-text statistics beside the tokens (scores of hand-made rules), for classifiers that take them."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def per_token_features(
+    texts: RaggedStatistics,
+    *,
+    version: str,
+    seq_len: int | None = None,
+    summary: Float32[np.ndarray, "batch n_summary"] | None = None,
+) -> FeatureBatch:
+    """Compute the feature columns of some texts and pad them into one batch.
+
+    A text with a NaN or infinite feature (its model gave NaN) is masked throughout: unscorable, and harmless to its
+    neighbours.
+
+    Args:
+        texts: Statistics of the texts' scored positions.
+        version: "published" or "logratio".
+        seq_len: Length to pad to; the longest text's when None.
+        summary: Per-text statistics to carry along.
+
+    Raises:
+        ConfigError: If there is no such version.
+        ValueError: If a text is longer than `seq_len`.
+    """
+    n_features = len(feature_columns(version, texts.tokens.k))
+    counts = np.diff(texts.offsets)
+    longest = int(counts.max(initial=0))
+    length = max(longest, 1) if seq_len is None else seq_len
+    if longest > length:
+        raise ValueError(f"a text of {longest} scored positions does not fit seq_len = {length}")
+    columns = _published(texts) if version == "published" else _logratio(texts)
+    flat = np.stack(columns, axis=1).astype(np.float32)
+    broken = ~np.isfinite(flat).all(axis=1)
+    counts[_segment_sums(broken.astype(np.int64), texts.offsets) > 0] = 0
+    real = np.repeat(counts > 0, np.diff(texts.offsets))
+    mask = np.arange(length) < counts[:, None]
+    values = np.zeros((len(texts), length, n_features), np.float32)
+    values[mask] = flat[real]
+    return FeatureBatch(values=values, mask=mask, version=version, summary=summary)
+
+
+def log_rank(rank: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Map ranks 1..V to log(1 + r) / log(V + 1), as published."""
+    return np.log1p(rank) / np.log(vocab_size + 1.0)
+
+
+def _segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sum each text's run of values; an empty text sums to 0."""
+    # reduceat wants no empty runs; running totals would let one text's NaN into all that follow.
+    filled = np.diff(offsets) > 0
+    sums = np.zeros(len(filled), values.dtype)
+    if filled.any():
+        sums[filled] = np.add.reduceat(values, offsets[:-1][filled])
+    return sums
+
+
+def _published(texts: RaggedStatistics) -> list[np.ndarray]:
+    """Lay out the published columns (arXiv 2604.03199); logits relative to the larger of the two models'."""
+
+    def pair(gap: np.ndarray) -> list[np.ndarray]:
+        # a - max(a, b) and b - max(a, b) depend on a - b alone.
+        return [np.minimum(gap, 0.0), np.minimum(-gap, 0.0)]
+
+    tokens, vocab_size = texts.tokens, texts.vocab_size
+    gap = tokens.normalizer_gap
+    ratio = _finite_ratio(tokens.log_ratio)
+    columns = [
+        *pair(ratio + gap),
+        log_rank(tokens.target_rank, vocab_size),
+        log_rank(tokens.reference_rank, vocab_size),
+    ]
+    top, bottom = _finite_ratio(tokens.top_log_ratio), _finite_ratio(tokens.bottom_log_ratio)
+    for i in range(tokens.k):
+        columns += pair(top[:, i] + gap)
+        columns.append(log_rank(tokens.top_reference_rank[:, i], vocab_size))
+        columns.append(log_rank(tokens.reference_top_target_rank[:, i], vocab_size))
+    for i in range(tokens.k):
+        columns += pair(bottom[:, i] + gap)
+        columns.append(log_rank(tokens.bottom_reference_rank[:, i], vocab_size))
+    losses = [-tokens.target_logp, -tokens.reference_logp, -tokens.log_ratio]
+    return [*columns, *losses, *_sequence_columns(losses, texts.offsets)]
+
+
+def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.ndarray]:
+    """Mean and standard deviation of each loss over a text, and the sum of the last, on every token of it."""
+    counts = np.diff(offsets)
+    columns = []
+    for loss in losses:
+        wide = loss.astype(np.float64)
+        mean = np.repeat(_segment_sums(wide, offsets) / np.maximum(counts, 1), counts)
+        variance = np.repeat(
+            _segment_sums((wide - mean) ** 2, offsets) / np.maximum(counts, 1), counts
+        )
+        columns += [mean, np.sqrt(variance + 1e-6)]
+    columns.append(np.repeat(_segment_sums(losses[-1].astype(np.float64), offsets), counts))
+    return columns
+
+
+def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
+    """Lay out the columns of `columns.LOGRATIO_COLUMNS`.
+
+    The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv 2404.02936). The
+    ratio surprises do the same for the log-ratio: under the model named, D_t has exactly the mean and spread that
+    are taken out, so however small the fine-tune's shift is, its trace comes out on one scale.
+    """
+    tokens, vocab_size = texts.tokens, texts.vocab_size
+    ratio = _finite_ratio(tokens.log_ratio)
+    target_logp = np.maximum(tokens.target_logp, -RATIO_LIMIT)
+    reference_logp = np.maximum(tokens.reference_logp, -RATIO_LIMIT)
+    ranks = [log_rank(r, vocab_size) for r in (tokens.target_rank, tokens.reference_rank)]
+    p_target, p_reference = np.exp(target_logp), np.exp(reference_logp)
+    surprises = [
+        _standardize(target_logp, -tokens.target_entropy, tokens.target_spread),
+        _standardize(reference_logp, -tokens.reference_entropy, tokens.reference_spread),
+    ]
+    top = _finite_ratio(tokens.top_log_ratio)
+    columns = [
+        target_logp,
+        reference_logp,
+        ratio,
+        np.tanh(ratio),
+        np.tanh(4 * ratio),
+        np.arcsinh(4 * ratio),
+        *ranks,
+        ranks[1] - ranks[0],
+        p_target,
+        p_reference,
+        p_target - p_reference,
+        tokens.target_rank == 1,
+        tokens.reference_rank == 1,
+        tokens.target_entropy,
+        tokens.reference_entropy,
+        tokens.reference_entropy - tokens.target_entropy,
+        *surprises,
+        surprises[0] - surprises[1],
+        np.sqrt(tokens.divergence),
+        np.sqrt(tokens.reverse_divergence),
+        tokens.target_ratio_spread,
+        tokens.reference_ratio_spread,
+        _standardize(ratio, tokens.divergence, tokens.target_ratio_spread),
+        _standardize(ratio, -tokens.reverse_divergence, tokens.reference_ratio_spread),
+        _standardize(ratio, np.float32(0), np.sqrt(tokens.divergence + tokens.reverse_divergence)),
+        np.maximum(tokens.target_logp - tokens.top_logp[:, 0], -RATIO_LIMIT),
+        np.maximum(tokens.reference_logp - tokens.reference_top_logp, -RATIO_LIMIT),
+        *(top[:, min(i, tokens.k - 1)] for i in range(LOGRATIO_TOP)),
+        top.mean(axis=1),
+        top.std(axis=1),
+    ]
+    for block in (tokens.top_reference_rank, tokens.reference_top_target_rank):
+        columns += [
+            log_rank(block[:, min(i, tokens.k - 1)], vocab_size) for i in range(LOGRATIO_TOP - 1)
+        ]
+    return columns
+
+
+def _standardize(value: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    scaled = (value - mean) / np.maximum(spread, SPREAD_FLOOR)
+    return np.clip(scaled, -SURPRISE_LIMIT, SURPRISE_LIMIT)
+
+
+def _finite_ratio(ratio: np.ndarray) -> np.ndarray:
+    """Clip log-ratios; where both models say -inf the difference is NaN and means "no difference".
+
+    A NaN that stems from NaN logits stays visible through the token's other columns.
+    """
+    return np.clip(
+        np.nan_to_num(ratio, nan=0.0, posinf=np.inf, neginf=-np.inf), -RATIO_LIMIT, RATIO_LIMIT
+    )

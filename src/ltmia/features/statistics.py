@@ -1,0 +1,84 @@
+"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
+
+Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions whose logits hold NaN, or nothing
+finite to normalise by, come out as NaN in every float and 0 in every rank.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ltmia.features.kernel import fill_statistics, n_kernel_threads
+from ltmia.features.torch_kernel import fill_statistics_torch
+from ltmia.records import TokenStatistics
+
+# The order in which both kernels fill the columns of their first output.
+SCALARS = (
+    "target_logp",
+    "reference_logp",
+    "target_entropy",
+    "reference_entropy",
+    "target_spread",
+    "reference_spread",
+    "divergence",
+    "reverse_divergence",
+    "target_ratio_spread",
+    "reference_ratio_spread",
+    "normalizer_gap",
+    "reference_top_logp",
+)
+
+
+def token_statistics(
+    target: Float32[Tensor, "pred vocab"],
+    reference: Float32[Tensor, "pred vocab"],
+    truth: Int64[Tensor, " pred"],
+    k: int,
+) -> TokenStatistics:
+    """Reduce one run of position pairs to their statistics.
+
+    Args:
+        target: Raw logits of the target over the shared ids.
+        reference: Raw logits of the reference over the same ids.
+        truth: Id of the token that really followed, per position.
+        k: Top and bottom tokens to keep; at most the vocabulary size.
+
+    Raises:
+        ValueError: If `k` does not fit the vocabulary or an id lies outside it.
+    """
+    n, vocab = target.shape
+    if not 1 <= k <= vocab:
+        raise ValueError(f"k = {k} must lie between 1 and the vocabulary size {vocab}")
+    if n and not 0 <= int(truth.min()) <= int(truth.max()) < vocab:
+        raise ValueError(f"token ids must lie in [0, {vocab}), the ids both models share")
+    if target.device.type == "cpu":
+        arrays = empty_statistics(n, k)
+        rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
+        fill_statistics(*rows, truth.numpy(), arrays, n_kernel_threads())
+    else:
+        filled = fill_statistics_torch(target, reference, truth, k)
+        arrays = tuple(tensor.cpu().numpy() for tensor in filled)
+    return _named(arrays)
+
+
+def empty_statistics(n: int, k: int) -> tuple[np.ndarray, ...]:
+    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank blocks."""
+    floats = [np.empty((n, width), np.float32) for width in (len(SCALARS), k, k, k)]
+    ranks = [np.empty((n, width), np.int32) for width in (2, k, k, k)]
+    return (*floats, *ranks)
+
+
+def _named(arrays: tuple[np.ndarray, ...]) -> TokenStatistics:
+    scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = arrays
+    columns = {name: scalars[:, i].copy() for i, name in enumerate(SCALARS)}
+    return TokenStatistics(
+        **columns,
+        target_rank=ranks[:, 0].copy(),
+        reference_rank=ranks[:, 1].copy(),
+        top_logp=top_logp,
+        top_log_ratio=top_ratio,
+        top_reference_rank=top_rank,
+        reference_top_target_rank=reference_top_rank,
+        bottom_log_ratio=low_ratio,
+        bottom_reference_rank=low_rank,
+    )

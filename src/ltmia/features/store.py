@@ -1,0 +1,309 @@
+"""The store: what extraction leaves on disk, written batch by batch and read at random by text.
+
+A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in the order they
+were written), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline scores) and
+`manifest.json`, written last: a store without it does not exist. While writing, `journal.jsonl` says which batches
+are safely on disk, so a killed run goes on behind the last of them. Holds no text and no token id.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float16, Int64
+
+from ltmia.errors import StoreError
+from ltmia.features.per_token import FeatureBatch, per_token_features
+from ltmia.records import RaggedStatistics, TokenStatistics
+
+FORMAT_VERSION = 1
+FLOAT16_LIMIT = 65504.0
+
+_RANKS = frozenset(
+    {
+        "target_rank",
+        "reference_rank",
+        "top_reference_rank",
+        "reference_top_target_rank",
+        "bottom_reference_rank",
+    }
+)
+
+
+def row_width(k: int) -> int:
+    """Return the number of float16 columns of one position."""
+    return sum(k if _is_block(f.type) else 1 for f in fields(TokenStatistics))
+
+
+def _is_block(annotation: Any) -> bool:
+    return "pred k" in str(getattr(annotation, "dim_str", annotation))
+
+
+def pack_statistics(tokens: TokenStatistics) -> Float16[np.ndarray, "pred width"]:
+    """Round statistics to float16 rows: ranks as log(1 + r), and D_t in place of the reference's log-probability.
+
+    D_t is a small difference of large numbers; rounding it after the subtraction keeps three digits of it.
+    """
+    parts = []
+    for field in fields(TokenStatistics):
+        values = getattr(tokens, field.name)
+        if field.name in _RANKS:
+            values = np.log1p(values)
+        elif field.name == "reference_logp":
+            values = tokens.log_ratio
+        parts.append(values.reshape(len(tokens), -1))
+    row = np.concatenate(parts, axis=1)
+    return np.clip(row, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
+
+
+def unpack_statistics(rows: Float16[np.ndarray, "pred width"], k: int) -> TokenStatistics:
+    """Turn float16 rows back into statistics, exact to float16."""
+    wide = rows.astype(np.float32)
+    columns: dict[str, np.ndarray] = {}
+    start = 0
+    for field in fields(TokenStatistics):
+        if _is_block(field.type):
+            values = wide[:, start : start + k]
+            start += k
+        else:
+            values = wide[:, start]
+            start += 1
+        if field.name in _RANKS:
+            values = np.rint(np.expm1(values)).astype(np.int32)
+        columns[field.name] = values
+    columns["reference_logp"] = columns["target_logp"] - columns["reference_logp"]
+    return TokenStatistics(**columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredText:
+    """What the store keeps of one text beside its token rows."""
+
+    row: int
+    """Place of the text in the input."""
+    n_tokens: int
+    """Scored positions; 0 for an unscorable text."""
+    scores: Mapping[str, float]
+    """Baseline scores by attack, NaN where unscorable."""
+    reason: str | None = None
+    """Why the text could not be scored."""
+
+
+class StoreWriter:
+    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run stopped."""
+
+    def __init__(self, folder: Path, *, fingerprint: str, k: int, vocab_size: int) -> None:
+        self.folder = folder
+        self.k = k
+        self.vocab_size = vocab_size
+        self._fingerprint = fingerprint
+        self._written: list[StoredText] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self._recover()
+        self._tokens = (folder / "tokens.f16").open("ab")
+        self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
+        if self._journal.tell() == 0:
+            self._log({"fingerprint": fingerprint})
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Input rows that are safely on disk."""
+        return frozenset(text.row for text in self._written)
+
+    def append(self, tokens: TokenStatistics, texts: Sequence[StoredText]) -> None:
+        """Add some texts and their positions, end to end; they are on disk when this returns."""
+        if sum(text.n_tokens for text in texts) != len(tokens):
+            raise ValueError("the texts' token counts do not add up to the positions given")
+        self._tokens.write(pack_statistics(tokens).tobytes())
+        self._tokens.flush()
+        os.fsync(self._tokens.fileno())
+        self._log({"texts": [_as_json(text) for text in texts]})
+        self._written += texts
+
+    def finish(self, columns: Mapping[str, Sequence[Any]], manifest: Mapping[str, Any]) -> None:
+        """Write the table of texts, then the manifest, which makes the store exist.
+
+        Args:
+            columns: Further per-text columns in input order (ids, labels, groups).
+            manifest: What made the store: recipe, models, options.
+
+        Raises:
+            StoreError: If some input row was never appended.
+        """
+        self.close()
+        table = _text_table(self._written, columns)
+        _replace(self.folder / "texts.parquet", lambda path: pq.write_table(table, path))
+        head = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "k": self.k,
+            "vocab_size": self.vocab_size,
+            "n_texts": len(self._written),
+            "n_tokens": sum(text.n_tokens for text in self._written),
+        }
+        text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
+        _replace(self.folder / "manifest.json", lambda path: path.write_text(text, "utf-8"))
+        (self.folder / "journal.jsonl").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files; what was appended stays for the next run."""
+        self._tokens.close()
+        self._journal.close()
+
+    def _log(self, entry: Mapping[str, Any]) -> None:
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def _recover(self) -> None:
+        """Take over what an earlier run of the same work left; anything else is swept away."""
+        journal, tokens = self.folder / "journal.jsonl", self.folder / "tokens.f16"
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        entries = _journal_entries(journal)
+        if not entries or entries[0].get("fingerprint") != self._fingerprint:
+            journal.unlink(missing_ok=True)
+            tokens.unlink(missing_ok=True)
+            return
+        row_bytes = 2 * row_width(self.k)
+        available = tokens.stat().st_size if tokens.exists() else 0
+        kept, used = [entries[0]], 0
+        for entry in entries[1:]:
+            texts = [_from_json(text) for text in entry["texts"]]
+            size = row_bytes * sum(text.n_tokens for text in texts)
+            if used + size > available:
+                break
+            used += size
+            kept.append(entry)
+            self._written += texts
+        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
+        _replace(journal, lambda path: path.write_text(lines, "utf-8"))
+        with tokens.open("ab") as file:
+            file.truncate(used)
+
+
+class FeatureStore:
+    """Read access to a finished store: texts in input order, token rows memory-mapped."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Open a store.
+
+        Raises:
+            StoreError: If the folder holds no finished store, or a damaged one.
+        """
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        try:
+            self.texts = pq.read_table(self.folder / "texts.parquet")
+            self.k = int(self.manifest["k"])
+            self.vocab_size = int(self.manifest["vocab_size"])
+            self._starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
+            self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
+            shape = (int(self.manifest["n_tokens"]), row_width(self.k))
+            path = self.folder / "tokens.f16"
+            if path.stat().st_size != 2 * shape[0] * shape[1]:
+                raise ValueError(f"tokens.f16 does not hold {shape[0]} rows of {shape[1]} columns")
+            empty = np.zeros(shape, np.float16)
+            self._rows = np.memmap(path, np.float16, "r", shape=shape) if shape[0] else empty
+        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+            raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Attacks whose scores the store holds."""
+        return tuple(n[6:] for n in self.texts.column_names if n.startswith("score_"))
+
+    def scores(self, name: str) -> np.ndarray:
+        """Return one baseline's scores in input order, float64, NaN where unscorable."""
+        return self.texts[f"score_{name}"].to_numpy().astype(np.float64)
+
+    def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
+        """Gather the token statistics of some texts in one indexed read."""
+        rows = np.asarray(rows, np.int64)
+        counts = self._counts[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        index = np.repeat(self._starts[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
+        tokens = unpack_statistics(np.asarray(self._rows[index]), self.k)
+        return RaggedStatistics(tokens=tokens, offsets=offsets, vocab_size=self.vocab_size)
+
+    def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
+        """Gather the features of some texts, padded to the longest of them."""
+        return per_token_features(self.statistics(rows), version=version)
+
+
+def _text_table(written: Sequence[StoredText], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    counts = np.array([text.n_tokens for text in written], np.int64)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[:-1]
+    order = sorted(range(len(written)), key=lambda i: written[i].row)
+    if [written[i].row for i in order] != list(range(len(written))):
+        raise StoreError("rows are missing or doubled; the extraction is not complete")
+    table: dict[str, Any] = dict(columns)
+    table["start"] = starts[order]
+    table["n_tokens"] = counts[order]
+    table["reason"] = pa.array([written[i].reason for i in order], pa.string())
+    for name in written[0].scores if written else ():
+        table[f"score_{name}"] = np.array([written[i].scores[name] for i in order], np.float64)
+    return pa.table(table)
+
+
+def _as_json(text: StoredText) -> dict[str, Any]:
+    return {
+        "row": text.row,
+        "n_tokens": text.n_tokens,
+        "reason": text.reason,
+        "scores": dict(text.scores),
+    }
+
+
+def _from_json(entry: Mapping[str, Any]) -> StoredText:
+    return StoredText(
+        row=entry["row"],
+        n_tokens=entry["n_tokens"],
+        reason=entry["reason"],
+        scores=entry["scores"],
+    )
+
+
+def _journal_entries(journal: Path) -> list[dict[str, Any]]:
+    """Read the journal up to its first torn line."""
+    entries: list[dict[str, Any]] = []
+    if not journal.exists():
+        return entries
+    for line in journal.read_text("utf-8", errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise StoreError(
+            f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it"
+        )
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{path}: not readable as JSON ({error}); extract the store again"
+        ) from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise StoreError(f"{path}: not a store of format {FORMAT_VERSION}; extract it again")
+    return manifest
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside the final name and rename: a half file never has it."""
+    temporary = path.with_name(path.name + ".part")
+    write(temporary)
+    os.replace(temporary, path)

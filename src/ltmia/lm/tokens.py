@@ -1,0 +1,94 @@
+"""Texts to token ids, rows kept. Knows tokenizers; knows no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+from transformers import PreTrainedTokenizerBase
+
+ENCODE_AT_ONCE = 1000
+CHARACTERS_PER_TOKEN = 256
+"""Text beyond this many characters per token asked for is not even tokenised: no token is that long on average."""
+
+Encoding = Literal["default", "published"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedText:
+    """Ids of one text, ready for the models; every id but the first is predicted and scored."""
+
+    ids: Int64[np.ndarray, " seq"]
+    reason: str | None = None
+    """Why the text cannot be scored; None when it can."""
+
+    @property
+    def n_scored(self) -> int:
+        """Predicted positions."""
+        return 0 if self.reason else len(self.ids) - 1
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    vocab_size: int,
+    encoding: Encoding = "default",
+) -> list[EncodedText]:
+    """Tokenise texts, one result per text in the same order.
+
+    Args:
+        tokenizer: Of both models.
+        texts: Any strings; a lone surrogate is read as "?".
+        max_length: Most ids per text, special tokens included.
+        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
+        encoding: "default": the special tokens the tokenizer itself puts before a text, so that with a BOS token the
+            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199), no special
+            tokens, truncated to `max_length` - 1, EOS appended.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
+    encoded = []
+    for start in range(0, len(texts), ENCODE_AT_ONCE):
+        part = [_clean(text, max_length) for text in texts[start : start + ENCODE_AT_ONCE]]
+        rows = tokenizer(
+            part,
+            add_special_tokens=encoding == "default",
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        encoded += [
+            _finish(list(row), tokenizer, max_length, vocab_size, encoding) for row in rows
+        ]
+    return encoded
+
+
+def _clean(text: str, max_length: int) -> str:
+    head = text[: max_length * CHARACTERS_PER_TOKEN]
+    return head.encode("utf-8", "replace").decode("utf-8")
+
+
+def _finish(
+    ids: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    vocab_size: int,
+    encoding: Encoding,
+) -> EncodedText:
+    eos = tokenizer.eos_token_id
+    if encoding == "published":
+        ids = ids[: max_length - 1] + ([] if eos is None else [eos])
+    else:
+        if len(ids) > 1 and ids[-1] in (eos, tokenizer.sep_token_id):
+            ids = ids[:-1]
+        ids = ids[:max_length]
+    array = np.array(ids, np.int64)
+    if len(ids) < 2:
+        return EncodedText(ids=array, reason=f"{len(ids)} token(s): nothing to predict")
+    if array.max() >= vocab_size:
+        return EncodedText(
+            ids=array, reason=f"token id {array.max()} is unknown to one of the two models"
+        )
+    return EncodedText(ids=array)
