@@ -51,8 +51,9 @@ class Texts:
 class TokenStatistics:
     """What one pass over both models' logits leaves of each scored position.
 
-    Everything the features and the fast attacks need, so the logits themselves can go. Log-probabilities are natural
-    logarithms over the shared vocabulary; a rank is 1 + the number of tokens with a strictly higher logit.
+    Everything the features and the fast attacks need, so the logits themselves can go.
+    Log-probabilities are natural logarithms over the shared vocabulary; a rank is 1 + the number
+    of tokens with a strictly higher logit.
     """
 
     target_logp: Float32[np.ndarray, " pred"]
@@ -67,7 +68,8 @@ class TokenStatistics:
     """Standard deviation of log p under p (the sigma of Min-K%++)."""
     reference_spread: Float32[np.ndarray, " pred"]
     divergence: Float32[np.ndarray, " pred"]
-    """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in nats."""
+    """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in
+    nats."""
     reverse_divergence: Float32[np.ndarray, " pred"]
     """Kullback-Leibler divergence the other way round, sum_v p_R log(p_R / p_T), in nats."""
     target_ratio_spread: Float32[np.ndarray, " pred"]
@@ -75,7 +77,8 @@ class TokenStatistics:
     reference_ratio_spread: Float32[np.ndarray, " pred"]
     """Standard deviation of log p_T - log p_R over tokens drawn from the reference."""
     normalizer_gap: Float32[np.ndarray, " pred"]
-    """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into logit gaps."""
+    """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into
+    logit gaps."""
     reference_top_logp: Float32[np.ndarray, " pred"]
     """Log-probability of the reference's own most likely token."""
     top_logp: Float32[np.ndarray, "pred k"]
@@ -95,8 +98,12 @@ class TokenStatistics:
 
     @property
     def log_ratio(self) -> Float32[np.ndarray, " pred"]:
-        """D_t = log p_T - log p_R of the true token; positive where the target does better."""
-        return self.target_logp - self.reference_logp
+        """D_t = log p_T - log p_R of the true token; positive where the target does better.
+
+        NaN where both models say "impossible".
+        """
+        with np.errstate(invalid="ignore"):
+            return self.target_logp - self.reference_logp
 
     @property
     def k(self) -> int:
@@ -117,7 +124,9 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedStatistics:
-    """Token statistics of several texts, end to end; text i owns positions [offsets[i], offsets[i+1])."""
+    """Token statistics of several texts, end to end; text i owns positions [offsets[i],
+    offsets[i+1]).
+    """
 
     tokens: TokenStatistics
     offsets: Int64[np.ndarray, " texts_plus_one"]

@@ -37,7 +37,8 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
     """Return the dtype to compute in.
 
     Args:
-        name: "auto" or a key of `DTYPES`. "auto" keeps half-precision checkpoints in bfloat16 where the hardware
+        name: "auto" or a key of `DTYPES`. "auto" keeps half-precision checkpoints in bfloat16
+            where the hardware
             computes in bfloat16, and is float32 otherwise.
         stored: Dtype of the checkpoint.
         device: Where the model will run.

@@ -1,8 +1,9 @@
 """Which columns each feature version has, by name and in order.
 
-`published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison with its figures.
-`logratio` is ours: log-probabilities and their ratios only, nothing that depends on a constant added to all logits,
-nothing from the tail of the vocabulary, and the same width whatever k is.
+`published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison
+with its figures. `logratio` is ours: log-probabilities and their ratios only, nothing that depends
+on a constant added to all logits, nothing from the tail of the vocabulary, and the same width
+whatever k is.
 """
 
 from ltmia.errors import ConfigError

@@ -1,9 +1,10 @@
 """The rank kernel on CPU: one position pair's logits to the statistics, in few reads of each row.
 
-A row of logits is first turned into integer keys that sort as the floats do, with the largest and the smallest key
-of every block of 64. These block bounds answer most questions without touching the row again: the top and bottom k
-lie in the k best blocks, and a rank is a count in which whole blocks fall on one side of the threshold. One further
-read of both rows gives every sum over the vocabulary. Knows nothing of models, texts or torch.
+A row of logits is first turned into integer keys that sort as the floats do, with the largest and
+the smallest key of every block of 64. These block bounds answer most questions without touching
+the row again: the top and bottom k lie in the k best blocks, and a rank is a count in which whole
+blocks fall on one side of the threshold. One further read of both rows gives every sum over the
+vocabulary. Knows nothing of models, texts or torch.
 """
 
 from typing import Any
@@ -53,7 +54,9 @@ def _key(value: np.float32) -> np.int32:
 
 @njit(inline="always")
 def _exp(x: np.float32) -> np.float32:
-    """Return exp(x) for EXPONENT_FLOOR <= x <= 0 to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]."""
+    """Return exp(x) for EXPONENT_FLOOR <= x <= 0 to 2 ulp: 2^n times a polynomial on [-ln2/2,
+    ln2/2].
+    """
     n = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
     nf = np.float32(n)
     r = x - nf * np.float32(0.693359375) + nf * np.float32(2.12194440e-4)
@@ -101,7 +104,8 @@ def _insert(best_keys: Any, best_ids: Any, key: np.int32, v: int) -> None:
 def _extreme_ids(keys: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
     """Find the k highest (sign = 1) or lowest (sign = -1) keys, best first, ties by id.
 
-    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are scanned.
+    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are
+    scanned.
     """
     k = best_keys.shape[0]
     n_blocks = bounds.shape[0]
@@ -158,10 +162,12 @@ def _rank(keys: Any, block_max: Any, block_min: Any, threshold: np.int32) -> np.
 
 @njit(fastmath=_FAST)
 def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums: Any) -> None:
-    """Add up, over the vocabulary, the moments of log p and of the log-ratio under both distributions.
+    """Add up, over the vocabulary, the moments of log p and of the log-ratio under both
+    distributions.
 
-    With x and y the logits below their row's maximum and d = x - y: e^x, x e^x, x^2 e^x, the same of y, then
-    d e^x, d^2 e^x, d e^y, d^2 e^y. Each block is summed in float32 and added in float64, so the error does not grow with the vocabulary.
+    With x and y the logits below their row's maximum and d = x - y: e^x, x e^x, x^2 e^x, the same
+    of y, then d e^x, d^2 e^x, d e^y, d^2 e^y. Each block is summed in float32 and added in
+    float64, so the error does not grow with the vocabulary.
     """
     vocab = a.shape[0]
     sums[:] = 0.0
@@ -203,7 +209,9 @@ def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums:
 
 @njit
 def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
-    """Write every statistic of one position pair; all NaN when a row holds NaN or has no finite maximum."""
+    """Write every statistic of one position pair; all NaN when a row holds NaN or has no finite
+    maximum.
+    """
     keys_a, keys_b, max_a, min_a, max_b, min_b, best_keys, top, low, reference_top, sums = scratch
     scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
     k = top.shape[0]
@@ -273,7 +281,8 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
     k = out[1].shape[1]
     n_blocks = (vocab + BLOCK - 1) // BLOCK
     for worker in prange(n_workers):
-        # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
+        # One set of buffers per worker: allocating per row would cost more in page faults than the
+        # row does.
         scratch = (
             np.empty(vocab, np.int32),
             np.empty(vocab, np.int32),

@@ -1,4 +1,5 @@
-"""Token statistics to feature columns, a batch of texts at a time. Row t describes the prediction of one real token; padding is zero and masked.
+"""Token statistics to feature columns, a batch of texts at a time. Row t describes the prediction
+of one real token; padding is zero and masked.
 
 Knows the two feature versions of `columns`; knows nothing of logits, models or texts.
 """
@@ -12,7 +13,8 @@ from ltmia.features.columns import LOGRATIO_TOP, feature_columns
 from ltmia.records import RaggedStatistics
 
 SPREAD_FLOOR = 1e-3
-"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is meaningless."""
+"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is
+meaningless."""
 SURPRISE_LIMIT = 20.0
 """Standardised values are clipped here: one token may be loud, not deafening."""
 RATIO_LIMIT = 30.0
@@ -29,7 +31,8 @@ class FeatureBatch:
     """True on scored positions. A text without any is unscorable."""
     version: str
     summary: Float32[np.ndarray, "batch n_summary"] | None = None
-    """Per-text statistics beside the tokens (scores of hand-made rules), for classifiers that take them."""
+    """Per-text statistics beside the tokens (scores of hand-made rules), for classifiers that take
+    them."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -44,8 +47,8 @@ def per_token_features(
 ) -> FeatureBatch:
     """Compute the feature columns of some texts and pad them into one batch.
 
-    A text with a NaN or infinite feature (its model gave NaN) is masked throughout: unscorable, and harmless to its
-    neighbours.
+    A text with a NaN or infinite feature (its model gave NaN) is masked throughout: unscorable,
+    and harmless to its neighbours.
 
     Args:
         texts: Statistics of the texts' scored positions.
@@ -90,7 +93,9 @@ def _segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def _published(texts: RaggedStatistics) -> list[np.ndarray]:
-    """Lay out the published columns (arXiv 2604.03199); logits relative to the larger of the two models'."""
+    """Lay out the published columns (arXiv 2604.03199); logits relative to the larger of the two
+    models'.
+    """
 
     def pair(gap: np.ndarray) -> list[np.ndarray]:
         # a - max(a, b) and b - max(a, b) depend on a - b alone.
@@ -117,7 +122,9 @@ def _published(texts: RaggedStatistics) -> list[np.ndarray]:
 
 
 def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.ndarray]:
-    """Mean and standard deviation of each loss over a text, and the sum of the last, on every token of it."""
+    """Mean and standard deviation of each loss over a text, and the sum of the last, on every
+    token of it.
+    """
     counts = np.diff(offsets)
     columns = []
     for loss in losses:
@@ -134,9 +141,10 @@ def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.
 def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
     """Lay out the columns of `columns.LOGRATIO_COLUMNS`.
 
-    The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv 2404.02936). The
-    ratio surprises do the same for the log-ratio: under the model named, D_t has exactly the mean and spread that
-    are taken out, so however small the fine-tune's shift is, its trace comes out on one scale.
+    The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv
+    2404.02936). The ratio surprises do the same for the log-ratio: under the model named, D_t has
+    exactly the mean and spread that are taken out, so however small the fine-tune's shift is, its
+    trace comes out on one scale.
     """
     tokens, vocab_size = texts.tokens, texts.vocab_size
     ratio = _finite_ratio(tokens.log_ratio)
@@ -174,7 +182,9 @@ def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
         tokens.reference_ratio_spread,
         _standardize(ratio, tokens.divergence, tokens.target_ratio_spread),
         _standardize(ratio, -tokens.reverse_divergence, tokens.reference_ratio_spread),
-        _standardize(ratio, np.float32(0), np.sqrt(tokens.divergence + tokens.reverse_divergence)),
+        _standardize(
+            ratio, np.zeros_like(ratio), np.sqrt(tokens.divergence + tokens.reverse_divergence)
+        ),
         np.maximum(tokens.target_logp - tokens.top_logp[:, 0], -RATIO_LIMIT),
         np.maximum(tokens.reference_logp - tokens.reference_top_logp, -RATIO_LIMIT),
         *(top[:, min(i, tokens.k - 1)] for i in range(LOGRATIO_TOP)),

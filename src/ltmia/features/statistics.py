@@ -1,7 +1,8 @@
-"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
+"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same
+numbers.
 
-Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions whose logits hold NaN, or nothing
-finite to normalise by, come out as NaN in every float and 0 in every rank.
+Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions whose logits hold
+NaN, or nothing finite to normalise by, come out as NaN in every float and 0 in every rank.
 """
 
 import numpy as np
@@ -56,19 +57,22 @@ def token_statistics(
         rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
         fill_statistics(*rows, truth.numpy(), arrays, n_kernel_threads())
     else:
-        filled = fill_statistics_torch(target, reference, truth, k)
+        filled = fill_statistics_torch(target, reference, truth.to(target.device), k)
         arrays = tuple(tensor.cpu().numpy() for tensor in filled)
-    return _named(arrays)
+    return named_statistics(arrays)
 
 
 def empty_statistics(n: int, k: int) -> tuple[np.ndarray, ...]:
-    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank blocks."""
+    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank
+    blocks.
+    """
     floats = [np.empty((n, width), np.float32) for width in (len(SCALARS), k, k, k)]
     ranks = [np.empty((n, width), np.int32) for width in (2, k, k, k)]
     return (*floats, *ranks)
 
 
-def _named(arrays: tuple[np.ndarray, ...]) -> TokenStatistics:
+def named_statistics(arrays: tuple[np.ndarray, ...]) -> TokenStatistics:
+    """Give the columns a kernel filled their names."""
     scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = arrays
     columns = {name: scalars[:, i].copy() for i, name in enumerate(SCALARS)}
     return TokenStatistics(

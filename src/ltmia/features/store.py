@@ -1,9 +1,10 @@
 """The store: what extraction leaves on disk, written batch by batch and read at random by text.
 
-A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in the order they
-were written), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline scores) and
-`manifest.json`, written last: a store without it does not exist. While writing, `journal.jsonl` says which batches
-are safely on disk, so a killed run goes on behind the last of them. Holds no text and no token id.
+A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
+the order they were written), `texts.parquet` (per text: where its rows lie, id, label, group,
+reason, baseline scores) and `manifest.json`, written last: a store without it does not exist.
+While writing, `journal.jsonl` says which batches are safely on disk, so a killed run goes on
+behind the last of them. Holds no text and no token id.
 """
 
 import json
@@ -46,9 +47,11 @@ def _is_block(annotation: Any) -> bool:
 
 
 def pack_statistics(tokens: TokenStatistics) -> Float16[np.ndarray, "pred width"]:
-    """Round statistics to float16 rows: ranks as log(1 + r), and D_t in place of the reference's log-probability.
+    """Round statistics to float16 rows: ranks as log(1 + r), and D_t in place of the reference's
+    log-probability.
 
-    D_t is a small difference of large numbers; rounding it after the subtraction keeps three digits of it.
+    D_t is a small difference of large numbers; rounding it after the subtraction keeps three
+    digits of it.
     """
     parts = []
     for field in fields(TokenStatistics):
@@ -57,7 +60,7 @@ def pack_statistics(tokens: TokenStatistics) -> Float16[np.ndarray, "pred width"
             values = np.log1p(values)
         elif field.name == "reference_logp":
             values = tokens.log_ratio
-        parts.append(values.reshape(len(tokens), -1))
+        parts.append(values[:, None] if values.ndim == 1 else values)
     row = np.concatenate(parts, axis=1)
     return np.clip(row, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
 
@@ -96,7 +99,9 @@ class StoredText:
 
 
 class StoreWriter:
-    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run stopped."""
+    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run
+    stopped.
+    """
 
     def __init__(self, folder: Path, *, fingerprint: str, k: int, vocab_size: int) -> None:
         self.folder = folder

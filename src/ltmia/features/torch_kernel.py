@@ -1,6 +1,7 @@
 """The rank kernel for devices other than the CPU: plain tensor operations, the numbers of `kernel`.
 
-Ranks come from one sort of each row and `searchsorted`, never from comparing every id with every query.
+Ranks come from one sort of each row and `searchsorted`, never from comparing every id with every
+query.
 """
 
 import torch
@@ -21,7 +22,8 @@ def fill_statistics_torch(
         truth: Int64 ids of the true tokens, (pred,).
         k: Top and bottom tokens to keep.
     """
-    # + 0.0 turns -0.0 into 0.0, which a stable sort would otherwise treat alike but bitwise code would not.
+    # + 0.0 turns -0.0 into 0.0, which a stable sort would otherwise treat alike but bitwise code
+    # would not.
     a, b = target + 0.0, reference + 0.0
     sorted_a, order_a = torch.sort(a, dim=1, descending=True, stable=True)
     sorted_b, order_b = torch.sort(b, dim=1, descending=True, stable=True)

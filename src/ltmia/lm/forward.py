@@ -1,7 +1,8 @@
-"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a time, then gone.
+"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a
+time, then gone.
 
-Batches hold texts of similar length; full-batch logits never exist, and padding has none. Knows nothing of what is
-computed from the logits.
+Batches hold texts of similar length; full-batch logits never exist, and padding has none. Knows
+nothing of what is computed from the logits.
 """
 
 import time
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ltmia.lm.pair import Pair, Scorer
+from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import EncodedText
 
 CHUNK_BYTES = 64 * 2**20
@@ -22,7 +23,10 @@ CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsPair:
-    """Both models' logits for a run of scored positions of one batch, texts end to end."""
+    """Both models' logits for a run of scored positions of one batch, texts end to end.
+
+    They last for one turn of the loop: the next turn overwrites them.
+    """
 
     target: Float32[Tensor, "pred vocab"]
     reference: Float32[Tensor, "pred vocab"]
@@ -40,8 +44,8 @@ class ForwardClock:
 def length_batches(encoded: Sequence[EncodedText], batch_size: int) -> list[list[int]]:
     """Group scorable texts of similar length: rows of each batch, longest texts first.
 
-    Longest first: if memory runs out it does so at once. A batch holds as many tokens as `batch_size` texts of the
-    longest length would, so short texts travel in larger batches.
+    Longest first: if memory runs out it does so at once. A batch holds as many tokens as
+    `batch_size` texts of the longest length would, so short texts travel in larger batches.
     """
     rows = [i for i, text in enumerate(encoded) if text.n_scored]
     rows.sort(key=lambda i: (-len(encoded[i].ids), i))
@@ -70,17 +74,18 @@ def forward_pair(
     scored = mask[:, 1:].bool()
     truth = ids[:, 1:][scored].cpu()
     started = time.perf_counter()
-    hidden = [
-        scorer.hidden_states(ids, mask)[:, :-1][scored]
-        for scorer in (pair.target_scorer, pair.reference_scorer)
-    ]
+    scorers = (pair.target_scorer, pair.reference_scorer)
+    hidden = [scorer.hidden_states(ids, mask)[:, :-1][scored] for scorer in scorers]
+    heads = [scorer.float32_head() for scorer in scorers]
     clock.seconds += time.perf_counter() - started
     step = max(CHUNK_BYTES // (4 * pair.vocab_size), 1)
     for start in range(0, len(truth), step):
         part = slice(start, start + step)
         started = time.perf_counter()
-        target = _shared_logits(pair.target_scorer, hidden[0][part], pair.vocab_size)
-        reference = _shared_logits(pair.reference_scorer, hidden[1][part], pair.vocab_size)
+        target, reference = (
+            head(states[part])[:, : pair.vocab_size]
+            for head, states in zip(heads, hidden, strict=True)
+        )
         clock.seconds += time.perf_counter() - started
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
 
@@ -94,7 +99,3 @@ def pad_ids(rows: Sequence[np.ndarray], pad_id: int | None) -> tuple[Tensor, Ten
         ids[i, : len(row)] = torch.from_numpy(row)
         mask[i, : len(row)] = 1
     return ids, mask
-
-
-def _shared_logits(scorer: Scorer, hidden: Tensor, vocab_size: int) -> Tensor:
-    return scorer.logits(hidden)[:, :vocab_size]

@@ -1,6 +1,8 @@
-"""Loading a pair: hub id, folder, PEFT adapter, GGUF file. Safetensors only, remote code only when asked for.
+"""Loading a pair: hub id, folder, PEFT adapter, GGUF file. Safetensors only, remote code only when
+asked for.
 
-Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never resized.
+Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never
+resized.
 """
 
 import json
@@ -46,15 +48,16 @@ def load_pair(
     """Load a fine-tuned target and its pretrained reference.
 
     Args:
-        target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter folder, GGUF file, or a module.
-        base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
-        tokenizer: Only needed when both models are modules.
-        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it, else float32.
-        device: "auto" takes an accelerator if there is one.
+        target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter folder, GGUF
+        file, or a module. base: The same for the reference; "auto" or None finds it in the
+        adapter's config or the model card. tokenizer: Only needed when both models are modules.
+        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it,
+        else float32. device: "auto" takes an accelerator if there is one.
         trust_remote_code: Allow code that comes with the models to run.
 
     Raises:
-        ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer and vocabulary.
+        ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer
+            and vocabulary.
     """
     options = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if isinstance(target, nn.Module):
@@ -111,7 +114,8 @@ def load_model(source: str, options: LoadOptions) -> tuple[nn.Module, ModelOrigi
         "revision": revision,
     }
     if place and place.suffix == ".gguf":
-        # GGUF weights are unpacked to float32 first; a quantised file has no dtype of its own to keep.
+        # GGUF weights are unpacked to float32 first; a quantised file has no dtype of its own to
+        # keep.
         keywords |= {"gguf_file": place.name, "dtype": torch.float32}
         name = str(place.parent)
     else:
@@ -144,7 +148,8 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
 def shared_tokenizer(target: str, base: str, options: LoadOptions) -> PreTrainedTokenizerBase:
     """Return the target's tokenizer after checking that the base's gives every id the same token.
 
-    Tokens that only the target has (added while fine-tuning) are fine: they lie outside the shared ids.
+    Tokens that only the target has (added while fine-tuning) are fine: they lie outside the shared
+    ids.
 
     Raises:
         ModelError: If one id means two different tokens.
@@ -251,7 +256,9 @@ def _check_folder(folder: Path) -> None:
     names = [path.name for path in folder.iterdir()]
     if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-        found = f"only {', '.join(pickled)}, which could run code when loaded" if pickled else "none"
+        found = (
+            f"only {', '.join(pickled)}, which could run code when loaded" if pickled else "none"
+        )
         raise ModelError(f"{folder}: safetensors weights expected, found {found}")
 
 
@@ -261,7 +268,9 @@ def _refuse_clearly(source: str, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ModelError(f"{source}: cannot be loaded: {type(error).__name__}: {first_line}") from error
+        raise ModelError(
+            f"{source}: cannot be loaded: {type(error).__name__}: {first_line}"
+        ) from error
 
 
 def _json_file(path: Path) -> dict[str, Any]:

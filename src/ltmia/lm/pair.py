@@ -1,7 +1,7 @@
 """The two models of an audit, side by side: target, reference, and the tokenizer both share.
 
-Knows how a model's last hidden states become float32 logits, and which ids the two models have in common. Does not
-know where models come from (`loading`) nor how texts are batched (`forward`).
+Knows how a model's last hidden states become float32 logits, and which ids the two models have in
+common. Does not know where models come from (`loading`) nor how texts are batched (`forward`).
 """
 
 import hashlib
@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from ltmia.errors import ModelError
 
 PROBE_TOLERANCE = 2e-2
-"""Relative difference up to which our float32 head counts as the model's own, bfloat16 rounding included."""
+"""Relative difference up to which our float32 head counts as the model's own, bfloat16 rounding
+included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +32,17 @@ class ModelOrigin:
 
 
 class Scorer:
-    """One model as a source of float32 logits: hidden states first, then the head on the positions asked for.
+    """One model as a source of float32 logits: hidden states first, then the head on the positions
+    asked for.
 
-    Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the head runs apart, in
-    float32 whatever the model's dtype (bfloat16 logits tie dozens of ranks a token), and on real tokens only. A model
-    that does anything else after its head is run whole.
+    Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the
+    head runs apart, in float32 whatever the model's dtype (bfloat16 logits tie dozens of ranks a
+    token), and on real tokens only. A model that does anything else after its head is run whole.
     """
 
-    def __init__(self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(
+        self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
         self._model = model
         self._context = context
         self._head: nn.Module = model.get_output_embeddings()
@@ -67,13 +71,22 @@ class Scorer:
                 self._model(input_ids=ids, attention_mask=mask, use_cache=False)
             return captured[0]
 
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Float32[Tensor, "pred vocab"]:
-        """Turn hidden states of some positions into raw float32 logits."""
-        if self._after_head is None:
-            return hidden.float()
-        with self._context():
-            return self._after_head(_float32_head(self._head, hidden))
+    def float32_head(self) -> Callable[[Tensor], Float32[Tensor, "pred vocab"]]:
+        """Return the function from hidden states of some positions to raw float32 logits.
+
+        It holds a float32 copy of half-precision head weights: make it once a batch, and let it
+        go. Its result may lie in a buffer that the next call overwrites.
+        """
+        after_head = self._after_head
+        if after_head is None:
+            return Tensor.float
+        head = _float32_head(self._head)
+
+        def logits(hidden: Tensor) -> Tensor:
+            with torch.inference_mode(), self._context():
+                return after_head(head(hidden))
+
+        return logits
 
     @torch.inference_mode()
     def _probe(self) -> Callable[[Tensor], Tensor] | None:
@@ -90,11 +103,14 @@ class Scorer:
                 self._model(input_ids=ids, attention_mask=mask, use_cache=False)
             if len(captured) != 1 or captured[0].shape[:2] != ids.shape:
                 return None
-            head = _float32_head(self._head, captured[0])
+            head = _float32_head(self._head)(captured[0])
         for candidate in _after_head_candidates(self._model.config, head, logits):
             found = candidate(head)
             scale = logits.abs().max().clamp(min=1e-6)
-            if found.shape == logits.shape and (found - logits).abs().max() <= PROBE_TOLERANCE * scale:
+            if (
+                found.shape == logits.shape
+                and (found - logits).abs().max() <= PROBE_TOLERANCE * scale
+            ):
                 return candidate
         return None
 
@@ -102,7 +118,9 @@ class Scorer:
 def _after_head_candidates(
     config: Any, head: Tensor, logits: Tensor
 ) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield what models are known to do after the head: nothing, scale the logits, cap them softly."""
+    """Yield what models are known to do after the head: nothing, scale the logits, cap them
+    softly.
+    """
     yield lambda x: x
     usable = head.abs() > head.abs().median()
     if head.shape == logits.shape and bool(usable.any()):
@@ -114,12 +132,45 @@ def _after_head_candidates(
             yield lambda x, cap=cap: torch.tanh(x / cap) * cap  # type: ignore[misc]
 
 
-def _float32_head(head: nn.Module, hidden: Tensor) -> Tensor:
-    """Apply an output head so that its result is float32, not float32 rounded from less."""
-    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
-        bias = None if head.bias is None else head.bias.float()
-        return nn.functional.linear(hidden.float(), head.weight.float(), bias)
-    return head(hidden).float()
+def _float32_head(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return an output head whose result is float32, not float32 rounded from less.
+
+    A plain linear head writes every result into the same buffer: fresh memory for logits costs as
+    much as half the product itself. So a result lasts until the next call.
+    """
+    if type(head) is not nn.Linear:
+        return lambda hidden: head(hidden).float()
+    # bfloat16 factors lose nothing in bfloat16 products with float32 sums, which the hardware does
+    # twice as fast.
+    precision = "medium" if head.weight.dtype == torch.bfloat16 else "highest"
+    weight = head.weight.float().T
+    bias = None if head.bias is None else head.bias.float()
+    buffer = torch.empty(0, weight.shape[1], device=weight.device)
+
+    def apply(hidden: Tensor) -> Tensor:
+        nonlocal buffer
+        rows = hidden.reshape(-1, hidden.shape[-1]).float()
+        if len(buffer) < len(rows):
+            buffer = torch.empty(len(rows), weight.shape[1], device=weight.device)
+        out = buffer[: len(rows)]
+        with _matmul_precision(precision):
+            if bias is None:
+                torch.mm(rows, weight, out=out)
+            else:
+                torch.addmm(bias, rows, weight, out=out)
+        return out.reshape(*hidden.shape[:-1], -1)
+
+    return apply
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -142,8 +193,8 @@ def _head_input(head: nn.Module) -> Iterator[list[Tensor]]:
 class Pair:
     """A target, its reference, and their tokenizer.
 
-    Without a `reference`, the target must be a PEFT model: the reference is then the same weights with the adapter
-    switched off, so one copy serves both.
+    Without a `reference`, the target must be a PEFT model: the reference is then the same weights
+    with the adapter switched off, so one copy serves both.
     """
 
     target: nn.Module
@@ -190,7 +241,9 @@ class Pair:
 
 
 def parameters_sha256(model: nn.Module) -> str:
-    """Hash a model's parameters and their names: the same for a folder, a GGUF file and a model in memory."""
+    """Hash a model's parameters and their names: the same for a folder, a GGUF file and a model in
+    memory.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 ENCODE_AT_ONCE = 1000
 CHARACTERS_PER_TOKEN = 256
-"""Text beyond this many characters per token asked for is not even tokenised: no token is that long on average."""
+"""Text beyond this many characters per token asked for is not even tokenised: no token is that
+long on average."""
 
 Encoding = Literal["default", "published"]
 
@@ -43,10 +44,11 @@ def encode_texts(
         tokenizer: Of both models.
         texts: Any strings; a lone surrogate is read as "?".
         max_length: Most ids per text, special tokens included.
-        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
-        encoding: "default": the special tokens the tokenizer itself puts before a text, so that with a BOS token the
-            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199), no special
-            tokens, truncated to `max_length` - 1, EOS appended.
+        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is
+        unscorable. encoding: "default": the special tokens the tokenizer itself puts before a
+        text, so that with a BOS token the
+            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv
+            2604.03199), no special tokens, truncated to `max_length` - 1, EOS appended.
     """
     if max_length < 2:
         raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
@@ -59,9 +61,7 @@ def encode_texts(
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        encoded += [
-            _finish(list(row), tokenizer, max_length, vocab_size, encoding) for row in rows
-        ]
+        encoded += [_finish(list(row), tokenizer, max_length, vocab_size, encoding) for row in rows]
     return encoded
 
 

@@ -1,0 +1,169 @@
+"""The store: what goes in comes out, a killed writer loses nothing, a damaged store is refused."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltmia.errors import StoreError
+from ltmia.features.per_token import per_token_features
+from ltmia.features.statistics import token_statistics
+from ltmia.features.store import (
+    FeatureStore,
+    StoredText,
+    StoreWriter,
+    pack_statistics,
+    row_width,
+    unpack_statistics,
+)
+from ltmia.records import RaggedStatistics, TokenStatistics
+
+K, VOCAB = 4, 50
+
+
+def statistics(n: int, seed: int = 0) -> TokenStatistics:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, n, VOCAB, generator=generator) * 3
+    return token_statistics(a, b, torch.randint(0, VOCAB, (n,), generator=generator), K)
+
+
+def text(row: int, n_tokens: int) -> StoredText:
+    return StoredText(
+        row=row, n_tokens=n_tokens, scores={"loss": row + 0.5 if n_tokens else float("nan")}
+    )
+
+
+def writer(folder: Path, fingerprint: str = "same") -> StoreWriter:
+    return StoreWriter(folder, fingerprint=fingerprint, k=K, vocab_size=VOCAB)
+
+
+def finish(store: StoreWriter, n: int) -> None:
+    store.finish({"id": [f"t{i}" for i in range(n)]}, {"recipe": "test"})
+
+
+def test_a_row_takes_at_most_300_bytes_at_k_20() -> None:
+    assert 2 * row_width(20) <= 300
+
+
+def test_packing_keeps_three_digits() -> None:
+    tokens = statistics(200)
+    again = unpack_statistics(pack_statistics(tokens), K)
+    for field in fields(TokenStatistics):
+        np.testing.assert_allclose(
+            getattr(again, field.name),
+            getattr(tokens, field.name),
+            rtol=6e-3,
+            atol=8e-3,
+            err_msg=field.name,
+        )
+    np.testing.assert_allclose(again.log_ratio, tokens.log_ratio, rtol=1e-3, atol=1e-3)
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=8), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_texts_written_in_any_order_come_back_in_input_order(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    parts = {int(row): statistics(lengths[row], seed=int(row)) for row in order}
+    store = writer(folder)
+    for row in parts:
+        store.append(parts[row], [text(row, lengths[row])])
+    finish(store, len(lengths))
+
+    read = FeatureStore(folder)
+    assert read.texts["id"].to_pylist() == [f"t{i}" for i in range(len(lengths))]
+    rows = np.arange(len(lengths))[::-1]
+    expected = RaggedStatistics(
+        tokens=TokenStatistics.concatenate(
+            [unpack_statistics(pack_statistics(parts[int(row)]), K) for row in rows]
+        ),
+        offsets=np.concatenate([[0], np.cumsum(np.array(lengths)[rows])]).astype(np.int64),
+        vocab_size=VOCAB,
+    )
+    for version in ("published", "logratio"):
+        found, wanted = read.gather(rows, version), per_token_features(expected, version=version)
+        np.testing.assert_array_equal(found.values, wanted.values)
+        np.testing.assert_array_equal(found.mask, wanted.mask)
+    scores = read.scores("loss")
+    assert [s for s in scores if not np.isnan(s)] == [i + 0.5 for i, n in enumerate(lengths) if n]
+
+
+def test_a_store_without_manifest_does_not_exist(tmp_path: Path) -> None:
+    store = writer(tmp_path)
+    store.append(statistics(2), [text(0, 2)])
+    store.close()
+    with pytest.raises(StoreError, match="no manifest"):
+        FeatureStore(tmp_path)
+
+
+@pytest.mark.parametrize("torn", ["nothing", "journal", "tokens", "extra_tokens"])
+def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path, torn: str) -> None:
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    for folder in (undisturbed, killed):
+        store = writer(folder)
+        store.append(statistics(3, seed=0), [text(0, 1), text(2, 2)])
+        store.append(statistics(2, seed=1), [text(1, 2)])
+        store.close()
+    journal, tokens = killed / "journal.jsonl", killed / "tokens.f16"
+    if torn == "journal":  # killed while the last line was being written
+        journal.write_bytes(journal.read_bytes()[:-7])
+    elif torn == "tokens":  # the machine lost power: the rows never reached the disk
+        tokens.write_bytes(tokens.read_bytes()[:-5])
+    elif torn == "extra_tokens":  # killed between rows and journal line
+        tokens.write_bytes(tokens.read_bytes() + b"xyz")
+    for folder in (undisturbed, killed):
+        store = writer(folder)
+        if 1 not in store.done:
+            store.append(statistics(2, seed=1), [text(1, 2)])
+        finish(store, 3)
+    for name in ("tokens.f16", "texts.parquet", "manifest.json"):
+        assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert not journal.exists()
+
+
+def test_other_work_does_not_go_on_from_a_stranger(tmp_path: Path) -> None:
+    store = writer(tmp_path, "one")
+    store.append(statistics(2), [text(0, 2)])
+    store.close()
+    assert writer(tmp_path, "two").done == frozenset()
+
+
+def test_missing_and_doubled_rows_are_noticed(tmp_path: Path) -> None:
+    store = writer(tmp_path)
+    store.append(statistics(2), [text(1, 2)])
+    with pytest.raises(StoreError, match="missing or doubled"):
+        finish(store, 2)
+
+
+def test_token_counts_must_add_up(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="add up"):
+        writer(tmp_path).append(statistics(2), [text(0, 3)])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("manifest.json", lambda p: p.write_text("{")),
+        ("manifest.json", lambda p: p.write_text("[" * 100_000)),
+        ("manifest.json", lambda p: p.write_text(json.dumps({"format_version": 99}))),
+        ("manifest.json", lambda p: p.write_text(json.dumps({"format_version": 1}))),
+        ("texts.parquet", lambda p: p.write_bytes(p.read_bytes()[:40])),
+        ("texts.parquet", lambda p: p.unlink()),
+        ("tokens.f16", lambda p: p.write_bytes(p.read_bytes()[:-2])),
+        ("tokens.f16", lambda p: p.unlink()),
+    ],
+)
+def test_a_damaged_store_is_refused(tmp_path: Path, name: str, damage) -> None:
+    store = writer(tmp_path)
+    store.append(statistics(2), [text(0, 2)])
+    finish(store, 1)
+    damage(tmp_path / name)
+    with pytest.raises(StoreError, match="extract"):
+        FeatureStore(tmp_path)
