@@ -74,18 +74,21 @@ def _exp(x: np.float32) -> np.float32:
 def _index_row(row: Any, keys: Any, block_max: Any, block_min: Any) -> None:
     """Write the keys of a row and the extreme keys of each block."""
     vocab = row.shape[0]
-    for block in range(block_max.shape[0]):
+    for v in range(vocab):
+        keys[v] = _key(row[v])
+    for block in range(vocab // BLOCK):
+        # A trip count known to the compiler: the whole block becomes a few vector instructions.
         start = block * BLOCK
-        stop = min(start + BLOCK, vocab)
-        highest = np.int32(-2147483648)
-        lowest = np.int32(2147483647)
-        for v in range(start, stop):
-            key = _key(row[v])
-            keys[v] = key
-            highest = max(highest, key)
-            lowest = min(lowest, key)
+        highest = lowest = keys[start]
+        for j in range(BLOCK):
+            highest = max(highest, keys[start + j])
+            lowest = min(lowest, keys[start + j])
         block_max[block] = highest
         block_min[block] = lowest
+    if vocab % BLOCK:
+        rest = keys[vocab - vocab % BLOCK :]
+        block_max[-1] = rest.max()
+        block_min[-1] = rest.min()
 
 
 @njit
