@@ -1,0 +1,119 @@
+"""Lines of a text file, gzip file or stream: bounded, decoded strictly, numbered from 1.
+
+Knows bytes and encodings only; what a line means is the business of `rows`.
+"""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from ltmia.errors import DataError
+
+MAX_TEXT_BYTES = 16 * 2**20
+"""Longest line or text read (16 MiB): a longer one is a wrong file or a decompression bomb."""
+MAX_TOTAL_BYTES = 2**30
+"""Most bytes read from one source after decompression (1 GiB)."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line with its line break, if it has one."""
+
+    number: int
+    text: str
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading, unpacking it as it is read where its name ends in `.gz`.
+
+    Raises:
+        DataError: The file cannot be opened or read, or is no intact gzip file.
+    """
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path, "rb") as unpacked:
+                yield unpacked  # type: ignore[misc]  # GzipFile reads like any binary stream
+        else:
+            with path.open("rb") as stream:
+                yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: not an intact gzip file ({error}). Unpack it, or copy it again."
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({reason}).") from error
+
+
+def iterate_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+    r"""Yield the lines of a UTF-8 stream, split at `\n` only; a byte order mark is left out.
+
+    Args:
+        stream: Read line by line, never as a whole.
+        name: The source's name, for messages.
+
+    Raises:
+        DataError: A line or the whole stream is too long, or bytes are not UTF-8.
+    """
+    total, number = 0, 0
+    while raw := stream.readline(MAX_TEXT_BYTES + 1):
+        number += 1
+        total += len(raw)
+        if len(raw) > MAX_TEXT_BYTES:
+            raise DataError(
+                f"{name}, line {number}: longer than {MAX_TEXT_BYTES // 2**20} MiB. "
+                "Expected one text a line: cut it into passages."
+            )
+        if total > MAX_TOTAL_BYTES:
+            raise DataError(too_large(f"{name}, line {number}"))
+        if number == 1:
+            raw = raw.removeprefix(BYTE_ORDER_MARK)
+            if not raw:
+                return
+        yield Line(number, decode_utf8(raw, f"{name}, line {number}"))
+
+
+def read_whole(path: Path, name: str) -> str:
+    """Return the content of one small text file, line breaks unchanged, byte order mark left out.
+
+    Raises:
+        DataError: The file cannot be read, is too long, or is not UTF-8.
+    """
+    with open_bytes(path) as stream:
+        raw = stream.read(MAX_TEXT_BYTES + 1)
+    if len(raw) > MAX_TEXT_BYTES:
+        raise DataError(
+            f"{name}: longer than {MAX_TEXT_BYTES // 2**20} MiB. "
+            "Expected one text in each file of the folder: cut it into passages."
+        )
+    return decode_utf8(raw.removeprefix(BYTE_ORDER_MARK), name)
+
+
+def decode_utf8(raw: bytes, place: str) -> str:
+    """Return bytes as text, or say which byte is not UTF-8.
+
+    Raises:
+        DataError: Bytes are not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}, byte {error.start + 1}: not UTF-8 (0x{raw[error.start]:02x}). "
+            "Save the file as UTF-8, for example with iconv."
+        ) from error
+
+
+def too_large(place: str) -> str:
+    """Return the message for a source over `MAX_TOTAL_BYTES`."""
+    return (
+        f"{place}: more than {MAX_TOTAL_BYTES // 2**20} MiB of text so far. "
+        "Split the file, or read its first rows only with --limit."
+    )

@@ -1,0 +1,232 @@
+"""Texts, ids and groups from any source the commands accept.
+
+Rows keep their order and none is left out: a null becomes an empty text, unscorable later.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from ltmia.data.lines import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, too_large
+from ltmia.data.rows import Row, csv_rows, folder_rows, json_rows, plain_rows, stream_rows
+from ltmia.data.tables import (
+    HubName,
+    hub_rows,
+    is_saved_dataset,
+    parquet_rows,
+    saved_dataset_rows,
+)
+from ltmia.errors import ConfigError, DataError
+from ltmia.records import Texts
+
+MAX_TEXTS = 5_000_000
+"""Most texts read from one source: all are held in memory, with their ids."""
+FORMATS = ".jsonl, .jsonl.gz, .csv, .parquet, .txt, a folder of .txt files, hf:NAME[SPLIT] or -"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """Which columns hold what."""
+
+    text: str = "text"
+    id: str | None = None
+    """None: the column `id` where there is one."""
+    group: str | None = None
+    """None: the texts have no groups."""
+
+
+def read_texts(
+    source: str | Path,
+    *,
+    text_column: str = "text",
+    id_column: str | None = None,
+    group_column: str | None = None,
+    limit: int | None = None,
+) -> Texts:
+    """Read texts from a file, a folder, a dataset or standard input.
+
+    Args:
+        source: A `.jsonl`, `.jsonl.gz`, `.csv`, `.parquet` or `.txt` file (one text a line), a
+            folder of `.txt` files (ids are their relative paths), a folder written by
+            `save_to_disk`, `hf:name:config[split]` for the hub, or `-` for standard input (JSON
+            lines where it starts with `{`, else one text a line).
+        text_column: Column of the texts. A null is an empty text.
+        id_column: Column of the ids; by default `id` where there is one. A text without an id gets
+            the first 16 hex digits of the SHA-256 of its content, then `-2`, `-3` for repeats.
+        group_column: Column of the patient, author or document of each text.
+        limit: Read the first rows only.
+
+    Raises:
+        DataError: The source is missing, of an unknown format, damaged, empty or too large, or it
+            lacks a column.
+        ConfigError: `limit` is under 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}: expected 1 or more, or none for all rows.")
+    columns = Columns(text=text_column, id=id_column, group=group_column)
+    name = "standard input" if str(source) == "-" else str(source)
+    collected = _Collected(columns)
+    for row in islice(_rows(str(source), columns), limit):
+        collected.add(row)
+    if not collected.texts:
+        raise DataError(f"{name}: holds no texts. Expected at least one row.")
+    return Texts(
+        texts=tuple(collected.texts),
+        ids=_complete_ids(collected.texts, collected.ids),
+        groups=None if group_column is None else tuple(collected.groups),
+        source=name,
+    )
+
+
+def content_id(text: str) -> str:
+    """Return the id of a text that has none: 16 hex digits of the SHA-256 of its UTF-8 bytes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _rows(source: str, columns: Columns) -> Iterator[Row]:
+    if source == "-":
+        return stream_rows(sys.stdin.buffer, "standard input")
+    if source.startswith("hf:"):
+        return hub_rows(HubName.parse(source))
+    path = Path(source)
+    if not _exists(path):
+        raise DataError(f"{source}: no such file or folder. Expected {FORMATS}.")
+    if path.is_dir():
+        return saved_dataset_rows(path) if is_saved_dataset(path) else folder_rows(path)
+    return _file_rows(path, columns)
+
+
+def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    if path.suffix.lower() == ".parquet":
+        named = [columns.text, columns.id, columns.group]
+        return parquet_rows(path, [name for name in named if name is not None])
+    readers = {".jsonl": json_rows, ".jsonl.gz": json_rows, ".csv": csv_rows, ".txt": plain_rows}
+    for ending, reader in readers.items():
+        if path.name.lower().endswith(ending):
+            return reader(path)
+    if path.suffix.lower() == ".json":
+        raise DataError(f"{path}: .json is not read. Write one object a line to a .jsonl file.")
+    raise DataError(f"{path}: unknown kind of file. Expected {FORMATS}.")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
+
+
+@dataclass(slots=True)
+class _Collected:
+    """Columns taken from the rows so far."""
+
+    columns: Columns
+    texts: list[str] = field(default_factory=list)
+    ids: list[str | None] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    """Where each id of the user's stands."""
+    size: int = 0
+
+    def add(self, row: Row) -> None:
+        text = _text_of(row, self.columns.text)
+        self.size += len(text)
+        if self.size > MAX_TOTAL_BYTES:
+            raise DataError(too_large(row.place))
+        if len(self.texts) == MAX_TEXTS:
+            raise DataError(
+                f"{row.place}: more than {MAX_TEXTS:,} texts. "
+                "Split the source, or read its first rows only with --limit."
+            )
+        self.ids.append(self._id_of(row))
+        if self.columns.group is not None:
+            self.groups.append(_label_of(row, self.columns.group, "--group-column"))
+        self.texts.append(text)
+
+    def _id_of(self, row: Row) -> str | None:
+        if self.columns.id is not None:
+            name = _label_of(row, self.columns.id, "--id-column")
+        elif row.columns.get("id") not in (None, ""):
+            name = _label_of(row, "id", "--id-column")
+        else:
+            return None
+        if name in self.places:
+            raise DataError(
+                f"{row.place}: the id {_shown(name)} stands already at {self.places[name]}. "
+                "Give each text its own id, or name another column with --id-column."
+            )
+        self.places[name] = row.place
+        return name
+
+
+def _text_of(row: Row, column: str) -> str:
+    if column not in row.columns:
+        raise DataError(_missing(row, column, "--text-column"))
+    text = row.columns[column]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise DataError(
+            f"{row.place}: column {column!r} holds a {type(text).__name__}. "
+            "Expected a text; put it in quotes, or name another column with --text-column."
+        )
+    if len(text) > MAX_TEXT_BYTES:
+        raise DataError(
+            f"{row.place}: a text of {len(text):,} characters; at most {MAX_TEXT_BYTES:,} are read."
+            " Cut it into passages."
+        )
+    return text
+
+
+def _label_of(row: Row, column: str, option: str) -> str:
+    """Return an id or a group: a text or a whole number, never empty, writable as UTF-8."""
+    if column not in row.columns:
+        raise DataError(_missing(row, column, option))
+    value = row.columns[column]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        shown = "an empty text" if value == "" else f"a {type(value).__name__}"
+        raise DataError(
+            f"{row.place}: column {column!r} holds {shown}. "
+            f"Expected a text or a whole number in each row; name another column with {option}."
+        )
+    if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise DataError(
+            f"{row.place}: column {column!r} holds {_shown(value)}, half a surrogate pair, which "
+            "no result file can hold. Write it again as UTF-8."
+        )
+    return value
+
+
+def _missing(row: Row, column: str, option: str) -> str:
+    found = ", ".join(_shown(name) for name in list(row.columns)[:20]) or "none"
+    return (
+        f"{row.place}: no column {column!r}. Columns found: {found}. "
+        f"Name the right one with {option}."
+    )
+
+
+def _shown(value: str) -> str:
+    return repr(value[:80])
+
+
+def _complete_ids(texts: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
+    """Return the given ids and, in the gaps, ids made from content, unique among all."""
+    taken = {name for name in given if name is not None}
+    copies: dict[str, int] = {}
+    ids = []
+    for text, name in zip(texts, given, strict=True):
+        if name is None:
+            first = content_id(text)
+            copies[first] = copies.get(first, 0) + 1
+            name = first if copies[first] == 1 else f"{first}-{copies[first]}"
+            while name in taken:
+                copies[first] += 1
+                name = f"{first}-{copies[first]}"
+            taken.add(name)
+        ids.append(name)
+    return tuple(ids)

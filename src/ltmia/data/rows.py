@@ -1,0 +1,154 @@
+"""Rows of line files: JSON lines, CSV, plain text, a folder of text files, standard input.
+
+Each reader yields `Row`s with all columns of the source; `reading` says which is text, id, group.
+"""
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ltmia.data.lines import MAX_TEXT_BYTES, Line, iterate_lines, open_bytes, read_whole
+from ltmia.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stands in the source."""
+
+    place: str
+    """Where it stands, such as `notes.csv, line 7`."""
+    columns: Mapping[str, Any]
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a `.jsonl` or `.jsonl.gz` file."""
+    with open_bytes(path) as stream:
+        yield from _json_rows(iterate_lines(stream, str(path)), str(path))
+
+
+def plain_rows(path: Path) -> Iterator[Row]:
+    """Yield one row for each line of a `.txt` file, blank lines included."""
+    with open_bytes(path) as stream:
+        yield from _plain_rows(iterate_lines(stream, str(path)), str(path))
+
+
+def folder_rows(folder: Path) -> Iterator[Row]:
+    """Yield one row for each `.txt` file under a folder, in the order of their relative paths.
+
+    Raises:
+        DataError: There is none, or one cannot be read.
+    """
+    names = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".txt" and path.is_file()
+    )
+    if not names:
+        raise DataError(
+            f"{folder}: no .txt file in this folder. Expected a folder of .txt files, a dataset "
+            "saved with save_to_disk, or the path of one .jsonl, .csv, .parquet or .txt file."
+        )
+    for name in names:
+        path = folder / name
+        yield Row(str(path), {"id": name, "text": read_whole(path, str(path))})
+
+
+def stream_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
+    """Yield rows of a stream: JSON lines where the first sign is `{`, else one text a line."""
+    lines = iterate_lines(stream, name)
+    blank: list[Line] = []
+    for line in lines:
+        if line.text.isspace():
+            blank.append(line)
+            continue
+        reader = _json_rows if line.text.lstrip().startswith("{") else _plain_rows
+        yield from reader(itertools.chain(blank, [line], lines), name)
+        return
+    yield from _plain_rows(iter(blank), name)
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a comma-separated file with a header; blank lines between rows are none.
+
+    Raises:
+        DataError: The file breaks the format: quotes, header, number of fields.
+    """
+    with open_bytes(path) as stream:
+        lines = (line.text for line in iterate_lines(stream, str(path)))
+        records = _csv_records(lines, str(path))
+        _, header = next(records, (1, []))
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
+            raise DataError(
+                f"{path}, line 1: column {repeated[0]!r} stands twice in the header. "
+                "Give each column its own name."
+            )
+        for start, fields in records:
+            place = f"{path}, line {start}"
+            if len(fields) != len(header):
+                raise DataError(
+                    f"{place}: {len(fields)} fields, but the header has {len(header)}. Put texts "
+                    'that hold commas or line breaks in double quotes ("" for a quote inside).'
+                )
+            yield Row(place, dict(zip(header, fields, strict=True)))
+
+
+def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield each record that is no blank line, with the line it starts on."""
+    records = csv.reader(lines, strict=True)
+    while True:
+        start = records.line_num + 1
+        # The limit belongs to the csv module and is too low for texts: raised for this call only.
+        previous = csv.field_size_limit(MAX_TEXT_BYTES)
+        try:
+            fields = next(records, None)
+        except csv.Error as error:
+            raise DataError(
+                f"{name}, line {start}: not comma-separated values ({error}). Put texts that hold "
+                'commas, quotes or line breaks in double quotes ("" for a quote inside).'
+            ) from error
+        finally:
+            csv.field_size_limit(previous)
+        if fields is None:
+            return
+        if fields:
+            yield start, fields
+
+
+def _plain_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
+    for line in lines:
+        text = line.text.removesuffix("\n").removesuffix("\r")
+        yield Row(f"{name}, line {line.number}", {"text": text})
+
+
+def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
+    for line in lines:
+        if line.text and not line.text.isspace():
+            place = f"{name}, line {line.number}"
+            yield Row(place, _json_object(line.text, place))
+
+
+def _json_object(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}, column {error.colno}: not JSON ({error.msg}). "
+            'Expected one object a line, such as {"id": "a1", "text": "..."}.'
+        ) from error
+    except RecursionError as error:
+        raise DataError(
+            f"{place}: JSON nested too deeply. "
+            'Expected one flat object a line, such as {"id": "a1", "text": "..."}.'
+        ) from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise DataError(f"{place}: JSON value out of range ({error}).") from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{place}: a JSON {type(value).__name__}, not an object. "
+            'Expected one object a line, such as {"id": "a1", "text": "..."}.'
+        )
+    return value
