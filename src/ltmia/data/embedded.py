@@ -1,0 +1,30 @@
+"""The texts and the base language model that the demo works on, shipped inside the package."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from ltmia.data.reading import read_texts
+from ltmia.errors import DataError
+from ltmia.records import Texts
+
+
+def demo_texts() -> Texts:
+    """Return the embedded public-domain passages; the group is the document of each."""
+    return read_texts(_demo_folder() / "texts.jsonl.gz", group_column="source")
+
+
+def demo_base_path() -> Path:
+    """Return the folder of the embedded base model, in the Hugging Face layout.
+
+    Raises:
+        DataError: The installed package lacks it.
+    """
+    folder = _demo_folder() / "base"
+    if not (folder / "model.safetensors").is_file():
+        raise DataError(f"{folder}: the embedded base model is missing. Install ltmia again.")
+    return folder
+
+
+def _demo_folder() -> Path:
+    # Installers unpack packages, so resources are files: a model is memory-mapped from there.
+    return Path(str(files("ltmia.data"))) / "demo"
