@@ -10,7 +10,7 @@ vocabulary. Knows nothing of models, texts or torch.
 from typing import Any
 
 import numpy as np
-from numba import get_num_threads, njit, prange, types
+from numba import config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
 
 BLOCK = 64
@@ -303,6 +303,8 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
             _fill_position(i, target[i], reference[i], truth[i], scratch, out)
 
 
-def n_kernel_threads() -> int:
-    """Return the number of threads numba will use now."""
-    return int(get_num_threads())
+def use_threads(n: int) -> int:
+    """Let the kernel use as many threads as the models do, if it has them; return how many."""
+    allowed = min(n, config.NUMBA_NUM_THREADS)
+    set_num_threads(allowed)
+    return allowed

@@ -6,10 +6,11 @@ NaN, or nothing finite to normalise by, come out as NaN in every float and 0 in 
 """
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ltmia.features.kernel import fill_statistics, n_kernel_threads
+from ltmia.features.kernel import fill_statistics, use_threads
 from ltmia.features.torch_kernel import fill_statistics_torch
 from ltmia.records import TokenStatistics
 
@@ -55,7 +56,7 @@ def token_statistics(
     if target.device.type == "cpu":
         arrays = empty_statistics(n, k)
         rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
-        fill_statistics(*rows, truth.numpy(), arrays, n_kernel_threads())
+        fill_statistics(*rows, truth.numpy(), arrays, use_threads(torch.get_num_threads()))
     else:
         filled = fill_statistics_torch(target, reference, truth.to(target.device), k)
         arrays = tuple(tensor.cpu().numpy() for tensor in filled)

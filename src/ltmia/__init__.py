@@ -1,0 +1,45 @@
+"""Which texts was a fine-tuned language model trained on, and how sure can we be?
+
+The names below are the public Python API; they load on first use, so that importing the package is instant.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltmia.attacks.table import ATTACKS
+    from ltmia.classifier.membership import MembershipClassifier
+    from ltmia.lm.loading import load_pair
+    from ltmia.lm.pair import Pair
+    from ltmia.pipelines.audit import audit
+    from ltmia.pipelines.memory import extract_features, score_texts
+
+_HOMES = {
+    "ATTACKS": "ltmia.attacks.table",
+    "MembershipClassifier": "ltmia.classifier.membership",
+    "Pair": "ltmia.lm.pair",
+    "audit": "ltmia.pipelines.audit",
+    "extract_features": "ltmia.pipelines.memory",
+    "load_pair": "ltmia.lm.loading",
+    "score_texts": "ltmia.pipelines.memory",
+}
+
+__all__ = [
+    "ATTACKS",
+    "MembershipClassifier",
+    "Pair",
+    "audit",
+    "extract_features",
+    "load_pair",
+    "score_texts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ltmia' has no attribute {name!r}; it has {sorted(_HOMES)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,52 @@
+"""Entry point of the `ltmia` command: exit codes and one-message errors for every command.
+
+0 done or gate passed, 1 gate failed, 2 could not run, 3 inconclusive.
+"""
+
+import os
+import sys
+
+COULD_NOT_RUN = 2
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong exits 2 with one message, or a traceback with --debug."""
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        _run()
+        return
+    try:
+        _run()
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on from here")
+    except BrokenPipeError:
+        # The reader of our output left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(COULD_NOT_RUN)
+    except Exception as error:  # noqa: BLE001  the outermost frame: an uncaught error would exit 1, "gate failed"
+        _stop(_message(error))
+
+
+def _run() -> None:
+    from ltmia.cli.app import app
+
+    app()
+
+
+def _message(error: Exception) -> str:
+    from ltmia.errors import LtmiaError
+
+    if isinstance(error, LtmiaError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file system'}: {error.strerror}"
+    return f"{type(error).__name__}: {error} (unexpected; run again with --debug for a traceback)"
+
+
+def _stop(message: str) -> None:
+    print(f"ltmia: {message}", file=sys.stderr)  # noqa: T201
+    sys.exit(COULD_NOT_RUN)
+
+
+if __name__ == "__main__":
+    main()

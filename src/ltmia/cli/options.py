@@ -1,0 +1,66 @@
+"""Options that several commands share, written once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    """What models compute in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Target = Annotated[
+    str,
+    typer.Argument(help="Fine-tuned LM: folder, hub id, PEFT adapter folder or .gguf file."),
+]
+Base = Annotated[
+    str,
+    typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
+TextColumn = Annotated[str, typer.Option("--text-column", help="Column that holds the text.")]
+IdColumn = Annotated[
+    str | None, typer.Option("--id-column", help="Column of ids; default: id, else made from the text.")
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option("--group-column", help="Column of patients, authors or documents."),
+]
+Attacks = Annotated[
+    str,
+    typer.Option("--attacks", help="fast, all, or names with commas; `ltmia attacks` lists them."),
+]
+Classifier = Annotated[
+    str | None,
+    typer.Option("--classifier", help="Folder or hub id of a classifier; default: the shipped one."),
+]
+Fdr = Annotated[
+    float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")
+]
+MaxLength = Annotated[
+    int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Texts per forward pass; halved if memory runs out.")
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help="auto: bfloat16 if stored in half precision and fast here."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
+Reveal = Annotated[
+    bool, typer.Option("--reveal", help="Write texts and tokens into the results; off by default.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]

@@ -1,0 +1,82 @@
+"""Progress on anything over two seconds: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is."""
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Report]:
+    """Show progress on stderr while the block runs.
+
+    Args:
+        quiet: Show nothing.
+    """
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _task, _done, _total: None
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            yield _on_bar(bar)
+    else:
+        yield _as_lines()
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console)
+
+
+def _on_bar(bar: Progress) -> Report:
+    tasks: dict[str, TaskID] = {}
+
+    def report(task: str, done: int, total: int) -> None:
+        if task not in tasks:
+            tasks[task] = bar.add_task(task, total=total, rate="")
+        speed = bar.tasks[tasks[task]].finished_speed or bar.tasks[tasks[task]].speed
+        rate = f"{speed:.1f}/s" if speed else ""
+        bar.update(tasks[task], completed=done, total=total, rate=rate)
+
+    return report
+
+
+def _as_lines() -> Report:
+    started: dict[str, float] = {}
+    last = 0.0
+
+    def report(task: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        begun = started.setdefault(task, now)
+        if done < total and now - last < LINE_SECONDS:
+            return
+        last = now
+        line = f"{task}: {done}/{total}"
+        if 0 < done < total and now > begun:
+            line += f", about {(now - begun) / done * (total - done):.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,149 @@
+"""Texts and a pair to a score per text and attack, by way of a store on disk: resumable, in flat memory."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from ltmia.attacks.table import LEARNED
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.features.per_token import FeatureBatch
+from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.lm.pair import Pair, parameters_sha256
+from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.records import Texts
+
+CLASSIFY_AT_ONCE = 256
+"""Texts whose features are in memory at a time."""
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, how much is done, and how much there is."""
+
+
+def silent(_task: str, _done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairIdentity:
+    """Hashes of both models: what results and resumed work are tied to."""
+
+    target_sha256: str
+    reference_sha256: str
+
+    @classmethod
+    def of(cls, pair: Pair) -> "PairIdentity":
+        """Hash the parameters of both models."""
+        reference = pair.reference
+        if reference is None:
+            with pair.target.disable_adapter():
+                base = parameters_sha256(pair.target.get_base_model())
+        else:
+            base = parameters_sha256(reference)
+        return cls(target_sha256=parameters_sha256(pair.target), reference_sha256=base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTexts:
+    """Every score of every text, in input order."""
+
+    scores: Mapping[str, Float64[np.ndarray, " texts"]]
+    """By attack; NaN where unscorable."""
+    n_tokens: Int64[np.ndarray, " texts"]
+    reasons: Sequence[str | None]
+    store: FeatureStore
+    clock: ExtractionClock = field(default_factory=ExtractionClock)
+
+
+def score_to_store(
+    pair: Pair,
+    texts: Texts,
+    folder: Path,
+    config: ExtractionConfig,
+    *,
+    identity: PairIdentity,
+    classifier: MembershipClassifier | None = None,
+    report: Report = silent,
+) -> ScoredTexts:
+    """Score texts with every fast attack of `config`, and the classifier if given, through a store in `folder`.
+
+    Re-running with the same models, texts and options goes on where an earlier run stopped; a finished store is
+    read, not made again.
+    """
+    clock = ExtractionClock()
+    store = fill_store(
+        pair, texts, folder, config, fingerprint=_fingerprint(identity, texts, config),
+        columns={"id": list(texts.ids)}, manifest={}, clock=clock, report=report,
+    )  # fmt: skip
+    scores = {name: store.scores(name) for name in config.attacks}
+    if classifier is not None:
+        scores[LEARNED] = classify_store(classifier, store, report)
+    return ScoredTexts(
+        scores=scores,
+        n_tokens=store.texts["n_tokens"].to_numpy(),
+        reasons=store.texts["reason"].to_pylist(),
+        store=store,
+        clock=clock,
+    )
+
+
+def fill_store(
+    pair: Pair,
+    texts: Texts,
+    folder: Path,
+    config: ExtractionConfig,
+    *,
+    fingerprint: str,
+    columns: Mapping[str, Sequence[Any]],
+    manifest: Mapping[str, Any],
+    clock: ExtractionClock,
+    report: Report = silent,
+) -> FeatureStore:
+    """Extract texts into a store, or open the finished one that the same work left."""
+    if (folder / "manifest.json").is_file():
+        store = FeatureStore(folder)
+        if store.manifest["fingerprint"] == fingerprint:
+            return store
+    writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
+    n_done = len(writer.done)
+    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock):
+        writer.append(batch.statistics.tokens, batch.texts)
+        n_done += len(batch.texts)
+        report("scoring", n_done, len(texts))
+    writer.finish(columns, manifest)
+    return FeatureStore(folder)
+
+
+def classify_store(
+    classifier: MembershipClassifier, store: FeatureStore, report: Report = silent
+) -> Float64[np.ndarray, " texts"]:
+    """Return the classifier's logit of each text of a store."""
+    logits = np.full(len(store), np.nan)
+    for start in range(0, len(store), CLASSIFY_AT_ONCE):
+        rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
+        logits[rows] = classifier.predict_logit(store_features(classifier, store, rows))
+        report("classifying", int(rows[-1]) + 1, len(store))
+    return logits
+
+
+def store_features(
+    classifier: MembershipClassifier, store: FeatureStore, rows: np.ndarray
+) -> FeatureBatch:
+    """Gather what the classifier reads of some texts."""
+    return store.gather(rows, classifier.feature_version)
+
+
+def _fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:
+    """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
+    digest = hashlib.sha256()
+    options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
+    digest.update(json.dumps([asdict(identity), options], sort_keys=True).encode())
+    for text in texts.texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.hexdigest()
