@@ -13,6 +13,9 @@ import numpy as np
 from numba import config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
 
+# OpenMP's workers spin for work that comes once a batch, and starve the models of their cores meanwhile.
+config.THREADING_LAYER = "workqueue"
+
 BLOCK = 64
 """Ids per block: four or eight vector registers, and few enough to scan for candidates."""
 EXPONENT_FLOOR = np.float32(-87.0)

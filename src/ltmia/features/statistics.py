@@ -5,6 +5,8 @@ Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions w
 NaN, or nothing finite to normalise by, come out as NaN in every float and 0 in every rank.
 """
 
+import threading
+
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
@@ -13,6 +15,9 @@ from torch import Tensor
 from ltmia.features.kernel import fill_statistics, use_threads
 from ltmia.features.torch_kernel import fill_statistics_torch
 from ltmia.records import TokenStatistics
+
+_KERNEL_LOCK = threading.Lock()
+"""numba's work queue serves one caller at a time."""
 
 # The order in which both kernels fill the columns of their first output.
 SCALARS = (
@@ -56,7 +61,8 @@ def token_statistics(
     if target.device.type == "cpu":
         arrays = empty_statistics(n, k)
         rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
-        fill_statistics(*rows, truth.numpy(), arrays, use_threads(torch.get_num_threads()))
+        with _KERNEL_LOCK:
+            fill_statistics(*rows, truth.numpy(), arrays, use_threads(torch.get_num_threads()))
     else:
         filled = fill_statistics_torch(target, reference, truth.to(target.device), k)
         arrays = tuple(tensor.cpu().numpy() for tensor in filled)

@@ -1,0 +1,117 @@
+"""From scores to decisions: conformal p-values, q-values, and which records are flagged at a false discovery rate."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy.stats import false_discovery_control
+
+from ltmia.evaluation.intervals import proportion
+from ltmia.evaluation.results import Decisions, Measure
+from ltmia.evaluation.roc import Scores, measurable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordDecisions:
+    """Per-record outcome, in the order of the scores judged."""
+
+    p_values: Float64[np.ndarray, " texts"]
+    q_values: Float64[np.ndarray, " texts"]
+    flagged: Bool[np.ndarray, " texts"]
+
+
+def conformal_p_values(scores: Scores, calibration: Scores) -> Float64[np.ndarray, " texts"]:
+    """Return p = (1 + #{calibration >= s}) / (n + 1) for each score; NaN for an unscorable text.
+
+    Valid when a non-member's score is exchangeable with those of the calibration non-members: then P(p <= a) <= a.
+    Ties count against the record (Vovk et al. 2005; Bates et al. 2023, arXiv 2104.08279).
+    """
+    ordered = np.sort(measurable(calibration))
+    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    p_values = (1.0 + at_least) / (len(ordered) + 1.0)
+    return np.where(np.isnan(scores), np.nan, p_values)
+
+
+def q_values(p_values: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
+    """Return Benjamini-Hochberg adjusted p-values; NaN stays NaN and is not counted as a test."""
+    adjusted = np.full(len(p_values), np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        adjusted[tested] = false_discovery_control(p_values[tested], method="bh")
+    return adjusted
+
+
+def judge(scores: Scores, calibration: Scores, fdr: float) -> RecordDecisions:
+    """Judge candidates against known non-members and flag those whose q-value is at most `fdr`.
+
+    Benjamini-Hochberg on conformal p-values with one shared calibration set holds the false discovery rate when
+    candidates are independent of each other (Bates et al. 2023, theorem 6).
+    """
+    p = conformal_p_values(scores, calibration)
+    q = q_values(p)
+    return RecordDecisions(p_values=p, q_values=q, flagged=np.nan_to_num(q, nan=np.inf) <= fdr)
+
+
+def split_halves(
+    n: int, groups: Int64[np.ndarray, " texts"] | None, seed: int
+) -> tuple[Int64[np.ndarray, " half"], Int64[np.ndarray, " half"]]:
+    """Split rows into two random halves; a group is never divided."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) if groups is None else groups
+    names, sizes = np.unique(labels, return_counts=True)
+    order = rng.permutation(len(names))
+    first = names[order[np.cumsum(sizes[order]) <= (n + 1) // 2]]
+    inside = np.isin(labels, first)
+    return np.flatnonzero(inside), np.flatnonzero(~inside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditDecisions:
+    """Decisions on members and on the non-members that were left out of calibration."""
+
+    members: RecordDecisions
+    held_out: RecordDecisions
+    held_out_rows: Int64[np.ndarray, " half"]
+    """Rows of the non-members judged."""
+    summary: Decisions
+
+
+def judge_audit(
+    members: Scores,
+    nonmembers: Scores,
+    *,
+    attack: str,
+    fdr: float,
+    nonmember_groups: Int64[np.ndarray, " texts"] | None = None,
+    seed: int = 0,
+) -> AuditDecisions:
+    """Judge members together with one half of the non-members against the other half.
+
+    The half that is judged shows what became of the promise: its share among all flags is the false discovery
+    proportion that was realised.
+    """
+    calibration, held_out = split_halves(len(nonmembers), nonmember_groups, seed)
+    scores = np.concatenate([members, nonmembers[held_out]])
+    judged = judge(scores, nonmembers[calibration], fdr)
+    n = len(members)
+    false_flags, flags = int(judged.flagged[n:].sum()), int(judged.flagged.sum())
+    n_calibration = len(measurable(nonmembers[calibration]))
+    summary = Decisions(
+        attack=attack,
+        fdr=fdr,
+        n_flagged=flags - false_flags,
+        n_judged=int((~np.isnan(judged.p_values[:n])).sum()),
+        n_calibration=n_calibration,
+        smallest_p=1.0 / (n_calibration + 1),
+        realized_fdp=proportion(false_flags, flags) if flags else Measure(reason="nothing flagged"),
+    )
+    parts = [_part(judged, slice(0, n)), _part(judged, slice(n, None))]
+    return AuditDecisions(
+        members=parts[0], held_out=parts[1], held_out_rows=held_out, summary=summary
+    )
+
+
+def _part(judged: RecordDecisions, rows: slice) -> RecordDecisions:
+    return RecordDecisions(
+        p_values=judged.p_values[rows], q_values=judged.q_values[rows], flagged=judged.flagged[rows]
+    )
