@@ -22,12 +22,15 @@ Target = Annotated[
 ]
 Base = Annotated[
     str,
-    typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
+    typer.Option(
+        "--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."
+    ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column that holds the text.")]
 IdColumn = Annotated[
-    str | None, typer.Option("--id-column", help="Column of ids; default: id, else made from the text.")
+    str | None,
+    typer.Option("--id-column", help="Column of ids; default: id, else made from the text."),
 ]
 GroupColumn = Annotated[
     str | None,
@@ -39,7 +42,9 @@ Attacks = Annotated[
 ]
 Classifier = Annotated[
     str | None,
-    typer.Option("--classifier", help="Folder or hub id of a classifier; default: the shipped one."),
+    typer.Option(
+        "--classifier", help="Folder or hub id of a classifier; default: the shipped one."
+    ),
 ]
 Fdr = Annotated[
     float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")
@@ -48,7 +53,8 @@ MaxLength = Annotated[
     int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Texts per forward pass; halved if memory runs out.")
+    int,
+    typer.Option("--batch-size", min=1, help="Texts per forward pass; halved if memory runs out."),
 ]
 DtypeOption = Annotated[
     Dtype,

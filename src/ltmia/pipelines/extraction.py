@@ -3,14 +3,14 @@ on.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
 from ltmia.attacks.table import score_evidence
-
 from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
@@ -226,7 +226,3 @@ def _unscorable_batch(
             for i in rows
         ),
     )
-
-
-Progress = Callable[[int, int], None]
-"""Called with texts done and texts in all."""

@@ -2,31 +2,25 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ltmia.attacks.table import LEARNED
+from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features, with_summary
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.features.per_token import FeatureBatch
-from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.features.store import FeatureStore
 from ltmia.lm.pair import Pair, parameters_sha256
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.storing import Report, fill_store, silent
 from ltmia.records import Texts
 
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
-
-Report = Callable[[str, int, int], None]
-"""Told what is being done, how much is done, and how much there is."""
-
-
-def silent(_task: str, _done: int, _total: int) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,33 +86,6 @@ def score_to_store(
     )
 
 
-def fill_store(
-    pair: Pair,
-    texts: Texts,
-    folder: Path,
-    config: ExtractionConfig,
-    *,
-    fingerprint: str,
-    columns: Mapping[str, Sequence[Any]],
-    manifest: Mapping[str, Any],
-    clock: ExtractionClock,
-    report: Report = silent,
-) -> FeatureStore:
-    """Extract texts into a store, or open the finished one that the same work left."""
-    if (folder / "manifest.json").is_file():
-        store = FeatureStore(folder)
-        if store.manifest["fingerprint"] == fingerprint:
-            return store
-    writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
-    n_done = len(writer.done)
-    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock):
-        writer.append(batch.statistics.tokens, batch.texts)
-        n_done += len(batch.texts)
-        report("scoring", n_done, len(texts))
-    writer.finish(columns, manifest)
-    return FeatureStore(folder)
-
-
 def classify_store(
     classifier: MembershipClassifier, store: FeatureStore, report: Report = silent
 ) -> Float64[np.ndarray, " texts"]:
@@ -126,16 +93,17 @@ def classify_store(
     logits = np.full(len(store), np.nan)
     for start in range(0, len(store), CLASSIFY_AT_ONCE):
         rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
-        logits[rows] = classifier.predict_logit(store_features(classifier, store, rows))
+        logits[rows] = classifier.predict_logit(
+            store_features(store, classifier.feature_version, rows)
+        )
         report("classifying", int(rows[-1]) + 1, len(store))
     return logits
 
 
-def store_features(
-    classifier: MembershipClassifier, store: FeatureStore, rows: np.ndarray
-) -> FeatureBatch:
-    """Gather what the classifier reads of some texts."""
-    return store.gather(rows, classifier.feature_version)
+def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> FeatureBatch:
+    """Gather what a classifier reads of some texts: token features, and the scores of hand-made rules."""
+    scores = {name: store.scores(name)[rows] for name in SUMMARY_SCORES}
+    return with_summary(store.gather(rows, version), summary_features(scores))
 
 
 def _fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:

@@ -1,0 +1,49 @@
+"""The model card: what a classifier was trained on, how it did, and what it cannot do."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment
+
+_CARD = """\
+---
+license: apache-2.0
+tags: [membership-inference, privacy, ltmia]
+---
+# Membership classifier `{{ network }}` on `{{ feature_version }}` features
+
+{{ n_parameters }} parameters. It reads per-token statistics of a fine-tuned language model against its pretrained
+base and gives each text one logit, higher for texts the model was fine-tuned on.
+
+## Trained on
+
+{{ trained_on | length }} combinations (base, corpus, regime), membership drawn by document and anew for each:
+{% for name in trained_on %}
+- {{ name }}
+{%- endfor %}
+
+## Results
+
+{% if results -%}
+AUC and TPR at 1 % FPR on combinations whose architecture and corpus it never saw, beside the best baseline.
+
+| combination | AUC | best baseline | TPR@1 % | best baseline |
+|---|---|---|---|---|
+{% for name, r in results | dictsort -%}
+| {{ name }} | {{ r.auc }} | {{ r.baseline_auc }} | {{ r.tpr }} | {{ r.baseline_tpr }} |
+{% endfor %}
+{%- else -%}
+Not evaluated.
+{%- endif %}
+
+## Limits
+
+Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. A logit is
+evidence, not proof, and says nothing about texts the model saw before fine-tuning.
+"""
+
+
+def model_card(config: Mapping[str, Any], n_parameters: int) -> str:
+    """Render the card of a classifier from its config."""
+    environment = Environment(autoescape=False, keep_trailing_newline=True)  # noqa: S701  Markdown, our own strings
+    return environment.from_string(_CARD).render(**config, n_parameters=f"{n_parameters:,}")

@@ -1,0 +1,78 @@
+"""Labelled stores as training data: which texts count, and a batch of them with everything a network reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from ltmia.errors import StoreError
+from ltmia.features.per_token import FeatureBatch
+from ltmia.features.store import FeatureStore
+
+SUMMARY_SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+"""Hand-made rules that a network's head sees beside the tokens."""
+EZ_LIMIT = 6.0
+"""The logarithm of EZ-MIA's ratio is clipped here: its conventions for "no loss at all" are huge numbers."""
+
+
+def summary_features(
+    scores: Mapping[str, np.ndarray],
+) -> Float32[np.ndarray, "texts n_summary"]:
+    """Turn scores of hand-made rules into inputs of moderate size; NaN becomes 0 (such a text has no tokens)."""
+    difference = scores["difference"]
+    columns = [
+        difference,
+        np.arcsinh(10 * difference),
+        scores["ratio"] + 1.0,
+        np.clip(np.log(np.maximum(scores["ez_mia"], 1e-9)), -EZ_LIMIT, EZ_LIMIT),
+        scores["wbc"],
+        scores["min_k_plus_plus"],
+        scores["loss"],
+    ]
+    return np.nan_to_num(np.stack(columns, 1)).astype(np.float32)
+
+
+N_SUMMARY = 7
+
+
+class Combination:
+    """One labelled store, ready to train on or to evaluate."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Open a store.
+
+        Raises:
+            StoreError: If it is no finished store, or holds no labels.
+        """
+        self.store = FeatureStore(folder)
+        if "label" not in self.store.texts.column_names:
+            raise StoreError(f"{folder}: a store without labels; only the lab's stores can be used")
+        self.name = Path(folder).name
+        self.labels: Int64[np.ndarray, " texts"] = self.store.texts["label"].to_numpy()
+        reasons = self.store.texts["reason"].to_pylist()
+        scorable = np.array([reason is None for reason in reasons])
+        self.members = np.flatnonzero(scorable & (self.labels == 1))
+        self.nonmembers = np.flatnonzero(scorable & (self.labels == 0))
+        self._summary = summary_features({n: self.store.scores(n) for n in SUMMARY_SCORES})
+
+    def batch(self, rows: np.ndarray, version: str) -> FeatureBatch:
+        """Gather features and summary of some texts."""
+        return with_summary(self.store.gather(rows, version), self._summary[rows])
+
+
+def with_summary(batch: FeatureBatch, summary: np.ndarray) -> FeatureBatch:
+    """Return the same features with their per-text summary."""
+    return FeatureBatch(
+        values=batch.values, mask=batch.mask, version=batch.version, summary=summary
+    )
+
+
+def tensors(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return values, mask and summary as tensors."""
+    summary = batch.summary
+    if summary is None:
+        summary = np.zeros((len(batch), N_SUMMARY), np.float32)
+    return torch.from_numpy(batch.values), torch.from_numpy(batch.mask), torch.from_numpy(summary)

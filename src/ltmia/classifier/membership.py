@@ -1,0 +1,228 @@
+"""The learned attack as an object: fit it, ask it, save it, load it. Safetensors and JSON, nothing pickled."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ltmia.classifier.card import model_card
+from ltmia.classifier.combinations import N_SUMMARY, Combination, tensors
+from ltmia.classifier.networks import NETWORKS, build_network
+from ltmia.classifier.training import PREDICT_AT_ONCE, EpochRecord, TrainingConfig, train_network
+from ltmia.errors import ConfigError, StoreError
+from ltmia.features.columns import DEFAULT_K, feature_columns
+from ltmia.features.per_token import FeatureBatch
+
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+FORMAT_VERSION = 1
+OUTSIDE_LIMIT = 1.0
+"""Feature distance beyond which a target counts as unlike all training data."""
+
+
+class MembershipClassifier:
+    """A network with the feature version it reads and what it was trained on.
+
+    Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `trained_on_`, `history_`,
+    `feature_means_` (one row of feature means per training combination) and `feature_spread_`.
+    """
+
+    def __init__(
+        self, *, network: str = "conv", feature_version: str = "logratio", k: int = DEFAULT_K
+    ) -> None:
+        self.network = network
+        self.feature_version = feature_version
+        self.k = k
+
+    def fit(
+        self,
+        training: Sequence[Combination],
+        validation: Sequence[Combination] = (),
+        *,
+        config: TrainingConfig | None = None,
+        report: Callable[[EpochRecord], None] = lambda _record: None,
+    ) -> "MembershipClassifier":
+        """Train on labelled combinations; whole held-out ones choose the epoch.
+
+        Raises:
+            ConfigError: If the network is unknown or there is nothing to train on.
+        """
+        if self.network not in NETWORKS or not training:
+            raise ConfigError(
+                f"network {self.network!r} on {len(training)} combinations: expected one of "
+                f"{', '.join(NETWORKS)} and at least one combination"
+            )
+        config = config or TrainingConfig()
+        torch.manual_seed(config.seed)
+        self.network_ = self._untrained()
+        self.history_ = train_network(
+            self.network_,
+            training,
+            validation,
+            version=self.feature_version,
+            config=config,
+            report=report,
+        )
+        self.trained_on_ = tuple(combination.name for combination in training)
+        means = [feature_means(_sample(c, self.feature_version)) for c in training]
+        self.feature_means_ = np.stack(means)
+        self.feature_spread_ = np.maximum(self.feature_means_.std(axis=0), 1e-3)
+        return self
+
+    def predict_logit(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
+        """Return one logit per text, higher for members; NaN for a text without scored positions.
+
+        Raises:
+            ConfigError: If the features are of another version than the classifier reads.
+        """
+        if features.version != self.feature_version:
+            raise ConfigError(
+                f"the classifier reads {self.feature_version!r} features, not {features.version!r}"
+            )
+        values, mask, summary = tensors(features)
+        logits = np.full(len(features), np.nan)
+        with torch.inference_mode():
+            for start in range(0, len(features), PREDICT_AT_ONCE):
+                part = slice(start, start + PREDICT_AT_ONCE)
+                found = self.network_(values[part], mask[part], summary[part])
+                logits[part] = found.double().numpy()
+        logits[~features.mask.any(axis=1)] = np.nan
+        return logits
+
+    def predict_proba(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
+        """Return the logistic of the logit. Rank by the logit: this saturates at 1."""
+        return 1.0 / (1.0 + np.exp(-self.predict_logit(features)))
+
+    def distance(self, features: FeatureBatch) -> float:
+        """Return how far a target's features lie from the nearest training combination.
+
+        Root mean square, over columns, of the difference of column means in units of their spread between training
+        combinations. Around 1 the target is as far from all of them as they are from each other.
+        """
+        gaps = (self.feature_means_ - feature_means(features)) / self.feature_spread_
+        return float(np.sqrt((gaps**2).mean(axis=1)).min())
+
+    def save_pretrained(self, folder: Path | str, results: Mapping[str, Any] | None = None) -> None:
+        """Write config, weights and model card; the folder appears whole or not at all."""
+        folder = Path(folder)
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        config = {
+            "format_version": FORMAT_VERSION,
+            "network": self.network,
+            "feature_version": self.feature_version,
+            "k": self.k,
+            "trained_on": list(self.trained_on_),
+            "results": dict(results or {}),
+        }
+        (part / CONFIG_FILE).write_text(
+            json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8"
+        )
+        weights = {f"network.{n}": t.contiguous() for n, t in self.network_.state_dict().items()}
+        weights["feature_means"] = torch.from_numpy(self.feature_means_).float()
+        weights["feature_spread"] = torch.from_numpy(self.feature_spread_).float()
+        save_file(weights, part / WEIGHTS_FILE)
+        (part / CARD_FILE).write_text(model_card(config, self.n_parameters), "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True) -> None:
+        """Upload to the Hugging Face hub; needs a token and a network."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as parent:
+            self.save_pretrained(Path(parent) / "classifier")
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=Path(parent) / "classifier")
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str) -> "MembershipClassifier":
+        """Load from a folder or a hub id.
+
+        Raises:
+            StoreError: If it is no classifier, or a damaged one.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = _download(str(source))
+        try:
+            config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+            if config["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"format {config['format_version']}, expected {FORMAT_VERSION}")
+            loaded = cls(
+                network=config["network"],
+                feature_version=config["feature_version"],
+                k=int(config["k"]),
+            )
+            weights = load_file(folder / WEIGHTS_FILE)
+            loaded._adopt(weights, tuple(config["trained_on"]))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+            raise _damaged(folder, error) from error
+        except (SafetensorError, ConfigError) as error:
+            raise _damaged(folder, error) from error
+        return loaded
+
+    @property
+    def n_parameters(self) -> int:
+        """Trained parameters."""
+        return sum(p.numel() for p in self.network_.parameters())
+
+    def _untrained(self) -> nn.Module:
+        n_features = len(feature_columns(self.feature_version, self.k))
+        return build_network(self.network, n_features=n_features, n_summary=N_SUMMARY)
+
+    def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...]) -> None:
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise ValueError("weights that are not numbers")
+        self.feature_means_ = weights.pop("feature_means").numpy()
+        self.feature_spread_ = weights.pop("feature_spread").numpy()
+        self.network_ = self._untrained()
+        self.network_.load_state_dict({n.removeprefix("network."): t for n, t in weights.items()})
+        self.network_.eval()
+        self.trained_on_ = trained_on
+
+
+def shipped_classifier() -> MembershipClassifier:
+    """Load the classifier that comes with the package."""
+    with as_file(files("ltmia.classifier") / "weights" / "full") as folder:
+        return MembershipClassifier.from_pretrained(folder)
+
+
+def feature_means(features: FeatureBatch) -> np.ndarray:
+    """Return the mean of each feature column over the scored positions of all texts."""
+    positions = features.values[features.mask]
+    return positions.mean(axis=0) if len(positions) else np.zeros(features.values.shape[2])
+
+
+def _sample(combination: Combination, version: str) -> FeatureBatch:
+    rows = np.concatenate([combination.members[:100], combination.nonmembers[:100]])
+    return combination.batch(rows, version)
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{repo_id}: no such folder, and not to be had from the hub ({error}); expected a folder with "
+            f"{CONFIG_FILE} and {WEIGHTS_FILE}, or a hub id"
+        ) from error
+
+
+def _damaged(folder: Path, error: Exception) -> StoreError:
+    return StoreError(f"{folder}: not a usable classifier ({type(error).__name__}: {error})")

@@ -1,0 +1,134 @@
+"""Networks that read a text's per-token features and give one logit: the published one, and ours.
+
+Both take `values` (batch, seq, feat), `mask` (batch, seq) and `summary` (batch, n_summary); a text without any scored
+position yields a finite logit that the caller must not use.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SUMMARY_LIMIT = 8.0
+"""Standardised inputs are clipped here."""
+
+
+class PublishedNetwork(nn.Module):
+    """The network of the LT-MIA paper (arXiv 2604.03199): 827,906 parameters on 154 features."""
+
+    def __init__(self, *, n_features: int, n_summary: int) -> None:
+        super().__init__()
+        del n_summary  # the published network reads tokens only
+        width = 192
+        self.embed = nn.Sequential(nn.Linear(n_features, width), nn.LayerNorm(width))
+        self.dropout = nn.Dropout(0.05)
+        layer = nn.TransformerEncoderLayer(width, 8, 576, 0.05, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.attention = nn.Sequential(nn.Linear(width, 96), nn.Tanh(), nn.Linear(96, 1))
+        self.head = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.05), nn.Linear(width, 1)
+        )
+
+    def forward(self, values: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
+        """Return one logit per text, (batch,)."""
+        del summary
+        safe = _never_empty(mask)
+        hidden = self.dropout(self.embed(values))
+        hidden = hidden + sinusoids(hidden.shape[1], hidden.shape[2]).to(hidden)
+        hidden = self.encoder(hidden, src_key_padding_mask=~safe)
+        pooled = _attend(self.attention(hidden), hidden, safe)[:, 0]
+        return self.head(pooled)[:, 0]
+
+
+class ConvNetwork(nn.Module):
+    """Ours: two residual convolutions, pooled by mean, spread and four attentions, beside the hand-made rules.
+
+    Inputs are standardised by what the training data showed. The head also sees `summary`, the scores of hand-made
+    rules, so that it can fall back on them where token patterns are new.
+    """
+
+    def __init__(self, *, n_features: int, n_summary: int, width: int = 64) -> None:
+        super().__init__()
+        self.standardize = Standardize(n_features)
+        self.standardize_summary = Standardize(n_summary)
+        self.embed = nn.Linear(n_features, width)
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = nn.Linear(width, 4)
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Sequential(
+            nn.Linear(6 * width + n_summary, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1)
+        )
+
+    def forward(self, values: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
+        """Return one logit per text, (batch,)."""
+        safe = _never_empty(mask)
+        weight = safe[..., None].to(values.dtype)
+        hidden = torch.nn.functional.gelu(self.embed(self.standardize(values))) * weight
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            step = convolution(norm(hidden).mul(weight).transpose(1, 2)).transpose(1, 2)
+            hidden = hidden + torch.nn.functional.gelu(step) * weight
+        hidden = self.dropout(hidden)
+        count = weight.sum(1)
+        mean = hidden.sum(1) / count
+        spread = (((hidden - mean[:, None]) * weight).square().sum(1) / count + 1e-6).sqrt()
+        attended = _attend(self.attention(hidden), hidden, safe).flatten(1)
+        rules = self.standardize_summary(summary)
+        return self.head(torch.cat([mean, spread, attended, rules], 1))[:, 0]
+
+
+class Standardize(nn.Module):
+    """Subtract the mean and divide by the spread of the training data, both fixed, then clip."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("spread", torch.ones(n_features))
+
+    def fit(self, rows: Tensor) -> None:
+        """Take mean and spread from rows of features, (n, feat)."""
+        self.mean.copy_(rows.mean(0))
+        self.spread.copy_(rows.std(0).clamp(min=1e-3))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return standardised, clipped values."""
+        return ((values - self.mean) / self.spread).clamp(-SUMMARY_LIMIT, SUMMARY_LIMIT)
+
+
+NETWORKS: Mapping[str, type[PublishedNetwork] | type[ConvNetwork]] = {
+    "published": PublishedNetwork,
+    "conv": ConvNetwork,
+}
+
+
+def build_network(name: str, **sizes: Any) -> nn.Module:
+    """Build an untrained network of the table."""
+    return NETWORKS[name](**sizes)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Return sinusoidal positions (Vaswani et al. 2017), (length, width), for texts of any length."""
+    position = torch.arange(length)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    table = torch.zeros(length, width)
+    table[:, 0::2] = torch.sin(position * rate)
+    table[:, 1::2] = torch.cos(position * rate)[:, : width // 2]
+    return table
+
+
+def _attend(scores: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
+    """Pool hidden states by softmax attention over valid tokens: (batch, heads, width)."""
+    weights = scores.masked_fill(~mask[..., None], -torch.inf).softmax(1)
+    return weights.transpose(1, 2) @ hidden
+
+
+def _never_empty(mask: Tensor) -> Tensor:
+    """Give an empty text one (zero) position, so that no softmax runs over nothing and turns the weights NaN."""
+    safe = mask.clone()
+    safe[:, 0] |= ~mask.any(1)
+    return safe

@@ -1,0 +1,272 @@
+"""Fine-tuning a causal LM on texts, in full or by LoRA: what makes members.
+
+Knows texts only as a sequence of strings; what is a member, and why, is the caller's.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+from typing import Literal, get_args
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+from ltmia.errors import ConfigError, DataError
+from ltmia.lm.pair import parameters_sha256
+from ltmia.lm.training import (
+    forget_gguf,
+    make_trainer,
+    remove_work_folder,
+    save_model,
+    train_or_resume,
+    training_arguments,
+    work_folder,
+    write_folder,
+)
+from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
+from ltmia.runtime import computes_bfloat16
+
+MAMBA_FAMILY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+
+Schedule = Literal["constant", "linear"]
+Keep = Literal["last", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """How a model is fine-tuned."""
+
+    epochs: int = 3
+    """Times each text is seen."""
+    learning_rate: float = 5e-5
+    """Of AdamW, after the warm-up."""
+    batch_size: int = 16
+    """Texts per step."""
+    max_length: int = 128
+    """Most tokens of a text; the rest is cut off."""
+    lora: bool = False
+    """Train low-rank adapters of all linear layers but the output head, instead of all weights."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    seed: int = 0
+    """Of the order of texts, of dropout and of the adapters' first weights."""
+    schedule: Schedule = "constant"
+    """Learning rate after the warm-up: constant, or falling in a line to nought."""
+    warmup: float = 0.0
+    """Share of the steps over which the rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    keep: Keep = "last"
+    """The model after the last epoch, or after the epoch of lowest validation loss."""
+    autocast: bool = True
+    """bfloat16 autocast where the hardware has it."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints of a run that writes a folder; a kill costs at most this."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings.
+
+        Raises:
+            ConfigError: Naming the field.
+        """
+        whole = ("epochs", "batch_size", "lora_rank", "lora_alpha")
+        for name in (*whole, "learning_rate", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} = {value}: expected more than 0")
+        if self.max_length < 2:
+            raise ConfigError(f"max_length = {self.max_length}: expected at least 2")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup = {self.warmup}: expected a share, 0 to under 1")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(f"weight_decay = {self.weight_decay}: expected 0 or more")
+        for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: expected {' or '.join(choices)}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneOutcome:
+    """A fine-tuned model and how it came about."""
+
+    model: PreTrainedModel | PeftModel
+    """The model given, changed in place; wrapped in its adapter when LoRA was asked for."""
+    train_loss: float
+    """Mean loss of the last epoch's steps, while it was trained, nats per token."""
+    validation_loss: float | None
+    """Mean over the batches of validation texts under the model kept, nats per token, or None."""
+    seconds: float
+    """Of this process; after a resumption only its own share."""
+    tokens_seen: int
+    """Predicted and unpredicted tokens over all epochs, padding not counted."""
+    n_left_out: int
+    """Training texts without a token, which took no part."""
+    path: Path | None
+    """The folder written, if one was asked for."""
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    config: FinetuneConfig,
+    out: Path | None = None,
+    validation: Sequence[str] = (),
+) -> FinetuneOutcome:
+    """Fine-tune `model` in place on one text per row.
+
+    With `out`, a plain Hugging Face folder (with LoRA a PEFT adapter that names its base) appears
+    there when it is whole, replacing what was there, and the same call after a kill goes on from
+    its last checkpoint.
+
+    Args:
+        model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
+            stay as it is.
+        tokenizer: Of the model.
+        texts: The members. Those without a token are left out and counted.
+        config: Length, speed, method, seed.
+        out: Folder to be made.
+        validation: Texts measured after training, after each epoch when the best is kept.
+
+    Raises:
+        ConfigError: The best epoch is wanted without validation texts, or an adapter of a model
+            that has no name is to be written.
+        DataError: No training text has a token, or none of the validation texts.
+    """
+    rows = training_rows(tokenizer, texts, config.max_length)
+    measured = training_rows(tokenizer, validation, config.max_length)
+    if not rows:
+        raise DataError(f"none of {len(texts)} training texts has a token to predict")
+    if validation and not measured:
+        raise DataError(f"none of {len(validation)} validation texts has a token to predict")
+    _check(model, config, out, bool(measured))
+    started = time.monotonic()
+    forget_gguf(model)
+    with _work(out, model, config, (rows, measured)) as work:
+        tuned = add_lora(model, config) if config.lora else model
+        trainer = make_trainer(
+            tuned,
+            _arguments(work, model.device, config, len(rows)),
+            train=TokenRows(rows),
+            validation=TokenRows(measured) if measured else None,
+            collate=RightPadding(tokenizer.pad_token_id or 0),
+            checkpoint_minutes=None if out is None else config.checkpoint_minutes,
+        )
+        train_or_resume(trainer)
+        validation_loss = trainer.evaluate()["eval_loss"] if measured else None
+    tuned.eval()
+    if out is not None:
+        write_folder(out, lambda folder: save_model(tuned, tokenizer, folder))
+        remove_work_folder(out)
+    return FinetuneOutcome(
+        model=tuned,
+        train_loss=_last_epoch_loss(trainer),
+        validation_loss=validation_loss,
+        seconds=round(time.monotonic() - started, 3),
+        tokens_seen=config.epochs * sum(map(len, rows)),
+        n_left_out=len(texts) - len(rows),
+        path=out,
+    )
+
+
+def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
+    """Wrap a model in fresh adapters of all its linear layers but the output head.
+
+    The layers whose weights the Mamba family's mixer reads without calling them are left out: an
+    adapter has no effect there, and PEFT refuses some of them.
+    """
+    reads_weights = model.config.model_type in MAMBA_FAMILY
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        exclude_modules=["out_proj", "dt_proj", "conv1d"] if reads_weights else None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        tuned = get_peft_model(model, lora)
+    place = Path(model.name_or_path or "")
+    if model.name_or_path and place.is_dir():
+        # A relative path would lose its meaning in another working directory.
+        tuned.peft_config["default"].base_model_name_or_path = str(place.resolve())
+    return tuned
+
+
+def _check(
+    model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool
+) -> None:
+    if config.keep == "best" and not measured:
+        raise ConfigError('keep = "best" needs validation texts to choose by: give some, or "last"')
+    if config.lora and out is not None and not model.name_or_path:
+        raise ConfigError(
+            f"{out}: an adapter must name its base, and this model was built in memory: "
+            "save the base and load it from its folder"
+        )
+
+
+def _arguments(
+    work: Path, device: torch.device, config: FinetuneConfig, n_rows: int
+) -> TrainingArguments:
+    n_steps = config.epochs * math.ceil(n_rows / config.batch_size)
+    best = {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+    return training_arguments(
+        work,
+        device,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear" if config.schedule == "linear" else "constant_with_warmup",
+        warmup_steps=math.ceil(config.warmup * n_steps),
+        weight_decay=config.weight_decay,
+        bf16=config.autocast and computes_bfloat16(device),
+        seed=config.seed,
+        logging_steps=1,
+        **(best if config.keep == "best" else {}),
+    )
+
+
+@contextmanager
+def _work(
+    out: Path | None,
+    model: PreTrainedModel,
+    config: FinetuneConfig,
+    rows: tuple[list[list[int]], list[list[int]]],
+) -> Iterator[Path]:
+    """Give the folder for checkpoints: beside `out`, to resume from; else one that goes away."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        made_of = {
+            "rows": sha256(repr(rows).encode()).hexdigest(),
+            "base": parameters_sha256(model),
+        }
+        yield work_folder(out, asdict(config) | made_of)
+
+
+def _last_epoch_loss(trainer: Trainer) -> float:
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    last = max(math.ceil(row["epoch"]) for row in logged)
+    return fmean(row["loss"] for row in logged if math.ceil(row["epoch"]) == last)

@@ -1,0 +1,214 @@
+"""What pretraining and fine-tuning share: settings, checkpoints that survive a kill, whole folders.
+
+Knows `transformers.Trainer`; knows no architecture and no text.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
+from transformers.utils.logging import disable_progress_bar
+
+from ltmia.errors import ModelError
+
+COMPLETE = "complete"
+"""Marker inside a checkpoint, written after everything else."""
+
+Row = dict[str, torch.Tensor]
+
+
+def training_arguments(folder: Path, device: torch.device, **settings: object) -> TrainingArguments:
+    """Return Trainer settings that report to nobody, and draw a progress bar only on a terminal."""
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    quiet: dict[str, Any] = {
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "save_strategy": "no",
+        "save_total_limit": 2,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": device.type == "cuda",
+        "prediction_loss_only": True,
+        "use_cpu": device.type == "cpu",
+    }
+    return TrainingArguments(output_dir=str(folder), **(quiet | settings))
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Asks for a checkpoint every so many minutes and marks each finished one as complete."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self.last = time.monotonic()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_kwargs: object,
+    ) -> None:
+        """Ask for a checkpoint when the time has come; the end of training needs none."""
+        del args
+        due = self.minutes is not None and time.monotonic() - self.last >= 60 * self.minutes
+        if due and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_kwargs: object,
+    ) -> None:
+        """Mark the checkpoint as complete: `Trainer` calls this after its last file."""
+        del control
+        self.last = time.monotonic()
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / COMPLETE).touch()
+
+
+def make_trainer(
+    model: torch.nn.Module,
+    arguments: TrainingArguments,
+    *,
+    train: Dataset[Row],
+    validation: Dataset[Row] | None,
+    collate: Callable[[list[Row]], Row],
+    checkpoint_minutes: float | None,
+) -> Trainer:
+    """Build a Trainer that prints nothing when it is not on a terminal."""
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=collate,
+        callbacks=[TimedCheckpoints(checkpoint_minutes)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+    return trainer
+
+
+def train_or_resume(trainer: Trainer) -> None:
+    """Train from the newest complete checkpoint of the Trainer's folder, or from the start."""
+    checkpoint = newest_checkpoint(Path(str(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, and remove those a kill left half-written."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / COMPLETE).exists():
+            found.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the hidden sibling of `out` for checkpoints; emptied if it is of other settings.
+
+    Args:
+        out: Final name of the folder being made.
+        settings: All that the result depends on, JSON values only.
+    """
+    folder = out.with_name(f".{out.name}.work")
+    note = folder / "settings.json"
+    wanted = json.dumps(settings, sort_keys=True)
+    if folder.exists() and not (note.exists() and note.read_text(encoding="utf-8") == wanted):
+        shutil.rmtree(folder)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        note.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def remove_work_folder(out: Path) -> None:
+    """Remove the checkpoints of `out`, once it is whole."""
+    shutil.rmtree(out.with_name(f".{out.name}.work"), ignore_errors=True)
+
+
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder appear under its final name only when it is whole.
+
+    Args:
+        out: Final name; a folder already there is replaced.
+        write: Fills the temporary sibling it is given.
+    """
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write a plain Hugging Face folder, or a PEFT adapter's: safetensors, config, tokenizer."""
+    if isinstance(model, PeftModel):
+        # Said outright, or PEFT would look for the base to see whether its vocabulary has grown.
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        forget_gguf(model)
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def forget_gguf(model: PreTrainedModel) -> None:
+    """Drop the quantisation settings of a model read from a GGUF file.
+
+    Its weights were dequantised on loading, yet with the settings transformers would neither train
+    nor save it.
+
+    Raises:
+        ModelError: The weights are still the file's blocks.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if not isinstance(quantizer, GgufHfQuantizer):
+        return
+    if any(weight.dtype == torch.uint8 for weight in model.state_dict().values()):
+        raise ModelError(
+            f"{model.name_or_path}: the weights are still quantised blocks, which cannot be "
+            "trained or saved: load it with quantization_config=GgufConfig(dequantize=True)"
+        )
+    quantizer.remove_quantization_config(model)
+
+
+Loss = Literal["loss", "eval_loss"]
+
+
+def loss_history(trainer: Trainer, key: Loss) -> list[tuple[int, float]]:
+    """Return (step, loss) pairs that the Trainer logged, in nats per token."""
+    return [(int(row["step"]), float(row[key])) for row in trainer.state.log_history if key in row]

@@ -1,0 +1,44 @@
+"""Extraction into a store: resumable at every batch, and read instead of made again once it is finished."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.records import Texts
+
+Report = Callable[[str, int, int], None]
+"""Told what is being done, how much is done, and how much there is."""
+
+
+def silent(_task: str, _done: int, _total: int) -> None:
+    """Report nothing."""
+
+
+def fill_store(
+    pair: Pair,
+    texts: Texts,
+    folder: Path,
+    config: ExtractionConfig,
+    *,
+    fingerprint: str,
+    columns: Mapping[str, Sequence[Any]],
+    manifest: Mapping[str, Any],
+    clock: ExtractionClock,
+    report: Report = silent,
+) -> FeatureStore:
+    """Extract texts into a store, or open the finished one that the same work left."""
+    if (folder / "manifest.json").is_file():
+        store = FeatureStore(folder)
+        if store.manifest["fingerprint"] == fingerprint:
+            return store
+    writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
+    n_done = len(writer.done)
+    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock):
+        writer.append(batch.statistics.tokens, batch.texts)
+        n_done += len(batch.texts)
+        report("scoring", n_done, len(texts))
+    writer.finish(columns, manifest)
+    return FeatureStore(folder)
