@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ltmia.errors import ConfigError, DataError
 from ltmia.lm.training import (
     Row,
+    ignore_first,
     loss_history,
     make_trainer,
     remove_work_folder,
@@ -112,7 +113,9 @@ class Blocks(Dataset[Row]):
 
     def __getitem__(self, index: int) -> Row:
         ids = torch.from_numpy(self.blocks[self.order[index]].astype(np.int64))
-        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+        labels = ids.clone()
+        ignore_first(labels)
+        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
 def _rounds(n: int, n_rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:

@@ -34,7 +34,18 @@ from ltmia.errors import ModelError
 COMPLETE = "complete"
 """Marker inside a checkpoint, written after everything else."""
 
+IGNORED_LABEL = -100
+
 Row = dict[str, torch.Tensor]
+
+
+def ignore_first(labels: torch.Tensor) -> None:
+    """Take the label from the first position of each row, in place: nothing predicts it.
+
+    For some architectures (GPT-2 among them) `Trainer` divides the loss by the labels it counts
+    before they are shifted; a first label there would make every loss too low by 1 / length.
+    """
+    labels[..., 0] = IGNORED_LABEL
 
 
 def training_arguments(folder: Path, device: torch.device, **settings: object) -> TrainingArguments:
