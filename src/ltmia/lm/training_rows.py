@@ -10,10 +10,9 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ltmia.lm.training import Row
+from ltmia.lm.training import IGNORED_LABEL, Row, ignore_first
 
 ENCODE_AT_ONCE = 1000
-IGNORED_LABEL = -100
 
 
 class TokenRows(Dataset[Row]):
@@ -44,6 +43,7 @@ class RightPadding:
         padded = pad(ids, batch_first=True, padding_value=self.pad_id)
         # By the mask, not by the id: padding often is the EOS that a text must learn to end with.
         labels = padded.masked_fill(mask == 0, IGNORED_LABEL)
+        ignore_first(labels)
         return {"input_ids": padded, "attention_mask": mask, "labels": labels}
 
 
