@@ -108,18 +108,17 @@ def backend_check(*, noise: float, gap: float, dtype: str) -> Check:
     """Judge the numeric noise of the models against the signal.
 
     Args:
-        noise: Largest difference of a text's mean log-ratio between the audit and a second scoring, one text at a
-            time in float32.
+        noise: Largest difference of a text's mean log-ratio between the audit and a second scoring, alone.
         gap: Standard deviation of the mean log-ratio over texts.
         dtype: What the audit computed in.
     """
     details: dict[str, float | int | str | None] = {"noise": noise, "spread": gap, "dtype": dtype}
     share = noise / gap if gap > 0 else float("inf")
     if share <= 0.05:
-        sentence = f"Scored again alone and in float32, texts move by {share:.1%} of their spread: noise is negligible."
+        sentence = f"Scored again one by one, texts move by {share:.1%} of their spread: noise is negligible."
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
-        f"Scored again alone and in float32, texts move by {noise:.2g} nats, against a spread of {gap:.2g}: "
+        f"Scored again one by one, texts move by {noise:.2g} nats, against a spread of {gap:.2g}: "
         f"scores computed in {dtype} are noisy; audit again with --dtype float32."
     )
     return Check(status="warning", sentence=sentence, details=details)

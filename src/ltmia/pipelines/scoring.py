@@ -14,32 +14,14 @@ from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features, with
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
-from ltmia.lm.pair import Pair, parameters_sha256
+from ltmia.lm.pair import Pair
 from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.storing import Report, fill_store, silent
 from ltmia.records import Texts
 
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairIdentity:
-    """Hashes of both models: what results and resumed work are tied to."""
-
-    target_sha256: str
-    reference_sha256: str
-
-    @classmethod
-    def of(cls, pair: Pair) -> "PairIdentity":
-        """Hash the parameters of both models."""
-        reference = pair.reference
-        if reference is None:
-            with pair.target.disable_adapter():
-                base = parameters_sha256(pair.target.get_base_model())
-        else:
-            base = parameters_sha256(reference)
-        return cls(target_sha256=parameters_sha256(pair.target), reference_sha256=base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +92,7 @@ def _fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig)
     """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
-    digest.update(json.dumps([asdict(identity), options], sort_keys=True).encode())
+    digest.update(json.dumps([identity.hashes, options], sort_keys=True).encode())
     for text in texts.texts:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)

@@ -1,0 +1,169 @@
+"""The `ltmia` command. Each command imports what it needs when it runs, so that --help is instant."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltmia.cli import options as o
+from ltmia.cli.progress import progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which texts was a fine-tuned language model trained on, and how sure can we be? "
+    "Exit codes: 0 done, 1 gate failed, 2 could not run, 3 inconclusive.",
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(
+        "demo"
+    ),
+    quiet: o.Quiet = False,
+) -> None:
+    """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
+    _calm_libraries()
+    from ltmia.pipelines.demo import run_demo
+
+    with progress(quiet=quiet) as report:
+        result = run_demo(out, report=report)
+    _show(result.folder, quiet=quiet, as_json=False)
+
+
+@app.command()
+def audit(
+    target: o.Target,
+    members: Annotated[str, typer.Option("--members", help="Texts it was fine-tuned on.")],
+    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts it never saw.")],
+    out: o.Out,
+    base: o.Base = "auto",
+    text_column: o.TextColumn = "text",
+    id_column: o.IdColumn = None,
+    group_column: o.GroupColumn = None,
+    attacks: o.Attacks = "fast",
+    classifier: o.Classifier = None,
+    fdr: o.Fdr = 0.05,
+    max_length: o.MaxLength = 128,
+    batch_size: o.BatchSize = 16,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    seed: o.Seed = 0,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
+    ] = False,
+    quiet: o.Quiet = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
+    _calm_libraries()
+    from ltmia.data.reading import read_texts
+    from ltmia.lm.loading import load_pair
+    from ltmia.pipelines.audit import AuditConfig
+    from ltmia.pipelines.audit import audit as run_audit
+
+    columns = {"text_column": text_column, "id_column": id_column, "group_column": group_column}
+    sets = [read_texts(source, **columns) for source in (members, nonmembers)]
+    pair = load_pair(
+        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code
+    )
+    config = AuditConfig(
+        attacks=attacks,
+        classifier=classifier,
+        fdr=fdr,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        deduplicate=deduplicate,
+    )
+    with progress(quiet=quiet) as report:
+        run_audit(pair, *sets, out, config=config, report=report)
+    _show(out, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def finetune(
+    base: Annotated[str, typer.Argument(help="Pretrained LM: folder, hub id or .gguf file.")],
+    texts: Annotated[str, typer.Option("--texts", help="Texts to train on.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the fine-tuned model.")],
+    text_column: o.TextColumn = "text",
+    lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter (rank 16).")] = False,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 5e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    max_length: Annotated[int, typer.Option("--max-length", min=2)] = 128,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    device: o.Device = "auto",
+) -> None:
+    """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
+    _calm_libraries()
+    from ltmia.data.reading import read_texts
+    from ltmia.lm.finetuning import FinetuneConfig
+    from ltmia.lm.finetuning import finetune as run_finetune
+    from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
+
+    config = FinetuneConfig(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        lora=lora,
+        seed=seed,
+    )
+    loading = LoadOptions(dtype="float32", device=device)
+    members = read_texts(texts, text_column=text_column)
+    model, _ = load_model(base, loading)
+    outcome = run_finetune(model, load_tokenizer(base, loading), members.texts, config, out)
+    print(f"{out}: last epoch's training loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+) -> None:
+    """Render report.html again from the folder's results.json and records.parquet alone."""
+    from ltmia.report.page import write_report
+
+    print(write_report(folder))
+
+
+@app.command()
+def attacks() -> None:
+    """List the attacks: what each needs, what it costs, where it comes from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ltmia.attacks.table import ATTACKS
+
+    table = Table("attack", "group", "needs", "passes", "source", "score")
+    for attack in ATTACKS.values():
+        table.add_row(
+            attack.name, attack.group, attack.needs, attack.passes, attack.source, attack.summary
+        )
+    Console().print(table)
+
+
+def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ltmia.evaluation.files import read_results
+    from ltmia.report.terminal import print_results
+
+    results = read_results(folder)
+    if as_json:
+        print(results.model_dump_json(indent=1))
+    elif not quiet:
+        print_results(results, folder, Console())
+
+
+def _calm_libraries() -> None:
+    """Keep the libraries' own bars and notices out of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)

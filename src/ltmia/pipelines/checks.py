@@ -1,0 +1,101 @@
+"""The validity checks of an audit: gathers what they need from texts, scores and models."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ltmia.classifier.membership import OUTSIDE_LIMIT, MembershipClassifier
+from ltmia.data.duplicates import compare_sets, ngram_overlap
+from ltmia.evaluation.controls import ControlScores
+from ltmia.evaluation.results import Check, Measure, Validity
+from ltmia.evaluation.validity import (
+    backend_check,
+    control_check,
+    distribution_check,
+    duplicates_check,
+    length_check,
+    power_check,
+)
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.scoring import ScoredTexts, store_features
+
+if TYPE_CHECKING:
+    from ltmia.pipelines.audit import AuditConfig, LabelledTexts
+
+N_RESCORED = 4
+"""Texts scored a second time, alone, for the backend check."""
+N_SAMPLED = 200
+"""Texts whose features are compared with the classifier's training data."""
+
+
+def check_validity(
+    pair: Pair,
+    data: "LabelledTexts",
+    scored: ScoredTexts,
+    *,
+    blind: tuple[ControlScores, Measure],
+    judge: np.ndarray,
+    smallest_p: float,
+    classifier: MembershipClassifier | None,
+    config: "AuditConfig",
+) -> Validity:
+    """Run every check of an audit.
+
+    Args:
+        pair: The models, for scoring a few texts again.
+        data: Members and non-members.
+        scored: What the audit scored.
+        blind: The bag-of-words control and its AUC.
+        judge: Scores of the attack that the decisions rest on.
+        smallest_p: Smallest p-value the calibration half can give.
+        classifier: The learned classifier, if it took part.
+        config: The audit's options.
+    """
+    n_nonmembers = len(data.texts) - data.n_members
+    return Validity(
+        blind=control_check(*blind, "words"),
+        near_duplicates=_duplicates(data, config),
+        length_only=length_check(scored.n_tokens, data.labels, judge, config.seed),
+        out_of_distribution=_distribution(scored, classifier),
+        backend=_backend(pair, data, scored, config),
+        power=power_check(data.n_members, n_nonmembers, smallest_p),
+    )
+
+
+def _duplicates(data: "LabelledTexts", config: "AuditConfig") -> Check:
+    members = data.texts.texts[: data.n_members]
+    nonmembers = data.texts.texts[data.n_members :]
+    found = compare_sets(members, nonmembers)
+    return duplicates_check(
+        n_within=len(found.members.rows) + len(found.nonmembers.rows),
+        n_across=len(found.across.rows),
+        overlaps=ngram_overlap(members, nonmembers).shares.tolist(),
+        left_out=config.deduplicate,
+    )
+
+
+def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) -> Check:
+    rows = np.flatnonzero([reason is None for reason in scored.reasons])
+    if classifier is None or not len(rows):
+        return distribution_check(None, OUTSIDE_LIMIT)
+    sampled = rows[:: max(len(rows) // N_SAMPLED, 1)]
+    features = store_features(scored.store, classifier.feature_version, sampled)
+    return distribution_check(classifier.distance(features), OUTSIDE_LIMIT)
+
+
+def _backend(
+    pair: Pair, data: "LabelledTexts", scored: ScoredTexts, config: "AuditConfig"
+) -> Check:
+    """Score a few texts again, each alone."""
+    difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
+    rows = np.flatnonzero(~np.isnan(difference))
+    chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
+    noise = 0.0
+    for row in chosen:
+        alone = ExtractionConfig(attacks=("difference",), max_length=config.max_length)
+        for batch in extract_batches(pair, [data.texts.texts[row]], alone):
+            noise = max(noise, abs(batch.texts[0].scores["difference"] - difference[row]))
+    spread = float(np.nanstd(difference)) if len(rows) else 0.0
+    dtype = str(next(pair.target.parameters()).dtype).removeprefix("torch.")
+    return backend_check(noise=noise, gap=spread, dtype=dtype)
