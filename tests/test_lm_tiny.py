@@ -21,9 +21,7 @@ from ltmia.lm.tiny import (
     train_tokenizer,
 )
 
-TEXTS = [
-    f"The {i} ships of the fleet sailed {i * 7} miles past the cape of storms." for i in range(60)
-]
+TEXTS = [f"The {i} ships of the fleet sailed {i * 7} miles past the cape of storms." for i in range(60)]
 TOKENIZER = train_tokenizer(TEXTS, 300)
 
 
@@ -49,14 +47,10 @@ def test_every_architecture_learns_ignores_padding_and_round_trips(model_type, t
 
     padded = torch.cat([ids, torch.full((2, 5), END_ID)], dim=1)
     padded_mask = torch.cat([mask, torch.zeros(2, 5, dtype=torch.long)], dim=1)
-    torch.testing.assert_close(
-        logits(model, padded, padded_mask)[:, :12], plain, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits(model, padded, padded_mask)[:, :12], plain, atol=1e-5, rtol=1e-5)
     later = ids.clone()
     later[:, 8:] = 7
-    torch.testing.assert_close(
-        logits(model, later, mask)[:, :8], plain[:, :8], atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(logits(model, later, mask)[:, :8], plain[:, :8], atol=1e-5, rtol=1e-5)
 
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
@@ -122,9 +116,7 @@ def test_blocks_are_the_texts_end_to_end(texts, seq_len):
     assert blocks.ravel().tolist() == stream[: blocks.size]
 
 
-CONFIG = PretrainConfig(
-    n_tokens=16 * 8 * 30, batch_size=8, seq_len=16, learning_rate=5e-3, autocast=False
-)
+CONFIG = PretrainConfig(n_tokens=16 * 8 * 30, batch_size=8, seq_len=16, learning_rate=5e-3, autocast=False)
 
 
 def test_pretraining_learns_and_writes_a_plain_folder(tmp_path):
@@ -171,22 +163,21 @@ def kill_training_at(monkeypatch, step):
     monkeypatch.setattr("ltmia.lm.pretraining.make_trainer", make_doomed)
 
 
-def test_a_killed_pretraining_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    config = PretrainConfig(
-        n_tokens=16 * 8 * 12, batch_size=8, seq_len=16, checkpoint_minutes=1e-9, autocast=False
-    )
-    whole = small("gpt2")
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_killed_pretraining_resumes_to_the_same_weights(model_type, tmp_path, monkeypatch):
+    config = PretrainConfig(n_tokens=16 * 8 * 12, batch_size=8, seq_len=16, checkpoint_minutes=1e-9, autocast=False)
+    whole = small(model_type)
     pretrain(whole, TOKENIZER, TEXTS, config, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_training_at(patch, 7)
         with pytest.raises(Killed):
-            pretrain(small("gpt2"), TOKENIZER, TEXTS, config, out=tmp_path / "killed")
+            pretrain(small(model_type), TOKENIZER, TEXTS, config, out=tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
     work = tmp_path / ".killed.work"
     (work / "checkpoint-11").mkdir()  # what a kill leaves half-written
     assert (work / "checkpoint-6" / training.COMPLETE).exists()
 
-    resumed = small("gpt2")
+    resumed = small(model_type)
     record = pretrain(resumed, TOKENIZER, TEXTS, config, out=tmp_path / "killed")
     assert record.loss_curve[-1][0] == 12
     assert len(record.loss_curve) == 12
@@ -209,9 +200,7 @@ def test_texts_that_fill_no_block_are_refused(tmp_path):
         pretrain(small("gpt2"), TOKENIZER, ["a"], CONFIG, out=tmp_path / "base")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"n_tokens": 0}, {"warmup": 1.0}, {"seq_len": 1}, {"learning_rate": np.nan}]
-)
+@pytest.mark.parametrize("fields", [{"n_tokens": 0}, {"warmup": 1.0}, {"seq_len": 1}, {"learning_rate": np.nan}])
 def test_impossible_settings_name_the_field(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         PretrainConfig(**({"n_tokens": 100} | fields))

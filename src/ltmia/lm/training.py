@@ -126,9 +126,29 @@ def make_trainer(
 
 
 def train_or_resume(trainer: Trainer) -> None:
-    """Train from the newest complete checkpoint of the Trainer's folder, or from the start."""
+    """Train from the newest complete checkpoint of the Trainer's folder, or from the start.
+
+    Ends with the best checkpoint's weights where the Trainer was told to keep the best.
+    """
     checkpoint = newest_checkpoint(Path(str(trainer.args.output_dir)))
+    if checkpoint is not None:
+        _load_weights(trainer.model, checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    best = trainer.state.best_model_checkpoint
+    if trainer.args.load_best_model_at_end and best is not None:
+        _load_weights(trainer.model, Path(best))
+
+
+def _load_weights(model: torch.nn.Module | None, checkpoint: Path) -> None:
+    """Load a checkpoint's weights by `from_pretrained`.
+
+    `Trainer` matches the names in the file with those in memory and passes over what it does not
+    find: GPT-NeoX's head, which is renamed on saving, would stay as it was without a word. A PEFT
+    adapter is loaded by PEFT, and needs nothing more.
+    """
+    if isinstance(model, PreTrainedModel):
+        saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, local_files_only=True)
+        model.load_state_dict(saved.state_dict())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -184,9 +204,7 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_model(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a plain Hugging Face folder, or a PEFT adapter's: safetensors, config, tokenizer."""
     if isinstance(model, PeftModel):
         # Said outright, or PEFT would look for the base to see whether its vocabulary has grown.
