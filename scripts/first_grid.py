@@ -75,15 +75,11 @@ def main() -> None:
             name=name,
             n_members=n_members,
             n_nonmembers=n_nonmembers,
-            finetuning=FinetuneConfig(
-                learning_rate=rate, epochs=epochs, lora=lora, seed=seed % 2**31, max_length=128
-            ),
+            finetuning=FinetuneConfig(learning_rate=rate, epochs=epochs, lora=lora, seed=seed % 2**31, max_length=128),
             seed=seed,
         )
         buckets = POOL_BUCKETS if corpus in TRAINING_CORPORA else (0, 1, 2, 3, 4, 5, *POOL_BUCKETS)
-        store = make_combination(
-            bases / base, pool_of(corpora, corpus, buckets), config, out / name
-        )
+        store = make_combination(bases / base, pool_of(corpora, corpus, buckets), config, out / name)
         print(
             name,
             json.dumps({k: round(v, 3) for k, v in combination_figures(store).items()}),

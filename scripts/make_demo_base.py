@@ -28,9 +28,7 @@ def main() -> None:
     texts = [t for name in CORPORA for t in read_texts(corpora / f"{name}.jsonl.gz").texts]
     random.Random(0).shuffle(texts)
     tokenizer = train_tokenizer(texts, 2048)
-    config = TinyConfig(
-        model_type="gpt2", vocab_size=len(tokenizer), hidden_size=128, n_layers=3, n_heads=4
-    )
+    config = TinyConfig(model_type="gpt2", vocab_size=len(tokenizer), hidden_size=128, n_layers=3, n_heads=4)
     held_out, training = texts[:200], texts[200:]
     record = pretrain(
         build_base(config, seed=0),

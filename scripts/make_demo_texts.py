@@ -28,10 +28,7 @@ def read_passages(path: Path) -> dict[str, list[dict[str, str]]]:
         for line in lines:
             passage = json.loads(line)
             passages[passage["source"]].append(passage)
-    return {
-        source: sorted(passages[source], key=lambda p: sha256(p["id"]))
-        for source in sorted(passages)
-    }
+    return {source: sorted(passages[source], key=lambda p: sha256(p["id"])) for source in sorted(passages)}
 
 
 def shorten(text: str) -> str:

@@ -203,9 +203,7 @@ def test_wrong_parquet(tmp_path):
     pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
     with pytest.raises(DataError, match=r"two columns are named 'text'"):
         read_texts(path)
-    broken = pa.Array.from_buffers(
-        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xe9\xe9")]
-    )
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xe9\xe9")])
     pq.write_table(pa.table({"text": broken}), path)
     with pytest.raises(DataError, match=r"row 1: a text that is not UTF-8"):
         read_texts(path)

@@ -223,9 +223,7 @@ def test_hub_names():
 
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=40), min_size=1, max_size=8)
-ANY_TEXTS = st.lists(
-    st.text(st.characters(), max_size=40), min_size=1, max_size=8
-)  # surrogates too
+ANY_TEXTS = st.lists(st.text(st.characters(), max_size=40), min_size=1, max_size=8)  # surrogates too
 few = settings(deadline=None, max_examples=60)
 
 

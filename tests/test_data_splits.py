@@ -90,9 +90,7 @@ def test_few_huge_documents_still_reach_the_numbers():
     texts = corpus(sizes.tolist())
     for seed in range(3):
         half = len(texts) // 3
-        drawn = draw_membership(
-            texts, n_members=half, n_nonmembers=half, n_validation=200, seed=seed
-        )
+        drawn = draw_membership(texts, n_members=half, n_nonmembers=half, n_validation=200, seed=seed)
         assert (len(drawn.members), len(drawn.nonmembers), len(drawn.validation)) == (
             half,
             half,

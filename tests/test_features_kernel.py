@@ -62,9 +62,7 @@ KERNELS = {"numba": token_statistics, "torch": through_torch}
 def assert_statistics(found: TokenStatistics, a, b, truth, k, atol=2e-4) -> None:
     for i in range(len(truth)):
         for name, value in by_definition(a[i], b[i], int(truth[i]), k).items():
-            np.testing.assert_allclose(
-                getattr(found, name)[i], value, atol=atol, rtol=1e-4, err_msg=name
-            )
+            np.testing.assert_allclose(getattr(found, name)[i], value, atol=atol, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -95,9 +93,7 @@ def test_masked_vocabulary_rows_do_no_harm(kernel: str) -> None:
             "reverse_divergence",
             "reference_ratio_spread",
         }:
-            np.testing.assert_allclose(
-                getattr(found, name)[0], value, rtol=1e-4, atol=2e-4, err_msg=name
-            )
+            np.testing.assert_allclose(getattr(found, name)[0], value, rtol=1e-4, atol=2e-4, err_msg=name)
     # Where one model says "impossible" the divergence is infinite by definition and finite, large,
     # here.
     assert np.isfinite(found.reverse_divergence).all()

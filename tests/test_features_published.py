@@ -43,9 +43,7 @@ def slow_published(a: np.ndarray, b: np.ndarray, truth: np.ndarray, k: int) -> n
     return np.concatenate([rows, losses, np.tile(sequence, (len(rows), 1))], axis=1)
 
 
-def ragged(
-    a: np.ndarray, b: np.ndarray, truth: np.ndarray, lengths: list[int], k: int
-) -> RaggedStatistics:
+def ragged(a: np.ndarray, b: np.ndarray, truth: np.ndarray, lengths: list[int], k: int) -> RaggedStatistics:
     tokens = token_statistics(torch.tensor(a), torch.tensor(b), torch.tensor(truth), k)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return RaggedStatistics(tokens=tokens, offsets=offsets, vocab_size=a.shape[1])
@@ -57,9 +55,7 @@ def ragged(
     ties=st.booleans(),
     seed=st.integers(0, 999),
 )
-def test_published_equals_the_slow_oracle(
-    lengths: list[int], k: int, ties: bool, seed: int
-) -> None:
+def test_published_equals_the_slow_oracle(lengths: list[int], k: int, ties: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, vocab = sum(lengths), 30
     a, b = rng.normal(0, 3, (2, n, vocab)).astype(np.float32)
@@ -83,9 +79,7 @@ def test_published_has_154_columns_at_k_20() -> None:
 
 
 def test_column_names_match_the_columns() -> None:
-    texts = ragged(
-        *np.random.default_rng(0).normal(size=(2, 4, 30)).astype(np.float32), np.arange(4), [4], 6
-    )
+    texts = ragged(*np.random.default_rng(0).normal(size=(2, 4, 30)).astype(np.float32), np.arange(4), [4], 6)
     for version in ("published", "logratio"):
         names = feature_columns(version, 6)
         assert len(set(names)) == len(names)
@@ -98,8 +92,7 @@ def test_logratio_ignores_constants_added_to_all_logits() -> None:
     shift = rng.normal(0, 5, (5, 1)).astype(np.float32)
     truth = np.arange(5)
     plain, shifted = (
-        per_token_features(ragged(x, b, truth, [5], 6), version="logratio").values
-        for x in (a, a + shift)
+        per_token_features(ragged(x, b, truth, [5], 6), version="logratio").values for x in (a, a + shift)
     )
     np.testing.assert_allclose(plain, shifted, atol=2e-4)
 
@@ -151,9 +144,7 @@ def test_a_text_longer_than_the_padding_is_refused() -> None:
 
 
 def test_concatenate_and_slice_are_inverse() -> None:
-    tokens = ragged(
-        *np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32), np.arange(5), [5], 3
-    ).tokens
+    tokens = ragged(*np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32), np.arange(5), [5], 3).tokens
     joined = TokenStatistics.concatenate([tokens.slice(0, 2), tokens.slice(2, 5)])
     np.testing.assert_array_equal(joined.top_logp, tokens.top_logp)
     np.testing.assert_array_equal(joined.target_rank, tokens.target_rank)

@@ -11,16 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import StoreError
+from ltmia.features.packing import pack_statistics, row_width, unpack_statistics
 from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
-from ltmia.features.store import (
-    FeatureStore,
-    StoredText,
-    StoreWriter,
-    pack_statistics,
-    row_width,
-    unpack_statistics,
-)
+from ltmia.features.store import FeatureStore, StoredText, StoreWriter
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 K, VOCAB = 4, 50
@@ -33,9 +27,7 @@ def statistics(n: int, seed: int = 0) -> TokenStatistics:
 
 
 def text(row: int, n_tokens: int) -> StoredText:
-    return StoredText(
-        row=row, n_tokens=n_tokens, scores={"loss": row + 0.5 if n_tokens else float("nan")}
-    )
+    return StoredText(row=row, n_tokens=n_tokens, scores={"loss": row + 0.5 if n_tokens else float("nan")})
 
 
 def writer(folder: Path, fingerprint: str = "same") -> StoreWriter:
@@ -81,9 +73,7 @@ def test_texts_written_in_any_order_come_back_in_input_order(
     assert read.texts["id"].to_pylist() == [f"t{i}" for i in range(len(lengths))]
     rows = np.arange(len(lengths))[::-1]
     expected = RaggedStatistics(
-        tokens=TokenStatistics.concatenate(
-            [unpack_statistics(pack_statistics(parts[int(row)]), K) for row in rows]
-        ),
+        tokens=TokenStatistics.concatenate([unpack_statistics(pack_statistics(parts[int(row)]), K) for row in rows]),
         offsets=np.concatenate([[0], np.cumsum(np.array(lengths)[rows])]).astype(np.int64),
         vocab_size=VOCAB,
     )

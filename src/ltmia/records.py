@@ -29,14 +29,12 @@ class Texts:
     def __post_init__(self) -> None:
         n_groups = len(self.texts) if self.groups is None else len(self.groups)
         if not len(self.texts) == len(self.ids) == n_groups:
-            raise ValueError(
-                f"{len(self.texts)} texts, {len(self.ids)} ids and {n_groups} groups do not align"
-            )
+            raise ValueError(f"{len(self.texts)} texts, {len(self.ids)} ids and {n_groups} groups do not align")
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def take(self, rows: Sequence[int]) -> "Texts":
+    def take(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> "Texts":
         """Return the given rows, in the order of `rows`."""
         groups = None if self.groups is None else tuple(self.groups[i] for i in rows)
         return Texts(
@@ -117,16 +115,12 @@ class TokenStatistics:
     @classmethod
     def concatenate(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
         """Join several runs of positions, in order."""
-        return cls(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
-        )
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedStatistics:
-    """Token statistics of several texts, end to end; text i owns positions [offsets[i],
-    offsets[i+1]).
-    """
+    """Token statistics of several texts, end to end; text i owns positions [offsets[i], offsets[i+1])."""
 
     tokens: TokenStatistics
     offsets: Int64[np.ndarray, " texts_plus_one"]

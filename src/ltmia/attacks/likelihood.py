@@ -53,9 +53,7 @@ def min_k_plus_plus(evidence: TextEvidence, fraction: float = 0.2) -> float:
     """
     tokens = evidence.tokens
     spread = np.maximum(tokens.target_spread, SPREAD_FLOOR)
-    return _mean_of_lowest(
-        (_floored(tokens.target_logp) + tokens.target_entropy) / spread, fraction
-    )
+    return _mean_of_lowest((_floored(tokens.target_logp) + tokens.target_entropy) / spread, fraction)
 
 
 def dc_pdd(evidence: TextEvidence, ceiling: float = 0.01) -> float:
@@ -78,9 +76,7 @@ def surp(evidence: TextEvidence, fraction: float = 0.4, entropy_below: float = 2
     logp = _floored(evidence.tokens.target_logp)
     if not len(logp) or np.isnan(logp).any():
         return np.nan
-    chosen = (logp <= np.quantile(logp, fraction)) & (
-        evidence.tokens.target_entropy < entropy_below
-    )
+    chosen = (logp <= np.quantile(logp, fraction)) & (evidence.tokens.target_entropy < entropy_below)
     return _mean(logp[chosen]) if chosen.any() else 0.0
 
 

@@ -47,18 +47,14 @@ def recall(probe: TargetProbe, texts: Sequence[str], shots: Shots) -> Scores:
     return probe.mean_losses(texts, "".join(shots.nonmembers)) / probe.mean_losses(texts)
 
 
-def con_recall(
-    probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: float = 1.0
-) -> Scores:
+def con_recall(probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: float = 1.0) -> Scores:
     """Return (loss after non-members - gamma x loss after members) / loss (CON-ReCaLL, arXiv 2409.03363)."""
     after_nonmembers = probe.mean_losses(texts, "".join(shots.nonmembers))
     after_members = probe.mean_losses(texts, "".join(shots.members))
     return (after_nonmembers - gamma * after_members) / probe.mean_losses(texts)
 
 
-def neighbourhood(
-    probe: TargetProbe, texts: Sequence[str], _shots: Shots, n_neighbours: int = 10
-) -> Scores:
+def neighbourhood(probe: TargetProbe, texts: Sequence[str], _shots: Shots, n_neighbours: int = 10) -> Scores:
     """Return the mean loss of near texts minus the loss of the text (arXiv 2305.18462).
 
     The paper swaps single words for those a masked LM proposes. Here the reference LM proposes them, from what

@@ -133,9 +133,7 @@ ATTACKS: dict[str, Attack] = {
             source="arXiv 2601.12104",
             fast=reference.ez_mia,
         ),
-        Attack(
-            name="wbc", needs=_PAIR, passes="1/1", source="arXiv 2601.02751", fast=reference.wbc
-        ),
+        Attack(name="wbc", needs=_PAIR, passes="1/1", source="arXiv 2601.02751", fast=reference.wbc),
         Attack(
             name="lowercase",
             needs=_TARGET,
@@ -198,9 +196,7 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
         if name not in ATTACKS:
             near = difflib.get_close_matches(name, ATTACKS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(
-                f"unknown attack {name!r}; {hint}available: fast, all, {', '.join(ATTACKS)}"
-            )
+            raise ConfigError(f"unknown attack {name!r}; {hint}available: fast, all, {', '.join(ATTACKS)}")
     return tuple(name for name in ATTACKS if name in names)
 
 

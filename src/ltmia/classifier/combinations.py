@@ -65,9 +65,7 @@ class Combination:
 
 def with_summary(batch: FeatureBatch, summary: np.ndarray) -> FeatureBatch:
     """Return the same features with their per-text summary."""
-    return FeatureBatch(
-        values=batch.values, mask=batch.mask, version=batch.version, summary=summary
-    )
+    return FeatureBatch(values=batch.values, mask=batch.mask, version=batch.version, summary=summary)
 
 
 def tensors(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The learned attack as an object: fit it, ask it, save it, load it. Safetensors and JSON, nothing pickled."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
@@ -36,9 +35,7 @@ class MembershipClassifier:
     `feature_means_` (one row of feature means per training combination) and `feature_spread_`.
     """
 
-    def __init__(
-        self, *, network: str = "conv", feature_version: str = "logratio", k: int = DEFAULT_K
-    ) -> None:
+    def __init__(self, *, network: str = "conv", feature_version: str = "logratio", k: int = DEFAULT_K) -> None:
         self.network = network
         self.feature_version = feature_version
         self.k = k
@@ -85,9 +82,7 @@ class MembershipClassifier:
             ConfigError: If the features are of another version than the classifier reads.
         """
         if features.version != self.feature_version:
-            raise ConfigError(
-                f"the classifier reads {self.feature_version!r} features, not {features.version!r}"
-            )
+            raise ConfigError(f"the classifier reads {self.feature_version!r} features, not {features.version!r}")
         values, mask, summary = tensors(features)
         logits = np.full(len(features), np.nan)
         with torch.inference_mode():
@@ -125,16 +120,14 @@ class MembershipClassifier:
             "trained_on": list(self.trained_on_),
             "results": dict(results or {}),
         }
-        (part / CONFIG_FILE).write_text(
-            json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8"
-        )
+        (part / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
         weights = {f"network.{n}": t.contiguous() for n, t in self.network_.state_dict().items()}
         weights["feature_means"] = torch.from_numpy(self.feature_means_).float()
         weights["feature_spread"] = torch.from_numpy(self.feature_spread_).float()
         save_file(weights, part / WEIGHTS_FILE)
         (part / CARD_FILE).write_text(model_card(config, self.n_parameters), "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+        part.replace(folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> None:
         """Upload to the Hugging Face hub; needs a token and a network."""

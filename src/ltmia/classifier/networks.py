@@ -27,9 +27,7 @@ class PublishedNetwork(nn.Module):
         layer = nn.TransformerEncoderLayer(width, 8, 576, 0.05, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.attention = nn.Sequential(nn.Linear(width, 96), nn.Tanh(), nn.Linear(96, 1))
-        self.head = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.05), nn.Linear(width, 1)
-        )
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.05), nn.Linear(width, 1))
 
     def forward(self, values: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
         """Return one logit per text, (batch,)."""

@@ -78,9 +78,7 @@ def train_network(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     _fit_standardization(network, training, version)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     n_steps = config.epochs * len(_epoch_batches(training, config, np.random.default_rng(0)))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, n_steps, pct_start=max(config.warmup, 1 / n_steps)
@@ -95,9 +93,7 @@ def train_network(
             schedule.step()
             losses.append(value)
         measured = macro_auc(network, validation, version) if validation else None
-        records.append(
-            EpochRecord(epoch=epoch, loss=float(np.mean(losses)), validation_auc=measured)
-        )
+        records.append(EpochRecord(epoch=epoch, loss=float(np.mean(losses)), validation_auc=measured))
         report(records[-1])
         if measured is None or measured >= max(r.validation_auc or 0.0 for r in records):
             best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -148,9 +144,7 @@ def _step(
     labels = torch.from_numpy(combination.labels[rows]).float()
     loss = membership_loss(logits, labels, config)
     if not torch.isfinite(loss):
-        raise LtmiaError(
-            f"{combination.name}: the training loss is {loss.item()}; extract it again"
-        )
+        raise LtmiaError(f"{combination.name}: the training loss is {loss.item()}; extract it again")
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
@@ -175,16 +169,12 @@ def _epoch_batches(
     return [batches[i] for i in order]
 
 
-def _fit_standardization(
-    network: nn.Module, combinations: Sequence[Combination], version: str
-) -> None:
+def _fit_standardization(network: nn.Module, combinations: Sequence[Combination], version: str) -> None:
     if not isinstance(network, ConvNetwork):
         return
     rows, summaries = [], []
     for combination in combinations:
-        chosen = np.concatenate(
-            [combination.members[:FIT_TEXTS], combination.nonmembers[:FIT_TEXTS]]
-        )
+        chosen = np.concatenate([combination.members[:FIT_TEXTS], combination.nonmembers[:FIT_TEXTS]])
         values, mask, summary = tensors(combination.batch(chosen, version))
         rows.append(values[mask])
         summaries.append(summary)

@@ -20,9 +20,7 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo"),
     quiet: o.Quiet = False,
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
@@ -66,11 +64,11 @@ def audit(
     from ltmia.pipelines.audit import AuditConfig
     from ltmia.pipelines.audit import audit as run_audit
 
-    columns = {"text_column": text_column, "id_column": id_column, "group_column": group_column}
-    sets = [read_texts(source, **columns) for source in (members, nonmembers)]
-    pair = load_pair(
-        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code
+    member_texts, nonmember_texts = (
+        read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
+        for source in (members, nonmembers)
     )
+    pair = load_pair(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     config = AuditConfig(
         attacks=attacks,
         classifier=classifier,
@@ -81,7 +79,7 @@ def audit(
         deduplicate=deduplicate,
     )
     with progress(quiet=quiet) as report:
-        run_audit(pair, *sets, out, config=config, report=report)
+        run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
     _show(out, quiet=quiet, as_json=as_json)
 
 
@@ -141,9 +139,7 @@ def attacks() -> None:
 
     table = Table("attack", "group", "needs", "passes", "source", "score")
     for attack in ATTACKS.values():
-        table.add_row(
-            attack.name, attack.group, attack.needs, attack.passes, attack.source, attack.summary
-        )
+        table.add_row(attack.name, attack.group, attack.needs, attack.passes, attack.source, attack.summary)
     Console().print(table)
 
 

@@ -22,9 +22,7 @@ Target = Annotated[
 ]
 Base = Annotated[
     str,
-    typer.Option(
-        "--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."
-    ),
+    typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
 TextColumn = Annotated[str, typer.Option("--text-column", help="Column that holds the text.")]
@@ -42,16 +40,10 @@ Attacks = Annotated[
 ]
 Classifier = Annotated[
     str | None,
-    typer.Option(
-        "--classifier", help="Folder or hub id of a classifier; default: the shipped one."
-    ),
+    typer.Option("--classifier", help="Folder or hub id of a classifier; default: the shipped one."),
 ]
-Fdr = Annotated[
-    float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")
-]
-MaxLength = Annotated[
-    int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")
-]
+Fdr = Annotated[float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")]
+MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
 BatchSize = Annotated[
     int,
     typer.Option("--batch-size", min=1, help="Texts per forward pass; halved if memory runs out."),
@@ -61,12 +53,8 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="auto: bfloat16 if stored in half precision and fast here."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
-Reveal = Annotated[
-    bool, typer.Option("--reveal", help="Write texts and tokens into the results; off by default.")
-]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Write texts and tokens into the results; off by default.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]

@@ -136,14 +136,10 @@ def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, seed: int =
             index.add(row, words, sketch)
         else:
             near.append(Repeat(row=row, of=found[0], similarity=found[1]))
-    return Duplicates(
-        n_texts=len(texts), threshold=threshold, exact=_as_repeats(exact), near=tuple(near)
-    )
+    return Duplicates(n_texts=len(texts), threshold=threshold, exact=_as_repeats(exact), near=tuple(near))
 
 
-def find_shared(
-    texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8, seed: int = 0
-) -> Duplicates:
+def find_shared(texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8, seed: int = 0) -> Duplicates:
     """Find the texts that repeat one of another set; `of` is the first such row of `others`.
 
     Args and errors are those of `find_duplicates`.
@@ -159,9 +155,7 @@ def find_shared(
             exact[row] = equal
         elif (found := index.first_similar(words, index.sketch(words))) is not None:
             near.append(Repeat(row=row, of=found[0], similarity=found[1]))
-    return Duplicates(
-        n_texts=len(texts), threshold=threshold, exact=_as_repeats(exact), near=tuple(near)
-    )
+    return Duplicates(n_texts=len(texts), threshold=threshold, exact=_as_repeats(exact), near=tuple(near))
 
 
 def compare_sets(
@@ -187,9 +181,7 @@ def kept_rows(duplicates: SetDuplicates) -> KeptRows:
     )
 
 
-def ngram_overlap(
-    texts: Sequence[str], others: Sequence[str], *, n_words: int = OVERLAP_WORDS
-) -> NgramOverlap:
+def ngram_overlap(texts: Sequence[str], others: Sequence[str], *, n_words: int = OVERLAP_WORDS) -> NgramOverlap:
     """Measure the share of each text's distinct word n-grams that occur anywhere in another set."""
     seen = {gram for text in others for gram in _ngrams(normalise_text(text).split(), n_words)}
     shares = np.full(len(texts), np.nan)

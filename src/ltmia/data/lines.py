@@ -44,9 +44,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             with path.open("rb") as stream:
                 yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path}: not an intact gzip file ({error}). Unpack it, or copy it again."
-        ) from error
+        raise DataError(f"{path}: not an intact gzip file ({error}). Unpack it, or copy it again.") from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"{path}: cannot be read ({reason}).") from error

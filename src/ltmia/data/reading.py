@@ -204,10 +204,7 @@ def _label_of(row: Row, column: str, option: str) -> str:
 
 def _missing(row: Row, column: str, option: str) -> str:
     found = ", ".join(_shown(name) for name in list(row.columns)[:20]) or "none"
-    return (
-        f"{row.place}: no column {column!r}. Columns found: {found}. "
-        f"Name the right one with {option}."
-    )
+    return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with {option}."
 
 
 def _shown(value: str) -> str:

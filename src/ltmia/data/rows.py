@@ -83,8 +83,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         _, header = next(records, (1, []))
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(
-                f"{path}, line 1: column {repeated[0]!r} stands twice in the header. "
-                "Give each column its own name."
+                f"{path}, line 1: column {repeated[0]!r} stands twice in the header. Give each column its own name."
             )
         for start, fields in records:
             place = f"{path}, line {start}"
@@ -141,8 +140,7 @@ def _json_object(text: str, place: str) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise DataError(
-            f"{place}: JSON nested too deeply. "
-            'Expected one flat object a line, such as {"id": "a1", "text": "..."}.'
+            f'{place}: JSON nested too deeply. Expected one flat object a line, such as {{"id": "a1", "text": "..."}}.'
         ) from error
     except ValueError as error:  # an integer of thousands of digits
         raise DataError(f"{place}: JSON value out of range ({error}).") from error

@@ -27,9 +27,7 @@ class Membership:
     """Held out to watch the fine-tuning; neither members nor non-members of the audit."""
 
 
-def split_by_group(
-    groups: Sequence[str], fractions: Sequence[float], seed: int
-) -> list[Int64[np.ndarray, " rows"]]:
+def split_by_group(groups: Sequence[str], fractions: Sequence[float], seed: int) -> list[Int64[np.ndarray, " rows"]]:
     """Split rows into parts of about the given sizes, keeping each group whole.
 
     Args:
@@ -49,9 +47,7 @@ def split_by_group(
     return _allot(_rows_of_groups(groups), _whole_sizes(fractions, len(groups)), rng)
 
 
-def draw_membership(
-    texts: Texts, *, n_members: int, n_nonmembers: int, n_validation: int, seed: int
-) -> Membership:
+def draw_membership(texts: Texts, *, n_members: int, n_nonmembers: int, n_validation: int, seed: int) -> Membership:
     """Draw members, non-members and validation texts, disjoint by group and by content.
 
     Whole groups go to one of the three sides, in proportion to the numbers wanted; then texts are
@@ -85,10 +81,7 @@ def draw_membership(
         rng = np.random.default_rng([seed, draw])
         sides = _allot(groups, _side_sizes(wanted, len(usable)), rng)
         if all(len(side) >= n for side, n in zip(sides, wanted, strict=True)):
-            drawn = [
-                usable[np.sort(rng.choice(side, n, replace=False))]
-                for side, n in zip(sides, wanted, strict=True)
-            ]
+            drawn = [usable[np.sort(rng.choice(side, n, replace=False))] for side, n in zip(sides, wanted, strict=True)]
             return Membership(members=drawn[0], nonmembers=drawn[1], validation=drawn[2])
     raise DataError(
         f"{shortage}{len(usable)} distinct texts in {len(groups)} groups (the largest has "
@@ -137,9 +130,7 @@ def _allot(
         n_rows = len(groups[group])
         open_room = np.cumsum(np.where(room >= n_rows, room, 0))
         fits = open_room[-1] > 0
-        part = int(
-            np.searchsorted(open_room, draw * open_room[-1], "right") if fits else room.argmax()
-        )
+        part = int(np.searchsorted(open_room, draw * open_room[-1], "right") if fits else room.argmax())
         room[part] -= n_rows
         parts[part].append(groups[group])
     empty = np.empty(0, dtype=np.int64)

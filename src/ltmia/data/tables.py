@@ -90,8 +90,7 @@ def saved_dataset_rows(folder: Path) -> Iterator[Row]:
         loaded = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(
-            f"{folder}: not an intact dataset folder ({_first_line(error)}). "
-            "Write it again with save_to_disk."
+            f"{folder}: not an intact dataset folder ({_first_line(error)}). Write it again with save_to_disk."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         splits = sorted(loaded)
@@ -137,9 +136,7 @@ def _datasets(source: str) -> ModuleType:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(
-            f"{source}: reading datasets needs an extra. Run: pip install 'ltmia[hub]'"
-        ) from error
+        raise DataError(f"{source}: reading datasets needs an extra. Run: pip install 'ltmia[hub]'") from error
     return datasets
 
 

@@ -106,12 +106,8 @@ def judge_audit(
         realized_fdp=proportion(false_flags, flags) if flags else Measure(reason="nothing flagged"),
     )
     parts = [_part(judged, slice(0, n)), _part(judged, slice(n, None))]
-    return AuditDecisions(
-        members=parts[0], held_out=parts[1], held_out_rows=held_out, summary=summary
-    )
+    return AuditDecisions(members=parts[0], held_out=parts[1], held_out_rows=held_out, summary=summary)
 
 
 def _part(judged: RecordDecisions, rows: slice) -> RecordDecisions:
-    return RecordDecisions(
-        p_values=judged.p_values[rows], q_values=judged.q_values[rows], flagged=judged.flagged[rows]
-    )
+    return RecordDecisions(p_values=judged.p_values[rows], q_values=judged.q_values[rows], flagged=judged.flagged[rows])

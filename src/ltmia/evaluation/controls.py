@@ -70,9 +70,7 @@ def _fold_scores(
     return forest.predict_proba(counter.transform(test))[:, 1].astype(np.float64)
 
 
-def length_bucket_rows(
-    n_tokens: Int64[np.ndarray, " texts"], n_buckets: int = 4
-) -> list[Int64[np.ndarray, " bucket"]]:
+def length_bucket_rows(n_tokens: Int64[np.ndarray, " texts"], n_buckets: int = 4) -> list[Int64[np.ndarray, " bucket"]]:
     """Cut rows into buckets of similar length, about equally many in each; ties stay together."""
     edges = np.unique(np.quantile(n_tokens, np.linspace(0, 1, n_buckets + 1)[1:-1]))
     bucket = np.searchsorted(edges, n_tokens, side="left")

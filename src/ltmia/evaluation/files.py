@@ -1,6 +1,5 @@
 """Reading and writing what an audit leaves: `results.json` and `records.parquet`, whole or not at all."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ def read_results(folder: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise StoreError(
-            f"{path}: not there; expected the folder of an audit or a score"
-        ) from error
+        raise StoreError(f"{path}: not there; expected the folder of an audit or a score") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -63,4 +60,4 @@ def read_records(folder: Path) -> pa.Table:
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -45,21 +45,14 @@ def measure_attack(
         nothing = Measure(reason=f"no scorable {missing}")
         return AttackResult(auc=nothing, tpr_at_fpr={str(f): nothing for f in FPR_TARGETS})
     rng = np.random.default_rng(seed)
-    resampled = [
-        _figures(_resample(member_parts, rng), _resample(nonmember_parts, rng))
-        for _ in range(n_resamples)
-    ]
+    resampled = [_figures(_resample(member_parts, rng), _resample(nonmember_parts, rng)) for _ in range(n_resamples)]
     low, high = np.quantile(np.array(resampled), [0.025, 0.975], axis=0)
     points = _figures(members, nonmembers)
     n, m = len(members), len(nonmembers)
     measures = [
-        _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n)
-        for i, point in enumerate(points)
+        _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n) for i, point in enumerate(points)
     ]
-    tpr = {
-        str(fpr): _tpr_or_reason(measure, fpr, m)
-        for fpr, measure in zip(FPR_TARGETS, measures[1:], strict=True)
-    }
+    tpr = {str(fpr): _tpr_or_reason(measure, fpr, m) for fpr, measure in zip(FPR_TARGETS, measures[1:], strict=True)}
     return AttackResult(
         auc=measures[0],
         tpr_at_fpr=tpr,
@@ -93,9 +86,7 @@ def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
     if n_nonmembers * fpr >= FEWEST_FALSE_POSITIVES - 1e-9:
         return measure
     needed = int(np.ceil(FEWEST_FALSE_POSITIVES / fpr - 1e-9))
-    return Measure(
-        reason=f"{n_nonmembers} non-members cannot resolve an FPR of {fpr:g}; {needed} are needed"
-    )
+    return Measure(reason=f"{n_nonmembers} non-members cannot resolve an FPR of {fpr:g}; {needed} are needed")
 
 
 def _widened(point: float, low: float, high: float, n: int) -> Measure:
@@ -106,9 +97,7 @@ def _widened(point: float, low: float, high: float, n: int) -> Measure:
     return Measure(value=point, low=min(low, point), high=max(high, point))
 
 
-def _measurable_groups(
-    scores: Scores, groups: Int64[np.ndarray, " texts"] | None
-) -> tuple[Scores, list[Scores]]:
+def _measurable_groups(scores: Scores, groups: Int64[np.ndarray, " texts"] | None) -> tuple[Scores, list[Scores]]:
     """Return the measurable scores, whole and cut by group."""
     usable = ~np.isnan(scores)
     scores = scores[usable]

@@ -8,8 +8,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
-
 
 class _Section(BaseModel):
     """Strict base: an unknown key is an error, not a silent extra."""
@@ -130,7 +128,7 @@ class Timing(_Section):
 class Results(_Section):
     """Everything `results.json` holds."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     ltmia_version: str
     kind: Literal["audit", "score"]
     created: datetime

@@ -24,14 +24,10 @@ def control_check(control: ControlScores, measure: Measure, what: str) -> Check:
     """
     if measure.value is None or measure.low is None or measure.high is None:
         reason = control.reason or measure.reason or "too few texts"
-        return Check(
-            status="not_measured", sentence=f"The {what} control could not be run: {reason}."
-        )
+        return Check(status="not_measured", sentence=f"The {what} control could not be run: {reason}.")
     interval = f"AUC {measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
     if measure.low <= 0.5 <= measure.high:
-        sentence = (
-            f"Members and non-members cannot be told apart by their {what} alone ({interval})."
-        )
+        sentence = f"Members and non-members cannot be told apart by their {what} alone ({interval})."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
         f"Members and non-members differ in their {what} without any model ({interval}): part of "
@@ -58,9 +54,7 @@ def length_check(
     return check.model_copy(update={"details": details})
 
 
-def duplicates_check(
-    *, n_within: int, n_across: int, overlaps: Sequence[float], left_out: bool
-) -> Check:
+def duplicates_check(*, n_within: int, n_across: int, overlaps: Sequence[float], left_out: bool) -> Check:
     """Judge repeated texts and shared n-grams between members and non-members.
 
     Args:
@@ -93,9 +87,7 @@ def distribution_check(distance: float | None, limit: float) -> Check:
         return Check(status="not_measured", sentence="No learned classifier took part.")
     measure = Measure(value=distance)
     if distance <= limit:
-        sentence = (
-            f"The features lie within what the classifier was trained on (distance {distance:.2f})."
-        )
+        sentence = f"The features lie within what the classifier was trained on (distance {distance:.2f})."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
         f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f}): it is "
@@ -154,9 +146,7 @@ def verdict(attack: str, result: AttackResult | None, decisions: Decisions, blin
     )
     fdp = decisions.realized_fdp
     if fdp.value is not None:
-        found += (
-            f" When non-members were judged the same way, {fdp.value:.1%} of all flags were false."
-        )
+        found += f" When non-members were judged the same way, {fdp.value:.1%} of all flags were false."
     strength = ""
     if result is not None and result.auc.value is not None:
         a = result.auc

@@ -34,9 +34,7 @@ def published_columns(k: int) -> tuple[str, ...]:
         for name in ("bottom_target_logit", "bottom_reference_logit", "bottom_reference_rank")
     ]
     loss = ["target_loss", "reference_loss", "loss_difference"]
-    sequence = [f"{statistic}_{name}" for name in loss for statistic in ("mean", "std")] + [
-        "sum_loss_difference"
-    ]
+    sequence = [f"{statistic}_{name}" for name in loss for statistic in ("mean", "std")] + ["sum_loss_difference"]
     return (*truth, *head, *tail, *loss, *sequence)
 
 
@@ -90,6 +88,4 @@ def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
         return published_columns(k)
     if version == "logratio":
         return LOGRATIO_COLUMNS
-    raise ConfigError(
-        f"unknown feature version {version!r}; available: {', '.join(FEATURE_VERSIONS)}"
-    )
+    raise ConfigError(f"unknown feature version {version!r}; available: {', '.join(FEATURE_VERSIONS)}")

@@ -20,6 +20,8 @@ BLOCK = 64
 """Ids per block: four or eight vector registers, and few enough to scan for candidates."""
 EXPONENT_FLOOR = np.float32(-87.0)
 """exp of this is the smallest normal float32; lower log-probabilities are taken as this in sums."""
+MINUS_INFINITY_KEY = np.int32(-2139095040)
+"""Key of -inf; only a NaN lies below."""
 SCAN_SHARE = 0.25
 """Above this share of undecided blocks, counting the whole row is cheaper than block by block."""
 
@@ -28,7 +30,7 @@ _FAST = {"contract", "reassoc", "arcp"}
 
 
 @intrinsic
-def _bits_of(_context: Any, value: Any) -> Any:
+def _bits_of(_context: Any, _value: Any) -> Any:
     """Reinterpret a float32 as int32 (a plain bitcast, so that loops stay vectorised)."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -38,7 +40,7 @@ def _bits_of(_context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _float_of(_context: Any, value: Any) -> Any:
+def _float_of(_context: Any, _value: Any) -> Any:
     """Reinterpret an int32 as float32."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -57,9 +59,7 @@ def _key(value: np.float32) -> np.int32:
 
 @njit(inline="always")
 def _exp(x: np.float32) -> np.float32:
-    """Return exp(x) for EXPONENT_FLOOR <= x <= 0 to 2 ulp: 2^n times a polynomial on [-ln2/2,
-    ln2/2].
-    """
+    """Return exp(x) for EXPONENT_FLOOR <= x <= 0 to 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]."""
     n = np.int32(x * np.float32(1.4426950408889634) - np.float32(0.5))
     nf = np.float32(n)
     r = x - nf * np.float32(0.693359375) + nf * np.float32(2.12194440e-4)
@@ -110,8 +110,7 @@ def _insert(best_keys: Any, best_ids: Any, key: np.int32, v: int) -> None:
 def _extreme_ids(keys: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
     """Find the k highest (sign = 1) or lowest (sign = -1) keys, best first, ties by id.
 
-    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are
-    scanned.
+    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are scanned.
     """
     k = best_keys.shape[0]
     n_blocks = bounds.shape[0]
@@ -168,8 +167,7 @@ def _rank(keys: Any, block_max: Any, block_min: Any, threshold: np.int32) -> np.
 
 @njit(fastmath=_FAST)
 def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums: Any) -> None:
-    """Add up, over the vocabulary, the moments of log p and of the log-ratio under both
-    distributions.
+    """Add up, over the vocabulary, the moments of log p and of the log-ratio under both distributions.
 
     With x and y the logits below their row's maximum and d = x - y: e^x, x e^x, x^2 e^x, the same
     of y, then d e^x, d^2 e^x, d e^y, d^2 e^y. Each block is summed in float32 and added in
@@ -201,52 +199,20 @@ def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums:
             d2 += ed * d
             g1 += fd
             g2 += fd * d
-        sums[0] += a0
-        sums[1] += a1
-        sums[2] += a2
-        sums[3] += b0
-        sums[4] += b1
-        sums[5] += b2
-        sums[6] += d1
-        sums[7] += d2
-        sums[8] += g1
-        sums[9] += g2
+        block_sums = (a0, a1, a2, b0, b1, b2, d1, d2, g1, g2)
+        for j in range(len(block_sums)):
+            sums[j] += block_sums[j]
 
 
 @njit
-def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
-    """Write every statistic of one position pair; all NaN when a row holds NaN or has no finite
-    maximum.
-    """
-    keys_a, keys_b, max_a, min_a, max_b, min_b, best_keys, top, low, reference_top, sums = scratch
-    scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
-    k = top.shape[0]
-    _index_row(a, keys_a, max_a, min_a)
-    _index_row(b, keys_b, max_b, min_b)
-    _extreme_ids(keys_a, max_a, np.int32(1), best_keys, top)
-    _extreme_ids(keys_b, max_b, np.int32(1), best_keys, reference_top)
-    _extreme_ids(keys_a, min_a, np.int32(-1), best_keys, low)
-    a_max = a[top[0]]
-    b_max = b[reference_top[0]]
-    broken = not (np.isfinite(a_max) and np.isfinite(b_max))
-    broken = broken or np.isnan(a[low[0]]) or min_b.min() < _key(np.float32(-np.inf))
-    if broken:
-        scalars[i, :] = np.nan
-        top_logp[i, :] = np.nan
-        top_ratio[i, :] = np.nan
-        low_ratio[i, :] = np.nan
-        ranks[i, :] = 0
-        top_rank[i, :] = 0
-        reference_top_rank[i, :] = 0
-        low_rank[i, :] = 0
-        return
-    _vocabulary_sums(a, b, a_max, b_max, sums)
+def _fill_scalars(i: int, a: Any, b: Any, truth: int, sums: Any, scalars: Any) -> None:
+    """Write the scalars of a position; `sums` holds the vocabulary's, then both row maxima."""
     log_a = np.log(sums[0])
     log_b = np.log(sums[3])
     mean_a = sums[1] / sums[0]
     mean_b = sums[4] / sums[3]
-    lse_a = np.float64(a_max) + log_a
-    lse_b = np.float64(b_max) + log_b
+    lse_a = sums[10] + log_a
+    lse_b = sums[11] + log_b
     scalars[i, 0] = a[truth] - lse_a
     scalars[i, 1] = b[truth] - lse_b
     scalars[i, 2] = log_a - mean_a
@@ -261,9 +227,35 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
     scalars[i, 9] = np.sqrt(max(sums[9] / sums[3] - ratio_b * ratio_b, 0.0))
     scalars[i, 10] = lse_a - lse_b
     scalars[i, 11] = -log_b
+
+
+@njit
+def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
+    """Write every statistic of one position pair: NaN and rank 0 if a row holds NaN or no finite maximum."""
+    keys_a, keys_b, bounds_a, bounds_b, best_keys, ids, sums = scratch
+    scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
+    top, low, reference_top = ids[0], ids[1], ids[2]
+    max_a, min_a, max_b, min_b = bounds_a[0], bounds_a[1], bounds_b[0], bounds_b[1]
+    _index_row(a, keys_a, max_a, min_a)
+    _index_row(b, keys_b, max_b, min_b)
+    _extreme_ids(keys_a, max_a, np.int32(1), best_keys, top)
+    _extreme_ids(keys_b, max_b, np.int32(1), best_keys, reference_top)
+    _extreme_ids(keys_a, min_a, np.int32(-1), best_keys, low)
+    a_max, b_max = a[top[0]], b[reference_top[0]]
+    lowest = min(min_a.min(), min_b.min())
+    if lowest < MINUS_INFINITY_KEY or not (np.isfinite(a_max) and np.isfinite(b_max)):
+        for block in (scalars, top_logp, top_ratio, low_ratio):
+            block[i, :] = np.nan
+        for block in (ranks, top_rank, reference_top_rank, low_rank):
+            block[i, :] = 0
+        return
+    _vocabulary_sums(a, b, a_max, b_max, sums)
+    sums[10], sums[11] = a_max, b_max
+    _fill_scalars(i, a, b, truth, sums, scalars)
+    lse_a, lse_b = a_max + np.log(sums[0]), b_max + np.log(sums[3])
     ranks[i, 0] = _rank(keys_a, max_a, min_a, keys_a[truth])
     ranks[i, 1] = _rank(keys_b, max_b, min_b, keys_b[truth])
-    for j in range(k):
+    for j in range(top.shape[0]):
         top_logp[i, j] = a[top[j]] - lse_a
         top_ratio[i, j] = (a[top[j]] - lse_a) - (b[top[j]] - lse_b)
         low_ratio[i, j] = (a[low[j]] - lse_a) - (b[low[j]] - lse_b)
@@ -287,20 +279,15 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
     k = out[1].shape[1]
     n_blocks = (vocab + BLOCK - 1) // BLOCK
     for worker in prange(n_workers):
-        # One set of buffers per worker: allocating per row would cost more in page faults than the
-        # row does.
+        # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
         scratch = (
             np.empty(vocab, np.int32),
             np.empty(vocab, np.int32),
-            np.empty(n_blocks, np.int32),
-            np.empty(n_blocks, np.int32),
-            np.empty(n_blocks, np.int32),
-            np.empty(n_blocks, np.int32),
+            np.empty((2, n_blocks), np.int32),
+            np.empty((2, n_blocks), np.int32),
             np.empty(k, np.int32),
-            np.empty(k, np.int64),
-            np.empty(k, np.int64),
-            np.empty(k, np.int64),
-            np.empty(10, np.float64),
+            np.empty((3, k), np.int64),
+            np.empty(12, np.float64),
         )
         for i in range(worker, n, n_workers):
             _fill_position(i, target[i], reference[i], truth[i], scratch, out)

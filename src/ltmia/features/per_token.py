@@ -1,13 +1,15 @@
-"""Token statistics to feature columns, a batch of texts at a time. Row t describes the prediction
-of one real token; padding is zero and masked.
+"""Token statistics to feature columns, a batch of texts at a time.
+
+Row t describes the prediction of one real token; padding is zero and masked.
 
 Knows the two feature versions of `columns`; knows nothing of logits, models or texts.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 
 from ltmia.features.columns import LOGRATIO_TOP, feature_columns
 from ltmia.records import RaggedStatistics
@@ -61,14 +63,14 @@ def per_token_features(
         ValueError: If a text is longer than `seq_len`.
     """
     n_features = len(feature_columns(version, texts.tokens.k))
-    counts = np.diff(texts.offsets)
+    counts: Int64[np.ndarray, " batch"] = np.diff(texts.offsets)
     longest = int(counts.max(initial=0))
     length = max(longest, 1) if seq_len is None else seq_len
     if longest > length:
         raise ValueError(f"a text of {longest} scored positions does not fit seq_len = {length}")
     columns = _published(texts) if version == "published" else _logratio(texts)
     flat = np.stack(columns, axis=1).astype(np.float32)
-    broken = ~np.isfinite(flat).all(axis=1)
+    broken = np.asarray(~np.isfinite(flat).all(axis=1))
     counts[_segment_sums(broken.astype(np.int64), texts.offsets) > 0] = 0
     real = np.repeat(counts > 0, np.diff(texts.offsets))
     mask = np.arange(length) < counts[:, None]
@@ -82,7 +84,7 @@ def log_rank(rank: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.log1p(rank) / np.log(vocab_size + 1.0)
 
 
-def _segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
     """Sum each text's run of values; an empty text sums to 0."""
     # reduceat wants no empty runs; running totals would let one text's NaN into all that follow.
     filled = np.diff(offsets) > 0
@@ -93,9 +95,7 @@ def _segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def _published(texts: RaggedStatistics) -> list[np.ndarray]:
-    """Lay out the published columns (arXiv 2604.03199); logits relative to the larger of the two
-    models'.
-    """
+    """Lay out the published columns (arXiv 2604.03199), logits relative to the larger of the two models'."""
 
     def pair(gap: np.ndarray) -> list[np.ndarray]:
         # a - max(a, b) and b - max(a, b) depend on a - b alone.
@@ -122,17 +122,13 @@ def _published(texts: RaggedStatistics) -> list[np.ndarray]:
 
 
 def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.ndarray]:
-    """Mean and standard deviation of each loss over a text, and the sum of the last, on every
-    token of it.
-    """
+    """Repeat on each token its text's mean and standard deviation of each loss, and the sum of the last."""
     counts = np.diff(offsets)
     columns = []
     for loss in losses:
         wide = loss.astype(np.float64)
         mean = np.repeat(_segment_sums(wide, offsets) / np.maximum(counts, 1), counts)
-        variance = np.repeat(
-            _segment_sums((wide - mean) ** 2, offsets) / np.maximum(counts, 1), counts
-        )
+        variance = np.repeat(_segment_sums((wide - mean) ** 2, offsets) / np.maximum(counts, 1), counts)
         columns += [mean, np.sqrt(variance + 1e-6)]
     columns.append(np.repeat(_segment_sums(losses[-1].astype(np.float64), offsets), counts))
     return columns
@@ -182,9 +178,7 @@ def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
         tokens.reference_ratio_spread,
         _standardize(ratio, tokens.divergence, tokens.target_ratio_spread),
         _standardize(ratio, -tokens.reverse_divergence, tokens.reference_ratio_spread),
-        _standardize(
-            ratio, np.zeros_like(ratio), np.sqrt(tokens.divergence + tokens.reverse_divergence)
-        ),
+        _standardize(ratio, np.zeros_like(ratio), np.sqrt(tokens.divergence + tokens.reverse_divergence)),
         np.maximum(tokens.target_logp - tokens.top_logp[:, 0], -RATIO_LIMIT),
         np.maximum(tokens.reference_logp - tokens.reference_top_logp, -RATIO_LIMIT),
         *(top[:, min(i, tokens.k - 1)] for i in range(LOGRATIO_TOP)),
@@ -192,9 +186,7 @@ def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
         top.std(axis=1),
     ]
     for block in (tokens.top_reference_rank, tokens.reference_top_target_rank):
-        columns += [
-            log_rank(block[:, min(i, tokens.k - 1)], vocab_size) for i in range(LOGRATIO_TOP - 1)
-        ]
+        columns += [log_rank(block[:, min(i, tokens.k - 1)], vocab_size) for i in range(LOGRATIO_TOP - 1)]
     return columns
 
 
@@ -208,6 +200,4 @@ def _finite_ratio(ratio: np.ndarray) -> np.ndarray:
 
     A NaN that stems from NaN logits stays visible through the token's other columns.
     """
-    return np.clip(
-        np.nan_to_num(ratio, nan=0.0, posinf=np.inf, neginf=-np.inf), -RATIO_LIMIT, RATIO_LIMIT
-    )
+    return np.clip(np.nan_to_num(ratio, nan=0.0, posinf=np.inf, neginf=-np.inf), -RATIO_LIMIT, RATIO_LIMIT)

@@ -1,5 +1,4 @@
-"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same
-numbers.
+"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
 
 Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions whose logits hold
 NaN, or nothing finite to normalise by, come out as NaN in every float and 0 in every rank.
@@ -70,9 +69,7 @@ def token_statistics(
 
 
 def empty_statistics(n: int, k: int) -> tuple[np.ndarray, ...]:
-    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank
-    blocks.
-    """
+    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank blocks."""
     floats = [np.empty((n, width), np.float32) for width in (len(SCALARS), k, k, k)]
     ranks = [np.empty((n, width), np.int32) for width in (2, k, k, k)]
     return (*floats, *ranks)

@@ -10,78 +10,21 @@ behind the last of them. Holds no text and no token id.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Int64
+from jaxtyping import Int64
 
 from ltmia.errors import StoreError
+from ltmia.features.packing import pack_statistics, row_width, unpack_statistics
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 FORMAT_VERSION = 1
-FLOAT16_LIMIT = 65504.0
-
-_RANKS = frozenset(
-    {
-        "target_rank",
-        "reference_rank",
-        "top_reference_rank",
-        "reference_top_target_rank",
-        "bottom_reference_rank",
-    }
-)
-
-
-def row_width(k: int) -> int:
-    """Return the number of float16 columns of one position."""
-    return sum(k if _is_block(f.type) else 1 for f in fields(TokenStatistics))
-
-
-def _is_block(annotation: Any) -> bool:
-    return "pred k" in str(getattr(annotation, "dim_str", annotation))
-
-
-def pack_statistics(tokens: TokenStatistics) -> Float16[np.ndarray, "pred width"]:
-    """Round statistics to float16 rows: ranks as log(1 + r), and D_t in place of the reference's
-    log-probability.
-
-    D_t is a small difference of large numbers; rounding it after the subtraction keeps three
-    digits of it.
-    """
-    parts = []
-    for field in fields(TokenStatistics):
-        values = getattr(tokens, field.name)
-        if field.name in _RANKS:
-            values = np.log1p(values)
-        elif field.name == "reference_logp":
-            values = tokens.log_ratio
-        parts.append(values[:, None] if values.ndim == 1 else values)
-    row = np.concatenate(parts, axis=1)
-    return np.clip(row, -FLOAT16_LIMIT, FLOAT16_LIMIT).astype(np.float16)
-
-
-def unpack_statistics(rows: Float16[np.ndarray, "pred width"], k: int) -> TokenStatistics:
-    """Turn float16 rows back into statistics, exact to float16."""
-    wide = rows.astype(np.float32)
-    columns: dict[str, np.ndarray] = {}
-    start = 0
-    for field in fields(TokenStatistics):
-        if _is_block(field.type):
-            values = wide[:, start : start + k]
-            start += k
-        else:
-            values = wide[:, start]
-            start += 1
-        if field.name in _RANKS:
-            values = np.rint(np.expm1(values)).astype(np.int32)
-        columns[field.name] = values
-    columns["reference_logp"] = columns["target_logp"] - columns["reference_logp"]
-    return TokenStatistics(**columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +42,7 @@ class StoredText:
 
 
 class StoreWriter:
-    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run
-    stopped.
-    """
+    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run stopped."""
 
     def __init__(self, folder: Path, *, fingerprint: str, k: int, vocab_size: int) -> None:
         self.folder = folder
@@ -293,15 +234,11 @@ def _journal_entries(journal: Path) -> list[dict[str, Any]]:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        raise StoreError(
-            f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it"
-        )
+        raise StoreError(f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it")
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{path}: not readable as JSON ({error}); extract the store again"
-        ) from error
+        raise StoreError(f"{path}: not readable as JSON ({error}); extract the store again") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise StoreError(f"{path}: not a store of format {FORMAT_VERSION}; extract it again")
     return manifest
@@ -311,4 +248,4 @@ def _replace(path: Path, write: Any) -> None:
     """Write beside the final name and rename: a half file never has it."""
     temporary = path.with_name(path.name + ".part")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

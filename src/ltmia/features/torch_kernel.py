@@ -11,9 +11,7 @@ LOGP_FLOOR = -87.0
 """Log-probabilities below this are taken as this in sums over the vocabulary, as in `kernel`."""
 
 
-def fill_statistics_torch(
-    target: Tensor, reference: Tensor, truth: Tensor, k: int
-) -> tuple[Tensor, ...]:
+def fill_statistics_torch(target: Tensor, reference: Tensor, truth: Tensor, k: int) -> tuple[Tensor, ...]:
     """Return the arrays of `statistics.empty_statistics`, filled.
 
     Args:

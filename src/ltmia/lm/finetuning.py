@@ -92,9 +92,7 @@ class FinetuneConfig:
             raise ConfigError(f"weight_decay = {self.weight_decay}: expected 0 or more")
         for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
             if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r}: expected {' or '.join(choices)}"
-                )
+                raise ConfigError(f"{name} = {getattr(self, name)!r}: expected {' or '.join(choices)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +205,7 @@ def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
     return tuned
 
 
-def _check(
-    model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool
-) -> None:
+def _check(model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool) -> None:
     if config.keep == "best" and not measured:
         raise ConfigError('keep = "best" needs validation texts to choose by: give some, or "last"')
     if config.lora and out is not None and not model.name_or_path:
@@ -219,9 +215,7 @@ def _check(
         )
 
 
-def _arguments(
-    work: Path, device: torch.device, config: FinetuneConfig, n_rows: int
-) -> TrainingArguments:
+def _arguments(work: Path, device: torch.device, config: FinetuneConfig, n_rows: int) -> TrainingArguments:
     n_steps = config.epochs * math.ceil(n_rows / config.batch_size)
     best = {
         "eval_strategy": "epoch",

@@ -1,5 +1,4 @@
-"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a
-time, then gone.
+"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a time, then gone.
 
 Batches hold texts of similar length; full-batch logits never exist, and padding has none. Knows
 nothing of what is computed from the logits.
@@ -58,9 +57,7 @@ def length_batches(encoded: Sequence[EncodedText], batch_size: int) -> list[list
     return batches
 
 
-def forward_pair(
-    pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock | None = None
-) -> Iterator[LogitsPair]:
+def forward_pair(pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock | None = None) -> Iterator[LogitsPair]:
     """Run both models on one batch and yield their logits over the shared ids, chunk by chunk.
 
     Args:
@@ -83,8 +80,7 @@ def forward_pair(
         part = slice(start, start + step)
         started = time.perf_counter()
         target, reference = (
-            head(states[part])[:, : pair.vocab_size]
-            for head, states in zip(heads, hidden, strict=True)
+            head(states[part])[:, : pair.vocab_size] for head, states in zip(heads, hidden, strict=True)
         )
         clock.seconds += time.perf_counter() - started
         yield LogitsPair(target=target, reference=reference, truth=truth[part])

@@ -1,5 +1,4 @@
-"""Loading a pair: hub id, folder, PEFT adapter, GGUF file. Safetensors only, remote code only when
-asked for.
+"""Loading a pair: hub id, folder, PEFT adapter, GGUF file. Safetensors only, remote code only when asked for.
 
 Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never
 resized.
@@ -15,7 +14,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
 from ltmia.lm.pair import ModelOrigin, Pair
@@ -48,11 +47,11 @@ def load_pair(
     """Load a fine-tuned target and its pretrained reference.
 
     Args:
-        target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter folder, GGUF
-        file, or a module. base: The same for the reference; "auto" or None finds it in the
-        adapter's config or the model card. tokenizer: Only needed when both models are modules.
-        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it,
-        else float32. device: "auto" takes an accelerator if there is one.
+        target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter folder, GGUF file, or a module.
+        base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
+        tokenizer: Only needed when both models are modules.
+        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it, else float32.
+        device: "auto" takes an accelerator if there is one.
         trust_remote_code: Allow code that comes with the models to run.
 
     Raises:
@@ -100,7 +99,7 @@ def find_base(source: str) -> str:
     )
 
 
-def load_model(source: str, options: LoadOptions) -> tuple[nn.Module, ModelOrigin]:
+def load_model(source: str, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
     """Load one causal LM in evaluation mode.
 
     Raises:
@@ -108,6 +107,8 @@ def load_model(source: str, options: LoadOptions) -> tuple[nn.Module, ModelOrigi
     """
     name, revision = _split_revision(source)
     place = _local_place(name)
+    if place and place.is_dir():
+        _check_folder(place)
     keywords: dict[str, Any] = {
         "trust_remote_code": options.trust_remote_code,
         "use_safetensors": True,
@@ -236,7 +237,6 @@ def _local_place(name: str) -> Path | None:
     if place.is_file() and place.suffix == ".gguf":
         return place
     if place.is_dir():
-        _check_folder(place)
         return place
     looks_local = place.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
     if place.exists() or looks_local or place.suffix == ".gguf":
@@ -256,9 +256,7 @@ def _check_folder(folder: Path) -> None:
     names = [path.name for path in folder.iterdir()]
     if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
-        found = (
-            f"only {', '.join(pickled)}, which could run code when loaded" if pickled else "none"
-        )
+        found = f"only {', '.join(pickled)}, which could run code when loaded" if pickled else "none"
         raise ModelError(f"{folder}: safetensors weights expected, found {found}")
 
 
@@ -268,9 +266,7 @@ def _refuse_clearly(source: str, load: Callable[[], Any]) -> Any:
         return load()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, AttributeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise ModelError(
-            f"{source}: cannot be loaded: {type(error).__name__}: {first_line}"
-        ) from error
+        raise ModelError(f"{source}: cannot be loaded: {type(error).__name__}: {first_line}") from error
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -32,20 +32,17 @@ class ModelOrigin:
 
 
 class Scorer:
-    """One model as a source of float32 logits: hidden states first, then the head on the positions
-    asked for.
+    """One model as a source of float32 logits: hidden states first, then the head on the positions asked for.
 
     Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the
     head runs apart, in float32 whatever the model's dtype (bfloat16 logits tie dozens of ranks a
     token), and on real tokens only. A model that does anything else after its head is run whole.
     """
 
-    def __init__(
-        self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]
-    ) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._model: Any = model
         self._context = context
-        self._head: nn.Module = model.get_output_embeddings()
+        self._head: nn.Module = self._model.get_output_embeddings()
         self._after_head = self._probe()
 
     @property
@@ -107,20 +104,13 @@ class Scorer:
         for candidate in _after_head_candidates(self._model.config, head, logits):
             found = candidate(head)
             scale = logits.abs().max().clamp(min=1e-6)
-            if (
-                found.shape == logits.shape
-                and (found - logits).abs().max() <= PROBE_TOLERANCE * scale
-            ):
+            if found.shape == logits.shape and (found - logits).abs().max() <= PROBE_TOLERANCE * scale:
                 return candidate
         return None
 
 
-def _after_head_candidates(
-    config: Any, head: Tensor, logits: Tensor
-) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield what models are known to do after the head: nothing, scale the logits, cap them
-    softly.
-    """
+def _after_head_candidates(config: Any, head: Tensor, logits: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield what models are known to do after the head: nothing, scale the logits, cap them softly."""
     yield lambda x: x
     usable = head.abs() > head.abs().median()
     if head.shape == logits.shape and bool(usable.any()):
@@ -205,15 +195,13 @@ class Pair:
 
     def __post_init__(self) -> None:
         if self.reference is None and not hasattr(self.target, "disable_adapter"):
-            raise ModelError(
-                "a pair needs a reference: give the base model, or a PEFT model as the target"
-            )
+            raise ModelError("a pair needs a reference: give the base model, or a PEFT model as the target")
         for model in self._modules():
             model.eval()
-            model.requires_grad_(False)
         self.target_scorer = Scorer(self.target, nullcontext)
         if self.reference is None:
-            self.reference_scorer = Scorer(self.target, self.target.disable_adapter)
+            without_adapter: Any = self.target.disable_adapter
+            self.reference_scorer = Scorer(self.target, without_adapter)
         else:
             self.reference_scorer = Scorer(self.reference, nullcontext)
 
@@ -230,9 +218,7 @@ class Pair:
     @property
     def max_positions(self) -> int | None:
         """Longest input both models take; None when neither says."""
-        limits = [
-            getattr(model.config, "max_position_embeddings", None) for model in self._modules()
-        ]
+        limits = [getattr(model.config, "max_position_embeddings", None) for model in self._modules()]
         known = [int(limit) for limit in limits if limit]
         return min(known) if known else None
 
@@ -241,9 +227,7 @@ class Pair:
 
 
 def parameters_sha256(model: nn.Module) -> str:
-    """Hash a model's parameters and their names: the same for a folder, a GGUF file and a model in
-    memory.
-    """
+    """Hash a model's parameters and their names: the same for a folder, a GGUF file and a model in memory."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.state_dict().items()):
         digest.update(name.encode())

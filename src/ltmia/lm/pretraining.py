@@ -126,18 +126,14 @@ def _rounds(n: int, n_rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]
     return np.concatenate(rounds)[:n_rows]
 
 
-def pack_blocks(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seq_len: int
-) -> Int32[np.ndarray, "n seq"]:
+def pack_blocks(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seq_len: int) -> Int32[np.ndarray, "n seq"]:
     """Lay texts end to end, EOS after each, and cut blocks; a last short one is left out."""
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token: packed texts need one between them")
     clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     ids: list[int] = []
     for start in range(0, len(clean), ENCODE_AT_ONCE):
-        part = tokenizer(
-            clean[start : start + ENCODE_AT_ONCE], add_special_tokens=False, verbose=False
-        )
+        part = tokenizer(clean[start : start + ENCODE_AT_ONCE], add_special_tokens=False, verbose=False)
         for row in part["input_ids"]:
             ids += [*row, tokenizer.eos_token_id]
     n_blocks = len(ids) // seq_len
@@ -172,9 +168,7 @@ def pretrain(
     """
     blocks = pack_blocks(tokenizer, texts, config.seq_len)
     if len(blocks) == 0:
-        raise DataError(
-            f"{len(texts)} texts do not fill one block of {config.seq_len} tokens: give more"
-        )
+        raise DataError(f"{len(texts)} texts do not fill one block of {config.seq_len} tokens: give more")
     settings = asdict(config) | {
         "model_type": str(model.config.model_type),
         "tokens_sha256": hashlib.sha256(blocks.tobytes()).hexdigest(),
@@ -184,9 +178,7 @@ def pretrain(
         return done
     work = work_folder(out, settings)
     started = time.monotonic()
-    curve, held_out_loss = _train(
-        model, work, config, blocks, pack_blocks(tokenizer, held_out, config.seq_len)
-    )
+    curve, held_out_loss = _train(model, work, config, blocks, pack_blocks(tokenizer, held_out, config.seq_len))
     record = PretrainRecord(
         n_parameters=model.num_parameters(),
         tokens_seen=config.n_steps * config.batch_size * config.seq_len,
@@ -259,6 +251,5 @@ def _read_record(out: Path, settings: dict[str, int | float | bool | str]) -> Pr
         if record.settings == settings:
             return record
     raise ConfigError(
-        f"{out} exists and was not made with these settings and texts: "
-        "remove it or choose another folder"
+        f"{out} exists and was not made with these settings and texts: remove it or choose another folder"
     )

@@ -39,9 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         ConfigError: `vocab_size` is under 257.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise ConfigError(
-            f"vocab_size = {vocab_size}: a byte-level tokenizer needs {SMALLEST_VOCABULARY} or more"
-        )
+        raise ConfigError(f"vocab_size = {vocab_size}: a byte-level tokenizer needs {SMALLEST_VOCABULARY} or more")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,9 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     clean = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
     tokenizer.train_from_iterator(clean, trainer=trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +81,7 @@ class TinyConfig:
             near = difflib.get_close_matches(self.model_type, ARCHITECTURES, n=3)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise ConfigError(
-                f"model_type = {self.model_type!r} is unknown: {hint}"
-                f"known are {', '.join(ARCHITECTURES)}"
+                f"model_type = {self.model_type!r} is unknown: {hint}known are {', '.join(ARCHITECTURES)}"
             )
         for name in ("vocab_size", "hidden_size", "n_layers", "n_heads", "max_positions"):
             if getattr(self, name) < 1:
@@ -99,9 +94,7 @@ class TinyConfig:
                 f"{self.model_type} needs a multiple of {step}"
             )
         if self.n_layers < kind.least_layers:
-            raise ConfigError(
-                f"n_layers = {self.n_layers}: {self.model_type} needs at least {kind.least_layers}"
-            )
+            raise ConfigError(f"n_layers = {self.n_layers}: {self.model_type} needs at least {kind.least_layers}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,11 +44,10 @@ def encode_texts(
         tokenizer: Of both models.
         texts: Any strings; a lone surrogate is read as "?".
         max_length: Most ids per text, special tokens included.
-        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is
-        unscorable. encoding: "default": the special tokens the tokenizer itself puts before a
-        text, so that with a BOS token the
-            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv
-            2604.03199), no special tokens, truncated to `max_length` - 1, EOS appended.
+        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
+        encoding: "default": the special tokens the tokenizer itself puts before a text, so that with a BOS token the
+            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199), no special
+            tokens, truncated to `max_length` - 1, EOS appended.
     """
     if max_length < 2:
         raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
@@ -88,7 +87,5 @@ def _finish(
     if len(ids) < 2:
         return EncodedText(ids=array, reason=f"{len(ids)} token(s): nothing to predict")
     if array.max() >= vocab_size:
-        return EncodedText(
-            ids=array, reason=f"token id {array.max()} is unknown to one of the two models"
-        )
+        return EncodedText(ids=array, reason=f"token id {array.max()} is unknown to one of the two models")
     return EncodedText(ids=array)

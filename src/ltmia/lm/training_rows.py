@@ -47,9 +47,7 @@ class RightPadding:
         return {"input_ids": padded, "attention_mask": mask, "labels": labels}
 
 
-def training_rows(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
-) -> list[list[int]]:
+def training_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Return the ids of each text that has a token, in order.
 
     The tokenizer's own special tokens, then EOS unless the text fills `max_length`. A text that is
@@ -59,9 +57,7 @@ def training_rows(
     eos = tokenizer.eos_token_id
     clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     for start in range(0, len(clean), ENCODE_AT_ONCE):
-        encoded = tokenizer(
-            clean[start : start + ENCODE_AT_ONCE], return_special_tokens_mask=True, verbose=False
-        )
+        encoded = tokenizer(clean[start : start + ENCODE_AT_ONCE], return_special_tokens_mask=True, verbose=False)
         pairs = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
         for ids, special in pairs:
             row = list(ids[:max_length])

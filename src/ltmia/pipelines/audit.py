@@ -29,7 +29,7 @@ from ltmia.evaluation.results import DataInfo, Results, Timing
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.checks import check_validity
+from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.scoring import ScoredTexts, score_to_store
@@ -151,11 +151,13 @@ def audit(
         nonmember_groups=groups["nonmember_groups"],
         seed=config.seed,
     )
-    validity = check_validity(
-        pair, data, scored,
-        blind=(control, measured[CONTROL].auc), judge=scores[judge],
-        smallest_p=decisions.summary.smallest_p, classifier=classifier, config=config,
-    )  # fmt: skip
+    found = Findings(
+        control=control,
+        blind=measured[CONTROL].auc,
+        judge=scores[judge],
+        smallest_p=decisions.summary.smallest_p,
+    )
+    validity = check_validity(pair, data, scored, found, classifier=classifier, config=config)
     seconds = time.perf_counter() - started
     results = Results(
         ltmia_version=version("ltmia"),

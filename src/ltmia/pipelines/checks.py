@@ -1,8 +1,10 @@
 """The validity checks of an audit: gathers what they need from texts, scores and models."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float64
 
 from ltmia.classifier.membership import OUTSIDE_LIMIT, MembershipClassifier
 from ltmia.data.duplicates import compare_sets, ngram_overlap
@@ -29,14 +31,26 @@ N_SAMPLED = 200
 """Texts whose features are compared with the classifier's training data."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the checks need of an audit's own measurements."""
+
+    control: ControlScores
+    """The bag-of-words control."""
+    blind: Measure
+    """Its AUC."""
+    judge: Float64[np.ndarray, " texts"]
+    """Scores of the attack that the decisions rest on."""
+    smallest_p: float
+    """Smallest p-value the calibration half can give."""
+
+
 def check_validity(
     pair: Pair,
     data: "LabelledTexts",
     scored: ScoredTexts,
+    found: Findings,
     *,
-    blind: tuple[ControlScores, Measure],
-    judge: np.ndarray,
-    smallest_p: float,
     classifier: MembershipClassifier | None,
     config: "AuditConfig",
 ) -> Validity:
@@ -46,20 +60,18 @@ def check_validity(
         pair: The models, for scoring a few texts again.
         data: Members and non-members.
         scored: What the audit scored.
-        blind: The bag-of-words control and its AUC.
-        judge: Scores of the attack that the decisions rest on.
-        smallest_p: Smallest p-value the calibration half can give.
+        found: What the audit measured so far.
         classifier: The learned classifier, if it took part.
         config: The audit's options.
     """
     n_nonmembers = len(data.texts) - data.n_members
     return Validity(
-        blind=control_check(*blind, "words"),
+        blind=control_check(found.control, found.blind, "words"),
         near_duplicates=_duplicates(data, config),
-        length_only=length_check(scored.n_tokens, data.labels, judge, config.seed),
+        length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
         backend=_backend(pair, data, scored, config),
-        power=power_check(data.n_members, n_nonmembers, smallest_p),
+        power=power_check(data.n_members, n_nonmembers, found.smallest_p),
     )
 
 
@@ -84,9 +96,7 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     return distribution_check(classifier.distance(features), OUTSIDE_LIMIT)
 
 
-def _backend(
-    pair: Pair, data: "LabelledTexts", scored: ScoredTexts, config: "AuditConfig"
-) -> Check:
+def _backend(pair: Pair, data: "LabelledTexts", scored: ScoredTexts, config: "AuditConfig") -> Check:
     """Score a few texts again, each alone."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))

@@ -18,7 +18,7 @@ from ltmia.features.store import FeatureStore
 from ltmia.lm.finetuning import FinetuneConfig, finetune
 from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
-from ltmia.pipelines.storing import fill_store
+from ltmia.pipelines.storing import StorePlan, fill_store
 from ltmia.records import Texts
 
 POOL_BUCKETS = (6, 7, 8)
@@ -42,9 +42,7 @@ def document_bucket(source: str) -> int:
     return int(sha256(source.encode()).hexdigest()[:8], 16) % 10
 
 
-def make_combination(
-    base: Path, pool: Texts, config: CombinationConfig, folder: Path
-) -> FeatureStore:
+def make_combination(base: Path, pool: Texts, config: CombinationConfig, folder: Path) -> FeatureStore:
     """Fine-tune `base` on members drawn from `pool` and store the features of members and non-members.
 
     A finished store is opened, not made again; the fine-tuned weights are deleted once it exists.
@@ -80,9 +78,11 @@ def make_combination(
         texts,
         folder,
         ExtractionConfig(attacks=fast_attacks(select_attacks("fast"))),
-        fingerprint=sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-        columns=columns,
-        manifest={"combination": recipe, "blind_auc": _blind_auc(texts, labels)},
+        StorePlan(
+            fingerprint=sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+            columns=columns,
+            manifest={"combination": recipe, "blind_auc": _blind_auc(texts, labels)},
+        ),
         clock=ExtractionClock(),
     )
     shutil.rmtree(weights)
@@ -93,8 +93,7 @@ def combination_figures(store: FeatureStore) -> Mapping[str, float]:
     """Return the AUC of every baseline on a labelled store, and the mean losses that say how strong the regime is."""
     labels = store.texts["label"].to_numpy()
     figures = {
-        name: auc(store.scores(name)[labels == 1], store.scores(name)[labels == 0])
-        for name in store.score_names
+        name: auc(store.scores(name)[labels == 1], store.scores(name)[labels == 0]) for name in store.score_names
     }
     loss = -store.scores("loss")
     figures["member_loss"] = float(np.nanmean(loss[labels == 1]))
@@ -103,9 +102,7 @@ def combination_figures(store: FeatureStore) -> Mapping[str, float]:
     return figures
 
 
-def _finetune_target(
-    base: Path, members: tuple[str, ...], config: CombinationConfig, out: Path
-) -> None:
+def _finetune_target(base: Path, members: tuple[str, ...], config: CombinationConfig, out: Path) -> None:
     if not out.is_dir():
         options = LoadOptions(dtype="float32", device="cpu")
         model, _ = load_model(str(base), options)

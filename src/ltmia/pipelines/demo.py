@@ -15,9 +15,7 @@ FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_len
 
 def run_demo(out: Path, *, report: Report = silent) -> AuditResult:
     """Fine-tune, audit, and write the results into `out`; a fine-tuned model already there is used again."""
-    drawn = draw_membership(
-        demo_texts(), n_members=N_MEMBERS, n_nonmembers=N_NONMEMBERS, n_validation=0, seed=0
-    )
+    drawn = draw_membership(demo_texts(), n_members=N_MEMBERS, n_nonmembers=N_NONMEMBERS, n_validation=0, seed=0)
     members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
     base, target = demo_base_path(), out / "target"
     if not (target / "model.safetensors").is_file():

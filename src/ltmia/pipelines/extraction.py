@@ -1,6 +1,4 @@
-"""Texts and a pair to statistics, baseline scores and features: the one pass every command stands
-on.
-"""
+"""Texts and a pair to statistics, baseline scores and features: the one pass every command stands on."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -67,13 +65,12 @@ def extract_batches(
     done: frozenset[int] = frozenset(),
     clock: ExtractionClock | None = None,
 ) -> Iterator[ExtractedBatch]:
-    """Run both models over texts, batch by batch; unscorable texts come first, in one batch
-    without positions.
+    """Run both models over texts, batch by batch; unscorable texts come first, in one batch without positions.
 
     Args:
         pair: The two models.
-        texts: Any strings. Batches come in order of length; `StoredText.row` says where each text
-        belongs. config: What to take.
+        texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
+        config: What to take.
         done: Rows that are not needed again.
         clock: Collects where the time went.
 
@@ -104,8 +101,7 @@ def extract_batches(
 
 
 def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:
-    """Count the scored tokens of all texts, members or not, for the attacks that weigh tokens by
-    frequency.
+    """Count the scored tokens of all texts, members or not, for the attacks that weigh tokens by frequency.
 
     Counting over all candidates needs no outside corpus and, blind to labels, favours neither side.
     """
@@ -152,9 +148,7 @@ def _fitting_parts(
         yield from _fitting_parts(pair, encoded, half, k, clock)
 
 
-def _run_rows(
-    pair: Pair, encoded: Sequence[EncodedText], rows: list[int], k: int, clock: ExtractionClock
-) -> _Part:
+def _run_rows(pair: Pair, encoded: Sequence[EncodedText], rows: list[int], k: int, clock: ExtractionClock) -> _Part:
     parts: list[TokenStatistics] = []
     for logits in forward_pair(pair, [encoded[i] for i in rows], clock.forward):
         started = time.perf_counter()
@@ -209,13 +203,9 @@ def _broken_reason(tokens: TokenStatistics) -> str | None:
 def _unscorable_batch(
     rows: list[int], encoded: Sequence[EncodedText], config: ExtractionConfig, vocab_size: int
 ) -> ExtractedBatch:
-    nothing = token_statistics(
-        torch.empty(0, vocab_size), torch.empty(0, vocab_size), torch.empty(0).long(), config.k
-    )
+    nothing = token_statistics(torch.empty(0, vocab_size), torch.empty(0, vocab_size), torch.empty(0).long(), config.k)
     return ExtractedBatch(
-        statistics=RaggedStatistics(
-            tokens=nothing, offsets=np.zeros(len(rows) + 1, np.int64), vocab_size=vocab_size
-        ),
+        statistics=RaggedStatistics(tokens=nothing, offsets=np.zeros(len(rows) + 1, np.int64), vocab_size=vocab_size),
         texts=tuple(
             StoredText(
                 row=i,

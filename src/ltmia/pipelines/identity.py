@@ -3,8 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-
-from torch import nn
+from typing import Any
 
 from ltmia.evaluation.results import ModelInfo, TokenizerInfo
 from ltmia.lm.pair import ModelOrigin, Pair, parameters_sha256
@@ -23,8 +22,9 @@ class PairIdentity:
         """Hash and describe both models."""
         target = _describe(pair.target, pair.target_origin)
         if pair.reference is None:
-            with pair.target.disable_adapter():
-                reference = _describe(pair.target.get_base_model(), pair.reference_origin)
+            adapted: Any = pair.target
+            with adapted.disable_adapter():
+                reference = _describe(adapted.get_base_model(), pair.reference_origin)
         else:
             reference = _describe(pair.reference, pair.reference_origin)
         return cls(target=target, reference=reference, tokenizer=_tokenizer(pair))
@@ -35,7 +35,7 @@ class PairIdentity:
         return self.target.sha256, self.reference.sha256, self.tokenizer.sha256
 
 
-def _describe(model: nn.Module, origin: ModelOrigin) -> ModelInfo:
+def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
     return ModelInfo(
         source=origin.source,
         revision=origin.revision,

@@ -17,7 +17,7 @@ from ltmia.features.store import FeatureStore
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
-from ltmia.pipelines.storing import Report, fill_store, silent
+from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
 from ltmia.records import Texts
 
 CLASSIFY_AT_ONCE = 256
@@ -52,10 +52,8 @@ def score_to_store(
     read, not made again.
     """
     clock = ExtractionClock()
-    store = fill_store(
-        pair, texts, folder, config, fingerprint=_fingerprint(identity, texts, config),
-        columns={"id": list(texts.ids)}, manifest={}, clock=clock, report=report,
-    )  # fmt: skip
+    plan = StorePlan(fingerprint=_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
+    store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
     scores = {name: store.scores(name) for name in config.attacks}
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
@@ -75,9 +73,7 @@ def classify_store(
     logits = np.full(len(store), np.nan)
     for start in range(0, len(store), CLASSIFY_AT_ONCE):
         rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
-        logits[rows] = classifier.predict_logit(
-            store_features(store, classifier.feature_version, rows)
-        )
+        logits[rows] = classifier.predict_logit(store_features(store, classifier.feature_version, rows))
         report("classifying", int(rows[-1]) + 1, len(store))
     return logits
 

@@ -1,6 +1,7 @@
 """Extraction into a store: resumable at every batch, and read instead of made again once it is finished."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,38 @@ def silent(_task: str, _done: int, _total: int) -> None:
     """Report nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorePlan:
+    """What a store is to hold beside the statistics."""
+
+    fingerprint: str
+    """Hash of all that decides its content: work is resumed only for the same one."""
+    columns: Mapping[str, Sequence[Any]]
+    """Per-text columns in input order."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    """What made it."""
+
+
 def fill_store(
     pair: Pair,
     texts: Texts,
     folder: Path,
     config: ExtractionConfig,
+    plan: StorePlan,
     *,
-    fingerprint: str,
-    columns: Mapping[str, Sequence[Any]],
-    manifest: Mapping[str, Any],
     clock: ExtractionClock,
     report: Report = silent,
 ) -> FeatureStore:
     """Extract texts into a store, or open the finished one that the same work left."""
     if (folder / "manifest.json").is_file():
         store = FeatureStore(folder)
-        if store.manifest["fingerprint"] == fingerprint:
+        if store.manifest["fingerprint"] == plan.fingerprint:
             return store
-    writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
+    writer = StoreWriter(folder, fingerprint=plan.fingerprint, k=config.k, vocab_size=pair.vocab_size)
     n_done = len(writer.done)
     for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock):
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
-    writer.finish(columns, manifest)
+    writer.finish(plan.columns, plan.manifest)
     return FeatureStore(folder)

@@ -40,9 +40,7 @@ def plot_roc(axes: Axes, scores: Mapping[str, tuple[Scores, Scores]]) -> None:
         smallest = min(smallest, 1.0 / n)
         curve = roc_curve(members, nonmembers)
         colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
-        axes.plot(
-            curve.fpr, curve.tpr, drawstyle="steps-post", label=name, color=colour, ls=dash, lw=1.6
-        )
+        axes.plot(curve.fpr, curve.tpr, drawstyle="steps-post", label=name, color=colour, ls=dash, lw=1.6)
         if i == 0:
             low, high = _band(curve.tpr, len(measurable(members)))
             axes.fill_between(curve.fpr, low, high, step="post", color=colour, alpha=0.15, lw=0)
@@ -61,14 +59,15 @@ def histogram_figure(members: Scores, nonmembers: Scores, name: str) -> str:
     both = np.concatenate([measurable(members), measurable(nonmembers)])
     both = both[np.isfinite(both)]
     if len(both):
-        bins = np.linspace(*np.quantile(both, [0.002, 0.998]), 41)
+        low, high = np.quantile(both, [0.002, 0.998])
+        bins = np.linspace(float(low), float(high), 41)
         if bins[0] < bins[-1]:
             for values, label, colour, hatch in (
                 (nonmembers, "non-members", COLOURS[0], ""),
                 (members, "members", COLOURS[1], "///"),
             ):
                 axes.hist(
-                    measurable(values), bins, density=True, label=label, color=colour, alpha=0.55,
+                    measurable(values), bins.tolist(), density=True, label=label, color=colour, alpha=0.55,
                     hatch=hatch,
                 )  # fmt: skip
             axes.legend(fontsize=8, framealpha=0)
@@ -102,5 +101,5 @@ def _svg(figure: Figure) -> str:
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "ltmia", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+    drawing = out.getvalue()
+    return drawing[drawing.index("<svg") :]

@@ -1,7 +1,6 @@
 """The HTML report: a pure function of `results.json` and `records.parquet`, one file without any network."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,13 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT_FILE
     part = path.with_name(path.name + ".part")
     part.write_text(page, "utf-8")
-    os.replace(part, path)
+    part.replace(path)
     return path
 
 
 def render_report(results: Results, records: pa.Table) -> str:
     """Return the page as text; the same input gives the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("ltmia.report"), autoescape=True, undefined=StrictUndefined
-    )
+    environment = Environment(loader=PackageLoader("ltmia.report"), autoescape=True, undefined=StrictUndefined)
     environment.filters["measure"] = format_measure
     labelled = labelled_scores(records)
     judge = results.decisions.attack
@@ -99,9 +96,7 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)  # noqa: S704  escaped above
 
 
-def _chosen_curves(
-    results: Results, labelled: Mapping[str, tuple[Scores, Scores]]
-) -> dict[str, tuple[Scores, Scores]]:
+def _chosen_curves(results: Results, labelled: Mapping[str, tuple[Scores, Scores]]) -> dict[str, tuple[Scores, Scores]]:
     """The attack that decides, the strongest others, and the control."""
     names = [results.decisions.attack, *attack_order(results)[1:]]
     chosen = list(dict.fromkeys(name for name in names if name in labelled))[:N_CURVES]

@@ -1,0 +1,100 @@
+"""Features and scores of a list of texts, in memory: the short way for notebooks and other people's code."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
+from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features
+from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.errors import ConfigError
+from ltmia.features.columns import DEFAULT_K, feature_columns
+from ltmia.features.per_token import FeatureBatch, per_token_features
+from ltmia.lm.pair import Pair
+from ltmia.lm.tokens import Encoding
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+
+
+def extract_features(
+    pair: Pair,
+    texts: Sequence[str],
+    *,
+    version: str = "published",
+    k: int = DEFAULT_K,
+    max_length: int = 128,
+    batch_size: int = 16,
+) -> FeatureBatch:
+    """Compute the per-token features of some texts.
+
+    Args:
+        pair: Target and reference.
+        texts: Any strings.
+        version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio".
+        k: Top and bottom tokens per position.
+        max_length: Tokens per text, and the length of the result.
+        batch_size: Texts per forward pass; results do not depend on it.
+
+    Returns:
+        `.values` (n, max_length, feat) float32 and `.mask` (n, max_length) bool, rows as given; row t describes the
+        prediction of token t + 1, so the last one is always zero and masked. An unscorable text is masked throughout.
+    """
+    encoding: Encoding = "published" if version == "published" else "default"
+    config = ExtractionConfig(k=k, max_length=max_length, batch_size=batch_size, encoding=encoding)
+    width = len(feature_columns(version, k))
+    values = np.zeros((len(texts), max_length, width), np.float32)
+    mask = np.zeros((len(texts), max_length), np.bool_)
+    for batch in extract_batches(pair, texts, config):
+        features = per_token_features(batch.statistics, version=version, seq_len=max_length)
+        values[batch.rows], mask[batch.rows] = features.values, features.mask
+    return FeatureBatch(values=values, mask=mask, version=version)
+
+
+def score_texts(
+    pair: Pair,
+    texts: Sequence[str],
+    *,
+    attacks: str | Sequence[str] = "fast",
+    classifier: MembershipClassifier | None = None,
+    max_length: int = 128,
+    batch_size: int = 16,
+) -> dict[str, Float64[np.ndarray, " texts"]]:
+    """Score texts with several attacks in one pass of each model.
+
+    Args:
+        pair: Target and reference.
+        texts: Any strings.
+        attacks: "fast", or names. The bag-of-words control needs labels and is part of `audit` only.
+        classifier: The learned attack; the shipped one when None.
+        max_length: Tokens read of each text.
+        batch_size: Texts per forward pass; scores do not depend on it.
+
+    Returns:
+        One float64 array per attack, in the order of the texts; higher is more member-like, NaN is unscorable.
+
+    Raises:
+        ConfigError: If an attack is unknown or cannot be computed from texts alone.
+    """
+    names = [name for name in select_attacks(attacks) if attacks != "fast" or name != CONTROL]
+    impossible = [name for name in names if name != LEARNED and not ATTACKS[name].fast]
+    if impossible:
+        raise ConfigError(f"{', '.join(impossible)}: not computed from one pass over the texts")
+    learned = LEARNED in names
+    needed = set(names) | (set(SUMMARY_SCORES) if learned else set())
+    in_pass = fast_attacks([name for name in ATTACKS if name in needed])
+    if learned and classifier is None:
+        classifier = shipped_classifier()
+    config = ExtractionConfig(attacks=in_pass, max_length=max_length, batch_size=batch_size)
+    scores = {name: np.full(len(texts), np.nan) for name in names}
+    for batch in extract_batches(pair, texts, config):
+        found = {n: np.array([text.scores[n] for text in batch.texts]) for n in in_pass}
+        if learned and classifier is not None:
+            features = per_token_features(
+                batch.statistics,
+                version=classifier.feature_version,
+                summary=summary_features(found),
+            )
+            found[LEARNED] = classifier.predict_logit(features)
+        for name in names:
+            scores[name][batch.rows] = found[name]
+    return scores
