@@ -5,7 +5,7 @@ They ask a `TargetProbe` for those passes and know nothing of how it makes them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,6 +13,7 @@ from jaxtyping import Float64
 Scores = Float64[np.ndarray, " texts"]
 
 
+@runtime_checkable
 class TargetProbe(Protocol):
     """Further looks at the target, on request."""
 

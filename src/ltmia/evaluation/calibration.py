@@ -15,12 +15,12 @@ from ltmia.evaluation.roc import Scores, measurable
 class RecordDecisions:
     """Per-record outcome, in the order of the scores judged."""
 
-    p_values: Float64[np.ndarray, " texts"]
-    q_values: Float64[np.ndarray, " texts"]
-    flagged: Bool[np.ndarray, " texts"]
+    p_values: Float64[np.ndarray, " _"]
+    q_values: Float64[np.ndarray, " _"]
+    flagged: Bool[np.ndarray, " _"]
 
 
-def conformal_p_values(scores: Scores, calibration: Scores) -> Float64[np.ndarray, " texts"]:
+def conformal_p_values(scores: Scores, calibration: Scores) -> Float64[np.ndarray, " _"]:
     """Return p = (1 + #{calibration >= s}) / (n + 1) for each score; NaN for an unscorable text.
 
     Valid when a non-member's score is exchangeable with those of the calibration non-members: then P(p <= a) <= a.
@@ -32,7 +32,7 @@ def conformal_p_values(scores: Scores, calibration: Scores) -> Float64[np.ndarra
     return np.where(np.isnan(scores), np.nan, p_values)
 
 
-def q_values(p_values: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
+def q_values(p_values: Float64[np.ndarray, " _"]) -> Float64[np.ndarray, " _"]:
     """Return Benjamini-Hochberg adjusted p-values; NaN stays NaN and is not counted as a test."""
     adjusted = np.full(len(p_values), np.nan)
     tested = ~np.isnan(p_values)
@@ -53,8 +53,8 @@ def judge(scores: Scores, calibration: Scores, fdr: float) -> RecordDecisions:
 
 
 def split_halves(
-    n: int, groups: Int64[np.ndarray, " texts"] | None, seed: int
-) -> tuple[Int64[np.ndarray, " half"], Int64[np.ndarray, " half"]]:
+    n: int, groups: Int64[np.ndarray, " _"] | None, seed: int
+) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
     """Split rows into two random halves; a group is never divided."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) if groups is None else groups
@@ -71,7 +71,7 @@ class AuditDecisions:
 
     members: RecordDecisions
     held_out: RecordDecisions
-    held_out_rows: Int64[np.ndarray, " half"]
+    held_out_rows: Int64[np.ndarray, " _"]
     """Rows of the non-members judged."""
     summary: Decisions
 
@@ -82,7 +82,7 @@ def judge_audit(
     *,
     attack: str,
     fdr: float,
-    nonmember_groups: Int64[np.ndarray, " texts"] | None = None,
+    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> AuditDecisions:
     """Judge members together with one half of the non-members against the other half.

@@ -17,8 +17,8 @@ def measure_attack(
     members: Scores,
     nonmembers: Scores,
     *,
-    member_groups: Int64[np.ndarray, " texts"] | None = None,
-    nonmember_groups: Int64[np.ndarray, " texts"] | None = None,
+    member_groups: Int64[np.ndarray, " _"] | None = None,
+    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> AttackResult:
@@ -97,7 +97,7 @@ def _widened(point: float, low: float, high: float, n: int) -> Measure:
     return Measure(value=point, low=min(low, point), high=max(high, point))
 
 
-def _measurable_groups(scores: Scores, groups: Int64[np.ndarray, " texts"] | None) -> tuple[Scores, list[Scores]]:
+def _measurable_groups(scores: Scores, groups: Int64[np.ndarray, " _"] | None) -> tuple[Scores, list[Scores]]:
     """Return the measurable scores, whole and cut by group."""
     usable = ~np.isnan(scores)
     scores = scores[usable]
@@ -108,7 +108,7 @@ def _measurable_groups(scores: Scores, groups: Int64[np.ndarray, " texts"] | Non
     return scores, np.split(scores[order], starts[1:])
 
 
-def _resample(parts: list[Scores], rng: np.random.Generator) -> Float64[np.ndarray, " texts"]:
+def _resample(parts: list[Scores], rng: np.random.Generator) -> Float64[np.ndarray, " _"]:
     """Draw groups with replacement; a single part stands for texts without groups."""
     if len(parts) == 1:
         return rng.choice(parts[0], len(parts[0]))

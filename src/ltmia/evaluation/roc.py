@@ -6,15 +6,15 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.stats import rankdata
 
-Scores = Float64[np.ndarray, " texts"]
+Scores = Float64[np.ndarray, " _"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RocCurve:
     """Points of the curve from (0, 0) to (1, 1), one per distinct score."""
 
-    fpr: Float64[np.ndarray, " points"]
-    tpr: Float64[np.ndarray, " points"]
+    fpr: Float64[np.ndarray, " _"]
+    tpr: Float64[np.ndarray, " _"]
 
 
 def roc_curve(members: Scores, nonmembers: Scores) -> RocCurve:
@@ -52,7 +52,7 @@ def tpr_at_fpr(members: Scores, nonmembers: Scores, fpr: float) -> float:
     return float((members > threshold_at_fpr(nonmembers, fpr)).mean())
 
 
-def share_at_or_above(scores: Scores, thresholds: Scores) -> Float64[np.ndarray, " points"]:
+def share_at_or_above(scores: Scores, thresholds: Scores) -> Float64[np.ndarray, " _"]:
     """Return, for each threshold, the share of scores at or above it."""
     below = np.searchsorted(np.sort(scores), thresholds, side="left")
     return (len(scores) - below) / max(len(scores), 1)

@@ -18,8 +18,8 @@ def collection_test(
     candidates: Scores,
     nonmembers: Scores,
     *,
-    candidate_groups: Int64[np.ndarray, " texts"] | None = None,
-    nonmember_groups: Int64[np.ndarray, " texts"] | None = None,
+    candidate_groups: Int64[np.ndarray, " _"] | None = None,
+    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> SetTest:
     """Test whether candidates as a whole score higher than known non-members.
@@ -50,7 +50,7 @@ def collection_test(
 def _permutation_p(
     scores: Scores,
     side: np.ndarray,
-    groups: Int64[np.ndarray, " texts"],
+    groups: Int64[np.ndarray, " _"],
     observed: float,
     rng: np.random.Generator,
 ) -> float:
@@ -68,9 +68,9 @@ def _permutation_p(
 def _joint_groups(
     n: int,
     m: int,
-    candidate_groups: Int64[np.ndarray, " texts"] | None,
-    nonmember_groups: Int64[np.ndarray, " texts"] | None,
-) -> Int64[np.ndarray, " texts"]:
+    candidate_groups: Int64[np.ndarray, " _"] | None,
+    nonmember_groups: Int64[np.ndarray, " _"] | None,
+) -> Int64[np.ndarray, " _"]:
     """Number the groups of both sides; a text without a group is its own."""
     first = np.arange(n) if candidate_groups is None else candidate_groups
     second = np.arange(m) if nonmember_groups is None else nonmember_groups

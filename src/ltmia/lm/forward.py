@@ -66,7 +66,10 @@ def forward_pair(pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock |
         clock: Collects the seconds spent in the models.
     """
     clock = clock or ForwardClock()
-    ids, mask = pad_ids([text.ids for text in texts], pair.tokenizer.pad_token_id)
+    pad_id = pair.tokenizer.pad_token_id
+    # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
+    known = pad_id is not None and pad_id < pair.vocab_size
+    ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
     ids, mask = ids.to(pair.device), mask.to(pair.device)
     scored = mask[:, 1:].bool()
     truth = ids[:, 1:][scored].cpu()
@@ -86,10 +89,10 @@ def forward_pair(pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock |
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
 
 
-def pad_ids(rows: Sequence[np.ndarray], pad_id: int | None) -> tuple[Tensor, Tensor]:
+def pad_ids(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad ids on the right; padding comes after every real token, so causal models never see it."""
     length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), 0 if pad_id is None else pad_id)
+    ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.from_numpy(row)

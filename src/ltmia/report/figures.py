@@ -100,6 +100,6 @@ def _svg(figure: Figure) -> str:
     figure.set_layout_engine("tight")
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "ltmia", "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = out.getvalue()
     return drawing[drawing.index("<svg") :]

@@ -1,0 +1,179 @@
+"""The learned attack: the published shape, training on real stores, saving, loading, refusing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ltmia.classifier.combinations import Combination, summary_features
+from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
+from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss
+from ltmia.errors import ConfigError, LtmiaError, StoreError
+from ltmia.evaluation.roc import auc
+from ltmia.features.per_token import FeatureBatch
+from ltmia.features.statistics import token_statistics
+from ltmia.features.store import StoredText, StoreWriter
+
+K, VOCAB = 5, 60
+SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+
+
+def make_store(folder: Path, *, gain: float, seed: int, n: int = 120) -> Path:
+    """A labelled store whose members' true tokens gained log-probability: membership by construction."""
+    rng = np.random.default_rng(seed)
+    writer = StoreWriter(folder, fingerprint=str(seed), k=K, vocab_size=VOCAB)
+    labels = [i % 2 for i in range(n)]
+    for row, label in enumerate(labels):
+        length = int(rng.integers(8, 30))
+        b = rng.normal(0, 2, (length, VOCAB)).astype(np.float32)
+        a = b + rng.normal(0, 0.5, b.shape).astype(np.float32)
+        ids = rng.integers(0, VOCAB, length)
+        a[np.arange(length), ids] += gain * label
+        tokens = token_statistics(torch.tensor(a), torch.tensor(b), torch.tensor(ids), K)
+        scores = dict.fromkeys(SCORES, 0.5) | {"difference": float(tokens.log_ratio.mean())}
+        writer.append(tokens, [StoredText(row=row, n_tokens=length, scores=scores)])
+    writer.finish({"id": [str(i) for i in range(n)], "label": labels}, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Combination]:
+    root = tmp_path_factory.mktemp("stores")
+    return [Combination(make_store(root / f"c{i}", gain=1.0, seed=i)) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def fitted(stores: list[Combination]) -> MembershipClassifier:
+    config = TrainingConfig(epochs=6, half_batch=20)
+    return MembershipClassifier(k=K).fit(stores[:2], stores[2:], config=config)
+
+
+def test_the_published_network_has_its_published_size() -> None:
+    network = build_network("published", n_features=154, n_summary=7)
+    assert sum(p.numel() for p in network.parameters()) == 827_906
+
+
+def test_a_planted_signal_is_learned_and_carries_over(fitted: MembershipClassifier, stores: list[Combination]) -> None:
+    assert macro_auc(fitted.network_, stores[2:], fitted.feature_version) > 0.9
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_and_batch_size_do_not_matter(name: str) -> None:
+    network = build_network(name, n_features=38, n_summary=7).eval()
+    values, mask = torch.randn(3, 11, 38), torch.ones(3, 11, dtype=torch.bool)
+    mask[1, 6:] = False
+    values[~mask] = 0
+    summary = torch.randn(3, 7)
+    padded = torch.nn.functional.pad(values, (0, 0, 0, 9))
+    wider = torch.nn.functional.pad(mask, (0, 9))
+    with torch.inference_mode():
+        plain = network(values, mask, summary)
+        torch.testing.assert_close(network(padded, wider, summary), plain, atol=1e-5, rtol=1e-5)
+        alone = network(values[1:2, :6], mask[1:2, :6], summary[1:2])
+        torch.testing.assert_close(alone, plain[1:2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_empty_text_poisons_nothing(name: str) -> None:
+    network = build_network(name, n_features=38, n_summary=7)
+    mask = torch.tensor([[True, True], [False, False]])
+    logits = network(torch.randn(2, 2, 38), mask, torch.randn(2, 7))
+    logits.sum().backward()
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_pairwise_loss_equals_a_double_loop() -> None:
+    logits, labels = torch.randn(9), torch.tensor([1.0, 0, 1, 0, 0, 1, 0, 1, 1])
+    config = TrainingConfig(pairwise_weight=0.7, label_smoothing=0.1)
+    smooth = [0.95 if y else 0.05 for y in labels]
+    point = np.mean(
+        [-y * np.log(p) - (1 - y) * np.log(1 - p) for y, p in zip(smooth, torch.sigmoid(logits).tolist(), strict=True)]
+    )
+    pairs = [np.log1p(np.exp(-(a - b))) for a in logits[labels == 1].tolist() for b in logits[labels == 0].tolist()]
+    assert membership_loss(logits, labels, config).item() == pytest.approx(point + 0.7 * np.mean(pairs), rel=1e-5)
+
+
+def test_saved_and_loaded_it_says_the_same(
+    fitted: MembershipClassifier, stores: list[Combination], tmp_path: Path
+) -> None:
+    batch = stores[2].batch(np.arange(40), "logratio")
+    fitted.save_pretrained(tmp_path / "saved")
+    again = MembershipClassifier.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.predict_logit(batch), fitted.predict_logit(batch))
+    assert again.trained_on_ == ("c0", "c1")
+    assert again.distance(batch) == pytest.approx(fitted.distance(batch), rel=1e-5)
+    assert "c0" in (tmp_path / "saved" / "README.md").read_text("utf-8")
+
+
+def test_unscorable_texts_are_nan_and_probabilities_follow_logits(fitted: MembershipClassifier) -> None:
+    values, mask = np.zeros((2, 3, 38), np.float32), np.array([[True] * 3, [False] * 3])
+    batch = FeatureBatch(values=values, mask=mask, version="logratio", summary=np.zeros((2, 7), np.float32))
+    logits = fitted.predict_logit(batch)
+    assert np.isnan(logits[1])
+    assert fitted.predict_proba(batch)[0] == pytest.approx(1 / (1 + np.exp(-logits[0])))
+    with pytest.raises(ConfigError, match="logratio"):
+        fitted.predict_logit(FeatureBatch(values=values, mask=mask, version="published"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", lambda p: p.write_text("{")),
+        ("config.json", lambda p: p.write_text(json.dumps({"format_version": 9}))),
+        ("config.json", lambda p: p.unlink()),
+        ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100])),
+        ("model.safetensors", lambda p: p.unlink()),
+    ],
+)
+def test_a_damaged_classifier_is_refused(fitted: MembershipClassifier, tmp_path: Path, name: str, damage) -> None:
+    fitted.save_pretrained(tmp_path / "saved")
+    damage(tmp_path / "saved" / name)
+    with pytest.raises(StoreError, match="not a usable classifier"):
+        MembershipClassifier.from_pretrained(tmp_path / "saved")
+
+
+def test_a_planted_pickle_is_not_run(tmp_path: Path) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(StoreError):
+        MembershipClassifier.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_broken_loss_names_the_combination(tmp_path: Path, stores: list[Combination]) -> None:
+    network = build_network("conv", n_features=38, n_summary=7)
+    with torch.no_grad():
+        network.embed.weight.fill_(torch.nan)
+    from ltmia.classifier.training import train_network
+
+    with pytest.raises(LtmiaError, match="c0: the training loss is nan"):
+        train_network(network, stores[:1], [], version="logratio", config=TrainingConfig(epochs=1))
+
+
+def test_the_shipped_classifier_loads_and_tells_members(stores: list[Combination]) -> None:
+    shipped = shipped_classifier()
+    logits = shipped.predict_logit(stores[0].batch(np.arange(120), shipped.feature_version))
+    labels = stores[0].labels
+    assert auc(logits[labels == 1], logits[labels == 0]) > 0.8
+
+
+def test_summary_is_finite_whatever_the_scores() -> None:
+    scores = {name: np.array([np.nan, 1e12, 0.0]) for name in SCORES}
+    assert np.isfinite(summary_features(scores)[:, 3]).all()
+
+
+def test_standardize_and_positions() -> None:
+    standardize = Standardize(2)
+    rows = torch.randn(500, 2) * 3 + 5
+    standardize.fit(rows)
+    assert standardize(rows).mean().abs() < 0.05
+    assert sinusoids(700, 16).shape == (700, 16)

@@ -1,0 +1,181 @@
+"""The commands on real text and real (tiny) models, from outside, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import ltmia
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.evaluation.files import read_results
+from ltmia.lm.loading import load_pair
+from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.report.page import write_report
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ltmia", *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned tiny LM, its members and as many non-members, made with the commands."""
+    folder = tmp_path_factory.mktemp("work")
+    texts = demo_texts()
+    for name, rows in (("members", range(0, 60)), ("nonmembers", range(60, 180))):
+        lines = [json.dumps({"id": texts.ids[i], "text": texts.texts[i], "document": texts.groups[i]}) for i in rows]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    done = run(
+        "finetune", str(demo_base_path()), "--texts", "members.jsonl", "-o", "target", "--epochs", "2",
+        "--learning-rate", "1e-3", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+AUDIT = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--group-column", "document")
+
+
+def test_audit_writes_its_three_files(work: Path) -> None:
+    done = run("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "bag_of_words" in done.stdout
+    results = read_results(work / "audit")
+    assert results.data.n_members == 60
+    assert set(results.attacks) >= {"ltmia", "loss", "difference", "ez_mia", "wbc", "bag_of_words"}
+    assert results.attacks["difference"].auc.value > 0.75
+    assert results.attacks["loss"].tpr_at_fpr["0.001"].value is None
+    records = pq.read_table(work / "audit" / "records.parquet")
+    assert records.num_rows == 180
+    assert records["label"].to_pylist() == [1] * 60 + [0] * 120
+    assert not np.isnan(records["score_ltmia"].to_numpy()).any()
+
+
+def test_no_candidate_text_is_left_behind(work: Path) -> None:
+    passages = [text[20:60] for text in demo_texts().texts[:180]]
+    for path in (work / "audit").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(passage.encode() in content for passage in passages), path
+
+
+def test_running_again_gives_the_same_numbers(work: Path) -> None:
+    before = read_results(work / "audit")
+    done = run("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit", "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    assert after["attacks"] == json.loads(before.model_dump_json())["attacks"]
+    assert after["decisions"] == json.loads(before.model_dump_json())["decisions"]
+
+
+def test_report_is_rendered_from_files_alone_and_without_torch(work: Path) -> None:
+    page = work / "audit" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    code = "import sys; from ltmia.__main__ import main; sys.argv = ['ltmia', 'report', 'audit']\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert page.read_bytes() == before
+    assert b"http://" not in before.replace(b"http://www.w3.org/", b"")
+    assert b"https://" not in before
+
+
+def test_hostile_ids_cannot_leave_the_page(work: Path) -> None:
+    texts = demo_texts()
+    pair = load_pair(work / "target", demo_base_path(), dtype="float32", device="cpu")
+    hostile = ltmia_texts(texts.texts[:30], '</script><script>alert(1)</script>"\u202e')
+    result = audit(pair, hostile, list(texts.texts[60:120]), work / "hostile", config=AuditConfig(attacks="loss"))
+    page = write_report(result.folder).read_text("utf-8")
+    assert "<script>alert" not in page
+
+
+def ltmia_texts(texts: tuple[str, ...], prefix: str):
+    from ltmia.records import Texts
+
+    return Texts(texts=texts, ids=tuple(f"{prefix}{i}" for i in range(len(texts))))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("audit", "nowhere/at/all", "--base", "target", *AUDIT, "-o", "x"), "no model there"),
+        (("audit", "target", *AUDIT, "-o", "x"), "name it with --base"),
+        (
+            ("audit", "target", "--base", "target", "--members", "none.jsonl", "--nonmembers", "n", "-o", "x"),
+            "none.jsonl",
+        ),
+        (("audit", "target", "--base", "target", *AUDIT, "--attacks", "los", "-o", "x"), "did you mean 'loss'"),
+        (("audit", "target", "--base", "target", *AUDIT, "--text-column", "body", "-o", "x"), "body"),
+        (("report", "nowhere"), "results.json"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(work: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments, cwd=work)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("n_members", "n_nonmembers"), [(10, 0), (0, 10), (1, 1)])
+def test_one_sided_audits_give_nulls_with_reasons(work: Path, n_members: int, n_nonmembers: int) -> None:
+    pair = load_pair(work / "target", demo_base_path(), dtype="float32", device="cpu")
+    texts = list(demo_texts().texts)
+    result = audit(
+        pair, texts[:n_members], texts[60 : 60 + n_nonmembers], work / f"few{n_members}{n_nonmembers}",
+        config=AuditConfig(attacks="loss,difference"),
+    )  # fmt: skip
+    assert (result.folder / "report.html").is_file()
+    assert result.results.attacks["loss"].tpr_at_fpr["0.1"].value is None
+    assert result.results.decisions.n_flagged == 0
+
+
+def test_public_api_scores_texts_in_order_and_batch_size_does_not_matter(work: Path) -> None:
+    pair = ltmia.load_pair(work / "target", demo_base_path(), dtype="float32", device="cpu")
+    texts = [*demo_texts().texts[:9], "", "x", "\ud800 lone \x00 " * 3, "word " * 30_000]
+    small, large = (ltmia.score_texts(pair, texts, batch_size=size) for size in (1, 64))
+    backwards = ltmia.score_texts(pair, texts[::-1], batch_size=7)
+    for name, values in small.items():
+        assert np.isnan(values[9])
+        assert not np.isnan(values[:9]).any(), name
+        np.testing.assert_allclose(values, large[name], atol=1e-4, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(values, backwards[name][::-1], atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_published_features_do_not_depend_on_batch_size(work: Path) -> None:
+    pair = ltmia.load_pair(work / "target", demo_base_path(), dtype="float32", device="cpu")
+    texts = [*demo_texts().texts[:5], "short one", ""]
+    one, many = (ltmia.extract_features(pair, texts, batch_size=size) for size in (1, 16))
+    assert one.values.shape == (7, 128, 154)
+    assert not one.mask[:, -1].any()
+    np.testing.assert_array_equal(one.mask, many.mask)
+    # A rank may step where two logits are within float noise of each other; nothing else may move.
+    close = np.isclose(one.values, many.values, atol=1e-5, rtol=1e-5)
+    assert close.mean() > 0.9999
+
+
+def test_help_is_instant_and_loads_no_torch() -> None:
+    code = "import sys; from ltmia.cli.app import app\nassert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
+
+
+def test_every_public_name_loads() -> None:
+    for name in ltmia.__all__:
+        assert getattr(ltmia, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = ltmia.nothing
