@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ class Bigram:
     """A real, small probe: a character bigram model with add-one smoothing."""
 
     def __init__(self, corpus: str) -> None:
-        self.pairs = [(a, b) for a, b in zip(corpus, corpus[1:], strict=False)]
+        self.pairs = [(a, b) for a, b in pairwise(corpus)]
 
     def mean_losses(self, texts, prefix=""):
         def cost(a: str, b: str) -> float:
@@ -178,7 +179,7 @@ class Bigram:
 
         def mean(text: str) -> float:
             joined = prefix[-1:] + text
-            losses = [cost(a, b) for a, b in zip(joined, joined[1:], strict=False)]
+            losses = [cost(a, b) for a, b in pairwise(joined)]
             return float(np.mean(losses)) if losses else np.nan
 
         return np.array([mean(text) for text in texts])

@@ -1,5 +1,6 @@
 """Training on many combinations: every batch comes from one of them, and whole other ones choose the best epoch."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -80,8 +81,8 @@ def train_network(
     _fit_standardization(network, training, version)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     n_steps = config.epochs * len(_epoch_batches(training, config, np.random.default_rng(0)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, n_steps, pct_start=max(config.warmup, 1 / n_steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, n_steps, config.warmup)
     )
     records: list[EpochRecord] = []
     best: dict[str, Tensor] = {}
@@ -100,6 +101,14 @@ def train_network(
     network.load_state_dict(best)
     network.eval()
     return records
+
+
+def learning_rate_factor(step: int, n_steps: int, warmup: float) -> float:
+    """Return the share of the highest rate at a step: a linear rise that starts above 0, then a cosine to 0."""
+    rising = max(round(warmup * n_steps), 1)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(n_steps - rising, 1)))
 
 
 def membership_loss(logits: Tensor, labels: Tensor, config: TrainingConfig) -> Tensor:
