@@ -58,6 +58,7 @@ class TokenStatistics:
     """Target's log-probability of the true token."""
     reference_logp: Float32[np.ndarray, " pred"]
     target_rank: Int32[np.ndarray, " pred"]
+    """Target's rank of the true token; 0 where its logits are NaN (then every float here is)."""
     reference_rank: Int32[np.ndarray, " pred"]
     target_entropy: Float32[np.ndarray, " pred"]
     """Entropy of the target's next-token distribution, in nats."""

@@ -13,7 +13,7 @@ import numpy as np
 from numba import config, njit, prange, set_num_threads, types
 from numba.extending import intrinsic
 
-# OpenMP's workers spin for work that comes once a batch, and starve the models of their cores meanwhile.
+# OpenMP's workers spin for work that comes once a batch, and starve the models of their cores.
 config.THREADING_LAYER = "workqueue"
 
 BLOCK = 64
@@ -231,7 +231,7 @@ def _fill_scalars(i: int, a: Any, b: Any, truth: int, sums: Any, scalars: Any) -
 
 @njit
 def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
-    """Write every statistic of one position pair: NaN and rank 0 if a row holds NaN or no finite maximum."""
+    """Write every statistic of one position pair; see `statistics` for rows with NaN or no finite maximum."""
     keys_a, keys_b, bounds_a, bounds_b, best_keys, ids, sums = scratch
     scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
     top, low, reference_top = ids[0], ids[1], ids[2]
@@ -242,19 +242,20 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
     _extreme_ids(keys_b, max_b, np.int32(1), best_keys, reference_top)
     _extreme_ids(keys_a, min_a, np.int32(-1), best_keys, low)
     a_max, b_max = a[top[0]], b[reference_top[0]]
-    lowest = min(min_a.min(), min_b.min())
-    if lowest < MINUS_INFINITY_KEY or not (np.isfinite(a_max) and np.isfinite(b_max)):
+    a_broken = min_a.min() < MINUS_INFINITY_KEY or not np.isfinite(a_max)
+    b_broken = min_b.min() < MINUS_INFINITY_KEY or not np.isfinite(b_max)
+    ranks[i, 0] = 0 if a_broken else _rank(keys_a, max_a, min_a, keys_a[truth])
+    ranks[i, 1] = 0 if b_broken else _rank(keys_b, max_b, min_b, keys_b[truth])
+    if a_broken or b_broken:
         for block in (scalars, top_logp, top_ratio, low_ratio):
             block[i, :] = np.nan
-        for block in (ranks, top_rank, reference_top_rank, low_rank):
+        for block in (top_rank, reference_top_rank, low_rank):
             block[i, :] = 0
         return
     _vocabulary_sums(a, b, a_max, b_max, sums)
     sums[10], sums[11] = a_max, b_max
     _fill_scalars(i, a, b, truth, sums, scalars)
     lse_a, lse_b = a_max + np.log(sums[0]), b_max + np.log(sums[3])
-    ranks[i, 0] = _rank(keys_a, max_a, min_a, keys_a[truth])
-    ranks[i, 1] = _rank(keys_b, max_b, min_b, keys_b[truth])
     for j in range(top.shape[0]):
         top_logp[i, j] = a[top[j]] - lse_a
         top_ratio[i, j] = (a[top[j]] - lse_a) - (b[top[j]] - lse_b)
@@ -276,8 +277,7 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
         n_workers: Threads to share the rows among.
     """
     n, vocab = target.shape
-    k = out[1].shape[1]
-    n_blocks = (vocab + BLOCK - 1) // BLOCK
+    n_blocks, k = (vocab + BLOCK - 1) // BLOCK, out[1].shape[1]
     for worker in prange(n_workers):
         # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
         scratch = (

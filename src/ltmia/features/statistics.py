@@ -1,7 +1,8 @@
 """Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
 
-Takes raw float32 logits of shape (pred, vocab) over the shared ids. Positions whose logits hold
-NaN, or nothing finite to normalise by, come out as NaN in every float and 0 in every rank.
+Takes raw float32 logits of shape (pred, vocab) over the shared ids. Where one model's logits hold NaN, or nothing
+finite to normalise by, every float is NaN and every rank 0, but the true token's rank under the other model: so it
+can be said which model is to blame.
 """
 
 import threading

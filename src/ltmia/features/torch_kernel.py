@@ -38,14 +38,15 @@ def fill_statistics_torch(target: Tensor, reference: Tensor, truth: Tensor, k: i
     ranks = torch.cat([_ranks(sorted_a, a.gather(1, y)), _ranks(sorted_b, b.gather(1, y))], 1)
     floats = [scalars, a.gather(1, top) - lse_a, log_ratio(top), log_ratio(low)]
     rank_blocks = [
-        ranks,
         _ranks(sorted_b, b.gather(1, top)),
         _ranks(sorted_a, a.gather(1, reference_top)),
         _ranks(sorted_b, b.gather(1, low)),
     ]
-    broken = ~(torch.isfinite(lse_a) & torch.isfinite(lse_b))
+    own = ~torch.isfinite(torch.cat([lse_a, lse_b], 1))
+    broken = own.any(1, keepdim=True)
     return (
         *(block.float().masked_fill(broken, torch.nan) for block in floats),
+        ranks.int().masked_fill(own, 0),
         *(block.int().masked_fill(broken, 0) for block in rank_blocks),
     )
 

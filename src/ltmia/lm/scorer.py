@@ -20,6 +20,8 @@ PROBE_TOLERANCE = {torch.float32: 1e-4}
 """Difference, relative to the largest logit, up to which our head counts as the model's own."""
 HALF_TOLERANCE = 1e-2
 """The same for half precision: a few roundings to 8 bits."""
+AHEAD_TOLERANCE = 1e-5
+"""Change of a token's logits with the token after it, relative to the largest, that is float noise."""
 HALF = (torch.bfloat16, torch.float16)
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """What a model raises that cannot take plain ids and a mask."""
@@ -117,8 +119,9 @@ class Scorer:
                 "expected one row per id (adapters that prepend virtual tokens cannot be audited)"
             )
         ahead = (logits - changed)[:, :-1].abs().max()
+        tolerance = HALF_TOLERANCE if any(p.dtype in HALF for p in self._model.parameters()) else AHEAD_TOLERANCE
         # Written so that NaN passes: broken weights make texts unscorable, which is said text by text.
-        if ahead > HALF_TOLERANCE * _largest(logits):
+        if ahead > tolerance * _largest(logits):
             raise ModelError(
                 f"{self._name}: a token's logits change with the token after it, so this is no causal LM "
                 "(a masked or bidirectional model?)"

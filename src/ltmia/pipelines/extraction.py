@@ -194,8 +194,8 @@ def _score_batch(
 
 
 def _broken_reason(tokens: TokenStatistics) -> str | None:
-    for name, logp in (("target", tokens.target_logp), ("reference", tokens.reference_logp)):
-        if np.isnan(logp).any():
+    for name, rank in (("target", tokens.target_rank), ("reference", tokens.reference_rank)):
+        if not rank.all():
             return f"the {name} gives NaN logits on it"
     return None
 
