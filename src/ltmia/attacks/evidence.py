@@ -1,11 +1,19 @@
 """What a fast attack may look at: one text, its token statistics, and how frequent tokens are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from ltmia.records import TokenStatistics
+
+LOGP_FLOOR = -1000.0
+"""An impossible token (-inf) counts as this log-probability, so that means stay finite and ordered."""
+MIN_POSITIONS = 2
+"""A text with fewer scored positions is not measurable by any attack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +24,7 @@ class TokenFrequencies:
 
     @classmethod
     def from_counts(cls, counts: Int64[np.ndarray, " vocab"]) -> "TokenFrequencies":
-        """Smooth raw counts, every occurrence counted."""
+        """Smooth raw counts, every occurrence counted, repetitions inside a text too."""
         total = counts.sum() + len(counts)
         return cls(log_frequency=np.log((counts + 1.0) / total))
 
@@ -31,3 +39,55 @@ class TextEvidence:
     token_ids: Int32[np.ndarray, " pred"]
     """The true tokens at those positions."""
     token_frequencies: TokenFrequencies
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.tokens):
+            raise ValueError(f"{len(self.token_ids)} token ids for {len(self.tokens)} scored positions")
+
+    @property
+    def target_logp(self) -> Float64[np.ndarray, " pred"]:
+        """The target's log-probabilities of the true tokens, none below the floor; NaN stays NaN."""
+        return _floored(self.tokens.target_logp)
+
+    @property
+    def reference_logp(self) -> Float64[np.ndarray, " pred"]:
+        """The same of the reference."""
+        return _floored(self.tokens.reference_logp)
+
+    @property
+    def log_ratio(self) -> Float64[np.ndarray, " pred"]:
+        """D_t = log p_T - log p_R, finite; 0 where both models call the token impossible."""
+        return self.target_logp - self.reference_logp
+
+
+def reads[**P](
+    *columns: str,
+) -> Callable[
+    [Callable[Concatenate[TextEvidence, P], float]], Callable[Concatenate[TextEvidence, P], float]
+]:
+    """Make a fast attack of a function: NaN, not a number made up, where the evidence does not allow a score.
+
+    That is for texts under `MIN_POSITIONS`, and where one of the columns holds NaN.
+
+    Args:
+        columns: The fields of `TokenStatistics` that the function reads.
+    """
+
+    def decorate(
+        attack: Callable[Concatenate[TextEvidence, P], float],
+    ) -> Callable[Concatenate[TextEvidence, P], float]:
+        @wraps(attack)
+        def measured(evidence: TextEvidence, *args: P.args, **kwargs: P.kwargs) -> float:
+            tokens = evidence.tokens
+            if len(tokens) < MIN_POSITIONS or any(np.isnan(getattr(tokens, name)).any() for name in columns):
+                return np.nan
+            return float(attack(evidence, *args, **kwargs))
+
+        return measured
+
+    return decorate
+
+
+def _floored(logp: np.ndarray) -> np.ndarray:
+    # Rounding can leave a certain token a little above 0.
+    return np.clip(logp.astype(np.float64), LOGP_FLOOR, 0.0)

@@ -1,37 +1,33 @@
 """The audit: score members and non-members with every attack, measure, decide, check, and write it all down."""
 
-import secrets
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
 
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
 from ltmia.classifier.combinations import SUMMARY_SCORES
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
-from ltmia.data.duplicates import compare_sets, kept_rows
-from ltmia.data.reading import content_id
-from ltmia.errors import ConfigError, DataError
+from ltmia.errors import ConfigError
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
-from ltmia.evaluation.controls import bag_of_words
+from ltmia.evaluation.controls import ControlScores, bag_of_words
 from ltmia.evaluation.files import write_records, write_results
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import DataInfo, Results, Timing
+from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, Timing
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
+from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
+from ltmia.pipelines.record_table import record_columns
 from ltmia.pipelines.scoring import ScoredTexts, score_to_store
 from ltmia.pipelines.storing import Report, silent
 from ltmia.records import Texts
@@ -68,20 +64,6 @@ class AuditResult:
     folder: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledTexts:
-    """Members first, then non-members."""
-
-    texts: Texts
-    n_members: int
-    groups: Int64[np.ndarray, " texts"] | None
-
-    @property
-    def labels(self) -> Int64[np.ndarray, " texts"]:
-        """1 for members, 0 for non-members."""
-        return np.repeat([1, 0], [self.n_members, len(self.texts) - self.n_members])
-
-
 def audit(
     pair: Pair,
     members: Texts | Sequence[str],
@@ -115,7 +97,7 @@ def audit(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     names = select_attacks(config.attacks)
-    data = _labelled(as_texts(members), as_texts(nonmembers), config.deduplicate)
+    data = label_texts(as_texts(members), as_texts(nonmembers), config.deduplicate)
     classifier = _classifier(config.classifier) if LEARNED in names else None
     identity = PairIdentity.of(pair)
     scored = score_to_store(
@@ -127,38 +109,15 @@ def audit(
         classifier=classifier,
         report=report,
     )
-    scores = {name: scored.scores[name] for name in names if name in scored.scores}
-    control = bag_of_words(data.texts.texts, data.labels, data.groups, config.seed)
-    scores[CONTROL] = control.scores
-    measured = {
-        name: measure_attack(*_by_label(values, data), **_groups_by_label(data), seed=config.seed)
-        for name, values in scores.items()
-    }
-    judge = LEARNED if LEARNED in scores else next(iter(scores))
-    decisions = judge_audit(
-        *_by_label(scores[judge], data),
-        attack=judge,
-        fdr=config.fdr,
-        nonmember_groups=None if data.groups is None else data.groups[data.n_members :],
-        seed=config.seed,
+    measured = _measure(data, scored, names, config)
+    findings = Findings(
+        control=measured.control,
+        blind=measured.attacks[CONTROL].auc,
+        judge=measured.scores[measured.judge],
+        smallest_p=measured.decisions.summary.smallest_p,
     )
-    members_scores, nonmember_scores = _by_label(scores[judge], data)
-    groups = _groups_by_label(data)
-    set_test = collection_test(
-        members_scores,
-        nonmember_scores,
-        candidate_groups=groups["member_groups"],
-        nonmember_groups=groups["nonmember_groups"],
-        seed=config.seed,
-    )
-    found = Findings(
-        control=control,
-        blind=measured[CONTROL].auc,
-        judge=scores[judge],
-        smallest_p=decisions.summary.smallest_p,
-    )
-    validity = check_validity(pair, data, scored, found, classifier=classifier, config=config)
-    seconds = time.perf_counter() - started
+    validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
+    judge = measured.attacks[measured.judge]
     results = Results(
         ltmia_version=version("ltmia"),
         kind="audit",
@@ -170,43 +129,63 @@ def audit(
         reference=identity.reference,
         tokenizer=identity.tokenizer,
         data=_data_info(data, scored),
-        attacks=measured,
-        decisions=decisions.summary,
-        set_test=set_test,
+        attacks=measured.attacks,
+        decisions=measured.decisions.summary,
+        set_test=measured.set_test,
         validity=validity,
-        verdict=verdict(judge, measured[judge], decisions.summary, validity.blind),
-        timing=_timing(seconds, data, scored),
+        verdict=verdict(measured.judge, judge, measured.decisions.summary, validity.blind),
+        timing=_timing(time.perf_counter() - started, data, scored),
     )
-    records = write_records(_record_columns(data, scored, scores, decisions), folder)
+    columns = record_columns(data, scored, measured.scores, measured.decisions)
+    records = write_records(columns, folder)
     write_results(results, folder)
     write_report(folder)
     return AuditResult(results=results, records=records, folder=folder)
 
 
-def as_texts(texts: Texts | Sequence[str]) -> Texts:
-    """Take plain strings as texts with ids made from their content."""
-    if isinstance(texts, Texts):
-        return texts
-    ids = [f"{content_id(text)}-{i}" for i, text in enumerate(texts)]
-    return Texts(texts=tuple(texts), ids=tuple(ids))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the scores alone say."""
+
+    scores: dict[str, np.ndarray]
+    attacks: dict[str, AttackResult]
+    control: ControlScores
+    judge: str
+    """The attack that decides: the learned one where it took part."""
+    decisions: AuditDecisions
+    set_test: SetTest
 
 
-def _labelled(members: Texts, nonmembers: Texts, deduplicate: bool) -> LabelledTexts:
-    if not len(members) and not len(nonmembers):
-        raise DataError("neither members nor non-members were given: nothing to audit")
-    if deduplicate:
-        kept = kept_rows(compare_sets(members.texts, nonmembers.texts))
-        members, nonmembers = members.take(kept.members), nonmembers.take(kept.nonmembers)
-    groups = None
-    if members.groups is not None and nonmembers.groups is not None:
-        _, groups = np.unique([*members.groups, *nonmembers.groups], return_inverse=True)
-    texts = Texts(
-        texts=members.texts + nonmembers.texts,
-        ids=members.ids + nonmembers.ids,
-        groups=None if groups is None else (*(members.groups or ()), *(nonmembers.groups or ())),
-        source=f"{members.source}, {nonmembers.source}",
+def _measure(data: LabelledTexts, scored: ScoredTexts, names: Sequence[str], config: AuditConfig) -> _Measured:
+    control = bag_of_words(data.texts.texts, data.labels, data.groups, config.seed)
+    scores = {name: scored.scores[name] for name in names if name in scored.scores}
+    judge = LEARNED if LEARNED in scores else next(iter(scores), CONTROL)
+    scores[CONTROL] = control.scores
+    groups = data.groups_by_label
+    members, nonmembers = data.by_label(scores[judge])
+    return _Measured(
+        scores=scores,
+        attacks={
+            name: measure_attack(*data.by_label(values), **groups, seed=config.seed) for name, values in scores.items()
+        },
+        control=control,
+        judge=judge,
+        decisions=judge_audit(
+            members,
+            nonmembers,
+            attack=judge,
+            fdr=config.fdr,
+            nonmember_groups=groups["nonmember_groups"],
+            seed=config.seed,
+        ),
+        set_test=collection_test(
+            members,
+            nonmembers,
+            candidate_groups=groups["member_groups"],
+            nonmember_groups=groups["nonmember_groups"],
+            seed=config.seed,
+        ),
     )
-    return LabelledTexts(texts=texts, n_members=len(members), groups=groups)
 
 
 def _classifier(source: str | None) -> MembershipClassifier:
@@ -228,17 +207,6 @@ def _extraction(config: AuditConfig, names: Sequence[str]) -> ExtractionConfig:
     )
 
 
-def _by_label(scores: np.ndarray, data: LabelledTexts) -> tuple[np.ndarray, np.ndarray]:
-    return scores[: data.n_members], scores[data.n_members :]
-
-
-def _groups_by_label(data: LabelledTexts) -> dict[str, Any]:
-    if data.groups is None:
-        return {"member_groups": None, "nonmember_groups": None}
-    members, nonmembers = _by_label(data.groups, data)
-    return {"member_groups": members, "nonmember_groups": nonmembers}
-
-
 def _data_info(data: LabelledTexts, scored: ScoredTexts) -> DataInfo:
     return DataInfo(
         n_members=data.n_members,
@@ -255,34 +223,3 @@ def _timing(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:
         forward_seconds=scored.clock.forward.seconds,
         feature_seconds=scored.clock.feature_seconds,
     )
-
-
-def _record_columns(
-    data: LabelledTexts,
-    scored: ScoredTexts,
-    scores: dict[str, np.ndarray],
-    decisions: AuditDecisions,
-) -> dict[str, Any]:
-    """Lay out records.parquet; groups are hashed with a salt that is thrown away, so that they cannot be looked up."""
-    p_values, q_values = (np.full(len(data.texts), np.nan) for _ in range(2))
-    flagged = np.zeros(len(data.texts), np.bool_)
-    held_out = data.n_members + decisions.held_out_rows
-    for rows, part in (
-        (np.arange(data.n_members), decisions.members),
-        (held_out, decisions.held_out),
-    ):
-        p_values[rows], q_values[rows], flagged[rows] = part.p_values, part.q_values, part.flagged
-    salt = secrets.token_bytes(16)
-    groups = data.texts.groups or (None,) * len(data.texts)
-    hashed = [None if g is None else sha256(salt + g.encode()).hexdigest()[:12] for g in groups]
-    return {
-        "id": list(data.texts.ids),
-        "label": data.labels,
-        "group": pa.array(hashed, pa.string()),
-        "n_tokens": scored.n_tokens,
-        **{f"score_{name}": values for name, values in scores.items()},
-        "p_value": p_values,
-        "q_value": q_values,
-        "flagged": flagged,
-        "reason": pa.array(list(scored.reasons), pa.string()),
-    }

@@ -20,10 +20,11 @@ from ltmia.evaluation.validity import (
 )
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.labelled import LabelledTexts
 from ltmia.pipelines.scoring import ScoredTexts, store_features
 
 if TYPE_CHECKING:
-    from ltmia.pipelines.audit import AuditConfig, LabelledTexts
+    from ltmia.pipelines.audit import AuditConfig
 
 N_RESCORED = 4
 """Texts scored a second time, alone, for the backend check."""
@@ -47,7 +48,7 @@ class Findings:
 
 def check_validity(
     pair: Pair,
-    data: "LabelledTexts",
+    data: LabelledTexts,
     scored: ScoredTexts,
     found: Findings,
     *,
@@ -75,7 +76,7 @@ def check_validity(
     )
 
 
-def _duplicates(data: "LabelledTexts", config: "AuditConfig") -> Check:
+def _duplicates(data: LabelledTexts, config: "AuditConfig") -> Check:
     members = data.texts.texts[: data.n_members]
     nonmembers = data.texts.texts[data.n_members :]
     found = compare_sets(members, nonmembers)
@@ -96,7 +97,7 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     return distribution_check(classifier.distance(features), OUTSIDE_LIMIT)
 
 
-def _backend(pair: Pair, data: "LabelledTexts", scored: ScoredTexts, config: "AuditConfig") -> Check:
+def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: "AuditConfig") -> Check:
     """Score a few texts again, each alone."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))

@@ -1,0 +1,68 @@
+"""Members and non-members as one run of texts: scored together, told apart again by place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from ltmia.data.duplicates import compare_sets, kept_rows
+from ltmia.data.reading import content_id
+from ltmia.errors import DataError
+from ltmia.records import Texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledTexts:
+    """Members first, then non-members."""
+
+    texts: Texts
+    n_members: int
+    groups: Int64[np.ndarray, " texts"] | None
+
+    @property
+    def labels(self) -> Int64[np.ndarray, " texts"]:
+        """1 for members, 0 for non-members."""
+        return np.repeat([1, 0], [self.n_members, len(self.texts) - self.n_members])
+
+    def by_label(self, values: Any) -> tuple[Any, Any]:
+        """Cut per-text values into those of members and those of non-members."""
+        return values[: self.n_members], values[self.n_members :]
+
+    @property
+    def groups_by_label(self) -> dict[str, Any]:
+        """Groups of both kinds, as the metrics take them."""
+        members, nonmembers = (None, None) if self.groups is None else self.by_label(self.groups)
+        return {"member_groups": members, "nonmember_groups": nonmembers}
+
+
+def as_texts(texts: Texts | Sequence[str]) -> Texts:
+    """Take plain strings as texts with ids made from their content."""
+    if isinstance(texts, Texts):
+        return texts
+    ids = [f"{content_id(text)}-{i}" for i, text in enumerate(texts)]
+    return Texts(texts=tuple(texts), ids=tuple(ids))
+
+
+def label_texts(members: Texts, nonmembers: Texts, deduplicate: bool) -> LabelledTexts:
+    """Join both sets, members first, and number their groups; repeats are left out on request.
+
+    Raises:
+        DataError: If there are no texts at all.
+    """
+    if not len(members) and not len(nonmembers):
+        raise DataError("neither members nor non-members were given: nothing to audit")
+    if deduplicate:
+        kept = kept_rows(compare_sets(members.texts, nonmembers.texts))
+        members, nonmembers = members.take(kept.members), nonmembers.take(kept.nonmembers)
+    groups = None
+    if members.groups is not None and nonmembers.groups is not None:
+        _, groups = np.unique([*members.groups, *nonmembers.groups], return_inverse=True)
+    texts = Texts(
+        texts=members.texts + nonmembers.texts,
+        ids=members.ids + nonmembers.ids,
+        groups=None if groups is None else (*(members.groups or ()), *(nonmembers.groups or ())),
+        source=f"{members.source}, {nonmembers.source}",
+    )
+    return LabelledTexts(texts=texts, n_members=len(members), groups=groups)
