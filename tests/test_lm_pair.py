@@ -182,9 +182,8 @@ def test_a_head_trained_in_full_beside_an_adapter_is_switched_off_for_the_refere
     assert np.abs(target - reference).max() > 0.01
 
 
-@pytest.mark.parametrize("extra", [64, -0])
-def test_a_grown_vocabulary_is_compared_on_the_shared_ids(extra):
-    pair = make_pair(small(1, vocab_size=300 + extra), small(2))
+def test_a_grown_vocabulary_is_compared_on_the_shared_ids():
+    pair = make_pair(small(1, vocab_size=364), small(2))
     assert pair.vocab_size == 300
     target, reference = logp_of(pair)
     np.testing.assert_allclose(target, by_loop(pair.target, n_ids=300), atol=1e-4)
@@ -279,10 +278,10 @@ def test_virtual_tokens_are_refused():
 
 def test_a_model_that_needs_more_than_ids_is_refused():
     class Needy(Odd):
-        def forward(self, input_ids, pixels, **_):
-            return self.inner(input_ids=input_ids)
+        def forward(self, pixels, **ids):
+            return self.inner(pixels, **ids)
 
-    with pytest.raises(ModelError, match="does not run on token ids and a mask alone.*pixels"):
+    with pytest.raises(ModelError, match=r"does not run on token ids and a mask alone.*pixels"):
         make_pair(Needy(small(1), None), small(2))
 
 

@@ -92,7 +92,7 @@ def load_model(source: str, options: LoadOptions) -> tuple[PreTrainedModel, Mode
     keywords |= {"trust_remote_code": options.trust_remote_code, "use_safetensors": True}
     model = refuse_clearly(place, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
     model.to(device=device, dtype=pick_dtype(options.dtype, model.dtype, device))
-    return model, _origin(place, options, getattr(model.config, "_commit_hash", None))
+    return model, _origin(place, options)
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
@@ -161,10 +161,9 @@ def _adapted(model: PreTrainedModel, place: Place) -> PeftModel:
     )
 
 
-def _origin(place: Place, options: LoadOptions, commit: str | None = None) -> ModelOrigin:
-    return ModelOrigin(
-        source=place.source, revision=place.revision or commit, trust_remote_code=options.trust_remote_code
-    )
+def _origin(place: Place, options: LoadOptions) -> ModelOrigin:
+    revision = place.commit or place.revision
+    return ModelOrigin(source=place.source, revision=revision, trust_remote_code=options.trust_remote_code)
 
 
 def _pair_in_memory(

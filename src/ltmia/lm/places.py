@@ -7,11 +7,10 @@ and what to do.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import ModelCard, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -64,7 +63,16 @@ class Place:
             return {"pretrained_model_name_or_path": folder, "gguf_file": self.path.name, "local_files_only": True}
         return {"pretrained_model_name_or_path": str(self.path), "local_files_only": True}
 
-    @cached_property
+    @property
+    def commit(self) -> str | None:
+        """Commit of a hub model that is in the cache; None for anything else."""
+        if not self.hub_id:
+            return None
+        name = ADAPTER_CONFIG if self.is_adapter else "config.json"
+        found = try_to_load_from_cache(self.hub_id, name, revision=self.revision)
+        return Path(found).parent.name if isinstance(found, str) else None
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer comes with the model; of a hub id it is taken for granted."""
         if self.path is None or self.is_gguf:
@@ -123,7 +131,7 @@ def find_base(place: Place) -> str:
     return named
 
 
-def _base_in_card(place: Place) -> str | None:
+def _base_in_card(place: Place) -> object:
     card = place.hub_id if place.path is None else place.path / "README.md"
     if isinstance(card, Path) and not card.is_file():
         return None
@@ -132,7 +140,7 @@ def _base_in_card(place: Place) -> str | None:
     except (*LOADING_ERRORS, YAMLError):
         return None
     if isinstance(named, list):
-        named = named[0] if len(named) == 1 else None
+        return named[0] if len(named) == 1 else None
     return named
 
 
@@ -190,6 +198,11 @@ def refuse_clearly(place: Place, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except LOADING_ERRORS as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{place.source}: brings code of its own to run, and that runs only with --trust-remote-code; "
+                "read the .py files beside it first"
+            ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines)[:MESSAGE_LIMIT] or "no reason given"
         hint = ""

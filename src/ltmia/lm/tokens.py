@@ -45,9 +45,12 @@ def encode_texts(
         texts: Any strings; a lone surrogate is read as "?".
         max_length: Most ids per text, special tokens included.
         vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
-        encoding: "default": the special tokens the tokenizer itself puts before a text, so that with a BOS token the
-            first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199), no special
-            tokens, truncated to `max_length` - 1, EOS appended.
+        encoding: "default": the special tokens that the tokenizer itself puts before a text, so that with a BOS
+            token the first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199),
+            no special tokens, truncated to `max_length` - 1, EOS appended.
+
+    Raises:
+        ValueError: If `max_length` leaves nothing to score.
     """
     if max_length < 2:
         raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
