@@ -271,7 +271,7 @@ def no_network(monkeypatch):
         raise OSError("blocked by the test")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: opened.append(a) or refuse(None, a))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **_: refuse(None, a))
     return opened
 
 
