@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Concatenate
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from ltmia.records import TokenStatistics
+
+Parameters = ParamSpec("Parameters")
 
 LOGP_FLOOR = -1000.0
 """An impossible token (-inf) counts as this log-probability, so that means stay finite and ordered."""
@@ -60,10 +62,10 @@ class TextEvidence:
         return self.target_logp - self.reference_logp
 
 
-def reads[**P](
+def reads(
     *columns: str,
 ) -> Callable[
-    [Callable[Concatenate[TextEvidence, P], float]], Callable[Concatenate[TextEvidence, P], float]
+    [Callable[Concatenate[TextEvidence, Parameters], float]], Callable[Concatenate[TextEvidence, Parameters], float]
 ]:
     """Make a fast attack of a function: NaN, not a number made up, where the evidence does not allow a score.
 
@@ -74,10 +76,10 @@ def reads[**P](
     """
 
     def decorate(
-        attack: Callable[Concatenate[TextEvidence, P], float],
-    ) -> Callable[Concatenate[TextEvidence, P], float]:
+        attack: Callable[Concatenate[TextEvidence, Parameters], float],
+    ) -> Callable[Concatenate[TextEvidence, Parameters], float]:
         @wraps(attack)
-        def measured(evidence: TextEvidence, *args: P.args, **kwargs: P.kwargs) -> float:
+        def measured(evidence: TextEvidence, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> float:
             tokens = evidence.tokens
             if len(tokens) < MIN_POSITIONS or any(np.isnan(getattr(tokens, name)).any() for name in columns):
                 return np.nan

@@ -1,6 +1,7 @@
 """Attacks that need passes of their own: other texts, prefixes, neighbours, gradients.
 
-They ask a `TargetProbe` for those passes and know nothing of how it makes them.
+They ask a `TargetProbe` for those passes and know nothing of how it makes them. Every function returns one score per
+text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
 """
 
 from collections.abc import Sequence
@@ -10,66 +11,128 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from ltmia.attacks.evidence import MIN_POSITIONS
+from ltmia.errors import ConfigError
+
 Scores = Float64[np.ndarray, " texts"]
+Losses = Float64[np.ndarray, " _"]
+"""Of one text's scored tokens; every text has its own number of them."""
+
+SHOTS = 12
+"""Texts in a prefix by default, as in the published ReCaLL code."""
+NEIGHBOURS = 25
+"""Neighbours per text by default, as in the published benchmark of the attack."""
 
 
 @runtime_checkable
 class TargetProbe(Protocol):
-    """Further looks at the target, on request."""
+    """Further looks at the target, on request; each answer depends on its text alone, not on its fellows."""
 
-    def mean_losses(self, texts: Sequence[str], prefix: str = "") -> Scores:
-        """Mean loss of each text's own tokens, in nats, after a prefix; NaN where unscorable."""
+    def token_losses(self, texts: Sequence[str], prefix: str = "") -> Sequence[Losses]:
+        """Return -log p of each text's tokens, in nats, the prefix before them and not scored itself.
+
+        The same positions with and without a prefix. A text that cannot be scored, or does not fit behind the prefix
+        whole, has no losses; it is never cut to fit.
+        """
         ...
 
-    def gradient_norms(self, texts: Sequence[str]) -> Scores:
-        """Mean over parameter tensors of the largest absolute gradient of each text's mean loss."""
+    def gradient_norms(self, texts: Sequence[str], order: float) -> Scores:
+        """Return the mean over parameter tensors of the norm of each text's mean loss's gradient; NaN if unscorable.
+
+        `order` is the norm's: 1, 2 or infinity.
+        """
         ...
 
-    def neighbours(self, text: str, n: int) -> list[str]:
-        """At most n texts that differ from this one in one token, as the reference LM proposes."""
+    def neighbours(self, text: str, n: int, seed: int) -> Sequence[str]:
+        """Return at most n texts that differ from this one in few tokens, those the reference LM proposes."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shots:
-    """Texts to put before the candidates; they must not be among the candidates."""
+    """Texts whose membership is known, to put before the candidates. Evaluate on other texts than these."""
 
     nonmembers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
 
 def lowercase(probe: TargetProbe, texts: Sequence[str], _shots: Shots) -> Scores:
-    """Return the loss of the lower-cased text over the loss of the text (arXiv 2012.07805)."""
-    return probe.mean_losses([text.lower() for text in texts]) / probe.mean_losses(texts)
+    """Return the loss of the lower-cased text over the loss of the text (Carlini et al. 2021, arXiv 2012.07805)."""
+    lowered = _means(probe.token_losses([text.lower() for text in texts]))
+    return _divided(lowered, _means(probe.token_losses(texts)))
 
 
 def recall(probe: TargetProbe, texts: Sequence[str], shots: Shots) -> Scores:
-    """Return the loss after a prefix of known non-members over the loss alone (ReCaLL, arXiv 2406.15968)."""
-    return probe.mean_losses(texts, "".join(shots.nonmembers)) / probe.mean_losses(texts)
+    """Return the loss after a prefix of known non-members over the loss alone (ReCaLL, arXiv 2406.15968).
+
+    Only the text's own tokens are scored. A text that is itself a shot is NaN.
+
+    Raises:
+        ConfigError: Without non-member shots.
+    """
+    alone = probe.token_losses(texts)
+    after = _losses_after(probe, texts, shots.nonmembers, alone, "non-members")
+    return _divided(after, _means(alone))
 
 
 def con_recall(probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: float = 1.0) -> Scores:
-    """Return (loss after non-members - gamma x loss after members) / loss (CON-ReCaLL, arXiv 2409.03363)."""
-    after_nonmembers = probe.mean_losses(texts, "".join(shots.nonmembers))
-    after_members = probe.mean_losses(texts, "".join(shots.members))
-    return (after_nonmembers - gamma * after_members) / probe.mean_losses(texts)
+    """Return (loss after non-members - gamma x loss after members) / loss (CON-ReCaLL, arXiv 2409.03363).
 
+    Only the text's own tokens are scored. A text that is itself a shot is NaN.
 
-def neighbourhood(probe: TargetProbe, texts: Sequence[str], _shots: Shots, n_neighbours: int = 10) -> Scores:
-    """Return the mean loss of near texts minus the loss of the text (arXiv 2305.18462).
-
-    The paper swaps single words for those a masked LM proposes. Here the reference LM proposes them, from what
-    precedes the word only, so that no third model is needed; results are not comparable with the paper's.
+    Raises:
+        ConfigError: Without shots of either kind.
     """
-    scores = np.full(len(texts), np.nan)
-    own = probe.mean_losses(texts)
+    alone = probe.token_losses(texts)
+    after_nonmembers = _losses_after(probe, texts, shots.nonmembers, alone, "non-members")
+    after_members = _losses_after(probe, texts, shots.members, alone, "members")
+    return _divided(after_nonmembers - gamma * after_members, _means(alone))
+
+
+def neighbourhood(
+    probe: TargetProbe, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS, seed: int = 0
+) -> Scores:
+    """Return the mean loss of near texts minus the loss of the text (Mattern et al. 2023, arXiv 2305.18462).
+
+    The paper swaps words for those a masked LM proposes. Here the reference LM proposes them, from what precedes the
+    word only, so that no third model is needed; results are not comparable with the paper's.
+    """
+    scores = -_means(probe.token_losses(texts))
     for i, text in enumerate(texts):
-        neighbours = probe.neighbours(text, n_neighbours)
-        if neighbours:
-            scores[i] = np.mean(probe.mean_losses(neighbours)) - own[i]
+        near = probe.neighbours(text, n, seed)
+        scores[i] += _means(probe.token_losses(near)).mean() if len(near) else np.nan
     return scores
 
 
-def gradient_norm(probe: TargetProbe, texts: Sequence[str], _shots: Shots) -> Scores:
+def gradient_norm(probe: TargetProbe, texts: Sequence[str], _shots: Shots, order: float = np.inf) -> Scores:
     """Return minus the gradient norm of the loss: a memorised text hardly pulls at the weights (arXiv 2402.17012)."""
-    return -probe.gradient_norms(texts)
+    return -np.asarray(probe.gradient_norms(texts, order), np.float64)
+
+
+def _losses_after(
+    probe: TargetProbe, texts: Sequence[str], shots: Sequence[str], alone: Sequence[Losses], kind: str
+) -> Scores:
+    """Mean losses after the shots, over the positions that the texts alone were scored on."""
+    if not shots:
+        raise ConfigError(
+            f"a prefix of known {kind} is needed: give some ({SHOTS} are usual), not among the candidates"
+        )
+    after = probe.token_losses(texts, "".join(shots))
+    for i, (with_prefix, without) in enumerate(zip(after, alone, strict=True)):
+        if len(with_prefix) not in (0, len(without)):
+            raise ValueError(
+                f"text {i}: {len(with_prefix)} losses after the prefix and {len(without)} without; a probe must score "
+                "the same positions, or none"
+            )
+    means = _means(after)
+    means[[text in shots for text in texts]] = np.nan
+    return means
+
+
+def _means(losses: Sequence[Losses]) -> Scores:
+    return np.array([x.mean() if len(x) >= MIN_POSITIONS else np.nan for x in losses], np.float64)
+
+
+def _divided(losses: Scores, by: Scores) -> Scores:
+    """Losses over losses; NaN where there is no loss to divide by."""
+    return losses / np.where(by == 0, np.nan, by)

@@ -3,8 +3,7 @@
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Literal
 
 from ltmia.attacks import likelihood, probing, reference
 from ltmia.attacks.evidence import TextEvidence
@@ -13,11 +12,12 @@ from ltmia.errors import ConfigError
 
 FastFunction = Callable[[TextEvidence], float]
 SlowFunction = Callable[[TargetProbe, Sequence[str], Shots], Scores]
+Group = Literal["fast", "slow", "learned", "control"]
 
 LEARNED = "ltmia"
-"""The learned classifier."""
+"""The learned classifier, computed by `ltmia.classifier`."""
 CONTROL = "bag_of_words"
-"""The control that never sees a model."""
+"""The control that never sees a model, computed by `ltmia.evaluation`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +25,22 @@ class Attack:
     """One way to give a text a score; higher is more member-like."""
 
     name: str
+    """Key in files and flags."""
+    title: str
+    """What readers call it."""
     needs: str
     passes: str
-    """Forward passes per text, target / reference."""
+    """Passes per text, target / reference; those of the fast attacks are shared by all of them."""
     source: str
+    """Paper."""
     fast: FastFunction | None = None
     """Scores one text from the shared pass."""
     slow: SlowFunction | None = None
     """Scores texts with passes of its own."""
 
     @property
-    def group(self) -> str:
-        """fast, slow, learned or control: what it costs and when it runs."""
+    def group(self) -> Group:
+        """What it costs and who computes it."""
         if self.fast:
             return "fast"
         if self.slow:
@@ -45,7 +49,7 @@ class Attack:
 
     @property
     def summary(self) -> str:
-        """First sentence of the function's documentation."""
+        """First line of the function's documentation."""
         function = self.fast or self.slow
         if function is None:
             return _SUMMARIES[self.name]
@@ -59,160 +63,210 @@ _SUMMARIES = {
 
 _TARGET, _PAIR = "target", "target + reference"
 
-ATTACKS: dict[str, Attack] = {
-    attack.name: attack
-    for attack in (
-        Attack(name=LEARNED, needs=_PAIR, passes="1/1", source="arXiv 2604.03199"),
-        Attack(
-            name="loss",
-            needs=_TARGET,
-            passes="1/0",
-            source="arXiv 1709.01604",
-            fast=likelihood.loss,
-        ),
-        Attack(
-            name="zlib",
-            needs=_TARGET,
-            passes="1/0",
-            source="arXiv 2012.07805",
-            fast=likelihood.zlib,
-        ),
-        Attack(
-            name="difference",
-            needs=_PAIR,
-            passes="1/1",
-            source="arXiv 2012.07805, 2203.03929",
-            fast=likelihood.difference,
-        ),
-        Attack(
-            name="ratio",
-            needs=_PAIR,
-            passes="1/1",
-            source="arXiv 2012.07805",
-            fast=likelihood.ratio,
-        ),
-        Attack(
-            name="min_k",
-            needs=_TARGET,
-            passes="1/0",
-            source="arXiv 2310.16789",
-            fast=likelihood.min_k,
-        ),
-        Attack(
-            name="min_k_plus_plus",
-            needs="target, whole vocabulary",
-            passes="1/0",
-            source="arXiv 2404.02936",
-            fast=likelihood.min_k_plus_plus,
-        ),
-        Attack(
-            name="dc_pdd",
-            needs="target, token counts",
-            passes="1/0",
-            source="EMNLP 2024 main 300",
-            fast=likelihood.dc_pdd,
-        ),
-        Attack(
-            name="surp",
-            needs=_TARGET,
-            passes="1/0",
-            source="arXiv 2405.11930",
-            fast=likelihood.surp,
-        ),
-        Attack(
-            name="gap_k",
-            needs=_TARGET,
-            passes="1/0",
-            source="arXiv 2601.19936",
-            fast=likelihood.gap_k,
-        ),
-        Attack(
-            name="ez_mia",
-            needs=_PAIR,
-            passes="1/1",
-            source="arXiv 2601.12104",
-            fast=reference.ez_mia,
-        ),
-        Attack(name="wbc", needs=_PAIR, passes="1/1", source="arXiv 2601.02751", fast=reference.wbc),
-        Attack(
-            name="lowercase",
-            needs=_TARGET,
-            passes="2/0",
-            source="arXiv 2012.07805",
-            slow=probing.lowercase,
-        ),
-        Attack(
-            name="recall",
-            needs="target, non-members",
-            passes="2/0",
-            source="arXiv 2406.15968",
-            slow=probing.recall,
-        ),
-        Attack(
-            name="con_recall",
-            needs="target, members and non-members",
-            passes="3/0",
-            source="arXiv 2409.03363",
-            slow=probing.con_recall,
-        ),
-        Attack(
-            name="neighbourhood",
-            needs=_PAIR,
-            passes="11/1",
-            source="arXiv 2305.18462",
-            slow=probing.neighbourhood,
-        ),
-        Attack(
-            name="gradient_norm",
-            needs="target, gradients",
-            passes="1/0 + backward",
-            source="arXiv 2402.17012",
-            slow=probing.gradient_norm,
-        ),
-        Attack(
-            name=CONTROL,
-            needs="labelled texts",
-            passes="0/0",
-            source="arXiv 2406.17975, 2406.16201",
-        ),
-    )
-}
+_ROWS = (
+    Attack(
+        name=LEARNED,
+        title="LT-MIA",
+        needs=_PAIR,
+        passes="1/1",
+        source="arXiv 2604.03199",
+    ),
+    Attack(
+        name="loss",
+        title="Loss",
+        needs=_TARGET,
+        passes="1/0",
+        source="Yeom et al. 2018, arXiv 1709.01604",
+        fast=likelihood.loss,
+    ),
+    Attack(
+        name="zlib",
+        title="Loss / zlib size",
+        needs=_TARGET,
+        passes="1/0",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        fast=likelihood.zlib,
+    ),
+    Attack(
+        name="difference",
+        title="Reference difference",
+        needs=_PAIR,
+        passes="1/1",
+        source="Carlini et al. 2021, arXiv 2012.07805; arXiv 2203.03929",
+        fast=likelihood.difference,
+    ),
+    Attack(
+        name="ratio",
+        title="Reference ratio",
+        needs=_PAIR,
+        passes="1/1",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        fast=likelihood.ratio,
+    ),
+    Attack(
+        name="min_k",
+        title="Min-K%",
+        needs=_TARGET,
+        passes="1/0",
+        source="Shi et al. 2023, arXiv 2310.16789",
+        fast=likelihood.min_k,
+    ),
+    Attack(
+        name="min_k_plus_plus",
+        title="Min-K%++",
+        needs="target, whole vocabulary",
+        passes="1/0",
+        source="Zhang et al. 2024, arXiv 2404.02936",
+        fast=likelihood.min_k_plus_plus,
+    ),
+    Attack(
+        name="dc_pdd",
+        title="DC-PDD",
+        needs="target, token counts",
+        passes="1/0",
+        source="Zhang et al., EMNLP 2024, main 300",
+        fast=likelihood.dc_pdd,
+    ),
+    Attack(
+        name="surp",
+        title="SURP",
+        needs="target, whole vocabulary",
+        passes="1/0",
+        source="Zhang and Wu 2024, arXiv 2407.21248",
+        fast=likelihood.surp,
+    ),
+    Attack(
+        name="gap_k",
+        title="Gap-K%",
+        needs="target, whole vocabulary",
+        passes="1/0",
+        source="Kwak and Kim 2026, arXiv 2601.19936",
+        fast=likelihood.gap_k,
+    ),
+    Attack(
+        name="ez_mia",
+        title="EZ-MIA",
+        needs=_PAIR,
+        passes="1/1",
+        source="Ilić et al. 2026, arXiv 2601.12104",
+        fast=reference.ez_mia,
+    ),
+    Attack(
+        name="wbc",
+        title="WBC",
+        needs=_PAIR,
+        passes="1/1",
+        source="Chen et al. 2026, arXiv 2601.02751",
+        fast=reference.wbc,
+    ),
+    Attack(
+        name="lowercase",
+        title="Lower case",
+        needs=_TARGET,
+        passes="2/0",
+        source="Carlini et al. 2021, arXiv 2012.07805",
+        slow=probing.lowercase,
+    ),
+    Attack(
+        name="recall",
+        title="ReCaLL",
+        needs="target, known non-members",
+        passes="2/0",
+        source="Xie et al. 2024, arXiv 2406.15968",
+        slow=probing.recall,
+    ),
+    Attack(
+        name="con_recall",
+        title="CON-ReCaLL",
+        needs="target, known members and non-members",
+        passes="3/0",
+        source="Wang et al. 2024, arXiv 2409.03363",
+        slow=probing.con_recall,
+    ),
+    Attack(
+        name="neighbourhood",
+        title="Neighbourhood",
+        needs=_PAIR,
+        passes=f"{1 + probing.NEIGHBOURS}/1",
+        source="Mattern et al. 2023, arXiv 2305.18462",
+        slow=probing.neighbourhood,
+    ),
+    Attack(
+        name="gradient_norm",
+        title="Gradient norm",
+        needs="target, gradients",
+        passes="1/0 + backward",
+        source="Wang et al. 2024, arXiv 2402.17012",
+        slow=probing.gradient_norm,
+    ),
+    Attack(
+        name=CONTROL,
+        title="Bag of words (control)",
+        needs="labelled texts",
+        passes="0/0",
+        source="Meeus et al. 2024, arXiv 2406.17975; arXiv 2406.16201",
+    ),
+)
+
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ROWS}
 
 
 def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the attacks to run, in the table's order.
+    """Return the names of the attacks to run, each once, in the table's order.
 
     Args:
-        wanted: "fast" (all that share the one pass, and the classifier), "all", or names, in a list or with commas.
+        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "all", or
+            names, in a list or with commas; "fast,recall" adds one to a group.
 
     Raises:
-        ConfigError: If a name is unknown.
+        ConfigError: If a name is unknown, or there is none.
     """
-    if wanted in ("fast", "all"):
-        return tuple(a.name for a in ATTACKS.values() if wanted == "all" or a.group != "slow")
-    names = wanted.split(",") if isinstance(wanted, str) else list(wanted)
-    names = [name.strip() for name in names]
+    names = wanted.split(",") if isinstance(wanted, str) else wanted
+    names = [name.strip() for name in names if name.strip()]
+    chosen: set[str] = set()
     for name in names:
-        if name not in ATTACKS:
-            near = difflib.get_close_matches(name, ATTACKS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ConfigError(f"unknown attack {name!r}; {hint}available: fast, all, {', '.join(ATTACKS)}")
-    return tuple(name for name in ATTACKS if name in names)
+        chosen |= _GROUPS[name] if name in _GROUPS else {_known(name)}
+    if not chosen:
+        raise ConfigError(f"no attack is named; available: {_available()}")
+    return tuple(name for name in ATTACKS if name in chosen)
 
 
 def fast_attacks(names: Sequence[str]) -> tuple[str, ...]:
     """Return those of the names that the shared pass computes."""
-    return tuple(name for name in names if ATTACKS[name].fast)
+    return tuple(name for name in names if ATTACKS[_known(name)].fast)
 
 
 def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, float]:
-    """Score one text with the fast attacks named; NaN for a text without scored positions or with broken numbers."""
-    tokens = evidence.tokens
-    unusable = not len(tokens) or np.isnan(tokens.target_logp).any()
+    """Score one text with the fast attacks named; NaN where an attack cannot measure it.
+
+    Raises:
+        ConfigError: If a name is unknown, or not that of a fast attack.
+    """
     scores = {}
     for name in names:
-        function = ATTACKS[name].fast
+        function = ATTACKS[_known(name)].fast
         if function is None:
-            raise ValueError(f"{name} is not computed in the shared pass")
-        scores[name] = np.nan if unusable else float(function(evidence))
+            raise ConfigError(
+                f"{name} is not computed in the shared pass; those that are: {', '.join(fast_attacks(tuple(ATTACKS)))}"
+            )
+        scores[name] = function(evidence)
     return scores
+
+
+_GROUPS = {
+    "fast": {attack.name for attack in ATTACKS.values() if attack.group != "slow"},
+    "all": set(ATTACKS),
+}
+
+
+def _known(name: str) -> str:
+    if name in ATTACKS:
+        return name
+    spelt = name.lower().replace("-", "_").replace(" ", "_")
+    near = [repr(match) for match in difflib.get_close_matches(spelt, [*ATTACKS, *_GROUPS], n=3)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ConfigError(f"unknown attack {name!r}; {hint}available: {_available()}")
+
+
+def _available() -> str:
+    return ", ".join([*_GROUPS, *ATTACKS])
