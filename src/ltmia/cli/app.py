@@ -120,6 +120,25 @@ def finetune(
 
 
 @app.command()
+def doctor(
+    target: o.Target,
+    base: o.Base = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
+    _calm_libraries()
+    from ltmia.pipelines.doctor import diagnose
+
+    found = diagnose(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    for finding in found.findings:
+        print(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else ""))
+    if not found.usable:
+        raise typer.Exit(2)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
 ) -> None:

@@ -1,0 +1,41 @@
+"""House rules that a machine can check."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "src" / "ltmia").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert len(text.splitlines()) <= 330
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 75, node.name
+
+
+def test_readme_shows_the_tree_as_it_is() -> None:
+    spec = importlib.util.spec_from_file_location("source_tree", ROOT / "scripts" / "source_tree.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    expected = module.source_tree()
+    assert expected in (ROOT / "README.md").read_text("utf-8"), "run scripts/source_tree.py"
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in FILES:
+        text = path.read_text("utf-8")
+        assert not re.search(r"\bimport pickle|pickle\.load|torch\.load\(|joblib|allow_pickle=True", text), path
+
+
+def test_readme_names_the_commands_of_the_makefile() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "make demo" in readme
+    assert "make test" in readme
+    assert "make test" in (ROOT / ".ci" / "run").read_text("utf-8")
