@@ -1,4 +1,4 @@
-"""Train the first shipped classifier on the stores of first_grid.py: python scripts/train_first.py STORES OUT.
+"""Train the first shipped classifier: python scripts/train_first.py STORES OUT.
 
 Trains on every combination whose base is not an exam base, for the number of epochs that did best on held-out
 combinations (five: leaving out the qwen2 base and the email corpus), then scores the exam combinations once.

@@ -230,8 +230,8 @@ def _seconds_per_1000(pair: Pair) -> float:
 def _memory(pair: Pair) -> int:
     """Estimate the bytes that scoring holds at once: weights, float32 heads, and a chunk of logits of each model."""
     models = [pair.target] if pair.reference is None else [pair.target, pair.reference]
-    weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
-    heads = sum(
+    weights: int = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    heads: int = sum(
         4 * sum(p.numel() for p in model.get_output_embeddings().parameters())
         for _, model, scorer in _both(pair)
         if _is_half(model) and scorer.runs_head_apart

@@ -1,0 +1,257 @@
+"""Who does the steps: an engine, and the one for this machine, which keeps N worker processes busy.
+
+Knows order, retries and dead processes; what a step does is the function it is given.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from ltmia.errors import LtmiaError
+from ltmia.lab.steps import Step
+
+MAX_ATTEMPTS = 2
+"""A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+Result = Mapping[str, Any]
+Perform = Callable[[Step, Path], Result]
+"""Does a step of the lab in a folder; a function of a module, so that a new process can find it."""
+
+
+class Watcher(Protocol):
+    """Told what happens to the steps, always in the process that started the engine."""
+
+    def begun(self, step: Step, attempt: int) -> None:
+        """A worker has taken the step."""
+
+    def done(self, step: Step, seconds: float, result: Result) -> None:
+        """The step is done."""
+
+    def failed(self, step: Step, seconds: float, error: str, details: str | None) -> None:
+        """The step failed for good."""
+
+    def skipped(self, step: Step) -> None:
+        """A step that this one needs failed."""
+
+
+class Engine(Protocol):
+    """Does steps, each after those it needs; one failed step stops only those that need it."""
+
+    def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
+        """Do all that can be done, then return."""
+
+
+class Schedule:
+    """Which steps may begin: pure bookkeeping."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._waiting = list(steps)
+        self._open = {step.key for step in steps}
+        """Keys of the steps not yet done; what is not listed is taken to be there."""
+
+    @property
+    def is_over(self) -> bool:
+        """No step waits to begin; some may still be at work."""
+        return not self._waiting
+
+    def next(self) -> Step | None:
+        """Take the first step that can begin."""
+        for step in self._waiting:
+            if not self._open.intersection(step.needs):
+                self._waiting.remove(step)
+                return step
+        return None
+
+    def done(self, step: Step) -> None:
+        """Let those that need the step begin."""
+        self._open.discard(step.key)
+
+    def again(self, step: Step) -> None:
+        """Put a step back, first in the line."""
+        self._waiting.insert(0, step)
+
+    def failed(self, step: Step) -> tuple[Step, ...]:
+        """Take away, and return, all steps that need the failed one, directly or not."""
+        lost, keys = [], {step.key}
+        for other in self._waiting:  # in order: what a step needs stands before it
+            if keys.intersection(other.needs):
+                keys.add(other.key)
+                lost.append(other)
+        self._waiting = [other for other in self._waiting if other.key not in keys]
+        return tuple(lost)
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    step: Step | None = None
+    started: float = 0.0
+
+
+@dataclass(slots=True)
+class LocalEngine:
+    """N processes on this machine, each with one thread."""
+
+    n_workers: int
+    attempts: dict[str, int] = field(default_factory=dict)
+    """Times each step has begun, by key."""
+
+    def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
+        """Do all that can be done, then return; whatever happens, no worker is left behind."""
+        schedule = Schedule(steps)
+        workers = [_start(perform, folder, i) for i in range(min(self.n_workers, len(steps)))]
+        try:
+            while self._hand_out(schedule, workers, watcher):
+                busy = [worker for worker in workers if worker.step is not None]
+                ready = wait([worker.pipe for worker in busy])
+                for worker in busy:
+                    if worker.pipe in ready and not self._collect(worker, schedule, watcher):
+                        place = workers.index(worker)
+                        workers[place] = _start(perform, folder, place)
+        finally:
+            _stop(workers)
+
+    def _hand_out(self, schedule: Schedule, workers: Sequence[_Worker], watcher: Watcher) -> bool:
+        """Give idle workers something to do; say whether anybody is at work."""
+        for worker in workers:
+            if worker.step is None and (step := schedule.next()) is not None:
+                self.attempts[step.key] = self.attempts.get(step.key, 0) + 1
+                worker.step, worker.started = step, time.monotonic()
+                watcher.begun(step, self.attempts[step.key])
+                try:
+                    worker.pipe.send(step)
+                except OSError:
+                    continue  # it died while idle; reading from it will say so
+        return any(worker.step is not None for worker in workers)
+
+    def _collect(self, worker: _Worker, schedule: Schedule, watcher: Watcher) -> bool:
+        """Take a worker's answer; say whether the worker lives."""
+        step = worker.step
+        if step is None:
+            return True
+        seconds = time.monotonic() - worker.started
+        worker.step = None
+        try:
+            answer = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            self._died(step, seconds, worker.process.exitcode, schedule, watcher)
+            return False
+        if isinstance(answer, _Failure):
+            _give_up(step, seconds, answer, schedule, watcher)
+        else:
+            schedule.done(step)
+            watcher.done(step, seconds, answer)
+        return True
+
+    def _died(self, step: Step, seconds: float, code: int | None, schedule: Schedule, watcher: Watcher) -> None:
+        if self.attempts[step.key] < MAX_ATTEMPTS:
+            schedule.again(step)
+            return
+        reason = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        message = (
+            f"its worker process died {MAX_ATTEMPTS} times ({reason}; signal 9 often means that memory ran out: "
+            "use fewer workers)"
+        )
+        _give_up(step, seconds, _Failure(message, None), schedule, watcher)
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a worker says of a step that raised."""
+
+    error: str
+    details: str | None
+
+
+def _give_up(step: Step, seconds: float, failure: _Failure, schedule: Schedule, watcher: Watcher) -> None:
+    watcher.failed(step, seconds, failure.error, failure.details)
+    for lost in schedule.failed(step):
+        watcher.skipped(lost)
+
+
+def _start(perform: Perform, folder: Path, place: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    log = folder / "logs" / f"worker-{place}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = context.Process(target=_work, args=(theirs, perform, folder, log), daemon=True)
+    with _one_thread():
+        process.start()
+    theirs.close()
+    return _Worker(process=process, pipe=ours)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Set what a new process must find in its environment before it imports a numeric library."""
+    wanted = dict.fromkeys(THREAD_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.pipe.close()
+        worker.process.terminate()
+    for worker in workers:
+        worker.process.join()
+        worker.process.close()
+
+
+def _work(pipe: Connection, perform: Perform, folder: Path, log: Path) -> None:
+    """Be a worker: do one step after another until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with log.open("a", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    while True:
+        try:
+            step = pipe.recv()
+        except (EOFError, OSError):
+            return
+        print(f"{time.strftime('%F %T')} {step.label} {step.key[:12]}", flush=True)  # noqa: T201  into the log
+        try:
+            answer: Result | _Failure = perform(step, folder)
+        except Exception as error:  # noqa: BLE001  a step that fails for any reason must not stop the others
+            answer = _Failure(_one_line(error), traceback.format_exc())
+        pipe.send(answer)
+
+
+def _one_line(error: Exception) -> str:
+    return str(error) if isinstance(error, LtmiaError) else f"{type(error).__name__}: {error}"
+
+
+def _die_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, killed or not."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,241 @@
+"""The recipe of a lab: which corpora, bases and regimes, and which combinations of them. Strict TOML.
+
+Knows what may be written and how to say where it is wrong; reads no corpus and no model.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.errors import ConfigError
+from ltmia.lm.finetuning import FinetuneConfig, Keep, Schedule
+from ltmia.lm.pretraining import PretrainConfig
+from ltmia.lm.tiny import TinyConfig
+
+EMBEDDED = "embedded"
+"""As a path: the texts, or the base, that come with the package."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+"""Part of folder names, so without dots, slashes and spaces."""
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Role = Literal["train", "exam"]
+
+
+def _as_value_error(build: Any) -> None:
+    """Let pydantic report an impossible setting with its place."""
+    try:
+        build()
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+class Table(BaseModel):
+    """A table of the recipe: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Corpus(Table):
+    """Where the texts of one kind are, and what they may be used for."""
+
+    role: Role = "train"
+    """Bases are pretrained on documents 0-5 of training corpora only; an exam corpus is kept for examinations."""
+    path: str | None = None
+    """File, or "hf:NAME[SPLIT]", or "embedded"; default NAME.jsonl.gz in the corpora's folder."""
+    text_column: str = "text"
+    group_column: str = "source"
+    """Column of the document a text comes from: documents are never divided."""
+    documents: str = "*"
+    """Pattern (shell style) of the documents that belong to this corpus."""
+
+
+class FolderBase(Table):
+    """A base that is there already."""
+
+    path: str
+    """Model folder, .gguf file, or "embedded"."""
+
+
+class HubBase(Table):
+    """A base from the hub."""
+
+    hub: str
+    """"org/name" or "org/name@revision"."""
+
+
+class TinyBase(Table):
+    """A base pretrained here, with a tokenizer of its own."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int = 128
+    n_layers: int = 4
+    n_heads: int = 4
+    n_tokens: int
+    """Training tokens."""
+    learning_rate: float = 2e-3
+    batch_size: int = 32
+    """Blocks of `seq_len` tokens per step."""
+    seq_len: int = 128
+    max_texts: Count = 40_000
+    """Most texts drawn to train on."""
+    corpora: Annotated[tuple[Name, ...], Field(strict=False)] = ()
+    """Corpora to pretrain on; all training corpora when empty."""
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _as_value_error(lambda: (self.shape(self.vocab_size), self.pretraining()))
+        return self
+
+    def shape(self, vocab_size: int) -> TinyConfig:
+        """Return the model's shape with the vocabulary that its tokenizer came to have."""
+        return TinyConfig(
+            model_type=self.model_type,
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+        )
+
+    def pretraining(self) -> PretrainConfig:
+        """Return how long and how fast it is pretrained."""
+        return PretrainConfig(
+            n_tokens=self.n_tokens,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            seq_len=self.seq_len,
+            seed=self.seed,
+        )
+
+
+class Regime(Table):
+    """How a base is fine-tuned, and on how many texts."""
+
+    learning_rate: float
+    epochs: int
+    n_members: Count
+    n_nonmembers: Count
+    n_validation: Annotated[int, Field(ge=0)] = 0
+    """Texts that are neither: they watch the fine-tuning."""
+    batch_size: int = 16
+    max_length: int = 128
+    """Tokens of a text that are trained on, and that are scored."""
+    lora: bool = False
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    schedule: Schedule = "constant"
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    keep: Keep = "last"
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _as_value_error(lambda: self.finetuning(0))
+        if self.keep == "best" and not self.n_validation:
+            raise ValueError('keep = "best" needs validation texts to choose by: set n_validation')
+        return self
+
+    def finetuning(self, seed: int) -> FinetuneConfig:
+        """Return the settings of the fine-tuning itself."""
+        sizes = {"n_members", "n_nonmembers", "n_validation"}
+        return FinetuneConfig(**self.model_dump(exclude=sizes), seed=seed)
+
+
+class Grid(Table):
+    """Combinations of every base with every corpus."""
+
+    bases: Names
+    corpora: Names
+    regimes: Names
+    regimes_each: Count | None = None
+    """Regimes for each base and corpus, taken in turn so that all are used alike; all of them when left out."""
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
+    """One combination for each: other members, another order."""
+
+
+class Listed(Table):
+    """One combination."""
+
+    base: Name
+    corpus: Name
+    regime: Name
+    seed: Seed = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the store."""
+        return f"{self.base}.{self.corpus}.{self.regime}" + (f".s{self.seed}" if self.seed else "")
+
+
+class Extraction(Table):
+    """What is taken from each text."""
+
+    attacks: str = "fast"
+    """Attacks whose scores are kept: "fast" or names with commas."""
+    k: Count = 20
+    """Top and bottom tokens kept per position."""
+    batch_size: Count = 16
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        _as_value_error(lambda: select_attacks(self.attacks))
+        return self
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the attacks that the shared pass computes."""
+        return fast_attacks(select_attacks(self.attacks))
+
+
+def _base_kind(base: Any) -> str | None:
+    keys = base if isinstance(base, dict) else {}
+    return next((f"<{key}>" for key in ("path", "hub", "model_type") if key in keys), None)
+
+
+Base = Annotated[
+    Annotated[FolderBase, Tag("<path>")] | Annotated[HubBase, Tag("<hub>")] | Annotated[TinyBase, Tag("<model_type>")],
+    Discriminator(
+        _base_kind,
+        custom_error_type="base_kind",
+        custom_error_message="a base needs one of path (a folder), hub (a hub id) or model_type (pretrained here)",
+    ),
+]
+
+
+class Recipe(Table):
+    """A whole recipe."""
+
+    corpora: dict[Name, Corpus]
+    bases: dict[Name, Base]
+    regimes: dict[Name, Regime] = {}
+    grid: Annotated[tuple[Grid, ...], Field(strict=False)] = ()
+    combinations: Annotated[tuple[Listed, ...], Field(strict=False)] = ()
+    extraction: Extraction = Extraction()
+    device: str = "cpu"
+    """Where models run: cpu, cuda, mps or auto."""
+    keep_models: bool = False
+    """Keep the fine-tuned models; else each goes once its store is there."""
+
+    def all_combinations(self) -> tuple[Listed, ...]:
+        """Return grids and list as one list, each combination once."""
+        spread = [combination for grid in self.grid for combination in _spread(grid)]
+        return tuple({c.name: c for c in [*spread, *self.combinations]}.values())
+
+    def pretraining_corpora(self, base: TinyBase) -> tuple[str, ...]:
+        """Return the names of the corpora that a base is pretrained on."""
+        return base.corpora or tuple(name for name, corpus in self.corpora.items() if corpus.role == "train")
+
+
+def _spread(grid: Grid) -> Iterator[Listed]:
+    each = min(grid.regimes_each or len(grid.regimes), len(grid.regimes))
+    for seed, (b, base), (c, corpus) in product(grid.seeds, enumerate(grid.bases), enumerate(grid.corpora)):
+        for turn in range(each):
+            # The step of 2 from base to base lets a corpus meet other regimes on the next base.
+            regime = grid.regimes[(2 * b + c + turn * (len(grid.regimes) // each)) % len(grid.regimes)]
+            yield Listed(base=base, corpus=corpus, regime=regime, seed=seed)

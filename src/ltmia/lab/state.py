@@ -1,0 +1,238 @@
+"""What a lab's folder says of its steps: one small record each, the plan, and the lock.
+
+`steps/KEY.json` is written when a step begins and, last of all, when it has ended. `plan.json` lists
+the steps of the newest recipe, so that the state can be told without it.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ltmia.errors import ConfigError, StoreError
+from ltmia.features.store import FeatureStore
+from ltmia.lab.plan import Plan
+from ltmia.lab.steps import Kind, Step
+
+State = Literal["done", "running", "failed", "to do"]
+LOCK_SECONDS = 1.0
+"""Wait for the lock: asking for the state holds it for an instant."""
+
+
+class StepRecord(BaseModel):
+    """What is known of one step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    kind: Kind
+    name: str
+    state: State = "to do"
+    started: datetime | None = None
+    seconds: float | None = None
+    """Wall-clock time of the attempt that ended it."""
+    attempts: int = 0
+    error: str | None = None
+    details: str | None = None
+    """Traceback of the error."""
+    result: dict[str, Any] = {}
+    """What the step tells: losses, figures."""
+    sizes: dict[str, int] = {}
+    """Bytes of each file of the product: a truncated one is made again."""
+
+
+class PlannedStep(BaseModel):
+    """A step as the plan's file lists it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    kind: Kind
+    name: str
+    passing: bool
+    needs: tuple[str, ...]
+
+
+class PlanFile(BaseModel):
+    """`plan.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: tuple[PlannedStep, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabStatus:
+    """State of a lab: every step of its newest recipe."""
+
+    running: bool
+    """A lab is at work in this folder now."""
+    steps: tuple[StepRecord, ...]
+
+    def count(self, state: State) -> int:
+        """Return how many steps are in a state."""
+        return sum(step.state == state for step in self.steps)
+
+    @property
+    def failed(self) -> tuple[StepRecord, ...]:
+        """Steps that failed, and were not done since."""
+        return tuple(step for step in self.steps if step.state == "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class LabFolder:
+    """A lab's folder."""
+
+    root: Path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; released even if this process is killed.
+
+        Raises:
+            ConfigError: If another lab holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise ConfigError(
+                f"{self.root}: another lab is at work here{self._holder()}; wait for it, stop it, or use another folder"
+            ) from error
+        try:
+            _replace(self.root / ".holder", str(os.getpid()))
+            yield
+        finally:
+            (self.root / ".holder").unlink(missing_ok=True)
+            lock.release()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether a lab is at work here."""
+        if not (self.root / ".lock").exists():
+            return False
+        lock = FileLock(self.root / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @contextmanager
+    def step_lock(self, step: Step) -> Iterator[None]:
+        """Hold one step: a worker of a killed lab may still be dying while the next lab begins."""
+        (self.root / "steps").mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / "steps" / f"{step.key}.lock"):
+            yield
+
+    def record(self, step: Step | PlannedStep) -> StepRecord:
+        """Return what is known of a step; nothing, if its file is missing or damaged."""
+        try:
+            return StepRecord.model_validate_json((self.root / "steps" / f"{step.key}.json").read_bytes())
+        except (OSError, ValidationError):
+            return StepRecord(key=step.key, kind=step.kind, name=step.name)
+
+    def write(self, record: StepRecord) -> None:
+        """Write what is known of a step."""
+        (self.root / "steps").mkdir(parents=True, exist_ok=True)
+        _replace(self.root / "steps" / f"{record.key}.json", record.model_dump_json(indent=1))
+
+    def begin(self, step: Step, attempt: int) -> None:
+        """Note that a step has begun."""
+        now = datetime.now(UTC)
+        self.write(
+            StepRecord(key=step.key, kind=step.kind, name=step.name, state="running", started=now, attempts=attempt)
+        )
+
+    def end(self, step: Step, *, seconds: float, result: Mapping[str, Any]) -> None:
+        """Note that a step is done, which makes its product count."""
+        changed = {"state": "done", "seconds": round(seconds, 1), "result": dict(result), "sizes": _sizes(step.product)}
+        self.write(self.record(step).model_copy(update=changed))
+
+    def fail(self, step: Step, *, seconds: float, error: str, details: str | None) -> None:
+        """Note that a step failed."""
+        changed = {"state": "failed", "seconds": round(seconds, 1), "error": error, "details": details}
+        self.write(self.record(step).model_copy(update=changed))
+
+    def satisfied(self, plan: Plan) -> frozenset[str]:
+        """Return the keys of the steps that are done and whose products are whole."""
+        return frozenset(step.key for step in plan.steps if self._is_whole(step))
+
+    def write_plan(self, plan: Plan) -> None:
+        """Keep the list of steps for `status`."""
+        steps = [PlannedStep(key=s.key, kind=s.kind, name=s.name, passing=s.passing, needs=s.needs) for s in plan.steps]
+        _replace(self.root / "plan.json", PlanFile(steps=tuple(steps)).model_dump_json(indent=1))
+
+    def status(self) -> LabStatus:
+        """Tell the state of every step.
+
+        Raises:
+            StoreError: If this is no lab's folder.
+        """
+        try:
+            plan = PlanFile.model_validate_json((self.root / "plan.json").read_bytes())
+        except (OSError, ValidationError) as error:
+            raise StoreError(f"{self.root}: no lab has run here (no readable plan.json)") from error
+        running = self.is_locked
+        records = [self.record(step) for step in plan.steps]
+        if not running:  # what was begun by a lab that was killed
+            records = [r.model_copy(update={"state": "to do"}) if r.state == "running" else r for r in records]
+        return LabStatus(running=running, steps=tuple(records))
+
+    def _is_whole(self, step: Step) -> bool:
+        record = self.record(step)
+        if record.state != "done" or not record.sizes or _sizes(step.product) != record.sizes:
+            return False
+        if step.kind != "extract":
+            return True
+        try:
+            return bool(FeatureStore(step.product).manifest["fingerprint"] == step.key)
+        except StoreError:
+            return False
+
+    def _holder(self) -> str:
+        try:
+            return f" (process {int((self.root / '.holder').read_text('utf-8'))})"
+        except (OSError, ValueError):
+            return ""
+
+
+def _sizes(product: Path) -> dict[str, int]:
+    files = (path for path in product.rglob("*") if path.is_file())
+    return {path.relative_to(product).as_posix(): path.stat().st_size for path in sorted(files)}
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the final name and rename: a half file never has it."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: If it is not readable.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path}: not readable as JSON ({error}); run the lab again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    _replace(path, json.dumps(value, indent=1, sort_keys=True))

@@ -1,0 +1,62 @@
+"""The texts of a lab: which documents are pretrained on, which are drawn from, which are never touched."""
+
+import random
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from hashlib import sha256
+
+from ltmia.data.reading import read_texts
+from ltmia.data.splits import Membership, draw_membership
+from ltmia.errors import DataError
+from ltmia.lab.steps import CombinationWork, CorpusSource
+from ltmia.records import Texts
+
+PRETRAINING_BUCKETS = (0, 1, 2, 3, 4, 5)
+"""Documents whose bucket is one of these are pretrained on; 9 is never touched."""
+POOL_BUCKETS = (6, 7, 8)
+"""Documents whose bucket is one of these are drawn from for fine-tuning."""
+
+
+def document_bucket(source: str) -> int:
+    """Return the bucket 0..9 of a document, by its name alone, the same in every run."""
+    return int(sha256(source.encode()).hexdigest()[:8], 16) % 10
+
+
+@lru_cache(maxsize=2)
+def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
+    """Read the documents of a corpus that fall into some buckets.
+
+    Raises:
+        DataError: If there is none.
+    """
+    texts = read_texts(corpus.path, text_column=corpus.text_column, group_column=corpus.group_column)
+    groups = texts.groups or texts.ids
+    wanted = {g for g in set(groups) if document_bucket(g) in buckets and fnmatchcase(g, corpus.documents)}
+    kept = texts.take([i for i, group in enumerate(groups) if group in wanted])
+    if not len(kept):
+        raise DataError(f"corpora.{corpus.name}: no document matches {corpus.documents!r} in {corpus.path}")
+    return Texts(texts=kept.texts, ids=kept.ids, groups=kept.groups, source=corpus.name)
+
+
+def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:
+    """Return the buckets of documents that may be fine-tuned on: an exam corpus was never pretrained on."""
+    return (*PRETRAINING_BUCKETS, *POOL_BUCKETS) if corpus.role == "exam" else POOL_BUCKETS
+
+
+def draw_texts(work: CombinationWork, pool: Texts) -> Membership:
+    """Draw members, non-members and validation texts of one combination, documents never divided."""
+    regime = work.regime
+    return draw_membership(
+        pool,
+        n_members=regime.n_members,
+        n_nonmembers=regime.n_nonmembers,
+        n_validation=regime.n_validation,
+        seed=work.draw_seed,
+    )
+
+
+def mixed_texts(corpora: tuple[CorpusSource, ...], buckets: tuple[int, ...], seed: int) -> list[str]:
+    """Return the texts of all corpora, shuffled together."""
+    texts = [text for corpus in corpora for text in corpus_texts(corpus, buckets).texts]
+    random.Random(seed).shuffle(texts)  # noqa: S311  an order, not a secret
+    return texts
