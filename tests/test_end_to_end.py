@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import ltmia
+from ltmia.attacks.probing import Shots
 from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.errors import ConfigError
 from ltmia.evaluation.files import read_results
 from ltmia.lm.loading import load_pair
 from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.pipelines.memory import score_texts
 from ltmia.report.page import write_report
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -183,3 +186,36 @@ def test_every_public_name_loads() -> None:
         assert getattr(ltmia, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = ltmia.nothing
+
+
+def test_attacks_with_passes_of_their_own_are_part_of_an_audit_when_asked(work: Path) -> None:
+    arguments = ("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "all", "--max-length", "32")
+    done = run(*arguments, "--attacks", "fast,lowercase,recall,con_recall,gradient_norm", cwd=work)
+    assert done.returncode == 0, done.stderr
+    attacks = read_results(work / "all").attacks
+    assert attacks["gradient_norm"].auc.value > 0.55
+    assert attacks["lowercase"].auc.value is not None
+    records = pq.read_table(work / "all" / "records.parquet")
+    unscored = np.isnan(records["score_con_recall"].to_numpy())
+    assert 2 <= unscored.sum() <= 24, "the shots, and nothing else, are not scored"
+    kept = (work / "all" / "probes" / "recall.json").stat().st_mtime_ns
+    assert run(*arguments, "--attacks", "fast,recall", cwd=work).returncode == 0
+    assert (work / "all" / "probes" / "recall.json").stat().st_mtime_ns == kept
+
+
+def test_texts_are_written_only_when_asked(work: Path) -> None:
+    arguments = ("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "revealed", "--attacks", "loss")
+    assert run(*arguments, "--reveal", cwd=work).returncode == 0
+    records = pq.read_table(work / "revealed" / "records.parquet")
+    assert records["text"].to_pylist() == list(demo_texts().texts[:180])
+    assert "text" not in pq.read_table(work / "audit" / "records.parquet").column_names
+
+
+def test_in_memory_scores_include_probing_attacks_given_shots(work: Path) -> None:
+    pair = load_pair(work / "target", demo_base_path())
+    texts = list(demo_texts().texts[:12])
+    shots = Shots(nonmembers=demo_texts().texts[100:104], members=demo_texts().texts[20:24])
+    table = score_texts(pair, texts, attacks="lowercase,recall,con_recall,neighbourhood", shots=shots, max_length=24)
+    assert all(np.isfinite(scores).all() for scores in table.values())
+    with pytest.raises(ConfigError, match="non-members"):
+        score_texts(pair, texts, attacks="recall")

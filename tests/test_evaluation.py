@@ -1,5 +1,8 @@
 """Metrics, intervals, calibration and tests against definitions, scikit-learn and simulation."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from sklearn.metrics import roc_curve as sklearn_roc
 from ltmia.evaluation.calibration import conformal_p_values, judge, judge_audit, q_values, split_halves
 from ltmia.evaluation.controls import bag_of_words, length_bucket_rows
 from ltmia.evaluation.intervals import measure_attack, proportion
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.roc import auc, roc_curve, tpr_at_fpr
 from ltmia.evaluation.set_test import collection_test
 
@@ -188,3 +192,8 @@ def test_bag_of_words_says_why_it_cannot_run() -> None:
 def test_length_buckets_hold_every_row_once(lengths: list[int]) -> None:
     buckets = length_bucket_rows(np.array(lengths))
     assert sorted(np.concatenate(buckets)) == list(range(len(lengths)))
+
+
+def test_the_published_schema_is_that_of_the_results() -> None:
+    schema = json.loads((Path(__file__).parent.parent / "docs" / "results.schema.json").read_text("utf-8"))
+    assert schema == Results.model_json_schema(), "run scripts/results_schema.py"

@@ -50,8 +50,9 @@ def test_every_text_keeps_its_row(texts, max_length, encoding):
         if encoding == "default" and len(ids) > 1 and ids[-1] == END_ID:
             continue
         assert encoded.ids.tolist() == expected
-        assert (encoded.reason is None) == (len(expected) > 1)
-        assert encoded.n_scored == max(len(expected) - 1, 0)
+        assert (encoded.reason is None) == (len(expected) > (2 if encoding == "default" else 1))
+        assert encoded.n_scored == (0 if encoded.reason else len(expected) - 1)
+        assert encoded.reason or encoded.truncated == (len(ids) + (encoding == "published") > len(expected))
         assert encoded.ids.dtype == np.int64
 
 
@@ -60,7 +61,7 @@ def test_published_encoding_adds_no_special_token_but_the_end():
     for text in TEXTS:
         assert ids_of(text, tokenizer, encoding="published") == [*plain(text)[:23], END_ID]
     assert encode(["x"], encoding="published")[0].n_scored == 1
-    assert encode([""], encoding="published")[0].reason == "1 token(s): nothing to predict"
+    assert encode([""], encoding="published")[0].reason == "1 token(s): too few to score"
 
 
 def test_a_bos_token_lets_the_first_word_be_scored_and_an_eos_behind_is_taken_off():
@@ -70,7 +71,7 @@ def test_a_bos_token_lets_the_first_word_be_scored_and_an_eos_behind_is_taken_of
     assert ids_of(text, with_ends(single="$A <|endoftext|>")) == plain(text)
     long = TEXTS[1] * 9
     assert ids_of(long, with_ends(single="<s> $A <|endoftext|>")) == [BOS, *plain(long)][:24]
-    assert encode([""], with_ends(single="<s> $A <|endoftext|>"))[0].reason == "1 token(s): nothing to predict"
+    assert encode([""], with_ends(single="<s> $A <|endoftext|>"))[0].reason == "1 token(s): too few to score"
 
 
 def test_a_tokenizer_without_eos_or_pad_will_do():
@@ -107,7 +108,7 @@ def test_hostile_texts_give_ids_or_a_reason():
     ]
     found = encode(texts)
     assert [i for i, text in enumerate(found) if text.reason] == [0, 1, 4]
-    assert found[0].reason == "0 token(s): nothing to predict"
+    assert found[0].reason == "0 token(s): too few to score"
     assert found[4].ids.tolist() == plain("?")
     assert found[5].ids.tolist() == plain("? ? low")
     assert len(found[3].ids) == 24

@@ -43,7 +43,7 @@ class TargetProbe(Protocol):
         """
         ...
 
-    def neighbours(self, text: str, n: int, seed: int) -> Sequence[str]:
+    def neighbours(self, text: str, n: int) -> Sequence[str]:
         """Return at most n texts that differ from this one in few tokens, those the reference LM proposes."""
         ...
 
@@ -89,9 +89,7 @@ def con_recall(probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: fl
     return _divided(after_nonmembers - gamma * after_members, _means(alone))
 
 
-def neighbourhood(
-    probe: TargetProbe, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS, seed: int = 0
-) -> Scores:
+def neighbourhood(probe: TargetProbe, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS) -> Scores:
     """Return the mean loss of near texts minus the loss of the text (Mattern et al. 2023, arXiv 2305.18462).
 
     The paper swaps words for those a masked LM proposes. Here the reference LM proposes them, from what precedes the
@@ -99,7 +97,7 @@ def neighbourhood(
     """
     scores = -_means(probe.token_losses(texts))
     for i, text in enumerate(texts):
-        near = probe.neighbours(text, n, seed)
+        near = probe.neighbours(text, n)
         scores[i] += _means(probe.token_losses(near)).mean() if len(near) else np.nan
     return scores
 

@@ -236,6 +236,11 @@ def fast_attacks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if ATTACKS[_known(name)].fast)
 
 
+def slow_attacks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the names that need passes of their own."""
+    return tuple(name for name in names if ATTACKS[_known(name)].slow)
+
+
 def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, float]:
     """Score one text with the fast attacks named; NaN where an attack cannot measure it.
 

@@ -54,6 +54,7 @@ def audit(
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
     ] = False,
+    reveal: o.Reveal = False,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -77,6 +78,7 @@ def audit(
         batch_size=batch_size,
         seed=seed,
         deduplicate=deduplicate,
+        reveal=reveal,
     )
     with progress(quiet=quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)

@@ -1,6 +1,6 @@
 """Texts to token ids, rows kept. Knows tokenizers; knows no model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,8 @@ CHARACTERS_PER_TOKEN = 256
 long on average."""
 
 Encoding = Literal["default", "published"]
+LEAST_IDS: Mapping[Encoding, int] = {"default": 3, "published": 2}
+"""No attack measures a text on fewer than two predictions; the published features take one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,8 @@ class EncodedText:
     ids: Int64[np.ndarray, " seq"]
     reason: str | None = None
     """Why the text cannot be scored; None when it can."""
+    truncated: bool = False
+    """The text goes on behind these ids."""
 
     @property
     def n_scored(self) -> int:
@@ -81,14 +85,14 @@ def _finish(
 ) -> EncodedText:
     eos = tokenizer.eos_token_id
     if encoding == "published":
-        ids = ids[: max_length - 1] + ([] if eos is None else [eos])
+        kept = ids[: max_length - 1] + ([] if eos is None else [eos])
     else:
         if len(ids) > 1 and ids[-1] in (eos, tokenizer.sep_token_id):
             ids = ids[:-1]
-        ids = ids[:max_length]
-    array = np.array(ids, np.int64)
-    if len(ids) < 2:
-        return EncodedText(ids=array, reason=f"{len(ids)} token(s): nothing to predict")
+        kept = ids[:max_length]
+    array = np.array(kept, np.int64)
+    if len(kept) < LEAST_IDS[encoding]:
+        return EncodedText(ids=array, reason=f"{len(kept)} token(s): too few to score")
     if array.max() >= vocab_size:
         return EncodedText(ids=array, reason=f"token id {array.max()} is unknown to one of the two models")
-    return EncodedText(ids=array)
+    return EncodedText(ids=array, truncated=len(ids) > len(kept))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ltmia.attacks.probing import SHOTS, Shots
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
 from ltmia.classifier.combinations import SUMMARY_SCORES
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
-from ltmia.errors import ConfigError
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import ControlScores, bag_of_words
 from ltmia.evaluation.files import write_records, write_results
@@ -27,12 +27,16 @@ from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
-from ltmia.pipelines.record_table import record_columns
+from ltmia.pipelines.probing import ProbingConfig, probe_texts
+from ltmia.pipelines.record_table import clean_text, record_columns
 from ltmia.pipelines.scoring import ScoredTexts, score_to_store
 from ltmia.pipelines.storing import Report, silent
 from ltmia.records import Texts
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
+
+SHOTS_DRAWN = 5 * SHOTS
+"""Texts of each kind that may become shots; those too long for the models are passed over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class AuditConfig:
     """What decides the numbers of an audit."""
 
     attacks: str = "fast"
-    """"fast", or names with commas."""
+    """"fast", "all", or names with commas."""
     classifier: str | None = None
     """Folder or hub id; the shipped one when None."""
     fdr: float = 0.05
@@ -53,6 +57,8 @@ class AuditConfig:
     """Of resampling, folds and calibration split."""
     deduplicate: bool = False
     """Leave out repeats within and across the two sets."""
+    reveal: bool = False
+    """Write the texts themselves into the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +115,16 @@ def audit(
         classifier=classifier,
         report=report,
     )
-    measured = _measure(data, scored, names, config)
+    probed = probe_texts(
+        pair,
+        data.texts.texts,
+        names,
+        ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=_shots(data, config.seed)),
+        folder=folder / "probes",
+        fingerprint=str(scored.store.manifest["fingerprint"]),
+        report=report,
+    )
+    measured = _measure(data, {**scored.scores, **probed}, names, config)
     findings = Findings(
         control=measured.control,
         blind=measured.attacks[CONTROL].auc,
@@ -137,6 +152,8 @@ def audit(
         timing=_timing(time.perf_counter() - started, data, scored),
     )
     columns = record_columns(data, scored, measured.scores, measured.decisions)
+    if config.reveal:
+        columns["text"] = [clean_text(text) for text in data.texts.texts]
     records = write_records(columns, folder)
     write_results(results, folder)
     write_report(folder)
@@ -156,9 +173,11 @@ class _Measured:
     set_test: SetTest
 
 
-def _measure(data: LabelledTexts, scored: ScoredTexts, names: Sequence[str], config: AuditConfig) -> _Measured:
+def _measure(
+    data: LabelledTexts, found: Mapping[str, np.ndarray], names: Sequence[str], config: AuditConfig
+) -> _Measured:
     control = bag_of_words(data.texts.texts, data.labels, data.groups, config.seed)
-    scores = {name: scored.scores[name] for name in names if name in scored.scores}
+    scores = {name: found[name] for name in names if name in found}
     judge = LEARNED if LEARNED in scores else next(iter(scores), CONTROL)
     scores[CONTROL] = control.scores
     groups = data.groups_by_label
@@ -188,17 +207,21 @@ def _measure(data: LabelledTexts, scored: ScoredTexts, names: Sequence[str], con
     )
 
 
+def _shots(data: LabelledTexts, seed: int) -> Shots:
+    """Draw texts of known membership to put before others; they are left out where they would be scored themselves."""
+    rng = np.random.default_rng(seed)
+    members, nonmembers = (
+        tuple(texts[i] for i in rng.permutation(len(texts))[:SHOTS_DRAWN]) for texts in data.by_label(data.texts.texts)
+    )
+    return Shots(members=members, nonmembers=nonmembers)
+
+
 def _classifier(source: str | None) -> MembershipClassifier:
     return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
 
 
 def _extraction(config: AuditConfig, names: Sequence[str]) -> ExtractionConfig:
     """Ask the shared pass for the attacks wanted, and for those the classifier leans on."""
-    slow = [name for name in names if ATTACKS[name].group == "slow"]
-    if slow:
-        raise ConfigError(
-            f"{', '.join(slow)}: attacks that need passes of their own are not part of an audit yet; use --attacks fast"
-        )
     needed = set(names) | (set(SUMMARY_SCORES) if LEARNED in names else set())
     return ExtractionConfig(
         attacks=fast_attacks([name for name in ATTACKS if name in needed]),

@@ -97,7 +97,7 @@ def extract_batches(
         missing = [row for row in rows if row not in done]
         if missing:
             for part in _fitting_parts(pair, encoded, missing, config.k, clock):
-                yield _score_batch(part, texts, encoded, frequencies, config, clock)
+                yield _score_batch(pair, part, texts, encoded, frequencies, config, clock)
 
 
 def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:
@@ -163,7 +163,13 @@ def _run_rows(pair: Pair, encoded: Sequence[EncodedText], rows: list[int], k: in
     return _Part(rows=rows, statistics=statistics)
 
 
+def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
+    """Return what the models read of a text."""
+    return str(pair.tokenizer.decode(encoded.ids, skip_special_tokens=True)) if encoded.truncated else text
+
+
 def _score_batch(
+    pair: Pair,
     part: _Part,
     texts: Sequence[str],
     encoded: Sequence[EncodedText],
@@ -175,7 +181,7 @@ def _score_batch(
     stored = []
     for row, tokens in zip(part.rows, part.statistics, strict=True):
         evidence = TextEvidence(
-            text=texts[row],
+            text=_text_read(pair, texts[row], encoded[row]),
             tokens=tokens,
             token_ids=encoded[row].ids[1:].astype(np.int32),
             token_frequencies=frequencies,

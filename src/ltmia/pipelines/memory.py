@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64
 
+from ltmia.attacks.probing import Shots
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
 from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
@@ -14,6 +15,7 @@ from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import Encoding
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.probing import ProbingConfig, probe_texts
 
 
 def extract_features(
@@ -56,16 +58,18 @@ def score_texts(
     *,
     attacks: str | Sequence[str] = "fast",
     classifier: MembershipClassifier | None = None,
+    shots: Shots | None = None,
     max_length: int = 128,
     batch_size: int = 16,
 ) -> dict[str, Float64[np.ndarray, " texts"]]:
-    """Score texts with several attacks in one pass of each model.
+    """Score texts with several attacks, the fast ones in one pass of each model.
 
     Args:
         pair: Target and reference.
         texts: Any strings.
-        attacks: "fast", or names. The bag-of-words control needs labels and is part of `audit` only.
+        attacks: "fast", "all", or names. The bag-of-words control needs labels and is part of `audit` only.
         classifier: The learned attack; the shipped one when None.
+        shots: Texts of known membership, for the attacks that put some before each text.
         max_length: Tokens read of each text.
         batch_size: Texts per forward pass; scores do not depend on it.
 
@@ -73,12 +77,11 @@ def score_texts(
         One float64 array per attack, in the order of the texts; higher is more member-like, NaN is unscorable.
 
     Raises:
-        ConfigError: If an attack is unknown or cannot be computed from texts alone.
+        ConfigError: If an attack is unknown, or lacks what it needs: labels, or shots.
     """
-    names = [name for name in select_attacks(attacks) if attacks != "fast" or name != CONTROL]
-    impossible = [name for name in names if name != LEARNED and not ATTACKS[name].fast]
-    if impossible:
-        raise ConfigError(f"{', '.join(impossible)}: not computed from one pass over the texts")
+    names = [name for name in select_attacks(attacks) if attacks not in ("fast", "all") or name != CONTROL]
+    if CONTROL in names:
+        raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
     learned = LEARNED in names
     needed = set(names) | (set(SUMMARY_SCORES) if learned else set())
     in_pass = fast_attacks([name for name in ATTACKS if name in needed])
@@ -96,5 +99,7 @@ def score_texts(
             )
             found[LEARNED] = classifier.predict_logit(features)
         for name in names:
-            scores[name][batch.rows] = found[name]
-    return scores
+            if name in found:
+                scores[name][batch.rows] = found[name]
+    probing = ProbingConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
+    return scores | probe_texts(pair, texts, names, probing)

@@ -41,3 +41,8 @@ def record_columns(
         "flagged": flagged,
         "reason": pa.array(list(scored.reasons), pa.string()),
     }
+
+
+def clean_text(text: str) -> str:
+    """Return a text as UTF-8 can hold it: a lone surrogate becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
