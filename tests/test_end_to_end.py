@@ -219,3 +219,26 @@ def test_in_memory_scores_include_probing_attacks_given_shots(work: Path) -> Non
     assert all(np.isfinite(scores).all() for scores in table.values())
     with pytest.raises(ConfigError, match="non-members"):
         score_texts(pair, texts, attacks="recall")
+
+
+def test_candidates_are_scored_without_labels(work: Path) -> None:
+    arguments = ("--base", str(demo_base_path()), "--nonmembers", "nonmembers.jsonl", "--group-column", "document")
+    done = run("score", "target", "--candidates", "members.jsonl", *arguments, "-o", "score", cwd=work)
+    assert done.returncode == 0, done.stderr
+    results = read_results(work / "score")
+    assert results.kind == "score"
+    assert results.attacks == {}
+    assert results.set_test.p_value < 0.05
+    assert "Taken together" in results.verdict
+    records = pq.read_table(work / "score" / "records.parquet")
+    assert records["label"].to_pylist() == [None] * 60 + [0] * 120
+    assert "<html" in (work / "score" / "report.html").read_text("utf-8")
+    gate = run("gate", "score", "--max", "auc:0.6", cwd=work)
+    assert gate.returncode == 3, gate.stderr
+
+
+def test_compare_and_gate_read_finished_audits(work: Path) -> None:
+    done = run("compare", "audit", "audit", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "cannot tell" in done.stdout
+    assert run("gate", "audit", "--max", "auc:0.5", cwd=work).returncode == 1

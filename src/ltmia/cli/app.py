@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ltmia.cli import decisions
 from ltmia.cli import options as o
 from ltmia.cli.progress import progress
 
@@ -16,6 +17,10 @@ app = typer.Typer(
     help="Which texts was a fine-tuned language model trained on, and how sure can we be? "
     "Exit codes: 0 done, 1 gate failed, 2 could not run, 3 inconclusive.",
 )
+
+
+app.command()(decisions.gate)
+app.command()(decisions.compare)
 
 
 @app.command()
@@ -82,6 +87,48 @@ def audit(
     )
     with progress(quiet=quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
+    _show(out, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def score(
+    target: o.Target,
+    candidates: Annotated[str, typer.Option("--candidates", help="Texts that may have been used.")],
+    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts surely not used.")],
+    out: o.Out,
+    base: o.Base = "auto",
+    text_column: o.TextColumn = "text",
+    id_column: o.IdColumn = None,
+    group_column: o.GroupColumn = None,
+    attack: Annotated[str, typer.Option("--attack", help="Whose scores decide.")] = "ltmia",
+    classifier: o.Classifier = None,
+    fdr: o.Fdr = 0.05,
+    max_length: o.MaxLength = 128,
+    batch_size: o.BatchSize = 16,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    seed: o.Seed = 0,
+    quiet: o.Quiet = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
+    _calm_libraries()
+    from ltmia.data.reading import read_texts
+    from ltmia.lm.loading import load_pair
+    from ltmia.pipelines.score import ScoreConfig
+    from ltmia.pipelines.score import score as run_score
+
+    candidate_texts, nonmember_texts = (
+        read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
+        for source in (candidates, nonmembers)
+    )
+    pair = load_pair(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    config = ScoreConfig(
+        attack=attack, classifier=classifier, fdr=fdr, max_length=max_length, batch_size=batch_size, seed=seed
+    )
+    with progress(quiet=quiet) as report:
+        run_score(pair, candidate_texts, nonmember_texts, out, config=config, report=report)
     _show(out, quiet=quiet, as_json=as_json)
 
 

@@ -52,6 +52,32 @@ def judge(scores: Scores, calibration: Scores, fdr: float) -> RecordDecisions:
     return RecordDecisions(p_values=p, q_values=q, flagged=np.nan_to_num(q, nan=np.inf) <= fdr)
 
 
+def judge_groups(
+    scores: Scores,
+    groups: Int64[np.ndarray, " _"],
+    calibration: Scores,
+    calibration_groups: Int64[np.ndarray, " _"],
+    fdr: float,
+) -> tuple[Int64[np.ndarray, " _"], RecordDecisions]:
+    """Judge whole groups (patients, authors, documents) by the mean score of their texts.
+
+    Each group counts once, against the means of the calibration non-members' groups: then texts of one group need not
+    be independent. Groups of candidates and of non-members must be alike, in their number of texts too.
+
+    Returns:
+        The numbers of the groups judged, and the decision on each.
+    """
+    names, means = _group_means(scores, groups)
+    _, against = _group_means(calibration, calibration_groups)
+    return names, judge(means, against, fdr)
+
+
+def _group_means(scores: Scores, groups: Int64[np.ndarray, " _"]) -> tuple[Int64[np.ndarray, " _"], Scores]:
+    usable = ~np.isnan(scores)
+    names, index, counts = np.unique(groups[usable], return_inverse=True, return_counts=True)
+    return names, np.bincount(index, scores[usable], minlength=len(names)) / np.maximum(counts, 1)
+
+
 def split_halves(
     n: int, groups: Int64[np.ndarray, " _"] | None, seed: int
 ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
@@ -74,6 +100,8 @@ class AuditDecisions:
     held_out_rows: Int64[np.ndarray, " _"]
     """Rows of the non-members judged."""
     summary: Decisions
+    flagged_groups: Int64[np.ndarray, " _"] | None = None
+    """Numbers of the members' groups that are flagged as a whole; None without groups."""
 
 
 def judge_audit(
@@ -82,6 +110,7 @@ def judge_audit(
     *,
     attack: str,
     fdr: float,
+    member_groups: Int64[np.ndarray, " _"] | None = None,
     nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> AuditDecisions:
@@ -105,8 +134,53 @@ def judge_audit(
         smallest_p=1.0 / (n_calibration + 1),
         realized_fdp=proportion(false_flags, flags) if flags else Measure(reason="nothing flagged"),
     )
-    parts = [_part(judged, slice(0, n)), _part(judged, slice(n, None))]
-    return AuditDecisions(members=parts[0], held_out=parts[1], held_out_rows=held_out, summary=summary)
+    flagged_groups = None
+    if member_groups is not None and nonmember_groups is not None:
+        names, groups = judge_groups(
+            members, member_groups, nonmembers[calibration], nonmember_groups[calibration], fdr
+        )
+        flagged_groups = names[groups.flagged]
+    return AuditDecisions(
+        members=_part(judged, slice(0, n)),
+        held_out=_part(judged, slice(n, None)),
+        held_out_rows=held_out,
+        summary=summary,
+        flagged_groups=flagged_groups,
+    )
+
+
+def judge_candidates(
+    candidates: Scores,
+    nonmembers: Scores,
+    *,
+    attack: str,
+    fdr: float,
+    candidate_groups: Int64[np.ndarray, " _"] | None = None,
+    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
+) -> AuditDecisions:
+    """Judge candidates of unknown membership against all known non-members; none is left to check the promise on."""
+    judged = judge(candidates, nonmembers, fdr)
+    n_calibration = len(measurable(nonmembers))
+    flagged_groups = None
+    if candidate_groups is not None and nonmember_groups is not None:
+        names, groups = judge_groups(candidates, candidate_groups, nonmembers, nonmember_groups, fdr)
+        flagged_groups = names[groups.flagged]
+    nothing = np.empty(0)
+    return AuditDecisions(
+        members=judged,
+        held_out=RecordDecisions(p_values=nothing, q_values=nothing, flagged=nothing.astype(np.bool_)),
+        held_out_rows=nothing.astype(np.int64),
+        summary=Decisions(
+            attack=attack,
+            fdr=fdr,
+            n_flagged=int(judged.flagged.sum()),
+            n_judged=int((~np.isnan(judged.p_values)).sum()),
+            n_calibration=n_calibration,
+            smallest_p=1.0 / (n_calibration + 1),
+            realized_fdp=Measure(reason="no non-member was left to judge: all calibrate"),
+        ),
+        flagged_groups=flagged_groups,
+    )
 
 
 def _part(judged: RecordDecisions, rows: slice) -> RecordDecisions:

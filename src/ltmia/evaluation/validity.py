@@ -7,7 +7,7 @@ from jaxtyping import Int64
 
 from ltmia.evaluation.controls import ControlScores, length_bucket_rows
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES, measure_attack
-from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure
+from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, SetTest
 from ltmia.evaluation.roc import Scores, auc
 
 OVERLAP_SHARE = 0.3
@@ -157,3 +157,14 @@ def verdict(attack: str, result: AttackResult | None, decisions: Decisions, blin
         "proof; the error rate holds on average over records like these non-members."
     )
     return found + strength + shift + limits
+
+
+def set_sentence(test: SetTest) -> str:
+    """Say what all candidates together show."""
+    if test.p_value is None:
+        return f" No statement about the candidates as a whole: {test.reason}."
+    seen = f"p = {test.p_value:.2g}" if test.p_value >= 0.001 else "p < 0.001"
+    return (
+        f" Taken together, candidates outscore texts surely not used with {seen}; a candidate wins against such a "
+        f"text with a probability of {test.effect.value:.3f} [{test.effect.low:.3f}, {test.effect.high:.3f}]."
+    )

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from ltmia.attacks.probing import SHOTS, Shots
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
-from ltmia.classifier.combinations import SUMMARY_SCORES
-from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import ControlScores, bag_of_words
+from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.files import write_records, write_results
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, Timing
@@ -24,12 +23,11 @@ from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
-from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
-from ltmia.pipelines.record_table import clean_text, record_columns
-from ltmia.pipelines.scoring import ScoredTexts, score_to_store
+from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
+from ltmia.pipelines.scoring import ScoredTexts, chosen_classifier, extraction_config, score_to_store
 from ltmia.pipelines.storing import Report, silent
 from ltmia.records import Texts
 from ltmia.report.page import write_report
@@ -104,13 +102,13 @@ def audit(
     folder.mkdir(parents=True, exist_ok=True)
     names = select_attacks(config.attacks)
     data = label_texts(as_texts(members), as_texts(nonmembers), config.deduplicate)
-    classifier = _classifier(config.classifier) if LEARNED in names else None
+    classifier = chosen_classifier(config.classifier) if LEARNED in names else None
     identity = PairIdentity.of(pair)
     scored = score_to_store(
         pair,
         data.texts,
         folder / "store",
-        _extraction(config, names),
+        extraction_config(names, max_length=config.max_length, batch_size=config.batch_size),
         identity=identity,
         classifier=classifier,
         report=report,
@@ -133,6 +131,9 @@ def audit(
     )
     validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
     judge = measured.attacks[measured.judge]
+    hashed = hashed_groups(data)
+    groups = flagged_hashes(data, hashed, measured.decisions)
+    decisions = measured.decisions.summary.model_copy(update={"flagged_groups": groups})
     results = Results(
         ltmia_version=version("ltmia"),
         kind="audit",
@@ -145,13 +146,14 @@ def audit(
         tokenizer=identity.tokenizer,
         data=_data_info(data, scored),
         attacks=measured.attacks,
-        decisions=measured.decisions.summary,
+        decisions=decisions,
         set_test=measured.set_test,
+        epsilon=epsilon_lower_bound(*data.by_label(measured.scores[measured.judge]), seed=config.seed),
         validity=validity,
         verdict=verdict(measured.judge, judge, measured.decisions.summary, validity.blind),
-        timing=_timing(time.perf_counter() - started, data, scored),
+        timing=timing_of(time.perf_counter() - started, data, scored),
     )
-    columns = record_columns(data, scored, measured.scores, measured.decisions)
+    columns = record_columns(data, scored, measured.scores, measured.decisions, hashed)
     if config.reveal:
         columns["text"] = [clean_text(text) for text in data.texts.texts]
     records = write_records(columns, folder)
@@ -194,7 +196,7 @@ def _measure(
             nonmembers,
             attack=judge,
             fdr=config.fdr,
-            nonmember_groups=groups["nonmember_groups"],
+            **groups,
             seed=config.seed,
         ),
         set_test=collection_test(
@@ -216,20 +218,6 @@ def _shots(data: LabelledTexts, seed: int) -> Shots:
     return Shots(members=members, nonmembers=nonmembers)
 
 
-def _classifier(source: str | None) -> MembershipClassifier:
-    return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
-
-
-def _extraction(config: AuditConfig, names: Sequence[str]) -> ExtractionConfig:
-    """Ask the shared pass for the attacks wanted, and for those the classifier leans on."""
-    needed = set(names) | (set(SUMMARY_SCORES) if LEARNED in names else set())
-    return ExtractionConfig(
-        attacks=fast_attacks([name for name in ATTACKS if name in needed]),
-        max_length=config.max_length,
-        batch_size=config.batch_size,
-    )
-
-
 def _data_info(data: LabelledTexts, scored: ScoredTexts) -> DataInfo:
     return DataInfo(
         n_members=data.n_members,
@@ -239,7 +227,8 @@ def _data_info(data: LabelledTexts, scored: ScoredTexts) -> DataInfo:
     )
 
 
-def _timing(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:
+def timing_of(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:
+    """Say where the time went."""
     return Timing(
         seconds=seconds,
         texts_per_second=len(data.texts) / seconds,

@@ -1,7 +1,7 @@
 """The validity checks of an audit: gathers what they need from texts, scores and models."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -23,8 +23,25 @@ from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.labelled import LabelledTexts
 from ltmia.pipelines.scoring import ScoredTexts, store_features
 
-if TYPE_CHECKING:
-    from ltmia.pipelines.audit import AuditConfig
+
+class CheckOptions(Protocol):
+    """What the checks read of a command's options."""
+
+    @property
+    def max_length(self) -> int:
+        """Token ids read of each text."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of folds."""
+        ...
+
+    @property
+    def deduplicate(self) -> bool:
+        """Repeats were left out."""
+        ...
+
 
 N_RESCORED = 4
 """Texts scored a second time, alone, for the backend check."""
@@ -53,7 +70,7 @@ def check_validity(
     found: Findings,
     *,
     classifier: MembershipClassifier | None,
-    config: "AuditConfig",
+    config: CheckOptions,
 ) -> Validity:
     """Run every check of an audit.
 
@@ -76,7 +93,7 @@ def check_validity(
     )
 
 
-def _duplicates(data: LabelledTexts, config: "AuditConfig") -> Check:
+def _duplicates(data: LabelledTexts, config: CheckOptions) -> Check:
     members = data.texts.texts[: data.n_members]
     nonmembers = data.texts.texts[data.n_members :]
     found = compare_sets(members, nonmembers)
@@ -97,7 +114,7 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     return distribution_check(classifier.distance(features), OUTSIDE_LIMIT)
 
 
-def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: "AuditConfig") -> Check:
+def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Score a few texts again, each alone."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))

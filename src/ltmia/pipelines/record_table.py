@@ -1,6 +1,6 @@
 """The columns of `records.parquet`: one row per text, in input order."""
 
-import secrets
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -12,13 +12,37 @@ from ltmia.pipelines.labelled import LabelledTexts
 from ltmia.pipelines.scoring import ScoredTexts
 
 
+def hashed_groups(data: LabelledTexts) -> list[str | None]:
+    """Hash the groups with a salt made of all the texts and written nowhere: without them nothing can be looked up."""
+    salt = _texts_hash(data)
+    groups = data.texts.groups or (None,) * len(data.texts)
+    return [None if g is None else sha256(salt + g.encode("utf-8", "replace")).hexdigest()[:12] for g in groups]
+
+
+def _texts_hash(data: LabelledTexts) -> bytes:
+    digest = sha256(b"groups")
+    for text in data.texts.texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    return digest.digest()
+
+
+def flagged_hashes(data: LabelledTexts, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
+    """Return the hashes of the groups flagged as a whole; None without groups."""
+    if decisions.flagged_groups is None or data.groups is None:
+        return None
+    flagged = set(decisions.flagged_groups.tolist())
+    return sorted({h for h, number in zip(hashed, data.groups.tolist(), strict=True) if h and number in flagged})
+
+
 def record_columns(
     data: LabelledTexts,
     scored: ScoredTexts,
-    scores: dict[str, np.ndarray],
+    scores: Mapping[str, np.ndarray],
     decisions: AuditDecisions,
+    groups: list[str | None],
 ) -> dict[str, Any]:
-    """Lay out records.parquet; groups are hashed with a salt that is thrown away, so that they cannot be looked up."""
+    """Lay out records.parquet: members, or candidates, first."""
     p_values, q_values = (np.full(len(data.texts), np.nan) for _ in range(2))
     flagged = np.zeros(len(data.texts), np.bool_)
     held_out = data.n_members + decisions.held_out_rows
@@ -27,13 +51,10 @@ def record_columns(
         (held_out, decisions.held_out),
     ):
         p_values[rows], q_values[rows], flagged[rows] = part.p_values, part.q_values, part.flagged
-    salt = secrets.token_bytes(16)
-    groups = data.texts.groups or (None,) * len(data.texts)
-    hashed = [None if g is None else sha256(salt + g.encode()).hexdigest()[:12] for g in groups]
     return {
         "id": list(data.texts.ids),
         "label": data.labels,
-        "group": pa.array(hashed, pa.string()),
+        "group": pa.array(groups, pa.string()),
         "n_tokens": scored.n_tokens,
         **{f"score_{name}": values for name, values in scores.items()},
         "p_value": p_values,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ltmia.attacks.table import LEARNED
+from ltmia.attacks.table import ATTACKS, LEARNED, fast_attacks
 from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features, with_summary
-from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 from ltmia.lm.pair import Pair
@@ -82,6 +82,19 @@ def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> Featu
     """Gather what a classifier reads of some texts: token features, and the scores of hand-made rules."""
     scores = {name: store.scores(name)[rows] for name in SUMMARY_SCORES}
     return with_summary(store.gather(rows, version), summary_features(scores))
+
+
+def chosen_classifier(source: str | None) -> MembershipClassifier:
+    """Load a classifier from its folder or hub id; the shipped one when None."""
+    return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
+
+
+def extraction_config(names: Sequence[str], *, max_length: int, batch_size: int) -> ExtractionConfig:
+    """Ask the shared pass for the attacks wanted, and for those the classifier leans on."""
+    needed = set(names) | (set(SUMMARY_SCORES) if LEARNED in names else set())
+    return ExtractionConfig(
+        attacks=fast_attacks([name for name in ATTACKS if name in needed]), max_length=max_length, batch_size=batch_size
+    )
 
 
 def _fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:

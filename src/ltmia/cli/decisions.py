@@ -1,0 +1,68 @@
+"""The commands that decide on finished audits: `gate` and `compare`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltmia.cli import options as o
+
+
+class Inconclusive(StrEnum):
+    """What an inconclusive figure counts as."""
+
+    fail = "fail"
+    pass_ = "pass"  # noqa: S105  no password, an outcome
+
+
+def gate(
+    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+    most: Annotated[
+        list[str] | None,
+        typer.Option("--max", help='Limit, such as "tpr@fpr=0.01:0.05", "auc:0.6", "identifiable:0", "epsilon:8".'),
+    ] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="TOML file with a table [max] of limits.")] = None,
+    inconclusive: Annotated[
+        Inconclusive | None, typer.Option("--inconclusive", help="What to make of it; default: exit code 3.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
+) -> None:
+    """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
+    from ltmia.evaluation.files import read_results
+    from ltmia.evaluation.gate import Limit, hold_against, read_policy
+
+    limits = [Limit.parse(text) for text in most or []]
+    rules = read_policy(policy) if policy else None
+    limits += rules.limits if rules else []
+    treated = inconclusive.value if inconclusive else rules.inconclusive if rules else None
+    verdict = hold_against(read_results(folder), limits, treated)
+    for line in verdict.lines():
+        print(line)
+    if junit:
+        junit.write_text(verdict.junit(), "utf-8")
+    if summary:
+        with summary.open("a", encoding="utf-8") as file:
+            file.write(verdict.markdown())
+    raise typer.Exit(verdict.exit_code)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an audit, such as before a change.")],
+    second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, such as after it.")],
+    attack: Annotated[str | None, typer.Option("--attack", help="Whose scores; default: the one that decided.")] = None,
+    seed: o.Seed = 0,
+) -> None:
+    """Compare two audits of the same texts: does the second model give less away?"""
+    from ltmia.evaluation.comparison import compare_audits
+    from ltmia.evaluation.files import read_records, read_results
+
+    audits = [(read_results(folder), read_records(folder)) for folder in (first, second)]
+    comparison = compare_audits(audits[0], audits[1], attack=attack, seed=seed)
+    for fpr, measure in comparison.tpr_at_fpr.items():
+        if measure.value is None:
+            print(f"TPR at an FPR of {fpr}: {measure.reason}")
+        else:
+            print(f"TPR at an FPR of {fpr}: {measure.value:+.3f} [{measure.low:+.3f}, {measure.high:+.3f}]")
+    print(comparison.sentence)

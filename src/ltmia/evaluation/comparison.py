@@ -1,0 +1,158 @@
+"""Two audits of the same texts: which of the two models gives more away?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64
+
+from ltmia.errors import ConfigError
+from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
+
+N_RESAMPLES = 1000
+FEWEST_FALSE_POSITIVES = 10
+FPR_TARGETS = (0.1, 0.01, 0.001)
+
+Answer = Literal["yes", "no", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The second audit against the first."""
+
+    attack: str
+    auc: Measure
+    """AUC of the second minus that of the first."""
+    tpr_at_fpr: Mapping[str, Measure]
+    identifiable: tuple[int, int]
+    """Records flagged in the first and in the second."""
+    lower_leakage: Answer
+    """Whether the second gives less away, by the AUC: no means that it gives more."""
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for people."""
+        a = self.auc
+        if a.value is None:
+            return f"Lower leakage: {self.lower_leakage}. {a.reason}."
+        return (
+            f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by {a.value:+.3f} "
+            f"[{a.low:+.3f}, {a.high:+.3f}], the records identifiable from {self.identifiable[0]} to "
+            f"{self.identifiable[1]}."
+        )
+
+
+def compare_audits(
+    first: tuple[Results, pa.Table], second: tuple[Results, pa.Table], *, attack: str | None = None, seed: int = 0
+) -> Comparison:
+    """Compare two audits of the same members and non-members, text by text.
+
+    Intervals are of the paired difference: both audits are resampled alike, whole groups at a time (95 %,
+    percentile bootstrap).
+
+    Args:
+        first: Results and records of the first audit, such as before a change.
+        second: Those of the second.
+        attack: Whose scores to compare; the one that decided the first audit when None.
+        seed: Of the resampling.
+
+    Raises:
+        ConfigError: If the audits are not of the same texts, or lack the attack.
+    """
+    attack = attack or first[0].decisions.attack
+    texts = _same_texts(first[1], second[1])
+    scores = [_scores(records, attack, name) for (_, records), name in ((first, "first"), (second, "second"))]
+    usable = ~np.isnan(scores[0] + scores[1])
+    a, b = (values[usable] for values in scores)
+    labels, groups = texts.labels[usable] == 1, texts.groups[usable]
+    difference = _paired_difference(a, b, labels, groups, seed)
+    return Comparison(
+        attack=attack,
+        auc=difference["auc"],
+        tpr_at_fpr={name: measure for name, measure in difference.items() if name != "auc"},
+        identifiable=(first[0].decisions.n_flagged, second[0].decisions.n_flagged),
+        lower_leakage=_answer(difference["auc"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    labels: Int64[np.ndarray, " _"]
+    groups: Int64[np.ndarray, " _"]
+
+
+def _same_texts(first: pa.Table, second: pa.Table) -> _Texts:
+    for column in ("id", "label"):
+        if first[column].to_pylist() != second[column].to_pylist():
+            raise ConfigError(
+                f"the two audits differ in {column}: they must be of the same members and non-members, in one order"
+            )
+    labels = first["label"].to_numpy(zero_copy_only=False)
+    names = first["group"].to_pylist()
+    # A text without a group stands for itself. Salts differ from audit to audit, so the first one's groups serve.
+    keys = [f"{name}" if name is not None else f"#{i}" for i, name in enumerate(names)]
+    _, groups = np.unique(keys, return_inverse=True)
+    return _Texts(np.asarray(labels, np.int64), np.asarray(groups, np.int64))
+
+
+def _scores(records: pa.Table, attack: str, which: str) -> Scores:
+    column = f"score_{attack}"
+    if column not in records.column_names:
+        there = ", ".join(name.removeprefix("score_") for name in records.column_names if name.startswith("score_"))
+        raise ConfigError(f"the {which} audit has no scores of {attack}; it has {there}")
+    return np.asarray(records[column].to_numpy(zero_copy_only=False), np.float64)
+
+
+def _paired_difference(
+    a: Scores, b: Scores, labels: np.ndarray, groups: Int64[np.ndarray, " _"], seed: int
+) -> dict[str, Measure]:
+    n_nonmembers = int((~labels).sum())
+    if not labels.any() or not n_nonmembers:
+        return {"auc": Measure(reason="members and non-members that both audits could score are needed")}
+    point = _differences(a, b, labels)
+    rng = np.random.default_rng(seed)
+    sides = [_rows_by_group(np.flatnonzero(labels == side), groups) for side in (True, False)]
+    draws = np.array([_resampled(a, b, labels, sides, rng) for _ in range(N_RESAMPLES)])
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    measures = {
+        "auc": Measure(value=float(point[0]), low=float(low[0]), high=float(high[0])),
+    }
+    for i, fpr in enumerate(FPR_TARGETS, 1):
+        enough = n_nonmembers * fpr >= FEWEST_FALSE_POSITIVES - 1e-9
+        measures[f"{fpr:g}"] = (
+            Measure(value=float(point[i]), low=float(low[i]), high=float(high[i]))
+            if enough
+            else Measure(reason=f"{n_nonmembers} non-members cannot resolve an FPR of {fpr:g}")
+        )
+    return measures
+
+
+def _differences(a: Scores, b: Scores, labels: np.ndarray) -> np.ndarray:
+    first, second = (
+        [auc(s[labels], s[~labels]), *(tpr_at_fpr(s[labels], s[~labels], fpr) for fpr in FPR_TARGETS)] for s in (a, b)
+    )
+    return np.subtract(second, first)
+
+
+def _rows_by_group(rows: np.ndarray, groups: Int64[np.ndarray, " _"]) -> list[np.ndarray]:
+    order = rows[np.argsort(groups[rows], kind="stable")]
+    _, starts = np.unique(groups[order], return_index=True)
+    return np.split(order, starts[1:])
+
+
+def _resampled(
+    a: Scores, b: Scores, labels: np.ndarray, sides: list[list[np.ndarray]], rng: np.random.Generator
+) -> np.ndarray:
+    rows = np.concatenate([parts[i] for parts in sides for i in rng.integers(0, len(parts), len(parts))])
+    return _differences(a[rows], b[rows], labels[rows])
+
+
+def _answer(difference: Measure) -> Answer:
+    if difference.low is None or difference.high is None:
+        return "cannot tell"
+    if difference.high < 0:
+        return "yes"
+    return "no" if difference.low > 0 else "cannot tell"

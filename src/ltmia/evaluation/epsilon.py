@@ -1,0 +1,63 @@
+"""A lower bound on the privacy loss of a training run, from how well its members can be guessed."""
+
+import math
+
+import numpy as np
+from scipy.stats import beta
+
+from ltmia.evaluation.results import Measure
+from ltmia.evaluation.roc import Scores, measurable
+
+CONFIDENCE = 0.95
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Numbers of guesses tried, as shares of all records; the confidence is divided among them."""
+FEWEST_RECORDS = 20
+
+
+def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -> Measure:
+    """Return an epsilon that the training run exceeds with 95 % confidence, for pure differential privacy, in nats.
+
+    One-run audit (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846, theorem 5.2 at delta = 0): if each record was
+    trained on by the toss of a fair coin and training is epsilon-DP, then of r guesses at most
+    Binomial(r, e^eps / (1 + e^eps)) are right. The bound is the Clopper-Pearson limit of the share of right guesses,
+    turned into epsilon. Guessed are the highest scores as members, with or without the lowest as non-members; the
+    confidence is divided among all numbers of guesses tried.
+
+    Members must have been drawn at random from one pool with the non-members. The larger set is cut, at random, to
+    the size of the smaller.
+
+    Args:
+        members: Scores; NaN is left out.
+        nonmembers: Scores; NaN is left out.
+        seed: Of the cut, and of the order of ties.
+    """
+    members, nonmembers = measurable(members), measurable(nonmembers)
+    n = min(len(members), len(nonmembers))
+    if 2 * n < FEWEST_RECORDS:
+        return Measure(reason=f"{2 * n} records of equal numbers; at least {FEWEST_RECORDS} are needed")
+    rng = np.random.default_rng(seed)
+    scores = np.concatenate([rng.choice(part, n, replace=False) for part in (members, nonmembers)])
+    is_member = np.repeat([True, False], n)
+    shuffled = rng.permutation(2 * n)
+    order = shuffled[np.argsort(-scores[shuffled], kind="stable")]
+    right = is_member[order]
+    tries = [(k, both) for k in sorted({max(1, round(share * 2 * n)) for share in SHARES}) for both in (False, True)]
+    level = (1 - CONFIDENCE) / len(tries)
+    bound = max(_bound(*_guess(right, k, both=both), level) for k, both in tries)
+    return Measure(value=bound, low=bound)
+
+
+def _guess(right: np.ndarray, k: int, *, both: bool) -> tuple[int, int]:
+    """Return how many guesses are right, and how many there are."""
+    top = int(right[:k].sum())
+    if not both:
+        return top, k
+    k_low = min(k, len(right) - k)
+    return top + int((~right[len(right) - k_low :]).sum()), k + k_low
+
+
+def _bound(n_right: int, n_guesses: int, level: float) -> float:
+    if n_right == 0:
+        return 0.0
+    share = float(beta.ppf(level, n_right, n_guesses - n_right + 1))
+    return max(math.log(share / (1 - share)), 0.0)

@@ -1,0 +1,240 @@
+"""The gate: limits on what an audit may find, and one verdict that the output, the files and the exit code share."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ltmia.errors import ConfigError
+from ltmia.evaluation.results import Measure, Results
+
+CONTROL = "bag_of_words"
+"""Sees no model, so it says nothing of what the model gives away."""
+PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
+"""Exit codes."""
+
+Outcome = Literal["passed", "failed", "inconclusive"]
+RULE = re.compile(r"^(?:(?P<attack>[a-z0-9_]+)\.)?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9.]+)|identifiable|epsilon)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The most that one figure may be."""
+
+    figure: str
+    """auc, tpr@fpr=F, identifiable or epsilon; "ATTACK.auc" is of one attack, else the strongest counts."""
+    most: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Limit":
+        """Read "FIGURE:MOST".
+
+        Raises:
+            ConfigError: If it is not of this form.
+        """
+        figure, separator, most = text.rpartition(":")
+        if not separator:
+            raise ConfigError(f"{text!r}: expected FIGURE:MOST, such as auc:0.6 or tpr@fpr=0.01:0.05")
+        return cls.of(figure, most)
+
+    @classmethod
+    def of(cls, figure: str, most: str | float) -> "Limit":
+        """Check a figure's name and its limit.
+
+        Raises:
+            ConfigError: If there is no such figure, or the limit is no number from 0 on.
+        """
+        if not RULE.match(figure):
+            raise ConfigError(f"{figure!r}: no such figure; there are auc, tpr@fpr=0.01, identifiable and epsilon")
+        try:
+            value = float(most)
+        except ValueError as error:
+            raise ConfigError(f"{figure}: {most!r} is no number") from error
+        if not 0 <= value < float("inf"):
+            raise ConfigError(f"{figure}: {most} is no limit; expected a number from 0 on")
+        return cls(figure=figure, most=value)
+
+
+class Policy(BaseModel):
+    """A policy file: `inconclusive = "fail"` and a table `[max]` of limits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    max: dict[str, int | float]
+    inconclusive: Literal["fail", "pass"] | None = None
+
+    @property
+    def limits(self) -> list[Limit]:
+        """Its limits."""
+        return [Limit.of(figure, most) for figure, most in self.max.items()]
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy.
+
+    Raises:
+        ConfigError: Naming what is wrong in the file.
+    """
+    try:
+        policy = Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
+        _ = policy.limits
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One limit, held against an audit."""
+
+    limit: Limit
+    outcome: Outcome
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateVerdict:
+    """All limits held against an audit."""
+
+    judged: tuple[Judged, ...]
+    inconclusive: Literal["fail", "pass"] | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 passed, 1 failed, 3 inconclusive; what is inconclusive may be made to fail or pass."""
+        outcomes = {judged.outcome for judged in self.judged}
+        if "failed" in outcomes:
+            return FAILED
+        if "inconclusive" in outcomes:
+            return {"fail": FAILED, "pass": PASSED, None: INCONCLUSIVE}[self.inconclusive]
+        return PASSED
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a word or two."""
+        return {PASSED: "gate passed", FAILED: "gate failed", INCONCLUSIVE: "inconclusive"}[self.exit_code]
+
+    def lines(self) -> list[str]:
+        """Return the verdict as plain lines."""
+        return [*(f"{judged.outcome}: {judged.sentence}" for judged in self.judged), self.headline]
+
+    def markdown(self) -> str:
+        """Return the verdict as a Markdown table, for a job's summary."""
+        rows = [f"| `{j.limit.figure}` | {j.limit.most:g} | {j.outcome} | {j.sentence} |" for j in self.judged]
+        return "\n".join([f"### ltmia: {self.headline}", "", "| figure | most | outcome | |", "|-|-|-|-|", *rows, ""])
+
+    def junit(self) -> str:
+        """Return the verdict as JUnit XML: a test case per limit."""
+        allowed = self.inconclusive == "pass"
+        failing = [j for j in self.judged if j.outcome == "failed" or (j.outcome == "inconclusive" and not allowed)]
+        suite = ElementTree.Element(
+            "testsuite", name="ltmia gate", tests=str(len(self.judged)), failures=str(len(failing))
+        )
+        for judged in self.judged:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname="ltmia.gate", name=f"{judged.limit.figure} <= {judged.limit.most:g}"
+            )
+            if judged in failing:
+                ElementTree.SubElement(case, "failure", message=judged.sentence, type=judged.outcome)
+            else:
+                ElementTree.SubElement(case, "system-out").text = judged.sentence
+        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def hold_against(
+    results: Results, limits: Sequence[Limit], inconclusive: Literal["fail", "pass"] | None = None
+) -> GateVerdict:
+    """Hold an audit against limits.
+
+    A figure passes if the upper end of its 95 % interval is within the limit, for every attack; it fails if an
+    estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive.
+
+    Raises:
+        ConfigError: If there are no limits, or the audit has no such attack.
+    """
+    if not limits:
+        raise ConfigError("no limits: give --max FIGURE:MOST or --policy FILE")
+    return GateVerdict(judged=tuple(_judge(results, limit) for limit in limits), inconclusive=inconclusive)
+
+
+SEVERITY: dict[Outcome, int] = {"passed": 0, "inconclusive": 1, "failed": 2}
+
+
+def _judge(results: Results, limit: Limit) -> Judged:
+    """Judge every figure that a limit is about; the worst counts, and of equals the largest."""
+    judged = []
+    for name, measure in _figures(results, limit):
+        outcome = _outcome(measure, limit.most)
+        judged.append((SEVERITY[outcome], measure.value or 0.0, outcome, _sentence(name, measure, limit)))
+    if not judged:
+        return Judged(limit=limit, outcome="inconclusive", sentence=f"{limit.figure}: no attack was measured")
+    _, _, outcome, sentence = max(judged, key=lambda entry: entry[:2])
+    return Judged(limit=limit, outcome=outcome, sentence=sentence)
+
+
+def _figures(results: Results, limit: Limit) -> Iterator[tuple[str, Measure]]:
+    match = RULE.match(limit.figure)
+    figure = limit.figure if match is None else match["figure"]
+    if figure == "identifiable":
+        yield "identifiable records", _identifiable(results)
+    elif figure == "epsilon":
+        yield "epsilon, lower bound", results.epsilon or Measure(reason="this audit has no bound on epsilon")
+    else:
+        yield from _attack_figures(results, match["attack"] if match else None, match["fpr"] if match else None)
+
+
+def _attack_figures(results: Results, attack: str | None, fpr: str | None) -> Iterator[tuple[str, Measure]]:
+    if attack is not None and attack not in results.attacks:
+        raise ConfigError(f"the audit has no attack {attack}; it has {', '.join(results.attacks)}")
+    for name, result in results.attacks.items():
+        if name != attack and (attack is not None or name == CONTROL):
+            continue
+        if fpr is None:
+            yield f"AUC of {name}", result.auc
+            continue
+        rates = {float(rate): measure for rate, measure in result.tpr_at_fpr.items()}
+        if float(fpr) not in rates:
+            raise ConfigError(f"tpr@fpr={fpr}: measured at {', '.join(result.tpr_at_fpr)} only")
+        yield f"TPR of {name} at an FPR of {fpr}", rates[float(fpr)]
+
+
+def _identifiable(results: Results) -> Measure:
+    decisions = results.decisions
+    if not decisions.n_judged:
+        return Measure(reason="no record was judged")
+    if decisions.smallest_p > decisions.fdr:
+        return Measure(
+            reason=f"{decisions.n_calibration} non-members give p-values of {decisions.smallest_p:.2g} at least, "
+            f"so nothing can be flagged at {decisions.fdr:g}"
+        )
+    count = float(decisions.n_flagged)
+    return Measure(value=count, low=count, high=count)
+
+
+def _outcome(measure: Measure, most: float) -> Outcome:
+    if measure.value is None:
+        return "inconclusive"
+    if measure.value > most:
+        return "failed"
+    # A lower bound (epsilon) has no upper end: it can only ever contradict a claim.
+    return "passed" if measure.high is None or measure.high <= most else "inconclusive"
+
+
+def _sentence(name: str, measure: Measure, limit: Limit) -> str:
+    if measure.value is None:
+        return f"{name} could not be measured: {measure.reason}"
+    if measure.high is None:
+        return f"{name} is {measure.value:.3g}; a claim of {limit.most:g} is held against it, and can only be refuted"
+    interval = "" if measure.low == measure.high else f" [{measure.low:.3f}, {measure.high:.3f}]"
+    value = f"{measure.value:.3f}".rstrip("0").rstrip(".")
+    return f"{name} is {value}{interval}; at most {limit.most:g} is allowed"
