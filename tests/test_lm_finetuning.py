@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 from transformers.utils.quantization_config import GgufConfig
 
-from ltmia.errors import ConfigError, DataError
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.lm import finetuning
 from ltmia.lm.finetuning import FinetuneConfig, add_lora, finetune
+from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.lm.tiny import ARCHITECTURES, END_ID, TinyConfig, build_base, train_tokenizer
 from ltmia.lm.training import make_trainer, save_model
 from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
@@ -246,3 +248,13 @@ def test_rows_are_a_dataset():
     rows = TokenRows([[1, 2], [3]])
     assert len(rows) == 2
     assert rows[1]["input_ids"].tolist() == [3]
+
+
+def test_a_training_that_diverges_is_refused_and_writes_nothing(tmp_path):
+    options = LoadOptions(dtype="float32", device="cpu")
+    model, _ = load_model(str(demo_base_path()), options)
+    tokenizer = load_tokenizer(str(demo_base_path()), options)
+    config = FinetuneConfig(learning_rate=1e30, epochs=2, max_length=32)
+    with pytest.raises(ModelError, match="diverged"):
+        finetune(model, tokenizer, list(demo_texts().texts[:32]), config, tmp_path / "target")
+    assert not (tmp_path / "target").exists()

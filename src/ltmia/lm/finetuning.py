@@ -16,10 +16,11 @@ from typing import Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from ltmia.errors import ConfigError, DataError
+from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.lm.pair import parameters_sha256
 from ltmia.lm.training import (
     forget_gguf,
@@ -142,6 +143,7 @@ def finetune(
         ConfigError: The best epoch is wanted without validation texts, or an adapter of a model
             that has no name is to be written.
         DataError: No training text has a token, or none of the validation texts.
+        ModelError: The training diverged; nothing is written.
     """
     rows = training_rows(tokenizer, texts, config.max_length)
     measured = training_rows(tokenizer, validation, config.max_length)
@@ -165,6 +167,7 @@ def finetune(
         train_or_resume(trainer)
         validation_loss = trainer.evaluate()["eval_loss"] if measured else None
     tuned.eval()
+    _check_learned(tuned, _last_epoch_loss(trainer), config)
     if out is not None:
         write_folder(out, lambda folder: save_model(tuned, tokenizer, folder))
         remove_work_folder(out)
@@ -177,6 +180,24 @@ def finetune(
         n_left_out=len(texts) - len(rows),
         path=out,
     )
+
+
+WORSE_THAN_CHANCE = 5.0
+"""A training loss above this many times that of a uniform guess has diverged."""
+
+
+def _check_learned(model: nn.Module, loss: float, config: FinetuneConfig) -> None:
+    """Refuse a model that the training broke.
+
+    Raises:
+        ModelError: If its weights or loss are no numbers, or it is far worse than a uniform guess.
+    """
+    rows = model.get_output_embeddings().weight.shape[0] if hasattr(model, "get_output_embeddings") else 2
+    finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point())
+    if not finite or not loss < WORSE_THAN_CHANCE * math.log(max(rows, 3)):
+        raise ModelError(
+            f"the fine-tuning diverged (loss {loss:.4g}) at learning_rate = {config.learning_rate:g}: lower it"
+        )
 
 
 def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:

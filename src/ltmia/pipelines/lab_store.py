@@ -1,7 +1,9 @@
 """The store of one combination: features of members and non-members, baselines, and how alike the two sets are."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from ltmia.attacks.table import ATTACKS, CONTROL, fast_attacks
 from ltmia.classifier.combinations import SUMMARY_SCORES
 from ltmia.data.duplicates import compare_sets, ngram_overlap
+from ltmia.errors import StoreError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc
 from ltmia.features.store import FeatureStore
@@ -30,6 +33,7 @@ MUCH_SHARED = 0.3
 def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     """Make the store of a combination; return its figures."""
     combination = work.of
+    _remove_damaged(step.product)
     pool = corpus_texts(combination.corpus, pool_buckets(combination.corpus))
     drawn = draw_texts(combination, pool)
     texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()])
@@ -65,6 +69,15 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     write_json(file, read_json(file) | {"figures": figures})
     seconds = {"forward_seconds": round(clock.forward.seconds, 1), "feature_seconds": round(clock.feature_seconds, 1)}
     return {**figures, **seconds}
+
+
+def _remove_damaged(product: Path) -> None:
+    """Delete a finished store that cannot be opened, so that it is made anew; an unfinished one is continued."""
+    if (product / "manifest.json").is_file():
+        try:
+            FeatureStore(product)
+        except StoreError:
+            shutil.rmtree(product)
 
 
 def combination_figures(store: FeatureStore) -> Mapping[str, float]:

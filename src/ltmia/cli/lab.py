@@ -1,0 +1,178 @@
+"""`ltmia lab`: run the data factory, or ask how far it is."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ltmia.cli import options as o
+from ltmia.cli.progress import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ltmia.lab.estimate import LabForecast
+    from ltmia.lab.state import LabStatus, StepRecord
+
+KINDS = ("tokenizer", "pretrain", "finetune", "extract")
+STATES = ("done", "running", "failed", "to do")
+
+Folder = Annotated[str | None, typer.Option(help="Default: the recipe's folder.")]
+
+lab_app = typer.Typer(
+    no_args_is_help=True,
+    help="Fine-tune bases on corpora over a grid, and keep a labelled store of each combination.",
+)
+
+
+@lab_app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="TOML file; docs/lab.md describes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the lab; re-running resumes.")],
+    corpora: Annotated[
+        Path | None, typer.Option("--corpora", help="Where paths of corpora start; default: the recipe's folder.")
+    ] = None,
+    bases: Annotated[
+        Path | None, typer.Option("--bases", help="Where paths of bases start; default: the recipe's folder.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes, one thread each; default: the cores.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing.")] = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Do all that a recipe asks for and is not there yet; exit 2 if a combination failed, the others done."""
+    n_workers = workers or os.cpu_count() or 1
+    from ltmia.pipelines.lab import plan_lab, run_lab
+
+    if dry_run:
+        _print_forecast(plan_lab(recipe, out, workers=n_workers, corpora=corpora, bases=bases))
+        return
+    with progress(quiet=quiet) as report:
+        status = run_lab(recipe, out, workers=n_workers, corpora=corpora, bases=bases, report=report)
+    if not quiet:
+        _print_status(status)
+    _refuse_failures(status, out)
+
+
+@lab_app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(help="Folder of a lab.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print every step as JSON instead of a table.")] = False,
+) -> None:
+    """Show what is done, running, failed and to do, and how long it took."""
+    from ltmia.pipelines.lab import lab_status
+
+    found = lab_status(folder)
+    if as_json:
+        print(_as_json(found))
+    else:
+        _print_status(found)
+
+
+def _refuse_failures(status: "LabStatus", out: Path) -> None:
+    """Name the combinations that have no store, and why.
+
+    Raises:
+        LtmiaError: If there is one, or any other step failed.
+    """
+    from ltmia.errors import LtmiaError
+
+    lost = [step.name for step in status.steps if step.kind == "extract" and step.state != "done"]
+    if not status.failed and not lost:
+        return
+    lines = [f"{out}: {len(lost)} combinations have no store: {', '.join(lost)}"]
+    lines += [f"{step.kind} {step.name} failed: {step.error}" for step in status.failed]
+    lines.append(f"All others are done. The same command tries these again; {out}/steps/KEY.json has the tracebacks:")
+    lines += [f"  {step.kind} {step.name}: KEY = {step.key}" for step in status.failed]
+    raise LtmiaError("\n".join(lines))
+
+
+def _as_json(status: "LabStatus") -> str:
+    import json
+
+    steps = [step.model_dump(mode="json") for step in status.steps]
+    counts = {state: status.count(state) for state in STATES}  # type: ignore[arg-type]  # the four states themselves
+    return json.dumps({"running": status.running, "counts": counts, "steps": steps}, indent=1)
+
+
+def _print_status(status: "LabStatus") -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_kinds_table(status))
+    for step in status.steps:
+        if step.state == "running":
+            console.print(f"running: {step.kind} {step.name}, for {_time(_seconds_since(step))}", markup=False)
+    for step in status.failed:
+        text = f"failed: {step.kind} {step.name}, after {_time(step.seconds)}: {step.error}"
+        console.print(text, markup=False, highlight=False)
+    if not status.running:
+        console.print("No lab is at work here now." if status.count("to do") else "Nothing is left to do.")
+
+
+def _kinds_table(status: "LabStatus") -> "Table":
+    from rich.table import Table
+
+    table = Table("step", *STATES, "time", "longest")
+    for kind in KINDS:
+        steps = [step for step in status.steps if step.kind == kind]
+        if steps:
+            table.add_row(kind, *_state_cells(steps), *_time_cells(steps))
+    table.add_section()
+    table.add_row("all", *_state_cells(status.steps), *_time_cells(status.steps))
+    return table
+
+
+def _state_cells(steps: "Sequence[StepRecord]") -> list[str]:
+    return [str(sum(step.state == state for step in steps) or "") for state in STATES]
+
+
+def _time_cells(steps: "Iterable[StepRecord]") -> tuple[str, str]:
+    times = {step.name: step.seconds for step in steps if step.seconds is not None}
+    if not times:
+        return "", ""
+    longest = max(times, key=lambda name: times[name])
+    return _time(sum(times.values())), f"{longest}, {_time(times[longest])}"
+
+
+def _seconds_since(step: "StepRecord") -> float | None:
+    from datetime import UTC, datetime
+
+    return None if step.started is None else (datetime.now(UTC) - step.started).total_seconds()
+
+
+def _print_forecast(forecast: "LabForecast") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "name", "time", "memory", "disk", title="To do", title_justify="left")
+    for step in forecast.to_do:
+        table.add_row(step.kind, step.name, _time(step.seconds), _size(step.memory_bytes), _size(step.disk_bytes))
+    console = Console()
+    if forecast.to_do:
+        console.print(table)
+    n_done = len(forecast.steps) - len(forecast.to_do)
+    unknown = sum(step.seconds is None for step in forecast.to_do)
+    left_out = f" and {unknown} steps on bases that are not here yet" if unknown else ""
+    console.print(
+        f"{len(forecast.to_do)} steps to do, {n_done} done or not needed. With {forecast.workers} workers about "
+        f"{_time(forecast.seconds)}{left_out}, {_size(forecast.memory_bytes)} of memory, "
+        f"{_size(forecast.disk_bytes)} on disk.",
+        highlight=False,
+    )
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
