@@ -90,7 +90,7 @@ def train_network(
         network.train()
         losses = []
         for combination, rows in _epoch_batches(training, config, rng):
-            value = _step(network, combination, rows, version, config, optimizer)
+            value = training_step(network, combination, rows, version, config, optimizer)
             schedule.step()
             losses.append(value)
         measured = macro_auc(network, validation, version) if validation else None
@@ -141,7 +141,7 @@ def macro_auc(network: nn.Module, combinations: Sequence[Combination], version: 
     return float(np.mean(found))
 
 
-def _step(
+def training_step(
     network: nn.Module,
     combination: Combination,
     rows: np.ndarray,
@@ -149,6 +149,11 @@ def _step(
     config: TrainingConfig,
     optimizer: torch.optim.Optimizer,
 ) -> float:
+    """Learn from some texts of one combination; return the loss.
+
+    Raises:
+        LtmiaError: If the loss is not a number.
+    """
     logits = network(*tensors(combination.batch(rows, version)))
     labels = torch.from_numpy(combination.labels[rows]).float()
     loss = membership_loss(logits, labels, config)

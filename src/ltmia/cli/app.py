@@ -8,6 +8,7 @@ import typer
 
 from ltmia.cli import decisions
 from ltmia.cli import options as o
+from ltmia.cli.bench import bench
 from ltmia.cli.lab import lab_app
 from ltmia.cli.progress import progress
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 
 app.add_typer(lab_app, name="lab")
+app.command()(bench)
 app.command()(decisions.gate)
 app.command()(decisions.compare)
 

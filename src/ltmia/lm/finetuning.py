@@ -16,7 +16,6 @@ from typing import Literal, get_args
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
@@ -186,13 +185,13 @@ WORSE_THAN_CHANCE = 5.0
 """A training loss above this many times that of a uniform guess has diverged."""
 
 
-def _check_learned(model: nn.Module, loss: float, config: FinetuneConfig) -> None:
+def _check_learned(model: PreTrainedModel | PeftModel, loss: float, config: FinetuneConfig) -> None:
     """Refuse a model that the training broke.
 
     Raises:
         ModelError: If its weights or loss are no numbers, or it is far worse than a uniform guess.
     """
-    rows = model.get_output_embeddings().weight.shape[0] if hasattr(model, "get_output_embeddings") else 2
+    rows = model.get_input_embeddings().weight.shape[0]
     finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point())
     if not finite or not loss < WORSE_THAN_CHANCE * math.log(max(rows, 3)):
         raise ModelError(

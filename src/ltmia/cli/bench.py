@@ -1,0 +1,50 @@
+"""`ltmia bench`: what the parts cost on this machine."""
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from ltmia.cli import options as o
+
+
+class Part(StrEnum):
+    """What is measured."""
+
+    extract = "extract"
+    store = "store"
+    train = "train"
+
+
+def bench(
+    part: Annotated[Part, typer.Argument(help="extract, store or train.")],
+    n_texts: Annotated[int, typer.Option("--texts", min=2)] = 16,
+    n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
+    mixed_lengths: Annotated[bool, typer.Option("--mixed-lengths", help="From a quarter of --tokens to all.")] = False,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=64)] = 50_257,
+    n_layers: Annotated[int, typer.Option("--layers", min=1)] = 12,
+    batch_size: o.BatchSize = 16,
+    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
+    as_json: o.AsJson = False,
+) -> None:
+    """Measure extraction, the store or training on fixed synthetic work: random models of GPT-2's shape."""
+    from ltmia.pipelines.bench import BenchConfig, bench_extract, bench_store, bench_train
+
+    config = BenchConfig(
+        n_texts=n_texts,
+        n_tokens=n_tokens,
+        mixed_lengths=mixed_lengths,
+        vocab_size=vocab_size,
+        n_layers=n_layers,
+        batch_size=batch_size,
+        dtype=dtype,
+        threads=threads,
+    )
+    measured = {Part.extract: bench_extract, Part.store: bench_store, Part.train: bench_train}[part](config)
+    if as_json:
+        print(json.dumps(measured))
+    else:
+        for name, value in measured.items():
+            print(f"{name}: {value}")

@@ -1,0 +1,231 @@
+"""What extraction, the store and training cost on this machine: fixed synthetic work, nothing downloaded."""
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.classifier.combinations import Combination
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.training import TrainingConfig, training_step
+from ltmia.errors import ConfigError
+from ltmia.features.columns import DEFAULT_K
+from ltmia.features.per_token import per_token_features
+from ltmia.features.statistics import token_statistics
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.pipelines.storing import StorePlan, fill_store
+from ltmia.records import Texts
+
+REPEATS = 5
+KERNEL_POSITIONS = 256
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchConfig:
+    """The work measured; the default is GPT-2 small on 16 texts of 128 tokens."""
+
+    vocab_size: int = 50_257
+    hidden_size: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    n_texts: int = 16
+    n_tokens: int = 128
+    mixed_lengths: bool = False
+    """Lengths spread evenly from a quarter of `n_tokens` to all of it."""
+    batch_size: int = 16
+    dtype: str = "float32"
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse work that means nothing.
+
+        Raises:
+            ConfigError: Naming the field.
+        """
+        for name in ("vocab_size", "n_texts", "n_tokens", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype = {self.dtype!r}: expected float32 or bfloat16")
+
+
+def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
+    """Time two bare forward passes, and the whole extraction with published features and all fast attacks.
+
+    Both are measured in turn, `REPEATS` times after a warm-up; medians are given. The peak of resident memory is that
+    of a process of its own that extracts once.
+    """
+    torch.set_num_threads(config.threads)
+    pair, texts = _pair(config), _texts(config)
+    bare, whole = (lambda: _bare_forwards(pair, texts, config)), (lambda: _extract(pair, texts, config))
+    forward, total = _in_turn(bare, whole)
+    n_positions = sum(len(text.split()) - 1 for text in texts)
+    return {
+        "dtype": config.dtype,
+        "threads": config.threads,
+        "vocab_size": config.vocab_size,
+        "n_texts": config.n_texts,
+        "n_positions": n_positions,
+        "forward_seconds": round(forward, 3),
+        "total_seconds": round(total, 3),
+        "overhead": round(total / forward - 1, 4),
+        "kernel_ms_per_position": round(_kernel_ms(config), 4),
+        "peak_rss_gb": round(_peak_rss(config), 3),
+        "texts_per_second": round(config.n_texts / total, 2),
+        "ms_per_position": round(1000 * total / n_positions, 3),
+    }
+
+
+def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
+    """Measure what a store takes per token, and how fast texts are written and read back."""
+    torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        combination = _stored(config, Path(folder) / "store")
+        written = time.perf_counter() - started
+        store = combination.store
+        rows = np.random.default_rng(SEED).permutation(len(store))
+        seconds = _median(
+            lambda: [store.gather(part, "logratio") for part in np.array_split(rows, -(-len(rows) // 64))]
+        )
+        n_bytes = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
+        n_positions = int(store.texts["n_tokens"].to_numpy().sum())
+    return {
+        "n_texts": config.n_texts,
+        "n_positions": n_positions,
+        "bytes_per_token": round(n_bytes / n_positions, 1),
+        "extract_and_write_seconds": round(written, 2),
+        "read_texts_per_second": round(config.n_texts / seconds, 1),
+    }
+
+
+def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
+    """Measure a training step of the classifier, and the share of it that waits for data."""
+    torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        combination = _stored(config, Path(folder) / "store")
+        classifier = MembershipClassifier().fit([combination], config=TrainingConfig(epochs=1))
+        rows = np.arange(len(combination.labels))
+        version = classifier.feature_version
+        optimizer = torch.optim.AdamW(classifier.network_.parameters(), 1e-4)
+        settings = TrainingConfig()
+        data = _median(lambda: combination.batch(rows, version))
+        step = _median(lambda: training_step(classifier.network_, combination, rows, version, settings, optimizer))
+    return {
+        "texts_per_step": len(rows),
+        "step_seconds": round(step, 4),
+        "data_seconds": round(data, 4),
+        "data_wait_share": round(data / step, 4),
+    }
+
+
+def _pair(config: BenchConfig) -> Pair:
+    models_made: list[nn.Module] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        shape = GPT2Config(
+            vocab_size=config.vocab_size,
+            n_embd=config.hidden_size,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            n_positions=max(config.n_tokens, 32),
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        models_made.append(GPT2LMHeadModel(shape).eval().to(getattr(torch, config.dtype)))
+    vocabulary = {str(i): i for i in range(config.vocab_size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))  # noqa: S106  a token, no password
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0")  # noqa: S106  a token, no password
+    return Pair(target=models_made[0], reference=models_made[1], tokenizer=tokenizer)
+
+
+def _texts(config: BenchConfig) -> list[str]:
+    rng = np.random.default_rng(SEED)
+    shortest = config.n_tokens // 4 if config.mixed_lengths else config.n_tokens
+    lengths = np.linspace(max(shortest, 3), config.n_tokens, config.n_texts).astype(int)
+    return [" ".join(map(str, rng.integers(0, config.vocab_size, n))) for n in rng.permutation(lengths)]
+
+
+@torch.inference_mode()
+def _bare_forwards(pair: Pair, texts: list[str], config: BenchConfig) -> None:
+    rows = sorted((torch.tensor([int(word) for word in text.split()]) for text in texts), key=len)
+    for start in range(0, len(rows), config.batch_size):
+        part = rows[start : start + config.batch_size]
+        ids = nn.utils.rnn.pad_sequence(part, batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
+        for model in (pair.target, pair.reference):
+            if model is not None:
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def _extract(pair: Pair, texts: list[str], config: BenchConfig) -> None:
+    for batch in extract_batches(pair, texts, _extraction(config)):
+        per_token_features(batch.statistics, version="published", seq_len=config.n_tokens)
+
+
+def _extraction(config: BenchConfig) -> ExtractionConfig:
+    return ExtractionConfig(
+        attacks=fast_attacks(select_attacks("fast")), max_length=config.n_tokens, batch_size=config.batch_size
+    )
+
+
+def _kernel_ms(config: BenchConfig) -> float:
+    generator = torch.Generator().manual_seed(SEED)
+    target, reference = (torch.randn(KERNEL_POSITIONS, config.vocab_size, generator=generator) for _ in range(2))
+    truth = torch.randint(0, config.vocab_size, (KERNEL_POSITIONS,), generator=generator)
+    seconds = _median(lambda: token_statistics(target, reference, truth, DEFAULT_K))
+    return 1000 * seconds / KERNEL_POSITIONS
+
+
+def _peak_rss(config: BenchConfig) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_extract_alone, (config,))
+
+
+def _extract_alone(config: BenchConfig) -> float:
+    """Extract once, and return this process's peak of resident memory in GB."""
+    torch.set_num_threads(config.threads)
+    _extract(_pair(config), _texts(config), config)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _stored(config: BenchConfig, folder: Path) -> Combination:
+    texts = _texts(config)
+    columns = {"id": [str(i) for i in range(len(texts))], "label": [i % 2 for i in range(len(texts))]}
+    named = Texts(texts=tuple(texts), ids=tuple(columns["id"]))
+    plan = StorePlan(fingerprint="bench", columns=columns)
+    fill_store(_pair(config), named, folder, _extraction(config), plan, clock=ExtractionClock())
+    return Combination(folder)
+
+
+def _median(work: Callable[[], object]) -> float:
+    return _in_turn(work)[0]
+
+
+def _in_turn(*works: Callable[[], object]) -> list[float]:
+    """Time several pieces of work in turn, so that what else the machine does meets all alike; return medians."""
+    for work in works:
+        work()
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(REPEATS):
+        for taken, work in zip(seconds, works, strict=True):
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in seconds]

@@ -1,0 +1,33 @@
+"""The benchmarks run on small work and report figures that agree with each other."""
+
+import pytest
+
+from ltmia.errors import ConfigError
+from ltmia.pipelines.bench import BenchConfig, bench_extract, bench_store, bench_train
+
+SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
+
+
+def test_extraction_figures_agree_with_each_other() -> None:
+    found = bench_extract(BenchConfig(**SMALL, threads=1, mixed_lengths=True))
+    assert found["n_positions"] < 24 * 19
+    assert found["overhead"] == pytest.approx(found["total_seconds"] / found["forward_seconds"] - 1, rel=0.5, abs=0.5)
+    assert 0.1 < found["peak_rss_gb"] < 4
+    assert found["kernel_ms_per_position"] > 0
+
+
+def test_a_store_takes_under_300_bytes_a_token_beside_its_columns() -> None:
+    found = bench_store(BenchConfig(**SMALL | {"n_tokens": 120}, threads=1))
+    assert found["n_positions"] == 24 * 119
+    assert 200 < found["bytes_per_token"] < 320
+
+
+def test_training_reads_its_data_faster_than_it_learns() -> None:
+    found = bench_train(BenchConfig(**SMALL, threads=1))
+    assert 0 < found["data_wait_share"] < 1
+
+
+@pytest.mark.parametrize("wrong", [{"n_texts": 0}, {"dtype": "int8"}, {"threads": 0}])
+def test_impossible_work_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        BenchConfig(**wrong)
