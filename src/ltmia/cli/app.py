@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ltmia.cli import decisions
+from ltmia.cli import classifiers, decisions
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.lab import lab_app
@@ -23,6 +23,8 @@ app = typer.Typer(
 
 app.add_typer(lab_app, name="lab")
 app.command()(bench)
+app.command()(classifiers.train)
+app.command()(classifiers.evaluate)
 app.command()(decisions.gate)
 app.command()(decisions.compare)
 

@@ -191,7 +191,7 @@ def _check_learned(model: PreTrainedModel | PeftModel, loss: float, config: Fine
     Raises:
         ModelError: If its weights or loss are no numbers, or it is far worse than a uniform guess.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = int(model.config.get_text_config().vocab_size)
     finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point())
     if not finite or not loss < WORSE_THAN_CHANCE * math.log(max(rows, 3)):
         raise ModelError(

@@ -6,7 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +99,8 @@ def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
         written = time.perf_counter() - started
         store = combination.store
         rows = np.random.default_rng(SEED).permutation(len(store))
-        seconds = _median(
-            lambda: [store.gather(part, "logratio") for part in np.array_split(rows, -(-len(rows) // 64))]
-        )
+        parts = np.array_split(rows, -(-len(rows) // 64))
+        seconds = _median(lambda: [store.gather(part, "logratio") for part in parts])
         n_bytes = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
         n_positions = int(store.texts["n_tokens"].to_numpy().sum())
     return {
@@ -207,8 +206,9 @@ def _extract_alone(config: BenchConfig) -> float:
 
 def _stored(config: BenchConfig, folder: Path) -> Combination:
     texts = _texts(config)
-    columns = {"id": [str(i) for i in range(len(texts))], "label": [i % 2 for i in range(len(texts))]}
-    named = Texts(texts=tuple(texts), ids=tuple(columns["id"]))
+    ids = tuple(str(i) for i in range(len(texts)))
+    columns: dict[str, Sequence[object]] = {"id": ids, "label": [i % 2 for i in range(len(texts))]}
+    named = Texts(texts=tuple(texts), ids=ids)
     plan = StorePlan(fingerprint="bench", columns=columns)
     fill_store(_pair(config), named, folder, _extraction(config), plan, clock=ExtractionClock())
     return Combination(folder)

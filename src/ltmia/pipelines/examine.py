@@ -1,0 +1,134 @@
+"""Training classifiers on stores, and examining them on others beside every baseline."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ltmia.attacks.table import LEARNED
+from ltmia.classifier.combinations import Combination
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.training import predict_logits
+from ltmia.errors import StoreError
+from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.macro import FIGURES, Examined, Macro, error_ratio, macro_averages
+from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.report.page import format_measure
+
+EXAM_FILE, TABLES_FILE = "exam.json", "exam.md"
+SLICES = ("architecture", "corpus", "regime")
+
+
+def find_combinations(folders: Iterable[Path]) -> list[Combination]:
+    """Open stores: each folder is one, or holds some at any depth.
+
+    Raises:
+        StoreError: If a folder holds none.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        here = [path.parent for path in sorted(folder.rglob("manifest.json"))]
+        if not here:
+            raise StoreError(f"{folder}: holds no finished store (no manifest.json)")
+        found |= dict.fromkeys(here)
+    return [Combination(path) for path in found]
+
+
+def recipe_of(combination: Combination) -> dict[str, Any]:
+    """Return what the lab wrote down of a combination; nothing for a store made otherwise."""
+    manifest = combination.store.manifest
+    recipe = dict(manifest.get("combination", {}))
+    return recipe | {"architecture": manifest.get("base", {}).get("architecture", recipe.get("base"))}
+
+
+def examine(classifier: MembershipClassifier, combination: Combination) -> dict[str, AttackResult]:
+    """Measure the classifier and every baseline on one combination, with intervals by document."""
+    names = combination.store.texts.column_names
+    column = combination.store.texts["group"].to_pylist() if "group" in names else range(len(combination.labels))
+    _, groups = np.unique(column, return_inverse=True)
+    members, nonmembers = combination.members, combination.nonmembers
+    scores = {LEARNED: predict_logits(classifier.network_, combination, classifier.feature_version)}
+    scores |= {name: combination.store.scores(name) for name in combination.store.score_names}
+    return {
+        name: measure_attack(
+            values[members], values[nonmembers], member_groups=groups[members], nonmember_groups=groups[nonmembers]
+        )
+        for name, values in scores.items()
+    }
+
+
+def evaluate(
+    classifier: MembershipClassifier,
+    combinations: Sequence[Combination],
+    out: Path,
+    *,
+    report: Callable[[str, int, int], None] = lambda _task, _done, _total: None,
+) -> dict[str, dict[str, AttackResult]]:
+    """Examine a classifier on stores it was not trained on; write `exam.json` and `exam.md` into `out`.
+
+    Combinations it was trained on are refused: figures on them would say nothing.
+
+    Raises:
+        StoreError: If one of the stores was trained on.
+    """
+    known = set(classifier.trained_on_)
+    trained = [combination.name for combination in combinations if combination.name in known]
+    if trained:
+        raise StoreError(f"{', '.join(trained)}: the classifier was trained on these; evaluate it on others")
+    examined = {}
+    for i, combination in enumerate(combinations, 1):
+        examined[combination.name] = examine(classifier, combination)
+        report("examining", i, len(combinations))
+    out.mkdir(parents=True, exist_ok=True)
+    figures = {name: {a: r.model_dump() for a, r in attacks.items()} for name, attacks in examined.items()}
+    (out / EXAM_FILE).write_text(json.dumps(figures, indent=1), "utf-8")
+    slices = {combination.name: recipe_of(combination) for combination in combinations}
+    (out / TABLES_FILE).write_text(tables(examined, slices), "utf-8")
+    return examined
+
+
+def card_row(measured: Examined) -> dict[str, str]:
+    """Set the classifier beside the best baseline by each figure, for its model card."""
+    row = {}
+    for figure in ("auc", "0.01", "0.001"):
+        title = figure if figure == "auc" else f"tpr_at_{figure}"
+        picked = {name: _measure(result, figure) for name, result in measured.items()}
+        own = picked.pop(LEARNED)
+        if own.value is None:
+            continue
+        best = max(picked, key=lambda name: picked[name].value or 0.0)
+        row[title] = format_measure(own)
+        row[f"best_baseline_{title}"] = f"{best} {format_measure(picked[best])}"
+    return row
+
+
+def _measure(result: AttackResult, figure: str) -> Measure:
+    return result.auc if figure == "auc" else result.tpr_at_fpr[figure]
+
+
+def tables(examined: Mapping[str, Examined], recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write macro averages over all combinations, and by architecture, corpus and regime, as Markdown."""
+    parts = ["# Exam", "", *_table("all combinations", list(examined.values()))]
+    for slice_name in SLICES:
+        groups: dict[str, list[Examined]] = defaultdict(list)
+        for name, measured in examined.items():
+            groups[str(recipes[name].get(slice_name, "unknown"))].append(measured)
+        for value, members in sorted(groups.items()):
+            parts += _table(f"{slice_name} {value}", members)
+    return "\n".join(parts) + "\n"
+
+
+def _table(title: str, examined: list[Examined]) -> list[str]:
+    ratio = error_ratio(examined, LEARNED)
+    head = "| attack | AUC | TPR at 10 % FPR | TPR at 1 % FPR | TPR at 0.1 % FPR |"
+    rows = [_row(macro) for macro in macro_averages(examined)]
+    note = f"(1 - AUC) of {LEARNED} over that of each combination's best baseline: {format_measure(ratio)}"
+    return [f"## {title} ({len(examined)})", "", head, "|---|---|---|---|---|", *rows, "", note, ""]
+
+
+def _row(macro: Macro) -> str:
+    cells = [format_measure(macro.figures[figure]) for figure in FIGURES]
+    return f"| {macro.attack} | {' | '.join(cells)} |"
