@@ -14,12 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ltmia.lab.estimate import LabForecast
-    from ltmia.lab.state import LabStatus, StepRecord
+    from ltmia.lab.state import LabStatus, State, StepRecord
 
 KINDS = ("tokenizer", "pretrain", "finetune", "extract")
-STATES = ("done", "running", "failed", "to do")
-
-Folder = Annotated[str | None, typer.Option(help="Default: the recipe's folder.")]
+STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
 
 lab_app = typer.Typer(
     no_args_is_help=True,
@@ -94,7 +92,7 @@ def _as_json(status: "LabStatus") -> str:
     import json
 
     steps = [step.model_dump(mode="json") for step in status.steps]
-    counts = {state: status.count(state) for state in STATES}  # type: ignore[arg-type]  # the four states themselves
+    counts = {state: status.count(state) for state in STATES}
     return json.dumps({"running": status.running, "counts": counts, "steps": steps}, indent=1)
 
 
@@ -110,7 +108,8 @@ def _print_status(status: "LabStatus") -> None:
         text = f"failed: {step.kind} {step.name}, after {_time(step.seconds)}: {step.error}"
         console.print(text, markup=False, highlight=False)
     if not status.running:
-        console.print("No lab is at work here now." if status.count("to do") else "Nothing is left to do.")
+        done = status.count("done") == len(status.steps)
+        console.print("Nothing is left to do." if done else "No lab is at work here now; the same command goes on.")
 
 
 def _kinds_table(status: "LabStatus") -> "Table":
