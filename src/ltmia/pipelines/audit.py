@@ -21,6 +21,7 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, Timing
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
+from ltmia.features.store import FeatureStore
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
@@ -113,15 +114,7 @@ def audit(
         classifier=classifier,
         report=report,
     )
-    probed = probe_texts(
-        pair,
-        data.texts.texts,
-        names,
-        ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=_shots(data, config.seed)),
-        folder=folder / "probes",
-        fingerprint=str(scored.store.manifest["fingerprint"]),
-        report=report,
-    )
+    probed = _probe(pair, data, names, config, scored.store, report)
     measured = _measure(data, {**scored.scores, **probed}, names, config)
     findings = Findings(
         control=measured.control,
@@ -160,6 +153,26 @@ def audit(
     write_results(results, folder)
     write_report(folder)
     return AuditResult(results=results, records=records, folder=folder)
+
+
+def _probe(
+    pair: Pair,
+    data: LabelledTexts,
+    names: Sequence[str],
+    config: AuditConfig,
+    store: FeatureStore,
+    report: Report,
+) -> dict[str, np.ndarray]:
+    """Score with the attacks that need passes of their own; what is finished is kept beside the store."""
+    return probe_texts(
+        pair,
+        data.texts.texts,
+        names,
+        ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=_shots(data, config.seed)),
+        folder=store.folder.parent / "probes",
+        fingerprint=str(store.manifest["fingerprint"]),
+        report=report,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
