@@ -1,5 +1,6 @@
 """What the steps of a lab do: train a tokenizer, pretrain a base, fine-tune it, extract a labelled store."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def perform(step: Step, folder: Path) -> Result:
     """Do one step of the lab in a folder; what it leaves is written when it is whole."""
     torch.set_num_threads(1)
     with LabFolder(folder).step_lock(step):
+        _sweep(step.product)
         match step.work:
             case TokenizerWork():
                 return _tokenizer(step.work, step.product)
@@ -45,6 +47,13 @@ def perform(step: Step, folder: Path) -> Result:
                 return _finetune(step.work)
             case ExtractWork():
                 return extract_store(step.work, step)
+
+
+def _sweep(product: Path) -> None:
+    """Delete what a killed process was writing beside the step's final names; its checkpoints stay."""
+    beside = product.parent.glob(f".{product.name}.partial-*")
+    for path in [*beside, *product.glob(".*.partial-*")]:
+        shutil.rmtree(path)
 
 
 def _tokenizer(work: TokenizerWork, product: Path) -> Result:
