@@ -106,7 +106,7 @@ def test_a_tokenizer_that_gives_nothing_is_a_problem():
     tokenizer = train_tokenizer(SAMPLE, 300)
     tokenizer.add_tokens(list(SAMPLE))
     found = of(moved(0.02, vocab_size=364), small(1, vocab_size=364), tokenizer)
-    assert "plain English sentences give 1 token(s): nothing to predict" in said(found, "problem")
+    assert "plain English sentences give 1 token(s): too few to score" in said(found, "problem")
 
 
 def test_a_vocabulary_too_small_for_the_features_is_a_problem():

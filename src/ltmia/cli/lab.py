@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,20 @@ from ltmia.cli.progress import progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ltmia.lab.engine import Engine
     from ltmia.lab.estimate import LabForecast
     from ltmia.lab.state import LabStatus, State, StepRecord
 
 KINDS = ("tokenizer", "pretrain", "finetune", "extract")
 STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
+
+
+class EngineName(StrEnum):
+    """Who does the steps."""
+
+    local = "local"
+    ray = "ray"
+
 
 lab_app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +48,9 @@ def run(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes, one thread each; default: the cores.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster (extra: ray).")
+    ] = EngineName.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing.")] = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -49,7 +62,15 @@ def run(
         _print_forecast(plan_lab(recipe, out, workers=n_workers, corpora=corpora, bases=bases))
         return
     with progress(quiet=quiet) as report:
-        status = run_lab(recipe, out, workers=n_workers, corpora=corpora, bases=bases, report=report)
+        status = run_lab(
+            recipe,
+            out,
+            workers=n_workers,
+            corpora=corpora,
+            bases=bases,
+            engine=_ray_engine(workers) if engine is EngineName.ray else None,
+            report=report,
+        )
     if not quiet:
         _print_status(status)
     _refuse_failures(status, out)
@@ -68,6 +89,16 @@ def status(
         print(_as_json(found))
     else:
         _print_status(found)
+
+
+def _ray_engine(workers: int | None) -> "Engine":
+    try:
+        from ltmia.lab.ray_engine import RayEngine
+    except ModuleNotFoundError as error:
+        from ltmia.errors import ConfigError
+
+        raise ConfigError('--engine ray needs Ray: pip install "ltmia[ray]"') from error
+    return RayEngine(n_workers=workers)
 
 
 def _refuse_failures(status: "LabStatus", out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who does the steps: an engine, and the one for this machine, which keeps N worker processes busy.
+"""Who does the steps: what an engine is, and the one for this machine, which keeps N worker processes busy.
 
 Knows order, retries and dead processes; what a step does is the function it is given.
 """
@@ -22,13 +22,15 @@ from ltmia.lab.steps import Step
 
 MAX_ATTEMPTS = 2
 """A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What a worker must find in its environment before it imports a numeric library."""
 
 Result = Mapping[str, Any]
 Perform = Callable[[Step, Path], Result]
@@ -98,6 +100,34 @@ class Schedule:
         return tuple(lost)
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a worker says of a step that raised."""
+
+    error: str
+    details: str | None
+
+
+def attempt(perform: Perform, step: Step, folder: Path) -> Result | Failure:
+    """Do a step; whatever it raises is an answer, since it must not stop the others."""
+    try:
+        return perform(step, folder)
+    except Exception as error:  # noqa: BLE001  any failure of a step is the step's alone
+        message = str(error) if isinstance(error, LtmiaError) else f"{type(error).__name__}: {error}"
+        return Failure(message, traceback.format_exc())
+
+
+def settle(step: Step, seconds: float, answer: Result | Failure, schedule: Schedule, watcher: Watcher) -> None:
+    """Enter a worker's answer into the schedule, and tell of it."""
+    if isinstance(answer, Failure):
+        watcher.failed(step, seconds, answer.error, answer.details)
+        for lost in schedule.failed(step):
+            watcher.skipped(lost)
+    else:
+        schedule.done(step)
+        watcher.done(step, seconds, answer)
+
+
 @dataclass(slots=True)
 class _Worker:
     process: SpawnProcess
@@ -155,11 +185,7 @@ class LocalEngine:
             worker.process.join()
             self._died(step, seconds, worker.process.exitcode, schedule, watcher)
             return False
-        if isinstance(answer, _Failure):
-            _give_up(step, seconds, answer, schedule, watcher)
-        else:
-            schedule.done(step)
-            watcher.done(step, seconds, answer)
+        settle(step, seconds, answer, schedule, watcher)
         return True
 
     def _died(self, step: Step, seconds: float, code: int | None, schedule: Schedule, watcher: Watcher) -> None:
@@ -171,21 +197,7 @@ class LocalEngine:
             f"its worker process died {MAX_ATTEMPTS} times ({reason}; signal 9 often means that memory ran out: "
             "use fewer workers)"
         )
-        _give_up(step, seconds, _Failure(message, None), schedule, watcher)
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """What a worker says of a step that raised."""
-
-    error: str
-    details: str | None
-
-
-def _give_up(step: Step, seconds: float, failure: _Failure, schedule: Schedule, watcher: Watcher) -> None:
-    watcher.failed(step, seconds, failure.error, failure.details)
-    for lost in schedule.failed(step):
-        watcher.skipped(lost)
+        settle(step, seconds, Failure(message, None), schedule, watcher)
 
 
 def _start(perform: Perform, folder: Path, place: int) -> _Worker:
@@ -202,10 +214,8 @@ def _start(perform: Perform, folder: Path, place: int) -> _Worker:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Set what a new process must find in its environment before it imports a numeric library."""
-    wanted = dict.fromkeys(THREAD_VARIABLES, "1") | {"TOKENIZERS_PARALLELISM": "false"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
     try:
         yield
     finally:
@@ -238,15 +248,7 @@ def _work(pipe: Connection, perform: Perform, folder: Path, log: Path) -> None:
         except (EOFError, OSError):
             return
         print(f"{time.strftime('%F %T')} {step.label} {step.key[:12]}", flush=True)  # noqa: T201  into the log
-        try:
-            answer: Result | _Failure = perform(step, folder)
-        except Exception as error:  # noqa: BLE001  a step that fails for any reason must not stop the others
-            answer = _Failure(_one_line(error), traceback.format_exc())
-        pipe.send(answer)
-
-
-def _one_line(error: Exception) -> str:
-    return str(error) if isinstance(error, LtmiaError) else f"{type(error).__name__}: {error}"
+        pipe.send(attempt(perform, step, folder))
 
 
 def _die_with_parent() -> None:
