@@ -70,6 +70,7 @@ def test_dead_workers_are_tried_again_and_failures_stay_where_they_are(
 ) -> None:
     (tmp_path / "ray_steps.py").write_text(ACT, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     act = importlib.import_module("ray_steps").act
     diary = Diary()
     steps = [
