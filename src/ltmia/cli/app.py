@@ -1,8 +1,10 @@
 """The `ltmia` command. Each command imports what it needs when it runs, so that --help is instant."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +13,10 @@ from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.lab import lab_app
 from ltmia.cli.progress import progress
+
+if TYPE_CHECKING:
+    from ltmia.lm.pair import Pair
+    from ltmia.pipelines.scoring import Scorer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +121,13 @@ def score(
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
     seed: o.Seed = 0,
+    engine: Annotated[
+        o.EngineName, typer.Option("--engine", help="This process, or a Ray cluster (extra: ray) for large sets.")
+    ] = o.EngineName.local,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Ray processes; default: as many as the cluster has room for."),
+    ] = None,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -124,17 +137,20 @@ def score(
     from ltmia.lm.loading import load_pair
     from ltmia.pipelines.score import ScoreConfig
     from ltmia.pipelines.score import score as run_score
+    from ltmia.pipelines.scoring import score_to_store
 
     candidate_texts, nonmember_texts = (
         read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (candidates, nonmembers)
     )
-    pair = load_pair(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
+    load = partial(load_pair, *sources, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     config = ScoreConfig(
         attack=attack, classifier=classifier, fdr=fdr, max_length=max_length, batch_size=batch_size, seed=seed
     )
+    scorer = _ray_scorer(load, workers) if engine is o.EngineName.ray else score_to_store
     with progress(quiet=quiet) as report:
-        run_score(pair, candidate_texts, nonmember_texts, out, config=config, report=report)
+        run_score(load(), candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, quiet=quiet, as_json=as_json)
 
 
@@ -228,6 +244,12 @@ def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
         print(results.model_dump_json(indent=1))
     elif not quiet:
         print_results(results, folder, Console())
+
+
+def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
+    with o.needs_ray():
+        from ltmia.pipelines.ray_scoring import RayScorer
+    return RayScorer(load=load, n_workers=workers)
 
 
 def _calm_libraries() -> None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
 
 KINDS = ("tokenizer", "pretrain", "finetune", "extract")
 STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
-
-
-class EngineName(StrEnum):
-    """Who does the steps."""
-
-    local = "local"
-    ray = "ray"
 
 
 lab_app = typer.Typer(
@@ -49,8 +41,8 @@ def run(
         int | None, typer.Option("--workers", min=1, help="Processes, one thread each; default: the cores.")
     ] = None,
     engine: Annotated[
-        EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster (extra: ray).")
-    ] = EngineName.local,
+        o.EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster (extra: ray).")
+    ] = o.EngineName.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing.")] = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -68,7 +60,7 @@ def run(
             workers=n_workers,
             corpora=corpora,
             bases=bases,
-            engine=_ray_engine(workers) if engine is EngineName.ray else None,
+            engine=_ray_engine(workers) if engine is o.EngineName.ray else None,
             report=report,
         )
     if not quiet:
@@ -92,12 +84,8 @@ def status(
 
 
 def _ray_engine(workers: int | None) -> "Engine":
-    try:
+    with o.needs_ray():
         from ltmia.lab.ray_engine import RayEngine
-    except ModuleNotFoundError as error:
-        from ltmia.errors import ConfigError
-
-        raise ConfigError('--engine ray needs Ray: pip install "ltmia[ray]"') from error
     return RayEngine(n_workers=workers)
 
 

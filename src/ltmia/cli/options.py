@@ -1,5 +1,7 @@
 """Options that several commands share, written once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,13 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class EngineName(StrEnum):
+    """Who does the work."""
+
+    local = "local"
+    ray = "ray"
 
 
 Target = Annotated[
@@ -58,3 +67,18 @@ Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration
 Reveal = Annotated[bool, typer.Option("--reveal", help="Write the texts into records.parquet.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
+
+
+@contextmanager
+def needs_ray() -> Iterator[None]:
+    """Say what to install if an import inside does not find Ray.
+
+    Raises:
+        ConfigError: If Ray is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        from ltmia.errors import ConfigError
+
+        raise ConfigError('--engine ray needs Ray: pip install "ltmia[ray]"') from error

@@ -38,7 +38,7 @@ class RayEngine:
         """
         ours = not ray.is_initialized()
         if ours:
-            _connect(self.n_workers)
+            connect(self.n_workers)
         under_way: dict[Any, tuple[Step, float]] = {}
         try:
             _check_gpus(steps)
@@ -85,7 +85,12 @@ class RayEngine:
         settle(step, seconds, answer, schedule, watcher)
 
 
-def _connect(n_workers: int | None) -> None:
+def connect(n_workers: int | None) -> None:
+    """Join the Ray cluster that is there; without one, start Ray on this machine with `n_workers` CPUs.
+
+    Raises:
+        ConfigError: If RAY_ADDRESS names a cluster that does not answer.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that a lab runs
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": ONE_THREAD}}
     try:

@@ -21,7 +21,7 @@ from ltmia.evaluation.validity import (
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.labelled import LabelledTexts
-from ltmia.pipelines.scoring import ScoredTexts, store_features
+from ltmia.pipelines.scoring import ScoredTexts
 
 
 class CheckOptions(Protocol):
@@ -45,8 +45,6 @@ class CheckOptions(Protocol):
 
 N_RESCORED = 4
 """Texts scored a second time, alone, for the backend check."""
-N_SAMPLED = 200
-"""Texts whose features are compared with the classifier's training data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +104,9 @@ def _duplicates(data: LabelledTexts, config: CheckOptions) -> Check:
 
 
 def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) -> Check:
-    rows = np.flatnonzero([reason is None for reason in scored.reasons])
-    if classifier is None or not len(rows):
-        return distribution_check(None, OUTSIDE_LIMIT)
-    sampled = rows[:: max(len(rows) // N_SAMPLED, 1)]
-    features = store_features(scored.store, classifier.feature_version, sampled)
-    return distribution_check(classifier.distance(features), OUTSIDE_LIMIT)
+    features = scored.sample()
+    distance = None if classifier is None or features is None else classifier.distance(features)
+    return distribution_check(distance, OUTSIDE_LIMIT)
 
 
 def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:

@@ -25,7 +25,7 @@ from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.record_table import flagged_hashes, hashed_groups, record_columns
-from ltmia.pipelines.scoring import ScoredTexts, chosen_classifier, extraction_config, score_to_store
+from ltmia.pipelines.scoring import ScoredTexts, Scorer, chosen_classifier, extraction_config, score_to_store
 from ltmia.pipelines.storing import Report, silent
 from ltmia.records import Texts
 from ltmia.report.page import write_report
@@ -62,8 +62,8 @@ def score(
     out: Path | str,
     *,
     config: ScoreConfig | None = None,
+    scorer: Scorer = score_to_store,
     report: Report = silent,
-    command: str | None = None,
 ) -> AuditResult:
     """Judge candidates: was each of them, and were they as a whole, used to fine-tune the target?
 
@@ -76,8 +76,8 @@ def score(
         nonmembers: Texts of the same kind that were surely not; all of them calibrate.
         out: Folder for the results.
         config: What decides the numbers.
+        scorer: What scores the texts: this process, by way of `out/store`, or `ray_scoring.RayScorer`.
         report: Told the progress.
-        command: Command line to write down; this process's when None.
 
     Raises:
         DataError: If there are no candidates, or no non-members to judge them against.
@@ -93,7 +93,7 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     classifier = chosen_classifier(config.classifier) if config.attack == LEARNED else None
     identity = PairIdentity.of(pair)
-    scored = score_to_store(
+    scored = scorer(
         pair,
         data.texts,
         folder / "store",
@@ -117,7 +117,7 @@ def score(
         ltmia_version=version("ltmia"),
         kind="score",
         created=datetime.now(UTC),
-        command=command or " ".join(sys.argv),
+        command=" ".join(sys.argv),
         settings=asdict(config),
         environment=environment(),
         target=identity.target,

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -22,6 +23,8 @@ from ltmia.records import Texts
 
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
+N_SAMPLED = 200
+"""Least number of texts whose features are compared with the classifier's training data, if there are as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +35,34 @@ class ScoredTexts:
     """By attack; NaN where unscorable."""
     n_tokens: Int64[np.ndarray, " texts"]
     reasons: Sequence[str | None]
-    store: FeatureStore
+    sample: Callable[[], FeatureBatch | None]
+    """Gives what the classifier reads of the texts that `sampled_rows` names; None without a classifier or texts."""
     clock: ExtractionClock = field(default_factory=ExtractionClock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTexts(ScoredTexts):
+    """The same with the store that the scores were made from."""
+
+    store: FeatureStore
+
+
+class Scorer(Protocol):
+    """Scores texts and leaves in a folder what lets the same call go on after a kill."""
+
+    def __call__(
+        self,
+        pair: Pair,
+        texts: Texts,
+        folder: Path,
+        config: ExtractionConfig,
+        *,
+        identity: PairIdentity,
+        classifier: MembershipClassifier | None = None,
+        report: Report = silent,
+    ) -> ScoredTexts:
+        """Score texts with every fast attack of `config`, and the classifier if given."""
+        ...
 
 
 def score_to_store(
@@ -45,22 +74,31 @@ def score_to_store(
     identity: PairIdentity,
     classifier: MembershipClassifier | None = None,
     report: Report = silent,
-) -> ScoredTexts:
+) -> StoredTexts:
     """Score texts with every fast attack of `config`, and the classifier if given, through a store in `folder`.
 
     Re-running with the same models, texts and options goes on where an earlier run stopped; a finished store is
     read, not made again.
     """
     clock = ExtractionClock()
-    plan = StorePlan(fingerprint=_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
+    plan = StorePlan(fingerprint=scoring_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
     store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
     scores = {name: store.scores(name) for name in config.attacks}
+    reasons = store.texts["reason"].to_pylist()
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
-    return ScoredTexts(
+
+    def sample() -> FeatureBatch | None:
+        rows = sampled_rows(reasons)
+        if classifier is None or not len(rows):
+            return None
+        return store_features(store, classifier.feature_version, rows)
+
+    return StoredTexts(
         scores=scores,
         n_tokens=store.texts["n_tokens"].to_numpy(),
-        reasons=store.texts["reason"].to_pylist(),
+        reasons=reasons,
+        sample=sample,
         store=store,
         clock=clock,
     )
@@ -84,6 +122,12 @@ def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> Featu
     return with_summary(store.gather(rows, version), summary_features(scores))
 
 
+def sampled_rows(reasons: Sequence[str | None]) -> Int64[np.ndarray, " rows"]:
+    """Choose texts, evenly over all scorable ones, whose features stand for those of all."""
+    rows = np.flatnonzero([reason is None for reason in reasons])
+    return rows[:: max(len(rows) // N_SAMPLED, 1)]
+
+
 def chosen_classifier(source: str | None) -> MembershipClassifier:
     """Load a classifier from its folder or hub id; the shipped one when None."""
     return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
@@ -97,7 +141,7 @@ def extraction_config(names: Sequence[str], *, max_length: int, batch_size: int)
     )
 
 
-def _fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:
+def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:
     """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}

@@ -1,0 +1,247 @@
+"""Scoring of large sets on a Ray cluster: a Ray Data pipeline over chunks of texts, each chunk one Parquet file.
+
+Imported only on demand; needs the extra `ray`. All machines must see the models and the folder of the results under
+the same paths.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+from ltmia.attacks.table import LEARNED
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.errors import ConfigError, ModelError
+from ltmia.features.per_token import FeatureBatch
+from ltmia.lab.ray_engine import connect
+from ltmia.lm.pair import Pair, parameters_sha256
+from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.identity import PairIdentity
+from ltmia.pipelines.scoring import ScoredTexts, sampled_rows, score_to_store, scoring_fingerprint
+from ltmia.pipelines.storing import Report, silent
+from ltmia.records import Texts
+
+CHUNK_TEXTS = 256
+"""Texts of one Parquet file: what a kill costs at most, for each worker."""
+OF_THE_WHOLE_SET = frozenset({"dc_pdd"})
+"""Attacks that weigh a text's tokens by their frequency in all texts, which no worker sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkWork:
+    """What a worker needs to score chunks."""
+
+    load: Callable[[], Pair]
+    """Loads the pair, on whatever machine."""
+    hashes: tuple[str, str, str]
+    """Of the pair that it must load."""
+    config: ExtractionConfig
+    classifier: MembershipClassifier | None
+    folder: Path
+    """Where the Parquet files belong."""
+
+
+class ChunkScorer:
+    """A worker: holds a pair, and turns one chunk of texts after another into a Parquet file."""
+
+    def __init__(self, work: ChunkWork) -> None:
+        torch.set_num_threads(1)
+        self.work = work
+        self.pair = work.load()
+        self.identity = PairIdentity.of(self.pair)
+        if self.identity.hashes != work.hashes:
+            raise ModelError("a worker found other models under the same names; give all machines the same files")
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        """Score a chunk; return how many texts it had and what they took."""
+        rows = chunk["row"].to_numpy()
+        texts = tuple(text.decode("utf-8", "surrogatepass") for text in chunk["text"].to_pylist())
+        named = Texts(texts=texts, ids=tuple(map(str, rows)))
+        # By way of a store as in one process: what the classifier reads has passed through its float16.
+        with tempfile.TemporaryDirectory() as folder:
+            scored = score_to_store(
+                self.pair,
+                named,
+                Path(folder),
+                self.work.config,
+                identity=self.identity,
+                classifier=self.work.classifier,
+            )
+            _write_chunk(self.work.folder, int(rows[0]), rows, scored)
+        clock = scored.clock
+        return pa.table(
+            {
+                "n_texts": [len(rows)],
+                "forward_seconds": [clock.forward.seconds],
+                "feature_seconds": [clock.feature_seconds],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayScorer:
+    """Scores like `score_to_store`, chunk by chunk on a Ray cluster, into Parquet files instead of a store.
+
+    Joins the cluster that `ray start` made here or that RAY_ADDRESS names; without one it starts Ray on this machine.
+    The same call after a kill scores only the chunks that are not there yet.
+    """
+
+    load: Callable[[], Pair]
+    """Loads the pair again in each worker; must be picklable."""
+    n_workers: int | None = None
+    """Processes; None for as many as the cluster has CPUs, or GPUs if the pair is on one."""
+
+    def __call__(
+        self,
+        pair: Pair,
+        texts: Texts,
+        folder: Path,
+        config: ExtractionConfig,
+        *,
+        identity: PairIdentity,
+        classifier: MembershipClassifier | None = None,
+        report: Report = silent,
+    ) -> ScoredTexts:
+        """Score texts with every fast attack of `config`, and the classifier if given.
+
+        Raises:
+            ConfigError: If an attack needs all texts at once.
+        """
+        refused = OF_THE_WHOLE_SET.intersection(config.attacks)
+        if refused:
+            raise ConfigError(
+                f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
+            )
+        files = _begin(folder, scoring_fingerprint(identity, texts, config), classifier)
+        work = ChunkWork(load=self.load, hashes=identity.hashes, config=config, classifier=classifier, folder=files)
+        clock = ExtractionClock()
+        n_done = 0
+        missing = []
+        for start in range(0, len(texts), CHUNK_TEXTS):
+            size = min(CHUNK_TEXTS, len(texts) - start)
+            if _is_whole(files, start, size):
+                n_done += size
+            else:
+                missing.append(start)
+        report("scoring", n_done, len(texts))
+        for result in self._run(work, _chunks(texts, missing), _on_gpu(pair)):
+            n_done += int(result["n_texts"])
+            clock.forward.seconds += float(result["forward_seconds"])
+            clock.feature_seconds += float(result["feature_seconds"])
+            report("scoring", n_done, len(texts))
+        table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
+        reasons = table["reason"].to_pylist()
+        names = [*config.attacks, *([LEARNED] if classifier is not None else [])]
+        return ScoredTexts(
+            scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
+            n_tokens=table["n_tokens"].to_numpy(),
+            reasons=reasons,
+            sample=lambda: _sample(pair, texts, reasons, config, identity, classifier),
+            clock=clock,
+        )
+
+    def _run(self, work: ChunkWork, chunks: Sequence[pa.Table], on_gpu: bool) -> Iterator[dict[str, Any]]:
+        """Yield what each chunk took, in any order."""
+        if not chunks:
+            return
+        ours = not ray.is_initialized()
+        if ours:
+            connect(self.n_workers)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            places = max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
+            scored = ray.data.from_arrow(list(chunks)).map_batches(
+                ChunkScorer,
+                fn_constructor_args=(work,),
+                batch_size=None,  # a block, that is a chunk, as it is
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=1,
+                num_gpus=int(on_gpu),
+                compute=ray.data.ActorPoolStrategy(size=min(places, self.n_workers or places, len(chunks))),
+            )
+            yield from scored.iter_rows()
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _on_gpu(pair: Pair) -> bool:
+    return pair.device.type == "cuda"
+
+
+def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
+    """Return the folder of the chunks, named by all that decides them; what other work left there goes."""
+    of_classifier = "" if classifier is None else parameters_sha256(classifier.network_)[:16]
+    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
+    for other in folder.glob("chunks-*"):
+        if other != files:
+            shutil.rmtree(other)
+    files.mkdir(parents=True, exist_ok=True)
+    for torn in files.glob("*.part"):
+        torn.unlink()
+    return files
+
+
+def _file(files: Path, start: int) -> Path:
+    return files / f"{start:09d}.parquet"
+
+
+def _is_whole(files: Path, start: int, size: int) -> bool:
+    try:
+        return bool(pq.read_metadata(_file(files, start)).num_rows == size)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
+    """Cut texts into tables of bytes: half a surrogate pair is no Arrow string."""
+    tables = []
+    for start in starts:
+        part = texts.texts[start : start + CHUNK_TEXTS]
+        rows = np.arange(start, start + len(part))
+        encoded = [text.encode("utf-8", "surrogatepass") for text in part]
+        tables.append(pa.table({"row": rows, "text": pa.array(encoded, pa.large_binary())}))
+    return tables
+
+
+def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts) -> None:
+    """Write beside the final name and rename: a half file never has it."""
+    columns = {
+        "row": rows,
+        "n_tokens": scored.n_tokens,
+        "reason": pa.array(list(scored.reasons), pa.string()),
+        **{f"score_{name}": values for name, values in scored.scores.items()},
+    }
+    final = _file(folder, start)
+    part = final.with_suffix(".part")
+    pq.write_table(pa.table(columns), part)
+    part.replace(final)
+
+
+def _sample(
+    pair: Pair,
+    texts: Texts,
+    reasons: Sequence[str | None],
+    config: ExtractionConfig,
+    identity: PairIdentity,
+    classifier: MembershipClassifier | None,
+) -> FeatureBatch | None:
+    """Extract here what the classifier reads of a few texts."""
+    rows = sampled_rows(reasons)
+    if classifier is None or not len(rows):
+        return None
+    chosen = texts.take(rows.tolist())
+    with tempfile.TemporaryDirectory() as folder:
+        return score_to_store(pair, chosen, Path(folder), config, identity=identity, classifier=classifier).sample()
