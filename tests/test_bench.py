@@ -1,9 +1,10 @@
 """The benchmarks run on small work and report figures that agree with each other."""
 
+import numpy as np
 import pytest
 
 from ltmia.errors import ConfigError
-from ltmia.pipelines.bench import BenchConfig, bench_extract, bench_store, bench_train
+from ltmia.pipelines.bench import BenchConfig, _resident_gb, bench_extract, bench_store, bench_train
 
 SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
 
@@ -12,7 +13,8 @@ def test_extraction_figures_agree_with_each_other() -> None:
     found = bench_extract(BenchConfig(**SMALL, threads=1, mixed_lengths=True))
     assert found["n_positions"] < 24 * 19
     assert found["overhead"] == pytest.approx(found["total_seconds"] / found["forward_seconds"] - 1, rel=0.5, abs=0.5)
-    assert 0.1 < found["peak_rss_gb"] < 4
+    assert 0.1 < found["loaded_rss_gb"] <= found["peak_rss_gb"] < 4
+    assert found["ms_per_position_of_full_length"] > 0
     assert found["kernel_ms_per_position"] > 0
 
 
@@ -27,7 +29,13 @@ def test_training_reads_its_data_faster_than_it_learns() -> None:
     assert 0 < found["data_wait_share"] < 1
 
 
-@pytest.mark.parametrize("wrong", [{"n_texts": 0}, {"dtype": "int8"}, {"threads": 0}])
+@pytest.mark.parametrize("wrong", [{"n_texts": 0}, {"dtype": "int8"}, {"threads": 0}, {"hidden_size": 7}])
 def test_impossible_work_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         BenchConfig(**wrong)
+
+
+def test_the_peak_of_a_child_is_its_own_and_not_its_parents() -> None:
+    ballast = np.ones(100_000_000)  # 0.8 GB
+    config = BenchConfig(**SMALL, threads=1)
+    assert _resident_gb(config)[1] < ballast.nbytes / 1e9 + 0.2

@@ -150,7 +150,7 @@ def test_logits_of_a_bfloat16_model_are_float32_without_ties(head):
     scorer = make_pair(adapted, small(2, vocab_size=8000)).target_scorer
     assert scorer.runs_head_apart
     ids = torch.arange(300)[None, :16]
-    logits = scorer.float32_head()(scorer.hidden_states(ids, torch.ones_like(ids)))[0]
+    logits = scorer.float32_head()(scorer.hidden_states(ids, torch.ones_like(ids))[0])
     assert logits.dtype == torch.float32
     distinct = [len(row.unique()) for row in logits]
     own = [len(row.unique()) for row in adapted(input_ids=ids).logits[0]]
@@ -287,7 +287,7 @@ def test_a_model_that_needs_more_than_ids_is_refused():
 
 def test_a_scorer_leaves_no_hook_behind():
     model = small(1)
-    scorer = Scorer(model, torch.no_grad)
+    scorer = Scorer(lambda: model, torch.no_grad)
     scorer.hidden_states(torch.tensor([[1, 2]]), torch.ones(1, 2).long())
     assert not model.get_output_embeddings()._forward_pre_hooks
 

@@ -50,12 +50,12 @@ class Pair:
         devices = {str(next(model.parameters()).device) for model in self._modules()}
         if len(devices) > 1:
             raise ModelError(f"target and reference lie on different devices, {', '.join(sorted(devices))}: move one")
-        self.target_scorer = Scorer(self.target, nullcontext)
+        self.target_scorer = Scorer(lambda: self.target, nullcontext)
         if self.reference is None:
             without_adapter: Any = self.target.disable_adapter
-            self.reference_scorer = Scorer(self.target, without_adapter)
+            self.reference_scorer = Scorer(lambda: self.target, without_adapter)
         else:
-            self.reference_scorer = Scorer(self.reference, nullcontext)
+            self.reference_scorer = Scorer(lambda: self.reference, nullcontext)
 
     @property
     def vocab_size(self) -> int:

@@ -3,16 +3,15 @@
 Does not know that models come in pairs, nor how texts are batched.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float32
 from torch import Tensor, nn
 
 from ltmia.errors import ModelError
+from ltmia.lm.head import HALF, Head, float32_head
 
 PROBE_LOGIT = 100.0
 """The probe scales hidden states until the largest logit is this, where no soft cap stays hidden."""
@@ -22,7 +21,6 @@ HALF_TOLERANCE = 1e-2
 """The same for half precision: a few roundings to 8 bits."""
 AHEAD_TOLERANCE = 1e-5
 """Change of a token's logits with the token after it, relative to the largest, that is float noise."""
-HALF = (torch.bfloat16, torch.float16)
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """What a model raises that cannot take plain ids and a mask."""
 
@@ -31,24 +29,33 @@ class Scorer:
     """One model as a source of float32 logits: hidden states first, then the head on the positions asked for.
 
     Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the head runs apart, in
-    float32 whatever the model's dtype (bfloat16 logits tie dozens of ranks a token), and on real tokens only. A
-    model that does anything else after its head is run whole.
+    float32 whatever the model's dtype, and on real tokens only. A model that does anything else after its head is run
+    whole.
+
+    Args:
+        model: Returns the model; asked at each use, so that models can take turns in memory. The head stays.
+        context: What to run it in.
 
     Raises:
         ModelError: When made of a model that cannot be run on ids alone, gives logits of a wrong shape, or looks
             ahead.
     """
 
-    def __init__(self, model: Any, context: Callable[[], AbstractContextManager[Any]]) -> None:
+    def __init__(self, model: Callable[[], Any], context: Callable[[], AbstractContextManager[Any]]) -> None:
         # Any: torch's types call a module's methods tensors.
-        self._model = model
+        self._loaded = model
         self._context = context
-        self._name = getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__
-        if not (hasattr(model, "config") and hasattr(model, "get_output_embeddings")):
+        loaded = self._model
+        self._name = getattr(getattr(loaded, "config", None), "name_or_path", "") or type(loaded).__name__
+        if not (hasattr(loaded, "config") and hasattr(loaded, "get_output_embeddings")):
             raise ModelError(f"{self._name}: not a causal LM of transformers or PEFT")
-        self._head: nn.Module | None = model.get_output_embeddings()
+        self._head: Any = loaded.get_output_embeddings()
         self._vocab_size = self._check_forward()
         self._after_head = self._probe_head()
+
+    @property
+    def _model(self) -> Any:
+        return self._loaded()
 
     @property
     def vocab_size(self) -> int:
@@ -67,24 +74,22 @@ class Scorer:
         For a model that is run whole these are the logits themselves.
         """
         with self._context():
-            if self._head is None or self._after_head is None:
+            if not self.runs_head_apart:
                 return self._logits(ids, mask)
+            # A model that was loaded again has a new head.
+            self._head = self._model.get_output_embeddings()
             # One position is enough to keep the model's own head happy.
             with _head_input(self._head, lambda hidden: hidden[..., :1, :]) as captured:
                 self._logits(ids, mask)
             return captured[0]
 
-    def float32_head(self) -> Callable[[Tensor], Float32[Tensor, "pred vocab"]]:
-        """Return the function from hidden states of some positions to raw float32 logits.
-
-        It holds a float32 copy of half-precision head weights: make it once a batch, and let it go. Its result may
-        lie in a buffer that the next call overwrites.
-        """
+    def float32_head(self) -> Head:
+        """Return the function from hidden states of some positions to raw float32 logits; see `head.float32_head`."""
         after_head = self._after_head
         if self._head is None or after_head is None:
             return Tensor.float
         with torch.inference_mode(), self._context():
-            head = _float32_head(self._head)
+            head = float32_head(self._head)
 
         def logits(hidden: Tensor) -> Tensor:
             with torch.inference_mode(), self._context():
@@ -140,7 +145,7 @@ class Scorer:
                 logits = self._logits(ids, mask).float()
             if len(captured) != 1 or captured[0].shape[:2] != ids.shape:
                 return None
-            head = _float32_head(self._head)(captured[0] * gain)
+            head = float32_head(self._head)((captured[0] * gain).flatten(0, 1)).unflatten(0, ids.shape)
         tolerance = PROBE_TOLERANCE.get(captured[0].dtype, HALF_TOLERANCE) * _largest(logits)
         for candidate in _after_head_candidates(self._model.config, head, logits):
             found = candidate(head)
@@ -172,49 +177,6 @@ def _after_head_candidates(config: Any, head: Tensor, logits: Tensor) -> Iterato
         cap = getattr(text_config, name, None)
         if cap:
             yield lambda x, cap=cap: torch.tanh(x / cap) * cap  # type: ignore[misc]  # mypy types no defaults
-
-
-def _float32_head(head: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return an output head whose result is float32, not float32 rounded from less.
-
-    A plain linear head writes every result into the same buffer: fresh memory for logits costs as much as half the
-    product itself. So a result lasts until the next call.
-    """
-    if type(head) is not nn.Linear:
-        # Such as a head with an adapter of its own.
-        half = any(parameter.dtype in HALF for parameter in head.parameters())
-        wide = copy.deepcopy(head).float() if half else head
-        return lambda hidden: wide(hidden.float()).float()
-    # bfloat16 factors lose nothing in bfloat16 products with float32 sums, which the hardware does twice as fast.
-    precision = "medium" if head.weight.dtype == torch.bfloat16 else "highest"
-    weight = head.weight.float().T
-    bias = None if head.bias is None else head.bias.float()
-    buffer = torch.empty(0, weight.shape[1], device=weight.device)
-
-    def apply(hidden: Tensor) -> Tensor:
-        nonlocal buffer
-        rows = hidden.reshape(-1, hidden.shape[-1]).float()
-        if len(buffer) < len(rows):
-            buffer = torch.empty(len(rows), weight.shape[1], device=weight.device)
-        out = buffer[: len(rows)]
-        with _matmul_precision(precision):
-            if bias is None:
-                torch.mm(rows, weight, out=out)
-            else:
-                torch.addmm(bias, rows, weight, out=out)
-        return out.reshape(*hidden.shape[:-1], -1)
-
-    return apply
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

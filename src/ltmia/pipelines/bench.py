@@ -1,16 +1,18 @@
 """What extraction, the store and training cost on this machine: fixed synthetic work, nothing downloaded."""
 
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -24,6 +26,7 @@ from ltmia.errors import ConfigError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
+from ltmia.lm.forward import CHUNK_BYTES
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
 from ltmia.pipelines.storing import StorePlan, fill_store
@@ -45,7 +48,7 @@ class BenchConfig:
     n_texts: int = 16
     n_tokens: int = 128
     mixed_lengths: bool = False
-    """Lengths spread evenly from a quarter of `n_tokens` to all of it."""
+    """Lengths spread evenly from a quarter of `n_tokens` to all of it, compared with texts of full length."""
     batch_size: int = 16
     dtype: str = "float32"
     threads: int = 2
@@ -56,9 +59,20 @@ class BenchConfig:
         Raises:
             ConfigError: Naming the field.
         """
-        for name in ("vocab_size", "n_texts", "n_tokens", "batch_size", "threads"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "n_layers",
+            "n_heads",
+            "n_texts",
+            "n_tokens",
+            "batch_size",
+            "threads",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if self.hidden_size % self.n_heads:
+            raise ConfigError(f"hidden_size = {self.hidden_size}: expected a multiple of {self.n_heads} heads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype = {self.dtype!r}: expected float32 or bfloat16")
 
@@ -66,15 +80,20 @@ class BenchConfig:
 def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
     """Time two bare forward passes, and the whole extraction with published features and all fast attacks.
 
-    Both are measured in turn, `REPEATS` times after a warm-up; medians are given. The peak of resident memory is that
-    of a process of its own that extracts once.
+    Both are measured in turn, `REPEATS` times after a warm-up; medians are given. Resident memory is that of a process
+    of its own that extracts once: with libraries and models alone, and its peak.
     """
     torch.set_num_threads(config.threads)
     pair, texts = _pair(config), _texts(config)
-    bare, whole = (lambda: _bare_forwards(pair, texts, config)), (lambda: _extract(pair, texts, config))
-    forward, total = _in_turn(bare, whole)
-    n_positions = sum(len(text.split()) - 1 for text in texts)
-    return {
+    full = _texts(replace(config, mixed_lengths=False)) if config.mixed_lengths else []
+    forward, total, *whole = _in_turn(
+        lambda: _bare_forwards(pair, texts, config),
+        lambda: _extract(pair, texts, config),
+        *([lambda: _extract(pair, full, config)] if full else []),
+    )
+    n_positions = _n_positions(texts)
+    loaded, peak = _resident_gb(config)
+    found: dict[str, float | str | int] = {
         "dtype": config.dtype,
         "threads": config.threads,
         "vocab_size": config.vocab_size,
@@ -84,10 +103,15 @@ def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
         "total_seconds": round(total, 3),
         "overhead": round(total / forward - 1, 4),
         "kernel_ms_per_position": round(_kernel_ms(config), 4),
-        "peak_rss_gb": round(_peak_rss(config), 3),
+        "logits_bound_gb": round(2 * CHUNK_BYTES / 1e9, 3),
+        "loaded_rss_gb": round(loaded, 3),
+        "peak_rss_gb": round(peak, 3),
         "texts_per_second": round(config.n_texts / total, 2),
         "ms_per_position": round(1000 * total / n_positions, 3),
     }
+    if full:
+        found["ms_per_position_of_full_length"] = round(1000 * whole[0] / _n_positions(full), 3)
+    return found
 
 
 def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
@@ -103,11 +127,13 @@ def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
         seconds = _median(lambda: [store.gather(part, "logratio") for part in parts])
         n_bytes = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
         n_positions = int(store.texts["n_tokens"].to_numpy().sum())
+        peak = _peak_gb()
     return {
         "n_texts": config.n_texts,
         "n_positions": n_positions,
         "bytes_per_token": round(n_bytes / n_positions, 1),
         "extract_and_write_seconds": round(written, 2),
+        "peak_rss_gb": round(peak, 3),
         "read_texts_per_second": round(config.n_texts / seconds, 1),
     }
 
@@ -191,15 +217,30 @@ def _kernel_ms(config: BenchConfig) -> float:
     return 1000 * seconds / KERNEL_POSITIONS
 
 
-def _peak_rss(config: BenchConfig) -> float:
+def _n_positions(texts: list[str]) -> int:
+    return sum(len(text.split()) - 1 for text in texts)
+
+
+def _resident_gb(config: BenchConfig) -> tuple[float, float]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_extract_alone, (config,))
 
 
-def _extract_alone(config: BenchConfig) -> float:
-    """Extract once, and return this process's peak of resident memory in GB."""
+def _extract_alone(config: BenchConfig) -> tuple[float, float]:
+    """Extract once, and return this process's resident memory before it and at its peak, in GB."""
     torch.set_num_threads(config.threads)
-    _extract(_pair(config), _texts(config), config)
+    pair = _pair(config)
+    loaded = psutil.Process().memory_info().rss / 1e9
+    _extract(pair, _texts(config), config)
+    return loaded, _peak_gb()
+
+
+def _peak_gb() -> float:
+    """Return this process's peak of resident memory in GB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # On Linux, what getrusage says of a child starts from the size of its parent.
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 

@@ -15,9 +15,10 @@ from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.lm.forward import CHUNK_BYTES, forward_pair
+from ltmia.lm.head import COPY_BYTES, HALF
 from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
-from ltmia.lm.scorer import HALF, Scorer
+from ltmia.lm.scorer import Scorer
 from ltmia.lm.tokens import EncodedText, encode_texts
 from ltmia.records import TokenStatistics
 from ltmia.runtime import computes_bfloat16
@@ -232,7 +233,7 @@ def _memory(pair: Pair) -> int:
     models = [pair.target] if pair.reference is None else [pair.target, pair.reference]
     weights: int = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
     heads: int = sum(
-        4 * sum(p.numel() for p in model.get_output_embeddings().parameters())
+        min(4 * sum(p.numel() for p in model.get_output_embeddings().parameters()), COPY_BYTES)
         for _, model, scorer in _both(pair)
         if _is_half(model) and scorer.runs_head_apart
     )

@@ -1,0 +1,104 @@
+"""A model's output head as a function from hidden states to float32 logits.
+
+float32 even under half-precision weights: bfloat16 logits tie dozens of ranks a token. Does not know what a model does
+after its head.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ltmia.runtime import computes_bfloat16
+
+HALF = (torch.bfloat16, torch.float16)
+COPY_BYTES = 2**30
+"""Largest float32 copy of half-precision head weights. A larger head is widened a slice of the vocabulary at a time,
+again for every run of positions: slower by about a fifth, but bounded."""
+SLICE_BYTES = 2**27
+"""Memory of one such slice."""
+MIXED_DEVICES = ("cuda", "xpu")
+"""Where torch multiplies half-precision factors into a float32 result, so that no copy is needed."""
+
+Head = Callable[[Tensor], Tensor]
+
+
+def float32_head(head: nn.Module) -> Head:
+    """Return an output head whose result is float32, not float32 rounded from less.
+
+    (pred, hidden) states of any dtype to (pred, vocab) raw logits, which may lie in a buffer that the next call
+    overwrites: fresh memory for logits costs as much as half the product itself. The function may hold a float32 copy
+    of half-precision weights, so make it once a batch, and let it go.
+    """
+    if type(head) is not nn.Linear:
+        # Such as a head with an adapter of its own.
+        half = any(parameter.dtype in HALF for parameter in head.parameters())
+        wide = copy.deepcopy(head).float() if half else head
+        return lambda hidden: wide(hidden.float()).float()
+    weight, bias = head.weight, None if head.bias is None else head.bias.float()
+    half = weight.dtype in HALF
+    if half and weight.device.type in MIXED_DEVICES:
+        return _mixed(weight, bias)
+    # bfloat16 factors lose nothing in bfloat16 products with float32 sums, where the hardware has them.
+    medium = weight.dtype == torch.bfloat16 and computes_bfloat16(weight.device)
+    small = not half or 4 * weight.numel() <= COPY_BYTES
+    if small and not medium and _has_onednn(weight):
+        return _onednn(weight.float(), bias)
+    return _buffered(weight, bias, "medium" if medium else "highest")
+
+
+def _has_onednn(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.is_contiguous() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _mixed(weight: Tensor, bias: Tensor | None) -> Head:
+    def apply(hidden: Tensor) -> Tensor:
+        logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
+        return logits if bias is None else logits.add_(bias)
+
+    return apply
+
+
+def _onednn(weight: Tensor, bias: Tensor | None) -> Head:
+    """Multiply by oneDNN, which takes the weights as they lie.
+
+    torch's own choice, MKL, packs all weights anew at each call: for few rows that is most of the work.
+    """
+
+    def apply(hidden: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(hidden.float(), weight, bias, "none", [], "")
+
+    return apply
+
+
+def _buffered(weight: Tensor, bias: Tensor | None, precision: str) -> Head:
+    vocab = len(weight)
+    step = vocab if 4 * weight.numel() <= COPY_BYTES else max(SLICE_BYTES // (4 * weight.shape[1]), 1)
+    kept = weight.float() if step == vocab else None
+    buffer = torch.empty(0, vocab, device=weight.device)
+
+    def apply(hidden: Tensor) -> Tensor:
+        nonlocal buffer
+        rows = hidden.float()
+        if len(buffer) < len(rows):
+            buffer = torch.empty(len(rows), vocab, device=weight.device)
+        out = buffer[: len(rows)]
+        with _matmul_precision(precision):
+            for start in range(0, vocab, step):
+                part = slice(start, start + step)
+                torch.mm(rows, (weight[part].float() if kept is None else kept).T, out=out[:, part])
+        return out if bias is None else out.add_(bias)
+
+    return apply
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
