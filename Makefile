@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test bench
+.PHONY: setup demo check test docs bench
 .DELETE_ON_ERROR:
 
 setup: .venv/ready            ## virtual environment; torch first, so that pip keeps the CPU build
@@ -23,6 +23,9 @@ check: setup                  ## format, lint, types, layers
 
 test: check                   ## check + the suite
 	$(BIN)/pytest -m 'not slow and not gpu'
+
+docs: setup                   ## the documentation site, written into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup                  ## speed of extraction on this machine
 	$(BIN)/ltmia bench extract

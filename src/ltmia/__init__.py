@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ltmia.attacks.table import ATTACKS
     from ltmia.classifier.membership import MembershipClassifier
+    from ltmia.data.reading import read_texts
     from ltmia.lm.loading import load_pair
     from ltmia.lm.pair import Pair
     from ltmia.pipelines.audit import audit
     from ltmia.pipelines.memory import extract_features, score_texts
+    from ltmia.pipelines.score import score
 
 _HOMES = {
     "ATTACKS": "ltmia.attacks.table",
@@ -21,6 +23,8 @@ _HOMES = {
     "audit": "ltmia.pipelines.audit",
     "extract_features": "ltmia.pipelines.memory",
     "load_pair": "ltmia.lm.loading",
+    "read_texts": "ltmia.data.reading",
+    "score": "ltmia.pipelines.score",
     "score_texts": "ltmia.pipelines.memory",
 }
 
@@ -31,6 +35,8 @@ __all__ = [
     "audit",
     "extract_features",
     "load_pair",
+    "read_texts",
+    "score",
     "score_texts",
 ]
 

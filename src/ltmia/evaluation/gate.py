@@ -71,7 +71,7 @@ class Policy(BaseModel):
     @property
     def limits(self) -> list[Limit]:
         """Its limits."""
-        return [Limit.of(figure, most) for figure, most in self.max.items()]
+        return [Limit.of(figure, float(most)) for figure, most in self.max.items()]
 
 
 def read_policy(path: Path) -> Policy:
