@@ -20,6 +20,7 @@ from ltmia.lab.reading import line_of, read_recipe
 from ltmia.lab.state import LabFolder
 from ltmia.lab.steps import Step, TokenizerWork
 from ltmia.pipelines.lab import lab_status, plan_lab, run_lab
+from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMOKE = RECIPES / "smoke.toml"
@@ -295,3 +296,37 @@ def test_what_a_lab_costs_is_told_without_writing(tmp_path: Path) -> None:
 def test_a_folder_without_a_lab_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no lab has run here"):
         lab_status(tmp_path)
+
+
+def test_the_recipe_of_the_papers_scale_is_planned_without_a_network(tmp_path: Path) -> None:
+    path = RECIPES / "paper.toml"
+    recipe = read_recipe(path)
+    combinations = recipe.all_combinations()
+    exam = [c for c in combinations if recipe.corpora[c.corpus].role == "exam"]
+    training = [c for c in combinations if c not in exam]
+    assert len({c.base for c in training}) == 10
+    assert len({c.corpus for c in training}) == 3
+    assert not {c.base for c in training} & {c.base for c in exam}
+    for regime in recipe.regimes.values():
+        assert (regime.n_members, regime.n_nonmembers, regime.n_validation, regime.epochs) == (10_000, 10_000, 500, 3)
+        assert (regime.learning_rate, regime.schedule, regime.batch_size, regime.keep) == (5e-5, "constant", 16, "best")
+        assert (regime.max_length, regime.lora_rank, regime.lora_alpha) == (128, 16, 32)
+    forecast = plan_lab(path, tmp_path / "lab")
+    assert len(forecast.to_do) == 2 * len(combinations)
+    assert all(step.seconds is None for step in forecast.to_do), "no base is here, so no time is known"
+    assert forecast.disk_bytes > 20_000 * len(combinations)
+    assert not (tmp_path / "lab").exists()
+
+
+def test_a_corpus_without_documents_is_parted_by_text(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"Lot {i} holds {i * 37 % 101} lamps."}) for i in range(400)]
+    (tmp_path / "plain.jsonl").write_text("\n".join(lines), "utf-8")
+    text = '[corpora.plain]\npath = "plain.jsonl"\ngroup_column = ""\n\n[bases.demo]\npath = "embedded"\n\n'
+    text += "[regimes.r]\nlearning_rate = 1e-3\nepochs = 1\nn_members = 20\nn_nonmembers = 20\n\n"
+    text += '[[combinations]]\nbase = "demo"\ncorpus = "plain"\nregime = "r"\n'
+    plan = make_plan(read_recipe(written(tmp_path, text)), tmp_path, corpora=tmp_path, bases=tmp_path)
+    work = plan.steps[0].work
+    pool = corpus_texts(work.corpus, pool_buckets(work.corpus))
+    assert 60 < len(pool) < 180, "three of ten buckets"
+    drawn = draw_texts(work, pool)
+    assert len(drawn.members) == len(drawn.nonmembers) == 20

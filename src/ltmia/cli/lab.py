@@ -174,11 +174,11 @@ def _print_forecast(forecast: "LabForecast") -> None:
         console.print(table)
     n_done = len(forecast.steps) - len(forecast.to_do)
     unknown = sum(step.seconds is None for step in forecast.to_do)
-    left_out = f" and {unknown} steps on bases that are not here yet" if unknown else ""
+    left_out = f" Not counted: the models and the time of {unknown} steps on bases not here yet." if unknown else ""
     console.print(
         f"{len(forecast.to_do)} steps to do, {n_done} done or not needed. With {forecast.workers} workers about "
-        f"{_time(forecast.seconds)}{left_out}, {_size(forecast.memory_bytes)} of memory, "
-        f"{_size(forecast.disk_bytes)} on disk.",
+        f"{_time(forecast.seconds)}, {_size(forecast.memory_bytes)} of memory, "
+        f"{_size(forecast.disk_bytes)} on disk.{left_out}",
         highlight=False,
     )
 

@@ -49,7 +49,7 @@ class Corpus(Table):
     """File, or "hf:NAME[SPLIT]", or "embedded"; default NAME.jsonl.gz in the corpora's folder."""
     text_column: str = "text"
     group_column: str = "source"
-    """Column of the document a text comes from: documents are never divided."""
+    """Column of the document a text comes from: documents are never divided. Empty: each text is one of its own."""
     documents: str = "*"
     """Pattern (shell style) of the documents that belong to this corpus."""
 

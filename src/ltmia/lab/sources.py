@@ -7,7 +7,7 @@ from pathlib import Path
 from ltmia.data.embedded import demo_base_path
 from ltmia.errors import ConfigError
 from ltmia.lab.recipe import EMBEDDED, Corpus, FolderBase, HubBase
-from ltmia.lab.steps import BaseSource, CorpusSource
+from ltmia.lab.steps import HUB, BaseSource, CorpusSource
 
 
 def find_corpus(name: str, corpus: Corpus, folder: Path) -> CorpusSource:
@@ -22,7 +22,7 @@ def find_corpus(name: str, corpus: Corpus, folder: Path) -> CorpusSource:
         ConfigError: If there is no such file.
     """
     wanted = corpus.path or f"{name}.jsonl.gz"
-    if wanted.startswith("hf:"):
+    if wanted.startswith(HUB):
         path, digest = wanted, sha256(wanted.encode()).hexdigest()
     else:
         file = Path(str(files("ltmia.data"))) / "demo" / "texts.jsonl.gz" if wanted == EMBEDDED else folder / wanted

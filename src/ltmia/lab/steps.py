@@ -14,6 +14,9 @@ from ltmia.lab.recipe import Extraction, Listed, Regime, Role, TinyBase
 
 Kind = Literal["tokenizer", "pretrain", "finetune", "extract"]
 
+HUB = "hf:"
+"""What the path of a corpus from the hub starts with."""
+
 VERSIONS: Mapping[Kind, int] = {"tokenizer": 1, "pretrain": 1, "finetune": 1, "extract": 1}
 """Raised when a step's code changes what it makes: then it is made again."""
 
@@ -30,6 +33,11 @@ class CorpusSource:
     text_column: str
     group_column: str
     documents: str
+
+    @property
+    def is_here(self) -> bool:
+        """It is a file, so that reading it fetches nothing."""
+        return not self.path.startswith(HUB)
 
     @property
     def content(self) -> dict[str, str]:

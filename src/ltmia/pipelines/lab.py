@@ -72,14 +72,14 @@ def plan_lab(
     corpora: Path | str | None = None,
     bases: Path | str | None = None,
 ) -> LabForecast:
-    """Say what `run_lab` would do, and about what it would cost; nothing is written.
+    """Say what `run_lab` would do, and about what it would cost; nothing is written and nothing is fetched.
 
     Args and errors are those of `run_lab`.
     """
     folder = LabFolder(Path(out).resolve())
     plan = _plan(Path(recipe), folder.root, corpora, bases)
     to_do = plan.to_do(folder.satisfied(plan))
-    check_pools(to_do)
+    check_pools([s for s in to_do if isinstance(s.work, CombinationWork) and s.work.corpus.is_here])
     return forecast_steps(plan.steps, to_do, workers)
 
 

@@ -29,7 +29,7 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
     Raises:
         DataError: If there is none.
     """
-    texts = read_texts(corpus.path, text_column=corpus.text_column, group_column=corpus.group_column)
+    texts = read_texts(corpus.path, text_column=corpus.text_column, group_column=corpus.group_column or None)
     groups = texts.groups or texts.ids
     wanted = {g for g in set(groups) if document_bucket(g) in buckets and fnmatchcase(g, corpus.documents)}
     kept = texts.take([i for i, group in enumerate(groups) if group in wanted])
