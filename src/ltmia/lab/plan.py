@@ -114,7 +114,7 @@ class _Planner:
             {
                 "base": base.key,
                 "corpus": corpus.content,
-                "regime": regime.model_dump(),
+                "regime": regime.model_dump(exclude_none=True),  # a setting not used leaves the key as it is
                 "seed": combination.seed,
                 "device": recipe.device,
             },

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ltmia.errors import ConfigError
-from ltmia.lab.recipe import Corpus, Extraction, FolderBase, Grid, HubBase, Listed, Recipe, Regime, TinyBase
+from ltmia.lab.recipe import Corpus, Extraction, FolderBase, Grid, HubBase, Listed, Privacy, Recipe, Regime, TinyBase
 
 Place = tuple[str | int, ...]
 """Keys and indices from the root of the file to a value."""
@@ -18,7 +18,7 @@ Place = tuple[str | int, ...]
 KNOWN_KEYS = sorted(
     {
         key
-        for table in (Recipe, Corpus, FolderBase, HubBase, TinyBase, Regime, Grid, Listed, Extraction)
+        for table in (Recipe, Corpus, FolderBase, HubBase, TinyBase, Regime, Privacy, Grid, Listed, Extraction)
         for key in table.model_fields
     }
 )

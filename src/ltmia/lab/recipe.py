@@ -13,6 +13,7 @@ from ltmia.attacks.table import fast_attacks, select_attacks
 from ltmia.errors import ConfigError
 from ltmia.lm.finetuning import FinetuneConfig, Keep, Schedule
 from ltmia.lm.pretraining import PretrainConfig
+from ltmia.lm.privacy import DpConfig
 from ltmia.lm.tiny import TinyConfig
 
 EMBEDDED = "embedded"
@@ -114,6 +115,14 @@ class TinyBase(Table):
         )
 
 
+class Privacy(Table):
+    """Differential privacy of a fine-tuning."""
+
+    epsilon: float
+    delta: float
+    max_grad_norm: float = 1.0
+
+
 class Regime(Table):
     """How a base is fine-tuned, and on how many texts."""
 
@@ -133,6 +142,8 @@ class Regime(Table):
     warmup: float = 0.0
     weight_decay: float = 0.0
     keep: Keep = "last"
+    dp: Privacy | None = None
+    """DP-SGD within this budget; needs the extra `dp`."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -143,8 +154,9 @@ class Regime(Table):
 
     def finetuning(self, seed: int) -> FinetuneConfig:
         """Return the settings of the fine-tuning itself."""
-        sizes = {"n_members", "n_nonmembers", "n_validation"}
-        return FinetuneConfig(**self.model_dump(exclude=sizes), seed=seed)
+        others = {"n_members", "n_nonmembers", "n_validation", "dp"}
+        dp = None if self.dp is None else DpConfig(**self.dp.model_dump())
+        return FinetuneConfig(**self.model_dump(exclude=others), dp=dp, seed=seed)
 
 
 class Grid(Table):

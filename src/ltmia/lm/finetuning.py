@@ -3,25 +3,31 @@
 Knows texts only as a sequence of strings; what is a member, and why, is the caller's.
 """
 
+import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.pytorch_utils import Conv1D
 
-from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.errors import ConfigError, DataError
+from ltmia.lm.lora import add_lora
 from ltmia.lm.pair import parameters_sha256
+from ltmia.lm.privacy import PRIVACY_FILE, DpConfig, PrivacySpent
 from ltmia.lm.training import (
+    Row,
+    check_learned,
     forget_gguf,
     make_trainer,
     remove_work_folder,
@@ -33,8 +39,6 @@ from ltmia.lm.training import (
 )
 from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
 from ltmia.runtime import computes_bfloat16
-
-MAMBA_FAMILY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 
 Schedule = Literal["constant", "linear"]
 Keep = Literal["last", "best"]
@@ -70,6 +74,8 @@ class FinetuneConfig:
     """The model after the last epoch, or after the epoch of lowest validation loss."""
     autocast: bool = True
     """bfloat16 autocast where the hardware has it."""
+    dp: DpConfig | None = None
+    """Train under differential privacy, in full float32; needs the extra `dp`."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints of a run that writes a folder; a kill costs at most this."""
 
@@ -90,9 +96,15 @@ class FinetuneConfig:
             raise ConfigError(f"warmup = {self.warmup}: expected a share, 0 to under 1")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
             raise ConfigError(f"weight_decay = {self.weight_decay}: expected 0 or more")
-        for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}: expected {' or '.join(choices)}")
+        _check_choices(self)
+
+
+def _check_choices(config: FinetuneConfig) -> None:
+    for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
+        if getattr(config, name) not in choices:
+            raise ConfigError(f"{name} = {getattr(config, name)!r}: expected {' or '.join(choices)}")
+    if config.dp is not None and config.keep == "best":
+        raise ConfigError('keep = "best" is not possible under dp: expected "last"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +125,8 @@ class FinetuneOutcome:
     """Training texts without a token, which took no part."""
     path: Path | None
     """The folder written, if one was asked for."""
+    privacy: PrivacySpent | None = None
+    """What was spent under differential privacy; None without it."""
 
 
 def finetune(
@@ -154,75 +168,76 @@ def finetune(
     started = time.monotonic()
     forget_gguf(model)
     with _work(out, model, config, (rows, measured)) as work:
-        tuned = add_lora(model, config) if config.lora else model
+        tuned: PreTrainedModel | PeftModel = model
+        if config.lora:
+            tuned = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        way = _way(tuned, rows, config, RightPadding(tokenizer.pad_token_id or 0))
         trainer = make_trainer(
             tuned,
             _arguments(work, model.device, config, len(rows)),
-            train=TokenRows(rows),
+            train=way.train,
             validation=TokenRows(measured) if measured else None,
-            collate=RightPadding(tokenizer.pad_token_id or 0),
+            collate=way.collate,
             checkpoint_minutes=None if out is None else config.checkpoint_minutes,
+            build=way.build,
         )
-        train_or_resume(trainer)
+        with way.around:
+            train_or_resume(trainer)
         validation_loss = trainer.evaluate()["eval_loss"] if measured else None
     tuned.eval()
-    _check_learned(tuned, _last_epoch_loss(trainer), config)
+    train_loss = _last_epoch_loss(trainer, config.epochs)
+    check_learned(tuned, train_loss, config.learning_rate)
     if out is not None:
-        write_folder(out, lambda folder: save_model(tuned, tokenizer, folder))
+        write_folder(out, lambda folder: _save(tuned, tokenizer, way.privacy, folder))
         remove_work_folder(out)
     return FinetuneOutcome(
         model=tuned,
-        train_loss=_last_epoch_loss(trainer),
+        train_loss=train_loss,
         validation_loss=validation_loss,
         seconds=round(time.monotonic() - started, 3),
         tokens_seen=config.epochs * sum(map(len, rows)),
         n_left_out=len(texts) - len(rows),
         path=out,
+        privacy=way.privacy,
     )
 
 
-WORSE_THAN_CHANCE = 5.0
-"""A training loss above this many times that of a uniform guess has diverged."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How the rows are trained on."""
+
+    train: Dataset[Any]
+    collate: Callable[[list[Row]], Row]
+    build: Callable[..., Trainer] = Trainer
+    around: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Entered while training."""
+    privacy: PrivacySpent | None = None
 
 
-def _check_learned(model: PreTrainedModel | PeftModel, loss: float, config: FinetuneConfig) -> None:
-    """Refuse a model that the training broke.
-
-    Raises:
-        ModelError: If its weights or loss are no numbers, or it is far worse than a uniform guess.
-    """
-    rows = int(model.config.get_text_config().vocab_size)
-    finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point())
-    if not finite or not loss < WORSE_THAN_CHANCE * math.log(max(rows, 3)):
-        raise ModelError(
-            f"the fine-tuning diverged (loss {loss:.4g}) at learning_rate = {config.learning_rate:g}: lower it"
-        )
-
-
-def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> PeftModel:
-    """Wrap a model in fresh adapters of all its linear layers but the output head.
-
-    The layers whose weights the Mamba family's mixer reads without calling them are left out: an
-    adapter has no effect there, and PEFT refuses some of them.
-    """
-    reads_weights = model.config.model_type in MAMBA_FAMILY
-    lora = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        exclude_modules=["out_proj", "dt_proj", "conv1d"] if reads_weights else None,
+def _way(model: PreTrainedModel | PeftModel, rows: list[list[int]], config: FinetuneConfig, pad: RightPadding) -> _Way:
+    if config.dp is None:
+        return _Way(train=TokenRows(rows), collate=pad)
+    try:
+        from ltmia.lm import private_training as private
+    except ModuleNotFoundError as error:
+        raise ConfigError('dp needs Opacus: pip install "ltmia[dp]"') from error
+    privacy = private.plan_privacy(config.dp, len(rows), config.batch_size, config.epochs)
+    collate = private.private_collate(model, pad)
+    return _Way(
+        train=private.draw_batches(rows, privacy, config.seed),
+        collate=collate,
+        build=partial(private.PrivateTrainer, privacy=privacy, batch_size=config.batch_size),
+        around=private.per_text_gradients(model, collate, rows),
+        privacy=privacy,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        tuned = get_peft_model(model, lora)
-    place = Path(model.name_or_path or "")
-    if model.name_or_path and place.is_dir():
-        # A relative path would lose its meaning in another working directory.
-        tuned.peft_config["default"].base_model_name_or_path = str(place.resolve())
-    return tuned
+
+
+def _save(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, privacy: PrivacySpent | None, folder: Path
+) -> None:
+    save_model(model, tokenizer, folder)
+    if privacy is not None:
+        (folder / PRIVACY_FILE).write_text(json.dumps(asdict(privacy), indent=1), encoding="utf-8")
 
 
 def _check(model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool) -> None:
@@ -244,20 +259,25 @@ def _arguments(work: Path, device: torch.device, config: FinetuneConfig, n_rows:
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
     }
+    settings: dict[str, Any] = {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "bf16": config.autocast and computes_bfloat16(device),
+    }
+    if config.dp is not None:  # batches are drawn beforehand for all epochs, and gradients are clipped one by one
+        private: dict[str, Any] = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0}
+        settings = {"num_train_epochs": 1, "per_device_train_batch_size": 1, **private}
     return training_arguments(
         work,
         device,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="linear" if config.schedule == "linear" else "constant_with_warmup",
         warmup_steps=math.ceil(config.warmup * n_steps),
         weight_decay=config.weight_decay,
-        bf16=config.autocast and computes_bfloat16(device),
         seed=config.seed,
         logging_steps=1,
-        **(best if config.keep == "best" else {}),
+        **(settings | (best if config.keep == "best" else {})),
     )
 
 
@@ -280,7 +300,6 @@ def _work(
         yield work_folder(out, asdict(config) | made_of)
 
 
-def _last_epoch_loss(trainer: Trainer) -> float:
-    logged = [row for row in trainer.state.log_history if "loss" in row]
-    last = max(math.ceil(row["epoch"]) for row in logged)
-    return fmean(row["loss"] for row in logged if math.ceil(row["epoch"]) == last)
+def _last_epoch_loss(trainer: Trainer, epochs: int) -> float:
+    before = trainer.state.max_steps * (epochs - 1) // epochs
+    return fmean(row["loss"] for row in trainer.state.log_history if "loss" in row and row["step"] > before)

@@ -4,6 +4,7 @@ Knows `transformers.Trainer`; knows no architecture and no text.
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -109,9 +110,10 @@ def make_trainer(
     validation: Dataset[Row] | None,
     collate: Callable[[list[Row]], Row],
     checkpoint_minutes: float | None,
+    build: Callable[..., Trainer] = Trainer,
 ) -> Trainer:
     """Build a Trainer that prints nothing when it is not on a terminal."""
-    trainer = Trainer(
+    trainer = build(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -202,6 +204,22 @@ def write_folder(out: Path, write: Callable[[Path], None]) -> None:
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+WORSE_THAN_CHANCE = 5.0
+"""A training loss above this many times that of a uniform guess has diverged."""
+
+
+def check_learned(model: PreTrainedModel | PeftModel, loss: float, learning_rate: float) -> None:
+    """Refuse a model that the training broke.
+
+    Raises:
+        ModelError: If its weights or loss are no numbers, or it is far worse than a uniform guess.
+    """
+    rows = int(model.config.get_text_config().vocab_size)
+    finite = all(bool(p.isfinite().all()) for p in model.parameters() if p.is_floating_point())
+    if not finite or not loss < WORSE_THAN_CHANCE * math.log(max(rows, 3)):
+        raise ModelError(f"the fine-tuning diverged (loss {loss:.4g}) at learning_rate = {learning_rate:g}: lower it")
 
 
 def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,4 +103,5 @@ def _finetune(work: CombinationWork) -> Result:
         "tokens_seen": outcome.tokens_seen,
         "n_left_out": outcome.n_left_out,
         "seconds": outcome.seconds,
+        **({} if outcome.privacy is None else {"privacy": asdict(outcome.privacy)}),
     }

@@ -19,6 +19,7 @@ from ltmia.lab.state import read_json, write_json
 from ltmia.lab.steps import CombinationWork, ExtractWork, Step
 from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
+from ltmia.lm.privacy import PRIVACY_FILE
 from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
@@ -120,8 +121,14 @@ def _manifest(work: CombinationWork, pair: Pair) -> dict[str, Any]:
         },
         "corpus": {"name": work.corpus.name, **work.corpus.content},
         "target_sha256": identity.target.sha256,
+        **_privacy(work.target / PRIVACY_FILE),
         "environment": environment(),
     }
+
+
+def _privacy(file: Path) -> dict[str, Any]:
+    """Say what the fine-tuning spent, if it was under differential privacy."""
+    return {"privacy": read_json(file)} if file.is_file() else {}
 
 
 def _blind_auc(texts: Texts, labels: np.ndarray) -> float:
