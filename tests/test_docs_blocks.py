@@ -6,6 +6,7 @@ What a block is, its fence says:
     text {.output}  what the block before prints; "..." stands for anything
     python          is run, in the same folder; names live on to the next block of the page
     toml, yaml      are read as policy, recipe or CI job
+    toml {.part}    is read as an addition to recipes/smoke.toml
     json            is read as a file of texts
     text            is allowed for README's tree only, which has a test of its own
 """
@@ -36,7 +37,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 HISTORY = {"log.md", "protocol.md"}
 """Dated pages: a command in them was right on its day."""
 LIVING = [page for page in PAGES if page.name not in HISTORY]
-OTHER_PROGRAMS = {"git", "cd", ".", "pip"}
+OTHER_PROGRAMS = {"git", "cd", ".", "pip", "ray"}
 GROUP = typer.main.get_command(app)
 RUNNER = ROOT / "scripts" / "run_page.py"
 _runner = runpy.run_path(str(RUNNER))
@@ -102,7 +103,8 @@ def test_block_is_what_its_fence_says(block: Any, tmp_path: Path) -> None:
         for line in lines:
             check_command(line)
     elif block.language == "toml":
-        check_toml(block.text, tmp_path / "block.toml")
+        whole = (ROOT / "recipes" / "smoke.toml").read_text("utf-8") if block.mark == "part" else ""
+        check_toml(whole + block.text, tmp_path / "block.toml")
     elif block.language == "json":
         (tmp_path / "texts.jsonl").write_text(block.text, "utf-8")
         assert read_texts(tmp_path / "texts.jsonl").texts
