@@ -191,6 +191,20 @@ def test_a_killed_run_resumes_to_the_same_weights(model_type, lora, keep, tmp_pa
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_truncated_checkpoint_is_passed_over(tmp_path, monkeypatch):
+    config = FinetuneConfig(**(vars_of(CONFIG) | {"checkpoint_minutes": 1e-9}))
+    whole = finetune(small(), TOKENIZER, TEXTS, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "make_trainer", make_doomed)
+        with pytest.raises(Killed):
+            finetune(small(), TOKENIZER, TEXTS, config, tmp_path / "killed")
+    checkpoints = sorted((tmp_path / ".killed.work").glob("checkpoint-*"))
+    assert len(checkpoints) == 2
+    for name, checkpoint in zip(("model.safetensors", "optimizer.pt"), checkpoints, strict=True):
+        (checkpoint / name).write_bytes((checkpoint / name).read_bytes()[:-50])
+    assert same_weights(whole.model, finetune(small(), TOKENIZER, TEXTS, config, tmp_path / "killed").model)
+
+
 def test_a_model_with_gguf_settings_is_trained_and_saved(tmp_path):
     model = small("llama")
     model.hf_quantizer = GgufHfQuantizer(GgufConfig(), pre_quantized=True)

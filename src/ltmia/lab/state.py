@@ -6,10 +6,12 @@ the steps of the newest recipe, so that the state can be told without it.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +48,8 @@ class StepRecord(BaseModel):
     """What the step tells: losses, figures."""
     sizes: dict[str, int] = {}
     """Bytes of each file of the product: a truncated one is made again."""
+    digests: dict[str, str] = {}
+    """SHA-256 of each file: so is one that changed; empty in records of older versions."""
 
 
 class PlannedStep(BaseModel):
@@ -97,15 +101,19 @@ class LabFolder:
         """Hold the folder; released even if this process is killed.
 
         Raises:
-            ConfigError: If another lab holds it.
+            ConfigError: If another lab holds it, or it cannot be written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.root / ".lock")
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
             raise ConfigError(
                 f"{self.root}: another lab is at work here{self._holder()}; wait for it, stop it, or use another folder"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{self.root}: cannot be written ({error.strerror}); choose another folder, or mend its permissions"
             ) from error
         try:
             _replace(self.root / ".holder", str(os.getpid()))
@@ -155,7 +163,8 @@ class LabFolder:
 
     def end(self, step: Step, *, seconds: float, result: Mapping[str, Any]) -> None:
         """Note that a step is done, which makes its product count."""
-        changed = {"state": "done", "seconds": round(seconds, 1), "result": dict(result), "sizes": _sizes(step.product)}
+        changed = {"state": "done", "seconds": round(seconds, 1), "result": dict(result)}
+        changed |= {"sizes": _sizes(step.product), "digests": _digests(step.product)}
         self.write(self.record(step).model_copy(update=changed))
 
     def fail(self, step: Step, *, seconds: float, error: str, details: str | None) -> None:
@@ -166,6 +175,16 @@ class LabFolder:
     def satisfied(self, plan: Plan) -> frozenset[str]:
         """Return the keys of the steps that are done and whose products are whole."""
         return frozenset(step.key for step in plan.steps if self._is_whole(step))
+
+    def discard_damaged(self, steps: Sequence[Step]) -> None:
+        """Delete what is left of products that were whole once: taken as they are, they would be wrong for good.
+
+        Args:
+            steps: Steps whose products are not there or not whole. What a killed step left is kept, to go on from.
+        """
+        for step in steps:
+            if self.record(step).state == "done":
+                shutil.rmtree(step.product, ignore_errors=True)
 
     def write_plan(self, plan: Plan) -> None:
         """Keep the list of steps for `status`."""
@@ -192,6 +211,8 @@ class LabFolder:
         record = self.record(step)
         if record.state != "done" or not record.sizes or _sizes(step.product) != record.sizes:
             return False
+        if record.digests and _digests(step.product) != record.digests:
+            return False
         if step.kind != "extract":
             return True
         try:
@@ -206,19 +227,36 @@ class LabFolder:
             return ""
 
 
+def _digests(product: Path) -> dict[str, str]:
+    found = {}
+    for name in _sizes(product):
+        with (product / name).open("rb") as file:
+            found[name] = file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def _sizes(product: Path) -> dict[str, int]:
     files = (path for path in product.rglob("*") if path.is_file())
     return {path.relative_to(product).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the final name and rename: a half file never has it."""
+    """Write beside the final name and rename: a half file never has it.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror}); make room there, and the same command goes on"
+        ) from error
 
 
 def read_json(path: Path) -> Any:

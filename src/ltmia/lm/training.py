@@ -33,7 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 from ltmia.errors import ModelError
 
 COMPLETE = "complete"
-"""Marker inside a checkpoint, written after everything else."""
+"""Marker inside a checkpoint, written after everything else: the size of each file, as JSON."""
 
 IGNORED_LABEL = -100
 
@@ -99,7 +99,7 @@ class TimedCheckpoints(TrainerCallback):
         self.last = time.monotonic()
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            (folder / COMPLETE).touch()
+            (folder / COMPLETE).write_text(json.dumps(_file_sizes(folder)), encoding="utf-8")
 
 
 def make_trainer(
@@ -154,14 +154,27 @@ def _load_weights(model: torch.nn.Module | None, checkpoint: Path) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint, and remove those a kill left half-written."""
+    """Return the newest complete checkpoint, and remove those that were half-written or truncated since."""
     found = []
     for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
+        if _is_complete(path):
             found.append(path)
         else:
             shutil.rmtree(path)
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        noted = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(noted == _file_sizes(checkpoint))
+
+
+def _file_sizes(checkpoint: Path) -> dict[str, int]:
+    files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
+    return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in sorted(files)}
 
 
 def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:

@@ -56,6 +56,7 @@ def run_lab(
         satisfied = folder.satisfied(plan)
         to_do = plan.to_do(satisfied)
         check_pools(to_do)
+        folder.discard_damaged(to_do)
         watcher = _Watcher(folder, plan, report, len(to_do))
         watcher.clean(satisfied)
         if to_do:
