@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltmia.data.reading import content_id, read_texts
+from ltmia.data.reading import content_ids, read_texts
 from ltmia.data.tables import HubName
 from ltmia.errors import DataError
 
@@ -149,18 +149,24 @@ def test_standard_input_is_json_lines_or_plain_text(given_bytes, expected):
 def test_ids_are_made_from_content_and_unique(tmp_path):
     rows = [{"text": "same"}, {"text": "other"}, {"text": "same"}, {"text": "same"}, {"text": ""}]
     ids = read_texts(write_jsonl(tmp_path / "rows.jsonl", rows)).ids
-    same = hashlib.sha256(b"same").hexdigest()[:16]
-    assert ids[0] == same
-    assert ids[2:4] == (f"{same}-2", f"{same}-3")
+    assert ids[2:4] == (f"{ids[0]}-2", f"{ids[0]}-3")
     assert len(set(ids)) == 5
-    assert content_id("\ud800") == hashlib.sha256(b"\xed\xa0\x80").hexdigest()[:16]
+    assert list(ids) == content_ids([row["text"] for row in rows])
+    assert len(set(content_ids(["\ud800", "?"]))) == 2
+
+
+def test_a_made_id_does_not_tell_its_text_to_who_guesses_it():
+    """The hash of a text alone would: anyone could hash a guess and look it up."""
+    assert hashlib.sha256(b"Jane Doe, positive").hexdigest()[:16] not in content_ids(["Jane Doe, positive", "other"])
+    assert content_ids(["same", "a"])[0] != content_ids(["same", "b"])[0]
+    assert content_ids(["ab", "c"])[0] != content_ids(["a", "bc"])[0]
 
 
 def test_a_made_id_never_meets_a_given_one(tmp_path):
-    made = content_id("same")
-    rows = [{"id": f"{made}-2", "text": "x"}, {"text": "same"}, {"text": "same", "id": None}]
+    made = content_ids(["x", "same", "same"])
+    rows = [{"id": made[2], "text": "x"}, {"text": "same"}, {"text": "same", "id": None}]
     ids = read_texts(write_jsonl(tmp_path / "rows.jsonl", rows)).ids
-    assert ids == (f"{made}-2", made, f"{made}-3")
+    assert ids == (made[2], made[1], f"{made[2]}-again")
 
 
 def test_whole_numbers_are_ids_and_groups(tmp_path):

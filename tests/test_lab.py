@@ -14,10 +14,10 @@ import pytest
 
 from ltmia.errors import ConfigError, DataError, StoreError
 from ltmia.features.store import FeatureStore
+from ltmia.folders import hold_folder
 from ltmia.lab.engine import LocalEngine, Schedule
 from ltmia.lab.plan import make_plan
 from ltmia.lab.reading import line_of, read_recipe
-from ltmia.lab.state import LabFolder
 from ltmia.lab.steps import Step, TokenizerWork
 from ltmia.pipelines.lab import lab_status, plan_lab, run_lab
 from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
@@ -256,7 +256,7 @@ def test_a_killed_lab_goes_on_where_it_was_and_comes_to_the_same(lab: Path, tmp_
 
 
 def test_one_folder_has_one_lab(lab: Path) -> None:
-    with LabFolder(lab).lock(), pytest.raises(ConfigError, match="another lab is at work"):
+    with hold_folder(lab), pytest.raises(ConfigError, match="another run is at work"):
         run_lab(SMOKE, lab)
 
 

@@ -5,6 +5,7 @@ Rows keep their order and none is left out: a null becomes an empty text, unscor
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -55,7 +56,7 @@ def read_texts(
             lines where it starts with `{`, else one text a line).
         text_column: Column of the texts. A null is an empty text.
         id_column: Column of the ids; by default `id` where there is one. A text without an id gets
-            the first 16 hex digits of the SHA-256 of its content, then `-2`, `-3` for repeats.
+            16 hex digits made of it and of all the other texts, see `content_ids`.
         group_column: Column of the patient, author or document of each text.
         limit: Read the first rows only.
 
@@ -81,9 +82,23 @@ def read_texts(
     )
 
 
-def content_id(text: str) -> str:
-    """Return the id of a text that has none: 16 hex digits of the SHA-256 of its UTF-8 bytes."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def content_ids(texts: Sequence[str]) -> list[str]:
+    """Return an id for each of some texts that have none: 16 hex digits, `-2`, `-3` behind repeats.
+
+    Salted with all the texts: who holds a results file and guesses one text cannot tell whether it is among them.
+    """
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    whole = hashlib.sha256()
+    for text in encoded:
+        whole.update(len(text).to_bytes(8, "big") + text)
+    salt = whole.digest()
+    copies: Counter[str] = Counter()
+    ids = []
+    for text in encoded:
+        name = hashlib.sha256(salt + text).hexdigest()[:16]
+        copies[name] += 1
+        ids.append(name if copies[name] == 1 else f"{name}-{copies[name]}")
+    return ids
 
 
 def _rows(source: str, columns: Columns) -> Iterator[Row]:
@@ -214,16 +229,11 @@ def _shown(value: str) -> str:
 def _complete_ids(texts: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
     """Return the given ids and, in the gaps, ids made from content, unique among all."""
     taken = {name for name in given if name is not None}
-    copies: dict[str, int] = {}
     ids = []
-    for text, name in zip(texts, given, strict=True):
-        if name is None:
-            first = content_id(text)
-            copies[first] = copies.get(first, 0) + 1
-            name = first if copies[first] == 1 else f"{first}-{copies[first]}"
-            while name in taken:
-                copies[first] += 1
-                name = f"{first}-{copies[first]}"
-            taken.add(name)
-        ids.append(name)
+    for made, name in zip(content_ids(texts), given, strict=True):
+        chosen = made if name is None else name
+        while name is None and chosen in taken:
+            chosen += "-again"
+        taken.add(chosen)
+        ids.append(chosen)
     return tuple(ids)

@@ -12,6 +12,18 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.results import Results
 
 RESULTS_FILE, RECORDS_FILE = "results.json", "records.parquet"
+RECORD_TYPES: Mapping[str, pa.DataType] = {
+    "id": pa.string(),
+    "label": pa.int64(),
+    "group": pa.string(),
+    "n_tokens": pa.int64(),
+    "p_value": pa.float64(),
+    "q_value": pa.float64(),
+    "flagged": pa.bool_(),
+    "reason": pa.string(),
+    "text": pa.string(),
+}
+"""Columns of the records beside `score_ATTACK`."""
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -52,9 +64,24 @@ def read_records(folder: Path) -> pa.Table:
     """
     path = folder / RECORDS_FILE
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        return _checked_records(pq.read_table(path))
+    except (OSError, ValueError, UnicodeDecodeError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not readable ({error}); run the audit again") from error
+
+
+def _checked_records(table: pa.Table) -> pa.Table:
+    """Give the columns the types they were written with, or fail."""
+    for name in table.column_names:
+        if table.column_names.count(name) > 1:
+            raise ValueError(f"column {name[:80]!r} stands twice")
+        kind = pa.float64() if name.startswith("score_") else RECORD_TYPES.get(name, table.schema.field(name).type)
+        column = table[name].cast(kind)
+        if kind == pa.string():
+            column.validate(full=True)  # UTF-8
+        table = table.set_column(table.column_names.index(name), name, column)
+    if missing := [name for name in ("id", "label", "n_tokens") if name not in table.column_names]:
+        raise ValueError(f"no column {missing[0]!r}")
+    return table
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

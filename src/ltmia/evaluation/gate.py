@@ -19,7 +19,9 @@ PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
 
 Outcome = Literal["passed", "failed", "inconclusive"]
-RULE = re.compile(r"^(?:(?P<attack>[a-z0-9_]+)\.)?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9.]+)|identifiable|epsilon)$")
+RULE = re.compile(
+    r"^(?:(?P<attack>[a-z0-9_]+)\.)?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon)$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +85,11 @@ def read_policy(path: Path) -> Policy:
     try:
         policy = Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
         _ = policy.limits
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as TOML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 or TOML, or numbers and nesting beyond reason
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return policy

@@ -4,9 +4,12 @@ Not measurable is never 0: such a figure has null values and a reason. Knows no 
 """
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Rate = Annotated[str, Field(pattern=r"^(0\.[0-9]{1,9}|1)$")]
+"""A false-positive rate as a key: "0.01"."""
 
 
 class _Section(BaseModel):
@@ -60,9 +63,9 @@ class AttackResult(_Section):
     """How well one attack tells members from non-members."""
 
     auc: Measure
-    tpr_at_fpr: dict[str, Measure]
+    tpr_at_fpr: dict[Rate, Measure]
     """Largest true-positive rate whose false-positive rate is at most the key: "0.1", "0.01", "0.001"."""
-    realized_fpr: dict[str, Measure] = Field(default_factory=dict)
+    realized_fpr: dict[Rate, Measure] = Field(default_factory=dict)
     """False-positive rate really taken at each of those thresholds, with its Clopper-Pearson interval."""
 
 

@@ -145,18 +145,18 @@ class FeatureStore:
         self.folder = Path(folder)
         self.manifest = _read_manifest(self.folder)
         try:
-            self.texts = pq.read_table(self.folder / "texts.parquet")
-            self.k = int(self.manifest["k"])
-            self.vocab_size = int(self.manifest["vocab_size"])
+            self.k, self.vocab_size, n_tokens = _sizes(self.manifest)
+            self.texts = _checked_texts(pq.read_table(self.folder / "texts.parquet"))
             self._starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
             self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
-            shape = (int(self.manifest["n_tokens"]), row_width(self.k))
+            _check_rows(self._starts, self._counts, n_tokens)
+            shape = (n_tokens, row_width(self.k))
             path = self.folder / "tokens.f16"
             if path.stat().st_size != 2 * shape[0] * shape[1]:
                 raise ValueError(f"tokens.f16 does not hold {shape[0]} rows of {shape[1]} columns")
             empty = np.zeros(shape, np.float16)
             self._rows = np.memmap(path, np.float16, "r", shape=shape) if shape[0] else empty
-        except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
     def __len__(self) -> int:
@@ -210,12 +210,12 @@ def _as_json(text: StoredText) -> dict[str, Any]:
 
 
 def _from_json(entry: Mapping[str, Any]) -> StoredText:
-    return StoredText(
-        row=entry["row"],
-        n_tokens=entry["n_tokens"],
-        reason=entry["reason"],
-        scores=entry["scores"],
-    )
+    row, n_tokens, scores, reason = entry["row"], entry["n_tokens"], entry["scores"], entry["reason"]
+    whole = all(type(number) is int and number >= 0 for number in (row, n_tokens))
+    numbers = isinstance(scores, Mapping) and all(type(score) is float for score in scores.values())
+    if not (whole and numbers and isinstance(reason, str | None)):
+        raise TypeError(f"no entry of a store's journal: row {row!r}")
+    return StoredText(row=row, n_tokens=n_tokens, reason=reason, scores=scores)
 
 
 def _journal_entries(journal: Path) -> list[dict[str, Any]]:
@@ -223,10 +223,13 @@ def _journal_entries(journal: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     if not journal.exists():
         return entries
-    for line in journal.read_text("utf-8", errors="replace").splitlines():
+    for line in journal.read_text("utf-8", errors="replace").split("\n")[:-1]:
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+            if entries:
+                entry = {"texts": [_as_json(_from_json(text)) for text in entry["texts"]]}
+            entries.append({**entry})
+        except (ValueError, LookupError, TypeError, RecursionError):
             break
     return entries
 
@@ -242,6 +245,37 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise StoreError(f"{path}: not a store of format {FORMAT_VERSION}; extract it again")
     return manifest
+
+
+def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return k, vocabulary size and number of positions."""
+    sizes = [manifest[name] for name in ("k", "vocab_size", "n_tokens")]
+    if not all(type(size) is int and 0 <= size < 2**48 for size in sizes) or not 0 < sizes[0] <= sizes[1] < 2**31:
+        raise ValueError(f"k, vocab_size, n_tokens = {sizes}")
+    if not isinstance(manifest["fingerprint"], str):
+        raise TypeError("a fingerprint that is no text")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _checked_texts(table: pa.Table) -> pa.Table:
+    """Give the columns that this class reads the types it was written with, or fail."""
+    types = {"start": pa.int64(), "n_tokens": pa.int64(), "reason": pa.string()}
+    types |= {name: pa.float64() for name in table.column_names if name.startswith("score_")}
+    for name, kind in types.items():
+        if table.column_names.count(name) != 1:
+            raise ValueError(f"texts.parquet: {table.column_names.count(name)} columns are named {name}")
+        if table[name].null_count and name != "reason":
+            raise ValueError(f"texts.parquet: {name} has gaps")
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(kind))
+    return table
+
+
+def _check_rows(starts: np.ndarray, counts: np.ndarray, n_tokens: int) -> None:
+    """Refuse texts that lie outside the token rows: a memory map would hand out anything."""
+    if len(starts) and not (starts.min() >= 0 <= counts.min() and int(starts.max()) + int(counts.max()) <= 2**62):
+        raise ValueError("texts.parquet: negative or impossible rows")
+    if (starts + counts > n_tokens).any() or counts.sum() != n_tokens:
+        raise ValueError(f"texts.parquet does not share out {n_tokens} rows")
 
 
 def _replace(path: Path, write: Any) -> None:

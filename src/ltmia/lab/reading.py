@@ -36,13 +36,18 @@ def read_recipe(path: Path | str) -> Recipe:
         recipe = Recipe.model_validate(tomllib.loads(text))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such recipe; expected a TOML file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a TOML file") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 ({error}); write the recipe again as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         mistakes = [(_place(details), _message(details)) for details in error.errors()]
         raise ConfigError(_report(path, text, mistakes)) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # besides TOMLDecodeError: huge numbers, impossible dates, deep nesting
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
     mistakes = list(_wrong_names(recipe))
     if mistakes:
         raise ConfigError(_report(path, text, mistakes))

@@ -15,17 +15,16 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ltmia.errors import ConfigError, StoreError
+from ltmia.errors import StoreError
 from ltmia.features.store import FeatureStore
+from ltmia.folders import is_held
 from ltmia.lab.plan import Plan
 from ltmia.lab.steps import Kind, Step
 
 State = Literal["done", "running", "failed", "to do"]
-LOCK_SECONDS = 1.0
-"""Wait for the lock: asking for the state holds it for an instant."""
 
 
 class StepRecord(BaseModel):
@@ -97,45 +96,6 @@ class LabFolder:
     root: Path
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder; released even if this process is killed.
-
-        Raises:
-            ConfigError: If another lab holds it, or it cannot be written.
-        """
-        lock = FileLock(self.root / ".lock")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error:
-            raise ConfigError(
-                f"{self.root}: another lab is at work here{self._holder()}; wait for it, stop it, or use another folder"
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"{self.root}: cannot be written ({error.strerror}); choose another folder, or mend its permissions"
-            ) from error
-        try:
-            _replace(self.root / ".holder", str(os.getpid()))
-            yield
-        finally:
-            (self.root / ".holder").unlink(missing_ok=True)
-            lock.release()
-
-    @property
-    def is_locked(self) -> bool:
-        """Whether a lab is at work here."""
-        if not (self.root / ".lock").exists():
-            return False
-        lock = FileLock(self.root / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            return True
-        lock.release()
-        return False
-
-    @contextmanager
     def step_lock(self, step: Step) -> Iterator[None]:
         """Hold one step: a worker of a killed lab may still be dying while the next lab begins."""
         (self.root / "steps").mkdir(parents=True, exist_ok=True)
@@ -201,7 +161,7 @@ class LabFolder:
             plan = PlanFile.model_validate_json((self.root / "plan.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise StoreError(f"{self.root}: no lab has run here (no readable plan.json)") from error
-        running = self.is_locked
+        running = is_held(self.root)
         records = [self.record(step) for step in plan.steps]
         if not running:  # what was begun by a lab that was killed
             records = [r.model_copy(update={"state": "to do"}) if r.state == "running" else r for r in records]
@@ -219,12 +179,6 @@ class LabFolder:
             return bool(FeatureStore(step.product).manifest["fingerprint"] == step.key)
         except StoreError:
             return False
-
-    def _holder(self) -> str:
-        try:
-            return f" (process {int((self.root / '.holder').read_text('utf-8'))})"
-        except (OSError, ValueError):
-            return ""
 
 
 def _digests(product: Path) -> dict[str, str]:

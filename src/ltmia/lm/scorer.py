@@ -21,6 +21,10 @@ HALF_TOLERANCE = 1e-2
 """The same for half precision: a few roundings to 8 bits."""
 AHEAD_TOLERANCE = 1e-5
 """Change of a token's logits with the token after it, relative to the largest, that is float noise."""
+BATCH_TOLERANCE = 1e-4
+"""The same for what else is in the batch: other shapes are summed in another order."""
+PADDED_LENGTH = 9
+"""Tokens of the padded text of the batch that a model is tried on."""
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """What a model raises that cannot take plain ids and a mask."""
 
@@ -37,8 +41,8 @@ class Scorer:
         context: What to run it in.
 
     Raises:
-        ModelError: When made of a model that cannot be run on ids alone, gives logits of a wrong shape, or looks
-            ahead.
+        ModelError: When made of a model that cannot be run on ids alone, gives logits of a wrong shape, looks
+            ahead, or minds what else is in the batch.
     """
 
     def __init__(self, model: Callable[[], Any], context: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -51,6 +55,7 @@ class Scorer:
             raise ModelError(f"{self._name}: not a causal LM of transformers or PEFT")
         self._head: Any = loaded.get_output_embeddings()
         self._vocab_size = self._check_forward()
+        self._check_batch()
         self._after_head = self._probe_head()
 
     @property
@@ -132,6 +137,27 @@ class Scorer:
                 "(a masked or bidirectional model?)"
             )
         return logits.shape[-1]
+
+    @torch.inference_mode()
+    def _check_batch(self) -> None:
+        """Run four tokens alone, and beside a longer text with padding behind them: the same logits are expected."""
+        ids, mask = self._probe_ids()
+        row = torch.arange(PADDED_LENGTH, device=ids.device)
+        padded, kept = row % ids.shape[1], (row < ids.shape[1]).long()
+        batch, both = torch.stack([padded, padded.flip(0)]), torch.stack([kept, torch.ones_like(kept)])
+        try:
+            with self._context():
+                alone, beside = self._logits(ids, mask).float()[0], self._logits(batch, both).float()[0]
+        except RUN_ERRORS as error:
+            raise ModelError(f"{self._name}: does not run on a padded batch: {str(error)[:300]}") from error
+        noise = (alone - beside[: len(alone)]).abs().max()
+        tolerance = HALF_TOLERANCE if any(p.dtype in HALF for p in self._model.parameters()) else BATCH_TOLERANCE
+        # As above, NaN passes.
+        if noise > tolerance * _largest(alone):
+            raise ModelError(
+                f"{self._name}: a text's logits change with the padding behind it or the texts beside it, so its "
+                "scores would depend on the batch; it cannot be audited"
+            )
 
     @torch.inference_mode()
     def _probe_head(self) -> Callable[[Tensor], Tensor] | None:

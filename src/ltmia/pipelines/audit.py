@@ -22,6 +22,7 @@ from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, T
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
 from ltmia.features.store import FeatureStore
+from ltmia.folders import hold_folder
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
@@ -95,14 +96,26 @@ def audit(
 
     Raises:
         DataError: If there are no texts at all.
-        ConfigError: If an attack is unknown.
+        ConfigError: If an attack is unknown, or another run is at work in `out`.
     """
+    with hold_folder(Path(out)):
+        return _audit(
+            pair, as_texts(members), as_texts(nonmembers), Path(out), config or AuditConfig(), report, command
+        )
+
+
+def _audit(
+    pair: Pair,
+    members: Texts,
+    nonmembers: Texts,
+    folder: Path,
+    config: AuditConfig,
+    report: Report,
+    command: str | None,
+) -> AuditResult:
     started = time.perf_counter()
-    config = config or AuditConfig()
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     names = select_attacks(config.attacks)
-    data = label_texts(as_texts(members), as_texts(nonmembers), config.deduplicate)
+    data = label_texts(members, nonmembers, config.deduplicate)
     classifier = chosen_classifier(config.classifier) if LEARNED in names else None
     identity = PairIdentity.of(pair)
     scored = score_to_store(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.folders import hold_folder
 from ltmia.lab.engine import Engine, LocalEngine, Result
 from ltmia.lab.estimate import LabForecast, forecast_steps
 from ltmia.lab.plan import Plan, make_plan
@@ -51,7 +52,7 @@ def run_lab(
         raise ConfigError(f"workers = {workers}: expected at least 1")
     folder = LabFolder(Path(out).resolve())
     plan = _plan(Path(recipe), folder.root, corpora, bases)
-    with folder.lock():
+    with hold_folder(folder.root):
         folder.write_plan(plan)
         satisfied = folder.satisfied(plan)
         to_do = plan.to_do(satisfied)

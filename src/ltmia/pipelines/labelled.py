@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ltmia.data.duplicates import compare_sets, kept_rows
-from ltmia.data.reading import content_id
+from ltmia.data.reading import content_ids
 from ltmia.errors import DataError
 from ltmia.records import Texts
 
@@ -41,8 +41,7 @@ def as_texts(texts: Texts | Sequence[str]) -> Texts:
     """Take plain strings as texts with ids made from their content."""
     if isinstance(texts, Texts):
         return texts
-    ids = [f"{content_id(text)}-{i}" for i, text in enumerate(texts)]
-    return Texts(texts=tuple(texts), ids=tuple(ids))
+    return Texts(texts=tuple(texts), ids=tuple(content_ids(texts)))
 
 
 def label_texts(members: Texts, nonmembers: Texts, deduplicate: bool) -> LabelledTexts:

@@ -19,6 +19,7 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import DataInfo, Results, SetTest
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import set_sentence, verdict
+from ltmia.folders import hold_folder
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audit import AuditResult, timing_of
 from ltmia.pipelines.checks import Findings, check_validity
@@ -81,16 +82,28 @@ def score(
 
     Raises:
         DataError: If there are no candidates, or no non-members to judge them against.
-        ConfigError: If the attack is unknown or not one that a single pass serves.
+        ConfigError: If the attack is unknown or not one that a single pass serves, or another run is at work in `out`.
     """
+    with hold_folder(Path(out)):
+        return _score(
+            pair, as_texts(candidates), as_texts(nonmembers), Path(out), config or ScoreConfig(), scorer, report
+        )
+
+
+def _score(
+    pair: Pair,
+    candidates: Texts,
+    nonmembers: Texts,
+    folder: Path,
+    config: ScoreConfig,
+    scorer: Scorer,
+    report: Report,
+) -> AuditResult:
     started = time.perf_counter()
-    config = config or ScoreConfig()
-    folder = Path(out)
-    data = label_texts(as_texts(candidates), as_texts(nonmembers), deduplicate=False)
+    data = label_texts(candidates, nonmembers, deduplicate=False)
     if not 0 < data.n_members < len(data.texts):
         raise DataError("candidates and texts surely not used are both needed, at least one of each")
     _check_attack(config.attack)
-    folder.mkdir(parents=True, exist_ok=True)
     classifier = chosen_classifier(config.classifier) if config.attack == LEARNED else None
     identity = PairIdentity.of(pair)
     scored = scorer(

@@ -1,0 +1,61 @@
+"""A folder that results go to, held by one process at a time. Knows nothing of what is in it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ltmia.errors import ConfigError
+
+LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
+LOCK_SECONDS = 1.0
+"""Wait for the lock: asking whether it is held holds it for an instant."""
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, made where it is missing; the system lets go of it even if this process is killed.
+
+    Raises:
+        ConfigError: If another process holds it, or it cannot be written.
+    """
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another run is at work here{_holder(folder)}; wait for it, stop it, or use another folder"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder, or mend its permissions"
+        ) from error
+    try:
+        (folder / HOLDER_FILE).write_text(str(os.getpid()), "utf-8")
+        yield
+    finally:
+        (folder / HOLDER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_held(folder: Path) -> bool:
+    """Say whether a process is at work in a folder."""
+    if not (folder / LOCK_FILE).exists():
+        return False
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return f" (process {int((folder / HOLDER_FILE).read_text('utf-8'))})"
+    except (OSError, ValueError):
+        return ""
