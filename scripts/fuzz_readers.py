@@ -28,7 +28,6 @@ from ltmia.evaluation.results import Results
 from ltmia.features.packing import row_width
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
-from ltmia.report.page import write_report
 
 ROOT = Path(__file__).parent.parent
 ODD: tuple[Any, ...] = (
@@ -164,14 +163,6 @@ def read_audit_records(folder: Path, case: bytes) -> None:
     read_records(folder)
 
 
-def render(folder: Path, case: bytes) -> None:
-    """Render damaged results and records: slow, so give it fewer cases."""
-    half = len(case) // 2
-    (folder / RESULTS_FILE).write_bytes(json_case(valid_results(), case[:half]))
-    (folder / RECORDS_FILE).write_bytes(table_case(valid_records(), case[half:]))
-    write_report(folder)
-
-
 def read_manifest(folder: Path, case: bytes) -> None:
     """Open a store with a damaged manifest, and read all of it."""
     open_store(folder, json_case(valid_manifest(), case), changed_table(valid_texts(), b""))
@@ -286,7 +277,6 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "limit": read_limit,
     "results": read_audit,
     "records": read_audit_records,
-    "report": render,
     "manifest": read_manifest,
     "store_texts": read_store_texts,
     "journal": go_on_with_store,

@@ -242,3 +242,16 @@ def test_compare_and_gate_read_finished_audits(work: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "cannot tell" in done.stdout
     assert run("gate", "audit", "--max", "auc:0.5", cwd=work).returncode == 1
+
+
+def test_an_interrupted_command_exits_2_with_one_message() -> None:
+    code = (
+        "import os, signal; from ltmia.cli import app as cli; from ltmia.__main__ import main; import sys\n"
+        "cli.app.command('wait')(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "sys.argv = ['ltmia', 'wait']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "ltmia: interrupted; the same command goes on from here"

@@ -45,7 +45,7 @@ def test_valid_files_are_read(reader, folders) -> None:
 
 @pytest.mark.parametrize("reader", readers.READERS)
 def test_hostile_files_are_read_or_refused(reader, folders) -> None:
-    examples = 10 if reader in ("report", "classifier_config") else 80
+    examples = 10 if reader == "classifier_config" else 80
     changes = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=3)
     changed = changes.map(lambda pairs: b"\0" + bytes(number for pair in pairs for number in pair))
     seeds = st.sampled_from(readers.SEEDS.get(reader, (b"\0",)))
@@ -84,8 +84,9 @@ def test_deep_and_huge_values_are_refused(tmp_path: Path, name: str, content: by
 
 @pytest.mark.parametrize("name", ["recipe.toml", "policy.toml"])
 def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=name):
-        (read_recipe if name == "recipe.toml" else read_policy)(tmp_path)
+        (read_recipe if name == "recipe.toml" else read_policy)(tmp_path / name)
 
 
 def texts_outside(start: int, n_tokens: int):
@@ -110,7 +111,8 @@ MEBIBYTE = 2**20
 def peak_memory(code: str, *arguments: str) -> int:
     """Run code in a process of its own that may take 2 GiB; return the bytes it took at most."""
     limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30,) * 2)\n"
-    tell = "\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    # Not ru_maxrss, which begins with what the parent held before the new program was loaded.
+    tell = "\nprint(next(x for x in open('/proc/self/status') if x.startswith('VmHWM')).split()[1])"
     done = subprocess.run(
         [sys.executable, "-c", limit + code + tell, *arguments], capture_output=True, text=True, check=True
     )
@@ -147,7 +149,8 @@ def test_bombs_take_bounded_memory(tmp_path: Path) -> None:
     indices = pa.array([0] * 400, pa.int32())
     pq.write_table(pa.table({"text": pa.DictionaryArray.from_arrays(indices, ["x" * (17 * MEBIBYTE)])}), repeated)
     for path in (sparse, bomb, repeated):
-        assert peak_memory(READ, str(path)) - before < 150 * MEBIBYTE, path
+        grown = (peak_memory(READ, str(path)) - before) // MEBIBYTE
+        assert grown < 150, f"{path.name}: {grown} MiB"
 
 
 def test_our_errors_are_all_of_one_family() -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 
 COULD_NOT_RUN = 2
+INTERRUPTED = 130
 
 
 def main() -> None:
@@ -30,7 +31,12 @@ def main() -> None:
 def _run() -> None:
     from ltmia.cli.app import app
 
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # what the library makes of Ctrl-C; here only 0 to 3 mean something
+            raise KeyboardInterrupt from end
+        raise
 
 
 def _message(error: Exception) -> str:
