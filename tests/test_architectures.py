@@ -18,7 +18,7 @@ def script():
 architectures = script()
 SAMPLE = (
     "bart", "bert", "deepseek_v3", "falcon", "falcon_mamba", "gemma3_text", "gpt_oss", "gptj", "jamba", "mamba2",
-    "olmo2", "qwen3_next", "xglm", "zamba2",
+    "olmo2", "qwen3_next", "xglm",
 )  # fmt: skip
 
 
