@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ltmia.evaluation.model_checks import Kinship, Rescored
+from ltmia.lm.head import HALF
 from ltmia.lm.pair import Pair
-from ltmia.lm.scorer import HALF
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.records import TokenStatistics
 
