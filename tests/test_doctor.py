@@ -73,14 +73,14 @@ def test_an_adapter_is_found_and_an_untrained_one_warned_of():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.3)
-    assert "the target was fine-tuned: divergence" in said(of(adapted), "ok")
+    assert "descends from the base given" in said(of(adapted), "ok")
     assert said(of(adapted), "warning") == ""
 
 
 def test_a_wrong_base_is_warned_of():
     assert "more than fine-tuning does" in said(of(small(1), small(2)), "warning")
     assert "another kind of model" in said(of(small(1), small(2, "gpt2")), "warning")
-    assert "name the model it was fine-tuned from with --base" in said(of(small(1), small(2)), "warning")
+    assert "name the right one with --base" in said(of(small(1), small(2)), "warning")
 
 
 def test_tokens_that_the_base_does_not_know_are_named():

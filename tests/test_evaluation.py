@@ -153,16 +153,6 @@ def test_halves_never_divide_a_group(groups: list[int], seed: int) -> None:
     assert not set(names[first]) & set(names[second])
 
 
-def test_set_test_size_under_group_dependence() -> None:
-    small = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        groups = np.repeat(np.arange(12), 10)
-        a, b = (rng.normal(0, 1, 12)[groups] + rng.normal(0, 0.3, 120) for _ in range(2))
-        small += collection_test(a, b, candidate_groups=groups, nonmember_groups=groups, seed=seed).p_value <= 0.05
-    assert small <= 6
-
-
 def test_set_test_finds_a_used_collection() -> None:
     rng = np.random.default_rng(0)
     found = collection_test(rng.normal(0.8, 1, 60), rng.normal(0, 1, 200))

@@ -41,8 +41,10 @@ def gate(
     for line in verdict.lines():
         print(line)
     if junit:
+        junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_text(verdict.junit(), "utf-8")
     if summary:
+        summary.parent.mkdir(parents=True, exist_ok=True)
         with summary.open("a", encoding="utf-8") as file:
             file.write(verdict.markdown())
     raise typer.Exit(verdict.exit_code)

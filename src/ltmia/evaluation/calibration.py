@@ -1,5 +1,6 @@
 """From scores to decisions: conformal p-values, q-values, and which records are flagged at a false discovery rate."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,14 +125,13 @@ def judge_audit(
     judged = judge(scores, nonmembers[calibration], fdr)
     n = len(members)
     false_flags, flags = int(judged.flagged[n:].sum()), int(judged.flagged.sum())
-    n_calibration = len(measurable(nonmembers[calibration]))
-    summary = Decisions(
+    summary = _summary(
+        judged,
+        n,
+        nonmembers[calibration],
+        None if nonmember_groups is None else nonmember_groups[calibration],
         attack=attack,
         fdr=fdr,
-        n_flagged=flags - false_flags,
-        n_judged=int((~np.isnan(judged.p_values[:n])).sum()),
-        n_calibration=n_calibration,
-        smallest_p=1.0 / (n_calibration + 1),
         realized_fdp=proportion(false_flags, flags) if flags else Measure(reason="nothing flagged"),
     )
     flagged_groups = None
@@ -160,7 +160,6 @@ def judge_candidates(
 ) -> AuditDecisions:
     """Judge candidates of unknown membership against all known non-members; none is left to check the promise on."""
     judged = judge(candidates, nonmembers, fdr)
-    n_calibration = len(measurable(nonmembers))
     flagged_groups = None
     if candidate_groups is not None and nonmember_groups is not None:
         names, groups = judge_groups(candidates, candidate_groups, nonmembers, nonmember_groups, fdr)
@@ -170,16 +169,45 @@ def judge_candidates(
         members=judged,
         held_out=RecordDecisions(p_values=nothing, q_values=nothing, flagged=nothing.astype(np.bool_)),
         held_out_rows=nothing.astype(np.int64),
-        summary=Decisions(
+        summary=_summary(
+            judged,
+            len(candidates),
+            nonmembers,
+            nonmember_groups,
             attack=attack,
             fdr=fdr,
-            n_flagged=int(judged.flagged.sum()),
-            n_judged=int((~np.isnan(judged.p_values)).sum()),
-            n_calibration=n_calibration,
-            smallest_p=1.0 / (n_calibration + 1),
             realized_fdp=Measure(reason="no non-member was left to judge: all calibrate"),
         ),
         flagged_groups=flagged_groups,
+    )
+
+
+def _summary(
+    judged: RecordDecisions,
+    n_asked: int,
+    calibration: Scores,
+    groups: Int64[np.ndarray, " _"] | None,
+    *,
+    attack: str,
+    fdr: float,
+    realized_fdp: Measure,
+) -> Decisions:
+    """Sum up; the first `n_asked` of those judged are asked about, the rest show what became of the promise."""
+    usable = ~np.isnan(calibration)
+    smallest_p = 1.0 / (int(usable.sum()) + 1)
+    n_tests = int((~np.isnan(judged.p_values)).sum())
+    # Benjamini-Hochberg flags k records whose p is the smallest possible if that is at most k fdr / tests.
+    fewest = math.ceil(n_tests * smallest_p / fdr - 1e-9) if fdr else n_tests + 1
+    return Decisions(
+        attack=attack,
+        fdr=fdr,
+        n_flagged=int(judged.flagged[:n_asked].sum()),
+        n_judged=int((~np.isnan(judged.p_values[:n_asked])).sum()),
+        n_calibration=int(usable.sum()),
+        smallest_p=smallest_p,
+        fewest_flags=max(fewest, 1) if fewest <= n_tests else None,
+        n_calibration_groups=None if groups is None else len(np.unique(groups[usable])),
+        realized_fdp=realized_fdp,
     )
 
 

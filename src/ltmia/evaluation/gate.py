@@ -15,6 +15,8 @@ from ltmia.evaluation.results import Measure, Results
 
 CONTROL = "bag_of_words"
 """Sees no model, so it says nothing of what the model gives away."""
+HIDERS = ("base", "backend")
+"""Checks whose warnings mean that more may be given away than was measured: no limit passes on such an audit."""
 PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
 
@@ -159,7 +161,8 @@ def hold_against(
     """Hold an audit against limits.
 
     A figure passes if the upper end of its 95 % interval is within the limit, for every attack; it fails if an
-    estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive.
+    estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive. So is what would
+    pass while a check warns that something hides what is given away.
 
     Raises:
         ConfigError: If there are no limits, or the audit has no such attack.
@@ -181,14 +184,26 @@ def _judge(results: Results, limit: Limit) -> Judged:
     if not judged:
         return Judged(limit=limit, outcome="inconclusive", sentence=f"{limit.figure}: no attack was measured")
     _, _, outcome, sentence = max(judged, key=lambda entry: entry[:2])
+    hidden = _hidden(results)
+    if outcome == "passed" and hidden:
+        return Judged(
+            limit=limit, outcome="inconclusive", sentence=f"{sentence}, but the audit may see too little: {hidden}"
+        )
     return Judged(limit=limit, outcome=outcome, sentence=sentence)
+
+
+def _hidden(results: Results) -> str:
+    checks = [getattr(results.validity, name) for name in HIDERS]
+    return " ".join(check.sentence for check in checks if check.status in ("warning", "failed"))
 
 
 def _figures(results: Results, limit: Limit) -> Iterator[tuple[str, Measure]]:
     match = RULE.match(limit.figure)
     figure = limit.figure if match is None else match["figure"]
     if figure == "identifiable":
-        yield "identifiable records", _identifiable(results)
+        blind_spot = results.decisions.fewest_flags or 0
+        name = "number of identifiable records"
+        yield f"{name} (fewer than {blind_spot} would not show)" if blind_spot > 1 else name, _identifiable(results)
     elif figure == "epsilon":
         yield "epsilon, lower bound", results.epsilon or Measure(reason="this audit has no bound on epsilon")
     else:
@@ -214,7 +229,7 @@ def _identifiable(results: Results) -> Measure:
     decisions = results.decisions
     if not decisions.n_judged:
         return Measure(reason="no record was judged")
-    if decisions.smallest_p > decisions.fdr:
+    if decisions.fewest_flags is None:
         return Measure(
             reason=f"{decisions.n_calibration} non-members give p-values of {decisions.smallest_p:.2g} at least, "
             f"so nothing can be flagged at {decisions.fdr:g}"

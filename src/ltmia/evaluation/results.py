@@ -81,6 +81,10 @@ class Decisions(_Section):
     """Non-members the p-values were computed against."""
     smallest_p: float
     """1 / (n_calibration + 1): no p-value can be smaller."""
+    fewest_flags: int | None = None
+    """Records that must outscore nearly all of these before any is flagged; null when no number would do."""
+    n_calibration_groups: int | None = None
+    """Groups that the calibration non-members come from; null without groups."""
     realized_fdp: Measure = Field(default_factory=Measure)
     """Share of false flags when the non-members left out of calibration are judged as well (audit only)."""
     flagged_groups: list[str] | None = None
@@ -115,6 +119,8 @@ class Validity(_Section):
     near_duplicates: Check
     length_only: Check
     out_of_distribution: Check
+    base: Check = Check(status="not_measured", sentence="Written before this check existed.")
+    """Is the reference the base that the target was fine-tuned from?"""
     backend: Check
     power: Check
 

@@ -1,17 +1,29 @@
 """Was this collection used? One p-value for a set of candidates against known non-members."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
-from scipy.stats import norm
+from jaxtyping import Bool, Float64, Int64
+from scipy.stats import norm, rankdata
 
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import Measure, SetTest
+from ltmia.evaluation.results import SetTest
 from ltmia.evaluation.roc import Scores, auc
 
 N_PERMUTATIONS = 2000
+PERMUTED_AT_ONCE = 100
+"""So that many groups need no huge table."""
 POWER, LEVEL = 0.8, 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermutationTest:
+    """What permuting the two sides shows."""
+
+    p_value: float
+    design_effect: float
+    """How many times more texts are needed than if all were independent; at least 1."""
 
 
 def collection_test(
@@ -26,8 +38,10 @@ def collection_test(
 
     The statistic is the AUC (Mann-Whitney); its null distribution comes from permuting the two labels, whole groups
     at a time where there are groups, so that texts of one document do not count as independent evidence. One-sided;
-    p = (1 + #{permuted >= observed}) / (permutations + 1). The number of candidates for a power of 80 % at the effect
-    seen is Noether's (1987), for as many candidates as non-members.
+    p = (1 + #{permuted >= observed}) / (permutations + 1).
+
+    The number of candidates for a power of 80 % at the effect seen is Noether's (1987), for as many candidates as
+    non-members, times the design effect: how much wider the permuted AUC spreads than that of independent texts.
     """
     effect = measure_attack(
         candidates,
@@ -43,26 +57,55 @@ def collection_test(
     groups = _joint_groups(len(candidates), len(nonmembers), candidate_groups, nonmember_groups)
     measured = ~np.isnan(scores)
     scores, side, groups = scores[measured], side[measured], groups[measured]
-    p_value = _permutation_p(scores, side, groups, effect.value, np.random.default_rng(seed))
-    return SetTest(p_value=p_value, effect=effect, n_for_power=_noether(effect))
+    found = permutation_test(scores, side, groups, seed=seed)
+    return SetTest(
+        p_value=found.p_value,
+        effect=effect,
+        n_for_power=_noether(effect.value, found.design_effect),
+        reason=_too_few_groups(len(np.unique(groups[side])), len(np.unique(groups[~side]))),
+    )
 
 
-def _permutation_p(
-    scores: Scores,
-    side: np.ndarray,
-    groups: Int64[np.ndarray, " _"],
-    observed: float,
-    rng: np.random.Generator,
-) -> float:
-    names, index = np.unique(groups, return_inverse=True)
-    is_candidate = np.zeros(len(names), np.bool_)
+def permutation_test(
+    scores: Scores, is_candidate: Bool[np.ndarray, " _"], groups: Int64[np.ndarray, " _"], *, seed: int = 0
+) -> PermutationTest:
+    """Permute the sides of whole groups; a group stands on one side only.
+
+    The design effect is the variance of the permuted AUC over that of as many independent texts.
+    """
+    n, m = int(is_candidate.sum()), int((~is_candidate).sum())
+    permuted = _permuted_aucs(scores, is_candidate, groups, np.random.default_rng(seed))
+    observed = auc(scores[is_candidate], scores[~is_candidate])
+    return PermutationTest(
+        p_value=(1 + int((permuted >= observed - 1e-12).sum())) / (N_PERMUTATIONS + 1),
+        design_effect=max(float(permuted.var()) / ((n + m + 1) / (12 * n * m)), 1.0),
+    )
+
+
+def _permuted_aucs(
+    scores: Scores, side: np.ndarray, groups: Int64[np.ndarray, " _"], rng: np.random.Generator
+) -> Float64[np.ndarray, " permutations"]:
+    """Return the AUC after each permutation of the groups' sides, from the groups' rank sums."""
+    _, index = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(index).astype(np.float64)
+    rank_sums = np.bincount(index, rankdata(scores))
+    is_candidate = np.zeros(len(sizes), np.bool_)
     is_candidate[index[side]] = True
-    at_least = 0
-    for _ in range(N_PERMUTATIONS):
-        permuted = rng.permutation(is_candidate)[index]
-        if permuted.any() and not permuted.all():
-            at_least += auc(scores[permuted], scores[~permuted]) >= observed
-    return (1 + at_least) / (N_PERMUTATIONS + 1)
+    aucs = []
+    for _ in range(N_PERMUTATIONS // PERMUTED_AT_ONCE):
+        chosen = rng.permuted(np.tile(is_candidate, (PERMUTED_AT_ONCE, 1)), axis=1)
+        n = chosen @ sizes
+        aucs.append((chosen @ rank_sums - n * (n + 1) / 2) / (n * (len(scores) - n)))
+    return np.concatenate(aucs)
+
+
+def _too_few_groups(n: int, m: int) -> str | None:
+    ways = math.comb(n + m, n)
+    if ways * LEVEL >= 1:
+        return None
+    return (
+        f"{n} against {m} groups can change sides in {ways} ways only, so no p-value below {1 / ways:.2g} is possible"
+    )
 
 
 def _joint_groups(
@@ -78,10 +121,10 @@ def _joint_groups(
     return np.concatenate([first, second + first.max(initial=-1) + 1])
 
 
-def _noether(effect: Measure) -> int | None:
-    """Candidates needed, n = (z_a + z_b)^2 / (12 c (1 - c) (p - 1/2)^2) x c with c = 1/2 of all texts."""
-    gap = (effect.value or 0.5) - 0.5
+def _noether(effect: float, design_effect: float) -> int | None:
+    """Candidates needed: (z_a + z_b)^2 / (12 c (1 - c) (p - 1/2)^2) x c with c = 1/2 of all texts."""
+    gap = effect - 0.5
     if gap <= 0:
         return None
     quantiles = float(norm.ppf(1 - LEVEL) + norm.ppf(POWER))
-    return math.ceil(quantiles**2 / (12 * 0.25 * gap**2) * 0.5)
+    return math.ceil(quantiles**2 / (12 * 0.25 * gap**2) * 0.5 * design_effect)

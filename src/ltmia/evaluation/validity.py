@@ -1,17 +1,20 @@
-"""May the scores be trusted? Each check is a light, a plain sentence and its figures; and the verdict from them."""
-
-from collections.abc import Sequence
+"""May the scores be trusted, as far as texts go? Each check is a light, a plain sentence and its figures."""
 
 import numpy as np
 from jaxtyping import Int64
+from scipy.stats import beta
 
 from ltmia.evaluation.controls import ControlScores, length_bucket_rows
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES, measure_attack
-from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, SetTest
+from ltmia.evaluation.results import Check, Decisions, Measure
 from ltmia.evaluation.roc import Scores, auc
 
 OVERLAP_SHARE = 0.3
 """A text counts as overlapping when this share of its word 8-grams occurs on the other side."""
+FEWEST_GROUPS = 20
+"""With fewer groups to calibrate on, p-values of single texts rest on too few independent ones."""
+
+Details = dict[str, float | int | str | None]
 
 
 def control_check(control: ControlScores, measure: Measure, what: str) -> Check:
@@ -46,7 +49,7 @@ def length_check(
     lengths = n_tokens.astype(np.float64)
     measure = measure_attack(lengths[labels == 1], lengths[labels == 0], seed=seed).auc
     check = control_check(ControlScores(scores=lengths), measure, "length")
-    details: dict[str, float | int | str | None] = {}
+    details: Details = {}
     for rows in length_bucket_rows(n_tokens):
         value = auc(scores[rows][labels[rows] == 1], scores[rows][labels[rows] == 0])
         span = f"auc_{n_tokens[rows].min()}_to_{n_tokens[rows].max()}_tokens"
@@ -54,117 +57,74 @@ def length_check(
     return check.model_copy(update={"details": details})
 
 
-def duplicates_check(*, n_within: int, n_across: int, overlaps: Sequence[float], left_out: bool) -> Check:
+def duplicates_check(
+    *, n_within: int, n_across: int, n_overlapping: int, n_left_out: int | None, candidates: str = "member"
+) -> Check:
     """Judge repeated texts and shared n-grams between members and non-members.
 
     Args:
         n_within: Texts that repeat another of their own set.
-        n_across: Texts that repeat one of the other set.
-        overlaps: Per member, the share of its word 8-grams that occur among the non-members.
-        left_out: Whether repeats were left out of the audit.
+        n_across: Non-members that repeat a member.
+        n_overlapping: Non-members that share long passages with members.
+        n_left_out: Texts left out for one of these reasons; None when nothing was to be left out.
+        candidates: What the texts on the other side are called.
     """
-    n_overlapping = sum(share >= OVERLAP_SHARE for share in overlaps)
-    details: dict[str, float | int | str | None] = {
+    details: Details = {
         "repeats_within_a_set": n_within,
         "repeats_across_sets": n_across,
-        "members_overlapping": n_overlapping,
-        "left_out": int(left_out),
+        "nonmembers_overlapping": n_overlapping,
+        "left_out": n_left_out or 0,
     }
+    left_out = "" if n_left_out is None else f" {n_left_out} text(s) were left out."
     if not n_across and not n_overlapping:
-        sentence = "No member repeats a non-member, nearly or in long passages."
+        sentence = f"No non-member repeats a {candidates}, nearly or in long passages.{left_out}"
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
-        f"{n_across} text(s) repeat one of the other set and {n_overlapping} member(s) share "
-        f"{OVERLAP_SHARE:.0%} or more of their 8-grams with it: such texts are members and non-members at once"
-        + (", and were left out." if left_out else "; leave them out with --deduplicate.")
+        f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {OVERLAP_SHARE:.0%} or more of "
+        f"their 8-grams with one: such texts stand on both sides and hide what is given away.{left_out}"
     )
-    return Check(status="ok" if left_out else "warning", sentence=sentence, details=details)
+    cure = " Leave them out with --deduplicate." if candidates == "member" and n_left_out is None else ""
+    return Check(status="warning", sentence=sentence + cure, details=details)
 
 
-def distribution_check(distance: float | None, limit: float) -> Check:
-    """Judge how far this target's features lie from those the classifier was trained on."""
-    if distance is None:
-        return Check(status="not_measured", sentence="No learned classifier took part.")
-    measure = Measure(value=distance)
-    if distance <= limit:
-        sentence = f"The features lie within what the classifier was trained on (distance {distance:.2f})."
-        return Check(status="ok", sentence=sentence, measure=measure)
-    sentence = (
-        f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f}): it is "
-        "extrapolating, so trust the best baseline first."
-    )
-    return Check(status="warning", sentence=sentence, measure=measure)
-
-
-def backend_check(*, noise: float, gap: float, dtype: str) -> Check:
-    """Judge the numeric noise of the models against the signal.
-
-    Args:
-        noise: Largest difference of a text's mean log-ratio between the audit and a second scoring, alone.
-        gap: Standard deviation of the mean log-ratio over texts.
-        dtype: What the audit computed in.
-    """
-    details: dict[str, float | int | str | None] = {"noise": noise, "spread": gap, "dtype": dtype}
-    share = noise / gap if gap > 0 else float("inf")
-    if share <= 0.05:
-        sentence = f"Scored again one by one, texts move by {share:.1%} of their spread: noise is negligible."
-        return Check(status="ok", sentence=sentence, details=details)
-    sentence = (
-        f"Scored again one by one, texts move by {noise:.2g} nats, against a spread of {gap:.2g}: "
-        f"scores computed in {dtype} are noisy; audit again with --dtype float32."
-    )
-    return Check(status="warning", sentence=sentence, details=details)
-
-
-def power_check(n_members: int, n_nonmembers: int, smallest_p: float) -> Check:
-    """State what this many texts can show at all."""
+def power_check(n_members: int, n_nonmembers: int, decisions: Decisions) -> Check:
+    """State what this many texts can show at all, and what they cannot."""
     smallest_fpr = FEWEST_FALSE_POSITIVES / n_nonmembers if n_nonmembers else None
-    details: dict[str, float | int | str | None] = {
+    smallest_tpr = None if smallest_fpr is None else _smallest_tpr(n_members, smallest_fpr)
+    details: Details = {
         "smallest_fpr": smallest_fpr,
-        "smallest_p": smallest_p,
+        "smallest_tpr": smallest_tpr,
+        "smallest_p": decisions.smallest_p,
+        "fewest_flags": decisions.fewest_flags,
         "members": n_members,
+        "calibration_groups": decisions.n_calibration_groups,
     }
-    if smallest_fpr is None or smallest_fpr > 0.1:
-        sentence = (
-            f"{n_nonmembers} non-members are too few to measure a true-positive rate at 10 % FPR; "
-            f"no p-value can be below {smallest_p:.3g}."
+    found = _flagging_power(decisions)
+    few_groups = decisions.n_calibration_groups is not None and decisions.n_calibration_groups < FEWEST_GROUPS
+    if few_groups:
+        found += (
+            f" They come from {decisions.n_calibration_groups} groups only: where texts of a group are alike, more "
+            "flags on single records may be false than promised, so rely on the flags of whole groups."
         )
+    if smallest_fpr is None or smallest_fpr > 0.1:
+        sentence = f"{n_nonmembers} non-members are too few to measure a true-positive rate at 10 % FPR. {found}"
         return Check(status="warning", sentence=sentence, details=details)
-    sentence = (
-        f"{n_nonmembers} non-members resolve false-positive rates down to {smallest_fpr:.2g}, and p-values down "
-        f"to {smallest_p:.2g}."
-    )
-    return Check(status="ok", sentence=sentence, details=details)
+    rates = f"{n_nonmembers} non-members resolve false-positive rates down to {smallest_fpr:.2g}"
+    if smallest_tpr is not None:
+        rates += f", where {n_members} members show a true-positive rate from {smallest_tpr:.2g} on"
+    status = "warning" if few_groups or decisions.fewest_flags is None else "ok"
+    return Check.model_validate({"status": status, "sentence": f"{rates}. {found}", "details": details})
 
 
-def verdict(attack: str, result: AttackResult | None, decisions: Decisions, blind: Check) -> str:
-    """Compose the paragraph that sums up an audit from measured figures only."""
-    found = (
-        f"{decisions.n_flagged} of {decisions.n_judged} records can be identified as training data at a false "
-        f"discovery rate of {decisions.fdr:.0%}, judged by {attack} against {decisions.n_calibration} known "
-        "non-members."
-    )
-    fdp = decisions.realized_fdp
-    if fdp.value is not None:
-        found += f" When non-members were judged the same way, {fdp.value:.1%} of all flags were false."
-    strength = ""
-    if result is not None and result.auc.value is not None:
-        a = result.auc
-        strength = f" Over all records its AUC is {a.value:.3f} [{a.low:.3f}, {a.high:.3f}]."
-    shift = f" {blind.sentence}" if blind.status == "warning" else ""
-    limits = (
-        " A record that is not flagged may still have been used: the attack can miss it. A flag is evidence, not "
-        "proof; the error rate holds on average over records like these non-members."
-    )
-    return found + strength + shift + limits
+def _smallest_tpr(n: int, fpr: float) -> float | None:
+    """Return the smallest share of n whose exact 95 % interval lies above the false-positive rate."""
+    counts = np.arange(1, n + 1)
+    above = counts[beta.ppf(0.025, counts, n - counts + 1) > fpr]
+    return float(above[0] / n) if len(above) else None
 
 
-def set_sentence(test: SetTest) -> str:
-    """Say what all candidates together show."""
-    if test.p_value is None:
-        return f" No statement about the candidates as a whole: {test.reason}."
-    seen = f"p = {test.p_value:.2g}" if test.p_value >= 0.001 else "p < 0.001"
-    return (
-        f" Taken together, candidates outscore texts surely not used with {seen}; a candidate wins against such a "
-        f"text with a probability of {test.effect.value:.3f} [{test.effect.low:.3f}, {test.effect.high:.3f}]."
-    )
+def _flagging_power(decisions: Decisions) -> str:
+    least = f"No p-value can be below {decisions.smallest_p:.2g}"
+    if decisions.fewest_flags is None:
+        return f"{least}, so nothing can be flagged at a false discovery rate of {decisions.fdr:.3g}."
+    return f"{least}, so records are flagged only if at least {decisions.fewest_flags} outscore nearly all of these."

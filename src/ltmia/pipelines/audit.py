@@ -20,7 +20,7 @@ from ltmia.evaluation.files import write_records, write_results
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, Timing
 from ltmia.evaluation.set_test import collection_test
-from ltmia.evaluation.validity import verdict
+from ltmia.evaluation.verdict import verdict
 from ltmia.features.store import FeatureStore
 from ltmia.folders import hold_folder
 from ltmia.lm.pair import Pair
@@ -133,10 +133,9 @@ def _audit(
         control=measured.control,
         blind=measured.attacks[CONTROL].auc,
         judge=measured.scores[measured.judge],
-        smallest_p=measured.decisions.summary.smallest_p,
+        decisions=measured.decisions.summary,
     )
     validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
-    judge = measured.attacks[measured.judge]
     hashed = hashed_groups(data)
     groups = flagged_hashes(data, hashed, measured.decisions)
     decisions = measured.decisions.summary.model_copy(update={"flagged_groups": groups})
@@ -156,7 +155,7 @@ def _audit(
         set_test=measured.set_test,
         epsilon=epsilon_lower_bound(*data.by_label(measured.scores[measured.judge]), seed=config.seed),
         validity=validity,
-        verdict=verdict(measured.judge, judge, measured.decisions.summary, validity.blind),
+        verdict=verdict(measured.attacks, measured.decisions.summary, validity),
         timing=timing_of(time.perf_counter() - started, data, scored),
     )
     columns = record_columns(data, scored, measured.scores, measured.decisions, hashed)

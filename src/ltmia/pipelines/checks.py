@@ -9,18 +9,12 @@ from jaxtyping import Float64
 from ltmia.classifier.membership import OUTSIDE_LIMIT, MembershipClassifier
 from ltmia.data.duplicates import compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.results import Check, Measure, Validity
-from ltmia.evaluation.validity import (
-    backend_check,
-    control_check,
-    distribution_check,
-    duplicates_check,
-    length_check,
-    power_check,
-)
+from ltmia.evaluation.model_checks import backend_check, base_check, distribution_check
+from ltmia.evaluation.results import Check, Decisions, Measure, Validity
+from ltmia.evaluation.validity import OVERLAP_SHARE, control_check, duplicates_check, length_check, power_check
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.labelled import LabelledTexts
+from ltmia.pipelines.model_evidence import kinship, rescore
 from ltmia.pipelines.scoring import ScoredTexts
 
 
@@ -37,14 +31,11 @@ class CheckOptions(Protocol):
         """Of folds."""
         ...
 
-    @property
-    def deduplicate(self) -> bool:
-        """Repeats were left out."""
-        ...
-
 
 N_RESCORED = 4
 """Texts scored a second time, alone, for the backend check."""
+N_COMPARED = 16
+"""Texts that both models read again to compare their losses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +48,10 @@ class Findings:
     """Its AUC."""
     judge: Float64[np.ndarray, " texts"]
     """Scores of the attack that the decisions rest on."""
-    smallest_p: float
-    """Smallest p-value the calibration half can give."""
+    labelled: bool = True
+    """Whether the first texts are known members; else they are candidates."""
+    decisions: Decisions
+    """What was decided, against how many non-members."""
 
 
 def check_validity(
@@ -83,23 +76,25 @@ def check_validity(
     n_nonmembers = len(data.texts) - data.n_members
     return Validity(
         blind=control_check(found.control, found.blind, "words"),
-        near_duplicates=_duplicates(data, config),
+        near_duplicates=_duplicates(data, "member" if found.labelled else "candidate"),
         length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
+        base=_base(pair, data, scored, config),
         backend=_backend(pair, data, scored, config),
-        power=power_check(data.n_members, n_nonmembers, found.smallest_p),
+        power=power_check(data.n_members, n_nonmembers, found.decisions),
     )
 
 
-def _duplicates(data: LabelledTexts, config: CheckOptions) -> Check:
+def _duplicates(data: LabelledTexts, candidates: str) -> Check:
     members = data.texts.texts[: data.n_members]
     nonmembers = data.texts.texts[data.n_members :]
     found = compare_sets(members, nonmembers)
     return duplicates_check(
         n_within=len(found.members.rows) + len(found.nonmembers.rows),
         n_across=len(found.across.rows),
-        overlaps=ngram_overlap(members, nonmembers).shares.tolist(),
-        left_out=config.deduplicate,
+        n_overlapping=ngram_overlap(nonmembers, members).n_over(OVERLAP_SHARE),
+        n_left_out=data.n_left_out,
+        candidates=candidates,
     )
 
 
@@ -109,16 +104,30 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     return distribution_check(distance, OUTSIDE_LIMIT)
 
 
+def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
+    """Compare the models on non-members, since what members were taught would blur it; on members if need be."""
+    usable = np.array([reason is None for reason in scored.reasons])
+    nonmembers = np.flatnonzero(usable & (data.labels == 0))
+    rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)
+    chosen = rows[:: max(len(rows) // N_COMPARED, 1)][:N_COMPARED]
+    return base_check(kinship(pair, [data.texts.texts[row] for row in chosen], config.max_length))
+
+
 def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Score a few texts again, each alone."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
-    noise = 0.0
-    for row in chosen:
-        alone = ExtractionConfig(attacks=("difference",), max_length=config.max_length)
-        for batch in extract_batches(pair, [data.texts.texts[row]], alone):
-            noise = max(noise, abs(batch.texts[0].scores["difference"] - difference[row]))
-    spread = float(np.nanstd(difference)) if len(rows) else 0.0
-    dtype = str(next(pair.target.parameters()).dtype).removeprefix("torch.")
-    return backend_check(noise=noise, gap=spread, dtype=dtype)
+    found = rescore(pair, [data.texts.texts[row] for row in chosen], difference[chosen].tolist(), config.max_length)
+    members, nonmembers = data.by_label(difference)
+    return backend_check(
+        found,
+        gap=_mean(members) - _mean(nonmembers),
+        spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
+        dtype=str(next(pair.target.parameters()).dtype).removeprefix("torch."),
+    )
+
+
+def _mean(scores: np.ndarray) -> float:
+    usable = scores[~np.isnan(scores)]
+    return float(usable.mean()) if len(usable) else float("nan")

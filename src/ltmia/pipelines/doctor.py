@@ -1,6 +1,5 @@
 """What stands between a pair of models and an audit: found out by loading and running both, and how to mend it."""
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from ltmia.errors import ModelError
+from ltmia.evaluation.model_checks import base_check
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.lm.forward import CHUNK_BYTES, forward_pair
@@ -20,6 +20,7 @@ from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
 from ltmia.lm.scorer import Scorer
 from ltmia.lm.tokens import EncodedText, encode_texts
+from ltmia.pipelines.model_evidence import kinship_on
 from ltmia.records import TokenStatistics
 from ltmia.runtime import computes_bfloat16
 
@@ -32,10 +33,6 @@ SAMPLE = (
 )
 TIMED_TEXTS = 8
 TIMED_LENGTH = 128
-SAME_SHAPE_SHARE = 0.5
-"""Below this share of parameters with a counterpart in the base, the two are of different kinds."""
-FAR_APART = 0.5
-"""Mean change of the weights, relative to the base's, that no ordinary fine-tune reaches; unrelated weights: 1.4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,46 +167,16 @@ def _about_losses(tokens: TokenStatistics) -> Iterator[Finding]:
 
 def _about_change(pair: Pair, tokens: TokenStatistics) -> Iterator[Finding]:
     """Say how far the target has moved from its base; "not at all" and "out of sight" are both suspicious."""
-    share, change = _weight_change(pair)
-    divergence = float(tokens.divergence.mean())
-    if change == 0 or np.array_equal(tokens.target_logp, tokens.reference_logp):
+    if np.array_equal(tokens.target_logp, tokens.reference_logp):
         same = "target and base give the same logits: nothing was fine-tuned, so there is nothing to find"
         yield Finding(level="warning", sentence=same, cure="check that the target is the fine-tuned model")
-    elif share < SAME_SHAPE_SHARE:
-        unlike = f"only {share:.0%} of the target's parameters have a counterpart in the base: another kind of model"
-        yield Finding(level="warning", sentence=unlike, cure="name the model it was fine-tuned from with --base")
-    elif change is not None and change > FAR_APART:
-        far = f"the target's weights differ from the base's by {change:.0%} on average, more than fine-tuning does"
-        yield Finding(level="warning", sentence=far, cure="name the model it was fine-tuned from with --base")
-    else:
-        moved = "" if change is None else f"its weights changed by {change:.2%} on average, "
-        yield Finding(
-            level="ok", sentence=f"the target was fine-tuned: {moved}divergence {divergence:.3g} nats per token"
-        )
-
-
-def _weight_change(pair: Pair) -> tuple[float, float | None]:
-    """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
-
-    The change is sum |a - b| / sum |b|, taken over all shared parameters. None for an adapter, which changes none.
-    """
-    if pair.reference is None:
-        return 1.0, None
-    theirs = dict(pair.reference.named_parameters())
-    total = matched = 0
-    moved = size = 0.0
-    for name, ours in pair.target.named_parameters():
-        total += ours.numel()
-        other = theirs.get(name)
-        # A grown vocabulary changes the first axis only.
-        if other is None or other.shape[1:] != ours.shape[1:]:
-            continue
-        rows = min(len(ours), len(other)) if ours.ndim else None
-        a, b = ours.detach()[:rows].float(), other.detach()[:rows].float()
-        matched += a.numel()
-        moved += float((a - b).abs().sum())
-        size += float(b.abs().sum())
-    return matched / max(total, 1), moved / size if size else math.inf
+        return
+    check = base_check(kinship_on(pair, tokens.target_logp, tokens.reference_logp))
+    if check.status == "warning":
+        yield Finding(level="warning", sentence=check.sentence)
+        return
+    divergence = float(tokens.divergence.mean())
+    yield Finding(level="ok", sentence=f"{check.sentence} Divergence {divergence:.3g} nats per token")
 
 
 def _run(pair: Pair, texts: list[EncodedText]) -> TokenStatistics:

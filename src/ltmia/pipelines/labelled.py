@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from ltmia.data.duplicates import compare_sets, kept_rows
+from ltmia.data.duplicates import compare_sets, kept_rows, ngram_overlap
 from ltmia.data.reading import content_ids
 from ltmia.errors import DataError
+from ltmia.evaluation.validity import OVERLAP_SHARE
 from ltmia.records import Texts
 
 
@@ -20,6 +21,8 @@ class LabelledTexts:
     texts: Texts
     n_members: int
     groups: Int64[np.ndarray, " texts"] | None
+    n_left_out: int | None = None
+    """Texts left out because they repeat others, or stand on both sides in long passages; None if none was to be."""
 
     @property
     def labels(self) -> Int64[np.ndarray, " texts"]:
@@ -47,14 +50,20 @@ def as_texts(texts: Texts | Sequence[str]) -> Texts:
 def label_texts(members: Texts, nonmembers: Texts, deduplicate: bool) -> LabelledTexts:
     """Join both sets, members first, and number their groups; repeats are left out on request.
 
+    Left out are repeats within each set, and non-members that repeat a member, nearly or in long passages: those were
+    in truth trained on.
+
     Raises:
         DataError: If there are no texts at all.
     """
     if not len(members) and not len(nonmembers):
         raise DataError("neither members nor non-members were given: nothing to audit")
+    n_given = len(members) + len(nonmembers)
     if deduplicate:
         kept = kept_rows(compare_sets(members.texts, nonmembers.texts))
-        members, nonmembers = members.take(kept.members), nonmembers.take(kept.nonmembers)
+        overlaps = ngram_overlap(nonmembers.texts, members.texts).shares[kept.nonmembers]
+        apart = kept.nonmembers[~(overlaps > OVERLAP_SHARE)]
+        members, nonmembers = members.take(kept.members), nonmembers.take(apart)
     groups = None
     if members.groups is not None and nonmembers.groups is not None:
         _, groups = np.unique([*members.groups, *nonmembers.groups], return_inverse=True)
@@ -64,4 +73,9 @@ def label_texts(members: Texts, nonmembers: Texts, deduplicate: bool) -> Labelle
         groups=None if groups is None else (*(members.groups or ()), *(nonmembers.groups or ())),
         source=f"{members.source}, {nonmembers.source}",
     )
-    return LabelledTexts(texts=texts, n_members=len(members), groups=groups)
+    return LabelledTexts(
+        texts=texts,
+        n_members=len(members),
+        groups=groups,
+        n_left_out=n_given - len(texts) if deduplicate else None,
+    )

@@ -18,7 +18,7 @@ from ltmia.evaluation.files import write_records, write_results
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import DataInfo, Results, SetTest
 from ltmia.evaluation.set_test import collection_test
-from ltmia.evaluation.validity import set_sentence, verdict
+from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.folders import hold_folder
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audit import AuditResult, timing_of
@@ -49,11 +49,6 @@ class ScoreConfig:
     """Texts of full length per forward pass."""
     seed: int = 0
     """Of permutations and folds."""
-
-    @property
-    def deduplicate(self) -> bool:
-        """Candidates are never left out: each is asked about."""
-        return False
 
 
 def score(
@@ -121,7 +116,8 @@ def _score(
         control=control,
         blind=measure_attack(*data.by_label(control.scores), **data.groups_by_label, seed=config.seed).auc,
         judge=scored.scores[config.attack],
-        smallest_p=decisions.summary.smallest_p,
+        decisions=decisions.summary,
+        labelled=False,
     )
     validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
     hashed = hashed_groups(data)
@@ -141,7 +137,7 @@ def _score(
         decisions=decisions.summary.model_copy(update={"flagged_groups": groups}),
         set_test=set_test,
         validity=validity,
-        verdict=verdict(config.attack, None, decisions.summary, validity.blind) + set_sentence(set_test),
+        verdict=verdict({}, decisions.summary, validity) + set_sentence(set_test),
         timing=timing_of(time.perf_counter() - started, data, scored),
     )
     columns = record_columns(data, scored, {config.attack: scored.scores[config.attack]}, decisions, hashed)

@@ -1,0 +1,122 @@
+"""Hold the promise of the flags on stores of known membership: python scripts/realised_fdp.py LAB [--attack A].
+
+Members are judged with one half of the non-members against the other half, by the code of `ltmia audit`. The share of
+flags that fall on non-members is the false discovery proportion that was realised; the promise is an average, so beside
+the audit's own split stands the mean over several.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ltmia.attacks.table import LEARNED
+from ltmia.classifier.combinations import Combination
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.evaluation.calibration import judge_audit
+from ltmia.evaluation.results import Decisions, Measure
+from ltmia.pipelines.examine import find_combinations
+from ltmia.pipelines.scoring import chosen_classifier, classify_store
+
+N_SPLITS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Realised:
+    """What became of the promise on one combination."""
+
+    name: str
+    trained_on: bool
+    decisions: Decisions
+    """Of the audit's own split."""
+    mean_fdp: float
+    """Over `N_SPLITS` splits; a split that flags nothing counts as 0, as the definition of the rate has it."""
+    mean_flagged: float
+    groups: int
+
+    @property
+    def held(self) -> bool:
+        """Whether the interval of the realised proportion reaches down to the promise."""
+        fdp = self.decisions.realized_fdp
+        return fdp.low is None or fdp.low <= self.decisions.fdr
+
+    def row(self) -> str:
+        """Return a row of the table."""
+        d = self.decisions
+        name = self.name + (" (trained on)" if self.trained_on else "")
+        cells = (
+            f"{d.n_judged} / {d.n_calibration}", self.groups, d.n_flagged, _figure(d.realized_fdp),
+            "yes" if self.held else "NO", f"{self.mean_flagged:.1f}", f"{self.mean_fdp:.3f}",
+        )  # fmt: skip
+        return f"| {name} | " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    """Judge every store and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--attack", default=LEARNED)
+    parser.add_argument("--classifier", help="folder of a classifier; default: the shipped one")
+    parser.add_argument("--fdr", type=float, default=0.05)
+    arguments = parser.parse_args()
+    classifier = chosen_classifier(arguments.classifier) if arguments.attack == LEARNED else None
+    print("| combination | members / calibration | groups | flagged | FDP realised | held | mean flagged | mean FDP |")
+    print("|---|---|---|---|---|---|---|---|")
+    found = []
+    for combination in find_combinations(arguments.folders):
+        found.append(realised(combination, arguments.attack, classifier, arguments.fdr))
+        print(found[-1].row(), flush=True)
+    for line in summary(found):
+        print(line)
+
+
+def realised(combination: Combination, attack: str, classifier: MembershipClassifier | None, fdr: float) -> Realised:
+    """Judge one combination as an audit does, on its own split and on others."""
+    store = combination.store
+    scores = store.scores(attack) if classifier is None else classify_store(classifier, store)
+    named = store.texts["group"].to_pylist() if "group" in store.texts.column_names else range(len(store))
+    _, groups = np.unique(named, return_inverse=True)
+    members, nonmembers = combination.members, combination.nonmembers
+    judged = [
+        judge_audit(
+            scores[members],
+            scores[nonmembers],
+            attack=attack,
+            fdr=fdr,
+            member_groups=groups[members],
+            nonmember_groups=groups[nonmembers],
+            seed=seed,
+        ).summary
+        for seed in range(N_SPLITS)
+    ]
+    return Realised(
+        name=combination.name,
+        trained_on=classifier is not None and combination.name in classifier.trained_on_,
+        decisions=judged[0],
+        mean_fdp=float(np.mean([d.realized_fdp.value or 0.0 for d in judged])),
+        mean_flagged=float(np.mean([d.n_flagged for d in judged])),
+        groups=len(np.unique(groups[nonmembers])),
+    )
+
+
+def summary(found: list[Realised]) -> Iterator[str]:
+    """Say in how many combinations the promise was held."""
+    flagging = [one for one in found if one.decisions.n_flagged]
+    fdr = found[0].decisions.fdr
+    yield ""
+    yield f"{len(found)} combinations, {len(flagging)} with flags at a false discovery rate of {fdr:g}."
+    yield f"Held within the interval: {sum(one.held for one in found)} of {len(found)}."
+    means = [one.mean_fdp for one in found]
+    yield f"Mean FDP over {N_SPLITS} splits: {np.mean(means):.4f} on average, at most {max(means):.4f}."
+
+
+def _figure(measure: Measure) -> str:
+    if measure.value is None:
+        return "-"
+    return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()

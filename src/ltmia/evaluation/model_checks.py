@@ -1,0 +1,128 @@
+"""May the scores be trusted, as far as the models go? Each check is a light, a plain sentence and its figures."""
+
+import math
+from dataclasses import dataclass
+
+from ltmia.evaluation.results import Check, Measure
+
+NOISE_SHARE = 0.1
+"""Noise of a tenth of the scores' spread adds one per cent to their variance: too little to change a ranking."""
+FAR_APART = 0.5
+"""Mean change of the weights, relative to the base's, that no ordinary fine-tune reaches; unrelated weights: 1.4."""
+SAME_SHAPE_SHARE = 0.5
+"""Below this share of parameters with a counterpart in the base, the two are of different kinds."""
+
+Details = dict[str, float | int | str | None]
+
+
+def distribution_check(distance: float | None, limit: float) -> Check:
+    """Judge how far this target's features lie from those the classifier was trained on."""
+    if distance is None:
+        return Check(status="not_measured", sentence="No learned classifier took part.")
+    measure = Measure(value=distance)
+    if distance <= limit:
+        sentence = f"The features lie within what the classifier was trained on (distance {distance:.2f})."
+        return Check(status="ok", sentence=sentence, measure=measure)
+    sentence = (
+        f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f}): it is "
+        "extrapolating, so trust the best baseline first."
+    )
+    return Check(status="warning", sentence=sentence, measure=measure)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rescored:
+    """A few texts' mean log-ratio of target to reference, scored again."""
+
+    noise: float
+    """Largest difference between the audit's batches and each text alone, in nats."""
+    float32: float | None
+    """Largest difference between the audit's dtype and float32, both alone; None where it was not tried."""
+    reason: str | None = None
+    """Why float32 was not tried."""
+
+
+def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) -> Check:
+    """Judge the numeric noise of the models against the signal.
+
+    Args:
+        rescored: What scoring again showed.
+        gap: Mean log-ratio of members minus that of non-members.
+        spread: Standard deviation of the mean log-ratio over texts.
+        dtype: What the audit computed in.
+    """
+    details: Details = {
+        "noise": rescored.noise,
+        "float32_difference": rescored.float32,
+        "float32_reason": rescored.reason,
+        "gap": None if math.isnan(gap) else gap,
+        "spread": None if math.isnan(spread) else spread,
+        "dtype": dtype,
+    }
+    if not spread > 0:
+        sentence = "No two texts could be scored apart, so noise has nothing to be held against."
+        return Check(status="not_measured", sentence=sentence, details=details)
+    worst = max(rescored.noise, rescored.float32 or 0.0)
+    found = f"Scored again one by one, texts move by {rescored.noise / spread:.1%} of their spread"
+    if rescored.float32 is not None:
+        found += f", and by {rescored.float32 / spread:.1%} in float32 instead of {dtype}"
+    if worst <= NOISE_SHARE * spread:
+        return Check(status="ok", sentence=f"{found}: noise is negligible.", details=details)
+    cure = "the models' code depends on the batch" if dtype == "float32" else "audit again with --dtype float32"
+    sentence = (
+        f"{found} ({worst:.2g} nats; members and non-members differ by {gap:.2g} on average): noise hides part of what "
+        f"is given away; {cure}."
+    )
+    return Check(status="warning", sentence=sentence, details=details)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kinship:
+    """How closely target and reference are related."""
+
+    shared: float
+    """Share of the target's parameters that have a counterpart in the reference."""
+    change: float | None
+    """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another."""
+    agreement: float
+    """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
+
+    For information only: a hard fine-tune may leave .8, and an unrelated model of the same language reach it.
+    """
+    target_loss: float
+    """Mean loss on those tokens, nats."""
+    reference_loss: float
+
+
+def base_check(kin: Kinship) -> Check:
+    """Judge whether the reference is the base that the target was fine-tuned from."""
+    losses = f"loss on non-members {kin.target_loss:.2f} against {kin.reference_loss:.2f} nats per token"
+    details: Details = {
+        "shared_parameters": kin.shared,
+        "weight_change": kin.change,
+        "agreement": None if math.isnan(kin.agreement) else kin.agreement,
+        "target_loss": kin.target_loss,
+        "reference_loss": kin.reference_loss,
+    }
+    details = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in details.items()}
+    if kin.change == 0:
+        sentence = "Target and base have the same weights: nothing was fine-tuned, so there is nothing to find."
+        return Check(status="warning", sentence=sentence, details=details)
+    doubt = _doubt_of_base(kin)
+    if doubt is None:
+        moved = "" if kin.change is None else f"its weights changed by {kin.change:.2%} on average, "
+        sentence = f"The target descends from the base given: {moved}{losses}."
+        return Check(status="ok", sentence=sentence, details=details)
+    sentence = (
+        f"{doubt} ({losses}), so this is hardly the base that the target was fine-tuned from. Against a wrong base all "
+        "attacks that compare the two find less than there is: name the right one with --base."
+    )
+    return Check(status="warning", sentence=sentence, details=details)
+
+
+def _doubt_of_base(kin: Kinship) -> str | None:
+    if kin.shared < SAME_SHAPE_SHARE:
+        return f"Only {kin.shared:.0%} of the target's parameters have one like it in the base, another kind of model"
+    if kin.change is not None and kin.change > FAR_APART:
+        return f"The target's weights differ from the base's by {kin.change:.0%} on average, more than fine-tuning does"
+    return None

@@ -1,0 +1,86 @@
+"""The paragraph that sums up an audit, composed from measured figures and nothing else."""
+
+from collections.abc import Mapping
+
+from ltmia.evaluation.results import AttackResult, Decisions, SetTest, Validity
+
+SPOILERS = ("blind", "near_duplicates", "base", "backend")
+"""Checks whose warnings belong into the verdict: they change what the figures mean."""
+
+
+def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity: Validity) -> str:
+    """Compose the paragraph: what was found, at what error rate, what spoils it, and what it does not show."""
+    warnings = [getattr(validity, name) for name in SPOILERS]
+    parts = [
+        _found(decisions),
+        _promise(decisions),
+        _strength(attacks, decisions.attack),
+        _extrapolation(attacks, decisions.attack, validity),
+        *(check.sentence for check in warnings if check.status in ("warning", "failed")),
+        "A record that is not flagged may still have been used: the attack can miss it. A flag is evidence, not proof, "
+        "in court or elsewhere: the error rate holds on average, and only as far as unused records are like these "
+        "non-members.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def set_sentence(test: SetTest) -> str:
+    """Say what all candidates together show."""
+    if test.p_value is None:
+        return f" No statement about the candidates as a whole: {test.reason}."
+    seen = f"p = {test.p_value:.2g}" if test.p_value >= 0.001 else "p < 0.001"
+    found = (
+        f" Taken together, candidates outscore texts surely not used with {seen}; a candidate wins against such a "
+        f"text with a probability of {test.effect.value:.3f} [{test.effect.low:.3f}, {test.effect.high:.3f}]."
+    )
+    if test.n_for_power is not None and test.p_value > 0.05:
+        found += f" If that is the true effect, about {test.n_for_power:,} candidates would show it four times in five."
+    return found + (f" ({test.reason}.)" if test.reason else "")
+
+
+def _found(decisions: Decisions) -> str:
+    found = (
+        f"{decisions.n_flagged} of {decisions.n_judged} records can be identified as training data at a false "
+        f"discovery rate of {decisions.fdr:.3g}, judged by {decisions.attack} against {decisions.n_calibration} known "
+        "non-members."
+    )
+    if not decisions.n_flagged and decisions.fewest_flags is None:
+        found += " So few non-members cannot flag anything at that rate."
+    elif not decisions.n_flagged and decisions.fewest_flags is not None and decisions.fewest_flags > 1:
+        found += f" Fewer than {decisions.fewest_flags} identifiable records would not have shown."
+    return found
+
+
+def _promise(decisions: Decisions) -> str:
+    fdp = decisions.realized_fdp
+    if fdp.value is None:
+        return ""
+    found = f"When non-members were judged the same way, {fdp.value:.1%} [{fdp.low:.1%}, {fdp.high:.1%}] of all flags"
+    kept = fdp.low is None or fdp.low <= decisions.fdr
+    return f"{found} were false" + (
+        "."
+        if kept
+        else f", more than the {decisions.fdr:.3g} promised: these non-members are not alike among themselves."
+    )
+
+
+def _strength(attacks: Mapping[str, AttackResult], attack: str) -> str:
+    auc = attacks[attack].auc if attack in attacks else None
+    if auc is None or auc.value is None:
+        return ""
+    return f"Over all records its AUC is {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]."
+
+
+def _extrapolation(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
+    """Where the classifier extrapolates, put the best hand-made attack beside it."""
+    if validity.out_of_distribution.status != "warning":
+        return ""
+    others = {name: a.auc for name, a in attacks.items() if name not in (attack, "bag_of_words") and a.auc.value}
+    if not others:
+        return validity.out_of_distribution.sentence
+    best = max(others, key=lambda name: others[name].value or 0.0)
+    a = others[best]
+    return (
+        f"{validity.out_of_distribution.sentence} The best hand-made attack, {best}, has an AUC of {a.value:.3f} "
+        f"[{a.low:.3f}, {a.high:.3f}]."
+    )

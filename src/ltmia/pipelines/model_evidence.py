@@ -1,0 +1,126 @@
+"""What scoring again, and comparing weights, says of a pair: numeric noise, and whether the base is the right one."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ltmia.evaluation.model_checks import Kinship, Rescored
+from ltmia.lm.head import HALF
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.records import TokenStatistics
+
+N_FLOAT32 = 2
+"""Texts scored in float32: it takes twice the memory of half precision for a moment."""
+MEMORY_RESERVE = 2.0
+"""Free memory must be this many times what float32 takes more."""
+
+
+def weight_change(pair: Pair) -> tuple[float, float | None]:
+    """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
+
+    The change is sum |a - b| / sum |b|, taken over all shared parameters. None for an adapter, which changes none.
+    """
+    if pair.reference is None:
+        return 1.0, None
+    theirs = dict(pair.reference.named_parameters())
+    total = matched = 0
+    moved = size = 0.0
+    for name, ours in pair.target.named_parameters():
+        total += ours.numel()
+        other = theirs.get(name)
+        # A grown vocabulary changes the first axis only.
+        if other is None or other.shape[1:] != ours.shape[1:]:
+            continue
+        rows = min(len(ours), len(other)) if ours.ndim else None
+        a, b = ours.detach()[:rows].float(), other.detach()[:rows].float()
+        matched += a.numel()
+        moved += float((a - b).abs().sum())
+        size += float(b.abs().sum())
+    return matched / max(total, 1), moved / size if size else math.inf
+
+
+def kinship(pair: Pair, texts: Sequence[str], max_length: int) -> Kinship:
+    """Compare target and reference by weights, and by what they say of some texts (non-members, best)."""
+    batches = extract_batches(pair, texts, ExtractionConfig(max_length=max_length))
+    tokens = TokenStatistics.concatenate([batch.statistics.tokens for batch in batches])
+    return kinship_on(pair, tokens.target_logp, tokens.reference_logp)
+
+
+def kinship_on(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarray) -> Kinship:
+    """Compare target and reference by weights, and by their log-probabilities of the same tokens."""
+    shared, change = weight_change(pair)
+    target, reference = target_logp.astype(np.float64), reference_logp.astype(np.float64)
+    usable = np.isfinite(target + reference)
+    target, reference = target[usable], reference[usable]
+    varied = len(target) > 1 and target.std() > 0 and reference.std() > 0
+    return Kinship(
+        shared=shared,
+        change=change,
+        agreement=float(np.corrcoef(target, reference)[0, 1]) if varied else math.nan,
+        target_loss=-float(target.mean()) if len(target) else math.nan,
+        reference_loss=-float(reference.mean()) if len(target) else math.nan,
+    )
+
+
+def rescore(pair: Pair, texts: Sequence[str], in_batches: Sequence[float], max_length: int) -> Rescored:
+    """Score a few texts again, each alone, and the first of them once more in float32 where the models are in less.
+
+    Args:
+        pair: The models.
+        texts: What to score.
+        in_batches: Mean log-ratio of each text in the audit.
+        max_length: Token ids read of each text.
+    """
+    alone = [_difference(pair, text, max_length) for text in texts]
+    noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
+    half = [p for model in _models(pair) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
+    if not half or not texts:
+        return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")
+    needed = 2 * sum(p.numel() for p in half)
+    if MEMORY_RESERVE * needed > _free_memory(pair.device):
+        return Rescored(noise=noise, float32=None, reason=f"float32 takes {needed / 2**30:.1f} GiB more than is free")
+    try:
+        with _as_float32(half):
+            exact = [_difference(pair, text, max_length) for text in texts[:N_FLOAT32]]
+    except (MemoryError, torch.OutOfMemoryError):
+        return Rescored(noise=noise, float32=None, reason="memory did not suffice")
+    shift = max(abs(a - b) for a, b in zip(exact, alone[:N_FLOAT32], strict=True))
+    return Rescored(noise=noise, float32=shift)
+
+
+def _difference(pair: Pair, text: str, max_length: int) -> float:
+    config = ExtractionConfig(attacks=("difference",), max_length=max_length)
+    return next(batch.texts[0].scores["difference"] for batch in extract_batches(pair, [text], config))
+
+
+@contextmanager
+def _as_float32(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Widen weights for a while: every half-precision number is a float32 one, so nothing is lost either way."""
+    dtypes = [tensor.dtype for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
+
+
+def _models(pair: Pair) -> list[nn.Module]:
+    return [pair.target] if pair.reference is None else [pair.target, pair.reference]
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the free bytes of a device; unknown counts as none."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 0.0

@@ -1,0 +1,155 @@
+"""The promises, held over many simulated audits whose truth is known; nothing here touches a model."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+from ltmia.evaluation.calibration import conformal_p_values, judge, judge_groups
+from ltmia.evaluation.epsilon import epsilon_lower_bound
+from ltmia.evaluation.set_test import collection_test, permutation_test
+
+RATES = (0.01, 0.05, 0.1)
+N_AUDITS = 1000
+
+
+def slack(values: np.ndarray) -> float:
+    """Three standard errors of a mean over independent audits."""
+    return 3 * float(np.std(values)) / math.sqrt(len(values))
+
+
+@pytest.mark.parametrize("law", ["normal", "cauchy", "exponential"])
+def test_p_values_of_non_members_are_uniform(law: str) -> None:
+    rng = np.random.default_rng(1)
+    draw = {"normal": rng.normal, "cauchy": rng.standard_cauchy, "exponential": rng.exponential}[law]
+    # One candidate per audit, so that the p-values are independent; each is uniform on 1/100, ..., 1.
+    found = np.array([conformal_p_values(draw(size=1), draw(size=99))[0] for _ in range(20_000)])
+    assert kstest(found - rng.random(len(found)) / 100, "uniform").pvalue > 0.001
+    np.testing.assert_allclose(np.unique(found), np.arange(1, 101) / 100)
+
+
+@pytest.mark.parametrize("n_values", [2, 5, 30])
+def test_ties_only_ever_raise_p_values(n_values: int) -> None:
+    rng = np.random.default_rng(2)
+    runs = [rng.integers(0, n_values, 100).astype(float) for _ in range(20_000)]
+    found = np.array([conformal_p_values(scores[:1], scores[1:])[0] for scores in runs])
+    for level in np.linspace(0.01, 0.99, 50):
+        share = (found <= level).mean()
+        assert share <= level + 4 * math.sqrt(level * (1 - level) / len(found))
+    # With ties broken by chance nothing is lost: then p is uniform again.
+    strictly = np.array([(scores[1:] > scores[0]).sum() for scores in runs])
+    tied = np.array([(scores[1:] == scores[0]).sum() + 1 for scores in runs])
+    assert kstest((strictly + rng.random(len(runs)) * tied) / 100, "uniform").pvalue > 0.001
+
+
+def audit_scores(
+    rng: np.random.Generator, n_groups: int, per_group: int, alike: float, shift: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scores whose groups share a part `alike` of the variance; members shift by `shift`, every third by twice."""
+    groups = np.repeat(np.arange(n_groups), per_group)
+    shared = rng.normal(size=n_groups)[groups]
+    scores = math.sqrt(alike) * shared + math.sqrt(1 - alike) * rng.normal(size=len(groups))
+    return scores + shift * np.where(groups % 3 == 0, 2, 1), groups
+
+
+# Shifts of 0.4, 1.2 and 2.4 are AUCs of about .65, .83 and .97 with those that are twice as strong.
+@pytest.mark.parametrize("shift", [0.4, 1.2, 2.4])
+@pytest.mark.parametrize(("n_groups", "per_group", "alike"), [(200, 1, 0.0), (100, 4, 0.2), (50, 10, 0.2)])
+def test_records_are_flagged_within_the_rate(shift: float, n_groups: int, per_group: int, alike: float) -> None:
+    rng = np.random.default_rng(3)
+    proportions: dict[float, list[float]] = {rate: [] for rate in RATES}
+    n_audits = N_AUDITS // 3  # with each of three shifts
+    for _ in range(n_audits):
+        members, _ = audit_scores(rng, n_groups // 2, per_group, alike, shift)
+        held_out, _ = audit_scores(rng, n_groups, per_group, alike, 0.0)
+        calibration, _ = audit_scores(rng, n_groups, per_group, alike, 0.0)
+        judged = judge(np.concatenate([members, held_out]), calibration, 1.0)
+        for rate in RATES:
+            flagged = judged.q_values <= rate
+            proportions[rate].append(flagged[len(members) :].sum() / max(flagged.sum(), 1))
+    for rate, found in proportions.items():
+        assert np.mean(found) <= rate + slack(np.array(found)), rate
+
+
+@pytest.mark.parametrize("shift", [0.7, 1.5])
+def test_groups_are_flagged_within_the_rate_however_alike_their_texts(shift: float) -> None:
+    rng = np.random.default_rng(4)
+    proportions: dict[float, list[float]] = {rate: [] for rate in RATES}
+    for _ in range(N_AUDITS // 2):
+        members, groups = audit_scores(rng, 40, 5, 0.8, shift)
+        others, other_groups = audit_scores(rng, 80, 5, 0.8, 0.0)
+        calibration, calibration_groups = audit_scores(rng, 150, 5, 0.8, 0.0)
+        _, judged = judge_groups(
+            np.concatenate([members, others]),
+            np.concatenate([groups, other_groups + 40]),
+            calibration,
+            calibration_groups,
+            1.0,
+        )
+        for rate in RATES:
+            flagged = judged.q_values <= rate
+            proportions[rate].append(flagged[40:].sum() / max(flagged.sum(), 1))
+    for rate, found in proportions.items():
+        assert np.mean(found) <= rate + slack(np.array(found)), rate
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "per_group", "m_groups", "per_other", "alike"),
+    [(40, 1, 80, 1, 0.0), (15, 8, 30, 8, 0.5), (10, 20, 100, 2, 0.5), (60, 2, 15, 20, 0.8)],
+)
+def test_the_set_test_rejects_as_rarely_as_promised(
+    n_groups: int, per_group: int, m_groups: int, per_other: int, alike: float
+) -> None:
+    rng = np.random.default_rng(5)
+    found = []
+    for seed in range(300):
+        candidates, groups = audit_scores(rng, n_groups, per_group, alike, 0.0)
+        nonmembers, others = audit_scores(rng, m_groups, per_other, alike, 0.0)
+        scores, joint = np.concatenate([candidates, nonmembers]), np.concatenate([groups, others + n_groups])
+        found.append(permutation_test(scores, joint < n_groups, joint, seed=seed).p_value)
+    for level in (0.05, 0.2):
+        share = np.mean(np.array(found) <= level)
+        assert share <= level + 3 * math.sqrt(level * (1 - level) / len(found)), (level, share)
+
+
+def test_as_many_candidates_as_stated_give_the_power_stated() -> None:
+    rng = np.random.default_rng(6)
+    candidates, groups = audit_scores(rng, 100, 4, 0.5, 0.4)
+    nonmembers, others = audit_scores(rng, 100, 4, 0.5, 0.0)
+    needed = collection_test(candidates, nonmembers, candidate_groups=groups, nonmember_groups=others).n_for_power
+    assert needed is not None
+    n_groups = round(needed / 4)
+    rejected = []
+    for seed in range(150):
+        candidates, groups = audit_scores(rng, n_groups, 4, 0.5, 0.4)
+        nonmembers, others = audit_scores(rng, n_groups, 4, 0.5, 0.0)
+        joint = np.concatenate([groups, others + n_groups])
+        scores = np.concatenate([candidates, nonmembers])
+        rejected.append(permutation_test(scores, joint < n_groups, joint, seed=seed).p_value <= 0.05)
+    assert 0.6 <= np.mean(rejected) <= 0.95, (needed, np.mean(rejected))
+
+
+def test_the_set_test_says_when_groups_are_too_few() -> None:
+    groups = np.repeat(np.arange(2), 30)
+    found = collection_test(np.arange(60.0), -np.arange(60.0), candidate_groups=groups, nonmember_groups=groups)
+    assert "6 ways only" in (found.reason or "")
+    assert found.p_value is not None
+    assert found.p_value > 0.05
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("n", [100, 1000])
+def test_the_bound_exceeds_the_true_epsilon_as_rarely_as_promised(epsilon: float, n: int) -> None:
+    rng = np.random.default_rng(7)
+    keep = math.exp(epsilon) / (1 + math.exp(epsilon))
+    bounds = []
+    for run in range(200):
+        member = rng.random(n) < 0.5
+        # Randomised response: the score is the true bit with the probability that epsilon allows.
+        answer = np.where(rng.random(n) < keep, member, ~member).astype(float)
+        bounds.append(epsilon_lower_bound(answer[member], answer[~member], seed=run).value)
+    exceeded = int((np.array(bounds) > epsilon + 1e-9).sum())
+    assert exceeded <= 20, "5 % of 200 is 10; 20 is three standard deviations above"
+    # Nor is it idle: with many records it comes near.
+    assert n < 1000 or np.median(bounds) >= 0.6 * epsilon

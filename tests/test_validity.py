@@ -1,0 +1,196 @@
+"""What may spoil an audit is planted here, on embedded texts and real tiny models, and must be noticed."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.evaluation.calibration import judge_audit, judge_candidates
+from ltmia.evaluation.controls import bag_of_words
+from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.model_checks import Rescored, backend_check
+from ltmia.evaluation.results import Check, Results
+from ltmia.evaluation.validity import control_check, power_check
+from ltmia.lm.finetuning import FinetuneConfig, finetune
+from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.pipelines.doctor import diagnose_pair
+from ltmia.pipelines.model_evidence import rescore
+
+OPTIONS = LoadOptions(dtype="float32", device="cpu")
+TEXTS = demo_texts()
+MEMBERS, NONMEMBERS = TEXTS.texts[:60], TEXTS.texts[80:200]
+
+
+def base_model():
+    return load_model(str(demo_base_path()), OPTIONS)[0]
+
+
+def random_model(seed: int):
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(demo_base_path()))
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("validity") / "target"
+    config = FinetuneConfig(epochs=2, learning_rate=1e-3, batch_size=8, max_length=64)
+    finetune(base_model(), load_tokenizer(str(demo_base_path()), OPTIONS), MEMBERS, config, folder)
+    return folder
+
+
+def pair_of(target: Path, reference) -> Pair:
+    return Pair(
+        target=load_model(str(target), OPTIONS)[0], reference=reference, tokenizer=load_tokenizer(str(target), OPTIONS)
+    )
+
+
+def audited(pair: Pair, members: Sequence[str], nonmembers: Sequence[str], out: Path, **options) -> Results:
+    config = AuditConfig(attacks="difference", max_length=48, **options)
+    return audit(pair, members, nonmembers, out, config=config).results
+
+
+def passages(years: range) -> list[int]:
+    return [i for i, source in enumerate(TEXTS.groups or ()) if int(source.split("/")[1][:4]) in years]
+
+
+def blind_control(members: list[int], nonmembers: list[int]) -> Check:
+    rows = members + nonmembers
+    labels = np.repeat([1, 0], [len(members), len(nonmembers)])
+    control = bag_of_words([TEXTS.texts[i] for i in rows], labels)
+    return control_check(control, measure_attack(control.scores[labels == 1], control.scores[labels == 0]).auc, "words")
+
+
+def test_speeches_of_another_century_are_told_apart_without_any_model() -> None:
+    found = blind_control(passages(range(2014, 2015)), passages(range(1800, 1900))[:300])
+    assert found.status == "warning"
+    assert found.measure.low > 0.5
+    assert "may be this difference and not membership" in found.sentence
+
+
+def test_a_random_split_of_one_source_is_not_told_apart() -> None:
+    rows = np.random.default_rng(0).permutation(passages(range(1950, 2000))).tolist()
+    assert blind_control(rows[:150], rows[150:450]).status == "ok"
+
+
+def test_planted_duplicates_are_found_said_and_left_out_on_request(target: Path, tmp_path: Path) -> None:
+    pair = pair_of(target, base_model())
+    edited = MEMBERS[2].replace("the", "The", 1) + " Indeed."
+    half = MEMBERS[3][: len(MEMBERS[3]) // 2] + " and something that none of them ever said to anybody at any time"
+    planted = [*NONMEMBERS[:20], MEMBERS[0], MEMBERS[1].upper(), edited, half]
+    found = audited(pair, [*MEMBERS[:20], MEMBERS[5]], planted, tmp_path / "kept")
+    check = found.validity.near_duplicates
+    assert check.status == "warning"
+    assert check.details["repeats_across_sets"] == 3
+    assert check.details["repeats_within_a_set"] == 1
+    assert check.details["nonmembers_overlapping"] == 4
+    assert "--deduplicate" in check.sentence
+    assert check.sentence in found.verdict
+    clean = audited(pair, [*MEMBERS[:20], MEMBERS[5]], planted, tmp_path / "clean", deduplicate=True)
+    assert clean.data.n_members == 20
+    assert clean.data.n_nonmembers == 20
+    assert clean.validity.near_duplicates.status == "ok"
+    assert clean.validity.near_duplicates.details["left_out"] == 5
+
+
+@pytest.fixture(scope="module")
+def sound(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return audited(pair_of(target, base_model()), MEMBERS, NONMEMBERS, tmp_path_factory.mktemp("sound"))
+
+
+def test_the_right_base_is_taken_as_such(sound: Results) -> None:
+    check = sound.validity.base
+    assert check.status == "ok", check.sentence
+    assert 0 < check.details["weight_change"] < 0.3
+    assert check.details["agreement"] > 0.7
+    assert sound.attacks["difference"].auc.value > 0.7
+
+
+def test_an_unrelated_base_is_noticed_by_audit_doctor_and_gate(target: Path, sound: Results, tmp_path: Path) -> None:
+    pair = pair_of(target, random_model(3))
+    found = audited(pair, MEMBERS, NONMEMBERS, tmp_path)
+    check = found.validity.base
+    assert check.status == "warning"
+    assert "name the right one with --base" in check.sentence
+    assert check.sentence in found.verdict
+    assert any("hardly the base" in finding.sentence for finding in diagnose_pair(pair).findings)
+    limits = [Limit.parse("auc:1")]
+    assert hold_against(sound, limits).exit_code == 0
+    verdict = hold_against(found, limits)
+    assert verdict.exit_code == 3
+    assert "may see too little" in verdict.lines()[0]
+
+
+def test_a_base_that_is_the_target_itself_is_noticed(target: Path, tmp_path: Path) -> None:
+    same = load_model(str(target), OPTIONS)[0]
+    found = audited(pair_of(target, same), MEMBERS[:20], NONMEMBERS[:20], tmp_path)
+    assert "nothing was fine-tuned" in found.validity.base.sentence
+
+
+def test_half_precision_is_held_against_float32_and_put_back(target: Path) -> None:
+    pair = load_pair(target, demo_base_path(), dtype="bfloat16", device="cpu")
+    before = [p.detach().clone() for p in (*pair.target.parameters(), *pair.reference.parameters())]
+    exact = load_pair(target, demo_base_path(), dtype="float32", device="cpu")
+    from ltmia.pipelines.memory import score_texts
+
+    half, full = (score_texts(p, list(MEMBERS[:3]), attacks="difference")["difference"] for p in (pair, exact))
+    found = rescore(pair, MEMBERS[:3], half.tolist(), max_length=128)
+    assert found.float32 == pytest.approx(np.abs(half - full)[:2].max(), abs=found.noise + 1e-3)
+    after = [p.detach() for p in (*pair.target.parameters(), *pair.reference.parameters())]
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert rescore(exact, MEMBERS[:3], full.tolist(), max_length=128).reason == "computed in float32 anyway"
+
+
+def test_noise_is_judged_against_the_spread() -> None:
+    quiet = backend_check(Rescored(noise=1e-6, float32=None, reason="x"), gap=0.2, spread=0.1, dtype="float32")
+    assert quiet.status == "ok"
+    loud = backend_check(Rescored(noise=1e-3, float32=0.05), gap=0.02, spread=0.1, dtype="bfloat16")
+    assert loud.status == "warning"
+    assert "--dtype float32" in loud.sentence
+    assert "50.0% in float32" in loud.sentence
+    nothing = backend_check(Rescored(noise=0.0, float32=None), gap=math.nan, spread=0.0, dtype="float32")
+    assert nothing.status == "not_measured"
+    assert nothing.details["gap"] is None
+
+
+def test_power_says_what_cannot_be_shown() -> None:
+    rng = np.random.default_rng(0)
+    few = judge_audit(rng.normal(size=50), rng.normal(size=30), attack="loss", fdr=0.05).summary
+    assert few.fewest_flags is None, "65 tests at 1/16 each: even all of them together are above 5 %"
+    assert "nothing can be flagged" in power_check(50, 30, few).sentence
+    # 100 candidates against 999: k = 100 x 0.001 / 0.05 = 2 records at the smallest p are flagged, one is not.
+    calibration = rng.normal(size=999)
+    scores = np.concatenate([[9.0, 9.0], np.full(98, -9.0)])
+    two = judge_candidates(scores, calibration, attack="loss", fdr=0.05).summary
+    assert (two.fewest_flags, two.n_flagged) == (2, 2)
+    scores[1] = -9.0
+    assert judge_candidates(scores, calibration, attack="loss", fdr=0.05).summary.n_flagged == 0
+    check = power_check(100, 999, two)
+    assert check.details["smallest_fpr"] == pytest.approx(10 / 999)
+    # 4 of 100: Clopper-Pearson [0.011, 0.099]; 3 of 100: [0.006, 0.085].
+    assert check.details["smallest_tpr"] == 0.04
+    assert "at least 2 outscore" in check.sentence
+
+
+def test_few_groups_to_calibrate_on_are_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(10), 20)
+    found = judge_audit(
+        rng.normal(size=200),
+        rng.normal(size=200),
+        attack="loss",
+        fdr=0.05,
+        member_groups=groups,
+        nonmember_groups=groups,
+    ).summary
+    assert found.n_calibration_groups == 5
+    check = power_check(200, 200, found)
+    assert check.status == "warning"
+    assert "5 groups only" in check.sentence
