@@ -1,6 +1,6 @@
-"""Reading and writing what an audit leaves: `results.json` and `records.parquet`, whole or not at all."""
+"""Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `tokens.parquet`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ltmia.errors import StoreError
 from ltmia.evaluation.results import Results
 
-RESULTS_FILE, RECORDS_FILE = "results.json", "records.parquet"
+RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -37,11 +37,19 @@ def read_results(folder: Path) -> Results:
         raise StoreError(f"{path}: {place}: {first['msg']}; run the audit again") from error
 
 
-def write_records(columns: Mapping[str, Sequence[Any] | pa.Array], folder: Path) -> pa.Table:
+def write_records(columns: Mapping[str, Any], folder: Path) -> pa.Table:
     """Write `records.parquet`, one row per text in input order, and return the table."""
-    table = pa.table(dict(columns))
-    _replace(folder / RECORDS_FILE, lambda path: pq.write_table(table, path))
-    return table
+    return _write_table(columns, folder / RECORDS_FILE)
+
+
+def write_tokens(columns: Mapping[str, Any], folder: Path) -> pa.Table:
+    """Write `tokens.parquet`: per-token numbers of some records, one row per record.
+
+    Columns: `row` (of the record in `records.parquet`, from 0), `difference` (list: reference loss minus target loss of
+    each scored token, nats), `attribution` (list: what each adds to the classifier's logit; only where one took
+    part) and `token` (list of strings; only if the texts were revealed).
+    """
+    return _write_table(columns, folder / TOKENS_FILE)
 
 
 def read_records(folder: Path) -> pa.Table:
@@ -50,11 +58,30 @@ def read_records(folder: Path) -> pa.Table:
     Raises:
         StoreError: If it is missing or damaged.
     """
-    path = folder / RECORDS_FILE
+    return _read_table(folder / RECORDS_FILE)
+
+
+def read_tokens(folder: Path) -> pa.Table | None:
+    """Read `tokens.parquet`; None if there is none.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    path = folder / TOKENS_FILE
+    return _read_table(path) if path.exists() else None
+
+
+def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not readable ({error}); run the audit again") from error
+
+
+def _write_table(columns: Mapping[str, Any], path: Path) -> pa.Table:
+    table = pa.table(dict(columns))
+    _replace(path, lambda part: pq.write_table(table, part))
+    return table
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
