@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from ltmia.classifier.attribution import integrated_gradients
 from ltmia.classifier.card import model_card
 from ltmia.classifier.combinations import N_SUMMARY, Combination, tensors
 from ltmia.classifier.networks import NETWORKS, build_network
@@ -167,6 +168,15 @@ class MembershipClassifier:
         except (SafetensorError, ConfigError) as error:
             raise _damaged(folder, error) from error
         return loaded
+
+    def attribute(self, features: FeatureBatch) -> Float32[np.ndarray, "batch seq"]:
+        """Return how much each token adds to its text's logit; 0 where nothing is scored."""
+        return integrated_gradients(self.network_, features, self.average_token)
+
+    @property
+    def average_token(self) -> Float32[Tensor, " feat"]:
+        """Features of an average token of the training data."""
+        return torch.from_numpy(self.feature_means_.mean(axis=0)).float()
 
     @property
     def n_parameters(self) -> int:

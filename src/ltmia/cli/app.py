@@ -213,7 +213,7 @@ def doctor(
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
 ) -> None:
-    """Render report.html again from the folder's results.json and records.parquet alone."""
+    """Render report.html again from the folder's results.json, records.parquet and tokens.parquet alone."""
     from ltmia.report.page import write_report
 
     print(write_report(folder))

@@ -64,7 +64,9 @@ DtypeOption = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
-Reveal = Annotated[bool, typer.Option("--reveal", help="Write the texts into records.parquet.")]
+Reveal = Annotated[
+    bool, typer.Option("--reveal", help="Write the texts into records.parquet, and the tokens into the report.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
 

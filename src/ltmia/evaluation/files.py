@@ -1,6 +1,6 @@
-"""Reading and writing what an audit leaves: `results.json` and `records.parquet`, whole or not at all."""
+"""Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `tokens.parquet`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ltmia.errors import StoreError
 from ltmia.evaluation.results import Results
 
-RESULTS_FILE, RECORDS_FILE = "results.json", "records.parquet"
+RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
 RECORD_TYPES: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "label": pa.int64(),
@@ -24,6 +24,13 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),
 }
 """Columns of the records beside `score_ATTACK`."""
+TOKEN_TYPES: Mapping[str, pa.DataType] = {
+    "row": pa.int64(),
+    "difference": pa.list_(pa.float32()),
+    "attribution": pa.list_(pa.float32()),
+    "token": pa.list_(pa.string()),
+}
+"""Columns of the tokens; the last two may be missing."""
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -49,11 +56,19 @@ def read_results(folder: Path) -> Results:
         raise StoreError(f"{path}: {place}: {first['msg']}; run the audit again") from error
 
 
-def write_records(columns: Mapping[str, Sequence[Any] | pa.Array], folder: Path) -> pa.Table:
+def write_records(columns: Mapping[str, Any], folder: Path) -> pa.Table:
     """Write `records.parquet`, one row per text in input order, and return the table."""
-    table = pa.table(dict(columns))
-    _replace(folder / RECORDS_FILE, lambda path: pq.write_table(table, path))
-    return table
+    return _write_table(columns, folder / RECORDS_FILE)
+
+
+def write_tokens(columns: Mapping[str, Any], folder: Path) -> pa.Table:
+    """Write `tokens.parquet`: per-token numbers of some records, one row per record.
+
+    Columns: `row` (of the record in `records.parquet`, from 0), `difference` (list: reference loss minus target loss of
+    each scored token, nats), `attribution` (list: what each adds to the classifier's logit; only where one took
+    part) and `token` (list of strings; only if the texts were revealed).
+    """
+    return _write_table(columns, folder / TOKENS_FILE)
 
 
 def read_records(folder: Path) -> pa.Table:
@@ -62,25 +77,43 @@ def read_records(folder: Path) -> pa.Table:
     Raises:
         StoreError: If it is missing or damaged.
     """
-    path = folder / RECORDS_FILE
+    return _read_table(folder / RECORDS_FILE, RECORD_TYPES, ("id", "label", "n_tokens"))
+
+
+def read_tokens(folder: Path) -> pa.Table | None:
+    """Read `tokens.parquet`; None if there is none.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    path = folder / TOKENS_FILE
+    return _read_table(path, TOKEN_TYPES, ("row", "difference")) if path.exists() else None
+
+
+def _read_table(path: Path, types: Mapping[str, pa.DataType], required: tuple[str, ...]) -> pa.Table:
     try:
-        return _checked_records(pq.read_table(path))
+        return _checked(pq.read_table(path), types, required)
     except (OSError, ValueError, UnicodeDecodeError, pa.ArrowException) as error:
         raise StoreError(f"{path}: not readable ({error}); run the audit again") from error
 
 
-def _checked_records(table: pa.Table) -> pa.Table:
+def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[str, ...]) -> pa.Table:
     """Give the columns the types they were written with, or fail."""
     for name in table.column_names:
         if table.column_names.count(name) > 1:
             raise ValueError(f"column {name[:80]!r} stands twice")
-        kind = pa.float64() if name.startswith("score_") else RECORD_TYPES.get(name, table.schema.field(name).type)
+        kind = pa.float64() if name.startswith("score_") else types.get(name, table.schema.field(name).type)
         column = table[name].cast(kind)
-        if kind == pa.string():
-            column.validate(full=True)  # UTF-8
+        column.validate(full=True)  # strings are UTF-8, lists lie inside their values
         table = table.set_column(table.column_names.index(name), name, column)
-    if missing := [name for name in ("id", "label", "n_tokens") if name not in table.column_names]:
+    if missing := [name for name in required if name not in table.column_names]:
         raise ValueError(f"no column {missing[0]!r}")
+    return table
+
+
+def _write_table(columns: Mapping[str, Any], path: Path) -> pa.Table:
+    table = pa.table(dict(columns))
+    _replace(path, lambda part: pq.write_table(table, part))
     return table
 
 

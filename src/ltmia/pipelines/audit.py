@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.axes import Axes
 
 from ltmia.attacks.probing import SHOTS, Shots
 from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import ControlScores, bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
-from ltmia.evaluation.files import write_records, write_results
+from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, Timing
 from ltmia.evaluation.set_test import collection_test
@@ -31,7 +32,9 @@ from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
 from ltmia.pipelines.scoring import ScoredTexts, chosen_classifier, extraction_config, score_to_store
 from ltmia.pipelines.storing import Report, silent
+from ltmia.pipelines.token_table import token_columns
 from ltmia.records import Texts
+from ltmia.report.notebook import results_html, roc_axes
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 
@@ -58,7 +61,7 @@ class AuditConfig:
     deduplicate: bool = False
     """Leave out repeats within and across the two sets."""
     reveal: bool = False
-    """Write the texts themselves into the records."""
+    """Write the texts and their tokens into the records and the report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,17 @@ class AuditResult:
     results: Results
     records: pa.Table
     folder: Path
+
+    def plot_roc(self, axes: Axes | None = None) -> Axes:
+        """Draw the ROC curves of the strongest attacks and the control, both axes logarithmic; return the axes.
+
+        Raises:
+            DataError: If membership is not known, as after `score`.
+        """
+        return roc_axes(self.results, self.records, axes)
+
+    def _repr_html_(self) -> str:
+        return results_html(self.results, self.folder)
 
 
 def audit(
@@ -83,7 +97,7 @@ def audit(
     """Audit a fine-tuned model: which of its training texts can be told from texts it never saw?
 
     Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet`,
-    `report.html` and `store/` into `out`.
+    `tokens.parquet`, `report.html` and `store/` into `out`.
 
     Args:
         pair: Target and reference.
@@ -162,6 +176,13 @@ def _audit(
     if config.reveal:
         columns["text"] = [clean_text(text) for text in data.texts.texts]
     records = write_records(columns, folder)
+    tokens = token_columns(
+        scored,
+        measured.scores[measured.judge],
+        classifier=classifier,
+        revealed=(pair, data.texts, config.max_length) if config.reveal else None,
+    )
+    write_tokens(tokens, folder)
     write_results(results, folder)
     write_report(folder)
     return AuditResult(results=results, records=records, folder=folder)

@@ -16,7 +16,7 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import FIGURES, Examined, Macro, error_ratio, macro_averages
 from ltmia.evaluation.results import AttackResult, Measure
-from ltmia.report.page import format_measure
+from ltmia.report.words import format_measure
 
 EXAM_FILE, TABLES_FILE = "exam.json", "exam.md"
 SLICES = ("architecture", "corpus", "regime")

@@ -14,7 +14,7 @@ from ltmia.attacks.table import ATTACKS, LEARNED, select_attacks
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
-from ltmia.evaluation.files import write_records, write_results
+from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import DataInfo, Results, SetTest
 from ltmia.evaluation.set_test import collection_test
@@ -26,8 +26,16 @@ from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.record_table import flagged_hashes, hashed_groups, record_columns
-from ltmia.pipelines.scoring import ScoredTexts, Scorer, chosen_classifier, extraction_config, score_to_store
+from ltmia.pipelines.scoring import (
+    ScoredTexts,
+    Scorer,
+    StoredTexts,
+    chosen_classifier,
+    extraction_config,
+    score_to_store,
+)
 from ltmia.pipelines.storing import Report, silent
+from ltmia.pipelines.token_table import token_columns
 from ltmia.records import Texts
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
@@ -64,7 +72,7 @@ def score(
     """Judge candidates: was each of them, and were they as a whole, used to fine-tune the target?
 
     Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet`,
-    `report.html` and `store/` into `out`.
+    `tokens.parquet`, `report.html` and `store/` into `out`.
 
     Args:
         pair: Target and reference.
@@ -143,6 +151,8 @@ def _score(
     columns = record_columns(data, scored, {config.attack: scored.scores[config.attack]}, decisions, hashed)
     columns["label"] = pa.array([None] * data.n_members + [0] * (len(data.texts) - data.n_members), pa.int64())
     records = write_records(columns, folder)
+    if isinstance(scored, StoredTexts):  # a cluster keeps scores alone
+        write_tokens(token_columns(scored, scored.scores[config.attack], classifier=classifier), folder)
     write_results(results, folder)
     write_report(folder)
     return AuditResult(results=results, records=records, folder=folder)

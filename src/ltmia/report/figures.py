@@ -1,5 +1,9 @@
-"""Figures of the report as SVG text; drawn from scores alone, the same input giving the same bytes."""
+"""Figures of the report as SVG text; drawn from scores alone, the same input giving the same bytes.
 
+Ink and colours are written as CSS variables of the page, so that one drawing serves light, dark and paper.
+"""
+
+import re
 from collections.abc import Mapping
 from io import StringIO
 
@@ -13,93 +17,167 @@ from scipy.stats import beta
 from ltmia.evaluation.roc import Scores, measurable, roc_curve
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; dashes tell lines apart without colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-INK = "#777777"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6D00")
+DASHES = ("-", (0, (6, 2)), "-.", (0, (2, 1.5)), (0, (8, 2, 2, 2, 2, 2)))
+CONTROL_COLOUR, CONTROL_DASH = "#767676", (0, (1, 1.5))
+INK = "#010203"
+"""Stands for the page's ink until the drawing is text."""
+SIZE = (4.5, 3.9)
+"""Inches. Small, so that letters stay readable on a telephone."""
+MOST_POINTS = 180
+"""Per curve, evenly spread over the logarithm of the axis: more cannot be seen."""
 
 
-def roc_figure(scores: Mapping[str, tuple[Scores, Scores]]) -> str:
-    """Draw log-log ROC curves with 95 % bands, from one false positive on, beside the diagonal.
+def roc_figure(scores: Mapping[str, tuple[Scores, Scores]], control: str) -> str:
+    """Draw log-log ROC curves with 95 % bands, from one false positive on, beside chance and the blind control.
 
     Args:
-        scores: Member and non-member scores by attack, most important first; only this one gets a band.
+        scores: Member and non-member scores by attack, most important first; the first curve gets a band, and so
+            does the control.
+        control: The attack that sees no model.
     """
-    figure = Figure(figsize=(5.6, 4.6))
-    axes = figure.add_subplot()
-    plot_roc(axes, scores)
-    return _svg(figure)
+    figure, axes = _new()
+    plot_roc(axes, scores, control=control)
+    return _svg(figure, "roc")
 
 
-def plot_roc(axes: Axes, scores: Mapping[str, tuple[Scores, Scores]]) -> None:
-    """Draw the curves onto axes."""
+def plot_roc(axes: Axes, scores: Mapping[str, tuple[Scores, Scores]], *, control: str) -> None:
+    """Draw the curves onto axes; see `roc_figure`."""
     smallest = 1.0
     for i, (name, (members, nonmembers)) in enumerate(scores.items()):
-        n = len(measurable(nonmembers))
-        if not n or not len(measurable(members)):
+        n_members, n_nonmembers = len(measurable(members)), len(measurable(nonmembers))
+        if not n_members or not n_nonmembers:
             continue
-        smallest = min(smallest, 1.0 / n)
+        smallest = min(smallest, 1.0 / n_nonmembers)
         curve = roc_curve(members, nonmembers)
-        colour, dash = COLOURS[i % len(COLOURS)], DASHES[i % len(DASHES)]
-        axes.plot(curve.fpr, curve.tpr, drawstyle="steps-post", label=name, color=colour, ls=dash, lw=1.6)
-        if i == 0:
-            low, high = _band(curve.tpr, len(measurable(members)))
-            axes.fill_between(curve.fpr, low, high, step="post", color=colour, alpha=0.15, lw=0)
+        kept = _thinned(curve.fpr)
+        fpr, tpr = curve.fpr[kept], curve.tpr[kept]
+        colour, dash = (CONTROL_COLOUR, CONTROL_DASH) if name == control else (COLOURS[i % 5], DASHES[i % 5])
+        axes.plot(fpr, tpr, drawstyle="steps-post", label=_literal(name), color=colour, ls=dash, lw=1.7)
+        if i == 0 or name == control:
+            low, high = _band(tpr, n_members)
+            axes.fill_between(fpr, low, high, step="post", color=colour, alpha=0.16, lw=0)
     grid = np.geomspace(smallest, 1, 50)
-    axes.plot(grid, grid, color=INK, lw=1, label="chance")
+    axes.plot(grid, grid, color=INK, lw=0.9, label="chance")
     axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
     axes.set_xlabel("false-positive rate")
     axes.set_ylabel("true-positive rate")
-    axes.legend(loc="lower right", fontsize=8, framealpha=0)
+    axes.legend(loc="lower right", framealpha=0, fontsize=9, handlelength=2.8)
 
 
-def histogram_figure(members: Scores, nonmembers: Scores, name: str) -> str:
-    """Draw the score distributions of members and non-members over common bins."""
-    figure = Figure(figsize=(5.6, 3.4))
-    axes = figure.add_subplot()
-    both = np.concatenate([measurable(members), measurable(nonmembers)])
-    both = both[np.isfinite(both)]
-    if len(both):
-        low, high = np.quantile(both, [0.002, 0.998])
-        bins = np.linspace(float(low), float(high), 41)
-        if bins[0] < bins[-1]:
-            for values, label, colour, hatch in (
-                (nonmembers, "non-members", COLOURS[0], ""),
-                (members, "members", COLOURS[1], "///"),
-            ):
-                axes.hist(
-                    measurable(values), bins.tolist(), density=True, label=label, color=colour, alpha=0.55,
-                    hatch=hatch,
-                )  # fmt: skip
-            axes.legend(fontsize=8, framealpha=0)
-    axes.set_xlabel(f"{name} score")
-    axes.set_ylabel("density")
-    return _svg(figure)
+def distribution_figure(kinds: Mapping[str, Scores], name: str, flag_from: float | None) -> str:
+    """Draw the distribution of scores of each kind of text over common bins.
+
+    Args:
+        kinds: Scores by kind of text; at most two.
+        name: The attack.
+        flag_from: Lowest flagged score, drawn as a line.
+    """
+    figure, axes = _new()
+    finite = [values[np.isfinite(values)] for values in kinds.values()]
+    both = np.concatenate([*finite, np.empty(0)])
+    low, high = np.quantile(both, [0.002, 0.998]) if len(both) else (0.0, 0.0)
+    if low < high:
+        bins = np.linspace(low, high, 41)
+        for i, (kind, values) in enumerate(zip(kinds, finite, strict=True)):
+            share = np.histogram(values, bins)[0] / max(len(values), 1)
+            axes.stairs(share, bins, label=kind, color=COLOURS[i], ls=DASHES[i], lw=1.7)
+            axes.stairs(share, bins, fill=True, color=COLOURS[i], alpha=0.16, lw=0)
+        axes.set_ylim(bottom=0)
+    if flag_from is not None and low < flag_from < high:
+        axes.axvline(flag_from, color=INK, lw=1, ls=(0, (4, 3)), label="flagged from here on")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(framealpha=0, fontsize=9, loc="best")
+    axes.set_xlabel(f"score of {_literal(name)}")
+    axes.set_ylabel("share of texts per bin")
+    return _svg(figure, "scores")
 
 
-def _band(tpr: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise Clopper-Pearson bounds of each true-positive rate."""
-    count = np.rint(tpr * n)
+def calibration_figure(p_values: Mapping[str, Scores], smallest: float) -> str:
+    """Draw which share of texts has a p-value up to each level; of non-members it should be the level itself.
+
+    Args:
+        p_values: By kind of text, "non-members" with a 95 % band where it is there.
+        smallest: No p-value can be below it.
+    """
+    figure, axes = _new()
+    for i, (kind, values) in enumerate(p_values.items()):
+        values = np.sort(measurable(values))
+        if not len(values):
+            continue
+        levels = np.unique(values)
+        levels = levels[_thinned(levels)]
+        share = np.searchsorted(values, levels, side="right") / len(values)
+        axes.plot(levels, share, drawstyle="steps-post", color=COLOURS[i], ls=DASHES[i], lw=1.7, label=kind)
+        if kind == "non-members":
+            low, high = _band(share, len(values))
+            axes.fill_between(levels, low, high, step="post", color=COLOURS[i], alpha=0.16, lw=0)
+    grid = np.geomspace(smallest, 1, 50)
+    axes.plot(grid, grid, color=INK, lw=0.9, label="exactly as promised")
+    axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
+    axes.set_xlabel("level")
+    axes.set_ylabel("share of texts with p up to the level")
+    axes.legend(loc="lower right", framealpha=0, fontsize=9, handlelength=2.8)
+    return _svg(figure, "calibration")
+
+
+def _new() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE)
+    return figure, figure.add_subplot()
+
+
+def _literal(name: str) -> str:
+    """Keep a dollar sign in a name from starting a formula, and leave out what no font draws."""
+    return "".join(c for c in name if c.isprintable()).replace("$", r"\$")
+
+
+def _thinned(x: np.ndarray) -> np.ndarray:
+    """Choose at most about `MOST_POINTS` rows, evenly over log x; first and last always."""
+    if len(x) <= MOST_POINTS:
+        return np.arange(len(x))
+    positive = np.log(np.maximum(x, x[x > 0].min()))
+    cell = np.floor((positive - positive[0]) / max(positive[-1] - positive[0], 1e-12) * MOST_POINTS)
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    last = np.append(first[1:] - 1, len(x) - 1)
+    return np.unique(np.concatenate([first, last]))
+
+
+def _band(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pointwise Clopper-Pearson bounds of each share of n."""
+    count = np.rint(share * n)
     with np.errstate(invalid="ignore"):
         low = np.where(count > 0, beta.ppf(0.025, count, n - count + 1), 0.0)
         high = np.where(count < n, beta.ppf(0.975, count + 1, n - count), 1.0)
     return low, high
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
+    """Return the drawing as an `svg` element whose ids begin with `name` and whose colours are the page's."""
     for axes in figure.axes:
         axes.patch.set_alpha(0)
-        axes.tick_params(colors=INK, which="both")
+        axes.tick_params(colors=INK, which="both", labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+        legend = axes.get_legend()
+        for part in (axes.xaxis.label, axes.yaxis.label, *(legend.get_texts() if legend else ())):
+            part.set_color(INK)
         for spine in axes.spines.values():
             spine.set_color(INK)
-        axes.xaxis.label.set_color(INK)
-        axes.yaxis.label.set_color(INK)
-        legend = axes.get_legend()
-        for text in legend.get_texts() if legend else ():
-            text.set_color(INK)
     figure.patch.set_alpha(0)
     figure.set_layout_engine("tight")
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "ltmia", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     drawing = out.getvalue()
-    return drawing[drawing.index("<svg") :]
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{name}-", drawing)
+    drawing = re.sub(r'xlink:href="#', f'href="#{name}-', drawing)
+    drawing = re.sub(r"(?<=\d\.\d\d)\d+", "", drawing)  # a hundredth of a point is enough
+    return _themed(drawing)
+
+
+def _themed(drawing: str) -> str:
+    drawing = drawing.replace(INK, "currentColor").replace(CONTROL_COLOUR, "var(--muted)")
+    for i, colour in enumerate(COLOURS, 1):
+        drawing = drawing.replace(colour.lower(), f"var(--line-{i})")
+    return re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", drawing)

@@ -1,7 +1,10 @@
-"""The HTML report: a pure function of `results.json` and `records.parquet`, one file without any network."""
+"""The HTML report: a pure function of the files of an audit's folder, one file without any network."""
 
+import base64
 import json
 from collections.abc import Mapping
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,16 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ltmia.evaluation.files import read_records, read_results
+from ltmia.evaluation.files import read_records, read_results, read_tokens
 from ltmia.evaluation.results import Measure, Results
-from ltmia.evaluation.roc import Scores
-from ltmia.report.figures import histogram_figure, roc_figure
+from ltmia.evaluation.roc import Scores, measurable
+from ltmia.report import figures, words
+from ltmia.report.payload import embedded_json, page_data
+from ltmia.report.slices import Records, group_slices, length_slices
 
 REPORT_FILE = "report.html"
 N_CURVES = 4
 """Attacks drawn into the ROC beside the control."""
-CONTROL = "bag_of_words"
 
 
 def write_report(folder: Path) -> Path:
@@ -27,7 +31,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         StoreError: If the files are missing or damaged.
     """
-    page = render_report(read_results(folder), read_records(folder))
+    page = render_report(read_results(folder), read_records(folder), read_tokens(folder))
     path = folder / REPORT_FILE
     part = path.with_name(path.name + ".part")
     part.write_text(page, "utf-8")
@@ -35,26 +39,39 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render_report(results: Results, records: pa.Table) -> str:
-    """Return the page as text; the same input gives the same bytes."""
-    environment = Environment(loader=PackageLoader("ltmia.report"), autoescape=True, undefined=StrictUndefined)
-    environment.filters["measure"] = format_measure
-    labelled = labelled_scores(records)
-    judge = results.decisions.attack
+def render_report(results: Results, records: pa.Table, tokens: pa.Table | None = None) -> str:
+    """Return the page as text; the same input gives the same bytes.
+
+    Args:
+        results: Of `results.json`.
+        records: Of `records.parquet`.
+        tokens: Of `tokens.parquet`: per-token numbers of some records, and their tokens if they were revealed.
+    """
+    environment = Environment(
+        loader=PackageLoader("ltmia.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["measure"] = words.format_measure
+    environment.filters["percent"] = _percent
+    environment.filters["number"] = _number
+    cut = Records.of(records, results.decisions.attack)
+    template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")
     return environment.get_template("report.html.j2").render(
         results=results,
-        order=attack_order(results),
-        roc=Markup(roc_figure(_chosen_curves(results, labelled))) if labelled else "",  # noqa: S704  our own SVG
-        histogram=Markup(histogram_figure(*labelled[judge], judge)) if judge in labelled else "",  # noqa: S704
-        records=embedded_json(record_columns(records)),
+        words=words,
+        order=words.attack_order(results),
+        reasons=_reasons(results),
+        figures=_figures(results, records),
+        lengths=length_slices(cut),
+        groups=group_slices(cut, results),
+        helps=json.loads((files("ltmia.report") / "what_helps.json").read_text("utf-8")),
+        data=embedded_json(page_data(records, tokens, results.decisions.attack)),
+        script=Markup(template),  # noqa: S704  our own
+        script_hash=base64.b64encode(sha256(template.encode()).digest()).decode(),
     )
-
-
-def attack_order(results: Results) -> list[str]:
-    """Return the attacks to show: the control first, then by AUC, falling."""
-    rest = [name for name in results.attacks if name != CONTROL]
-    rest.sort(key=lambda name: -(results.attacks[name].auc.value or 0.0))
-    return ([CONTROL] if CONTROL in results.attacks else []) + rest
 
 
 def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
@@ -62,44 +79,86 @@ def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
     labels = np.array(records["label"].to_pylist(), np.float64)
     scores = {}
     for column in records.column_names:
-        if column.startswith("score_") and not np.isnan(labels).all():
+        if column.startswith("score_") and (labels == 1).any():
             values = records[column].to_numpy().astype(np.float64)
             scores[column.removeprefix("score_")] = (values[labels == 1], values[labels == 0])
     return scores
 
 
-def format_measure(measure: Measure) -> str:
-    """Write a figure with its interval, or why there is none."""
-    if measure.value is None:
-        return measure.reason or "not measured"
-    if measure.low is None or measure.high is None:
-        return f"{measure.value:.3f}"
-    return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
-
-
-def record_columns(records: pa.Table) -> dict[str, list[Any]]:
-    """Return what the page's table shows, numbers rounded to what can be read."""
-    columns: dict[str, list[Any]] = {}
-    for name in records.column_names:
-        values = records[name].to_pylist()
-        if pa.types.is_floating(records.schema.field(name).type):
-            values = [None if v is None or np.isnan(v) else float(f"{v:.4g}") for v in values]
-        columns[name] = values
-    return columns
-
-
-def embedded_json(value: Any) -> Markup:
-    """Return JSON that is safe inside a script element whatever strings it holds."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)  # noqa: S704  escaped above
-
-
-def _chosen_curves(results: Results, labelled: Mapping[str, tuple[Scores, Scores]]) -> dict[str, tuple[Scores, Scores]]:
-    """The attack that decides, the strongest others, and the control."""
-    names = [results.decisions.attack, *attack_order(results)[1:]]
+def chosen_curves(results: Results, records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
+    """Return the scores of the attacks to draw: the one that decides, the strongest others, and the control."""
+    labelled = labelled_scores(records)
+    names = [results.decisions.attack, *(name for name in words.attack_order(results) if name != words.CONTROL)]
     chosen = list(dict.fromkeys(name for name in names if name in labelled))[:N_CURVES]
-    if CONTROL in labelled:
-        chosen.append(CONTROL)
+    if words.CONTROL in labelled:
+        chosen = [*(name for name in chosen if name != words.CONTROL), words.CONTROL]
     return {name: labelled[name] for name in chosen}
+
+
+def _figures(results: Results, records: pa.Table) -> dict[str, dict[str, Any]]:
+    """Draw the figures that the data allow, each with what it shows in words."""
+    decisions = results.decisions
+    labels = np.array(records["label"].to_pylist(), np.float64)
+    scores = records[f"score_{decisions.attack}"].to_numpy().astype(np.float64)
+    p_values = records["p_value"].to_numpy().astype(np.float64)
+    asked = "members" if results.kind == "audit" else "candidates"
+    kinds = {asked: scores[labels != 0], "non-members": scores[labels == 0]}
+    kinds = {kind: values for kind, values in kinds.items() if len(measurable(values))}
+    flagged = scores[np.array(records["flagged"].to_pylist(), np.bool_)]
+    drawn = {}
+    curves = chosen_curves(results, records)
+    if curves and all(len(kind) for kind in next(iter(curves.values()))):
+        drawn["roc"] = _figure(figures.roc_figure(curves, words.CONTROL), _roc_words(results))
+    if kinds:
+        drawing = figures.distribution_figure(kinds, decisions.attack, float(flagged.min()) if len(flagged) else None)
+        drawn["scores"] = _figure(drawing, _distribution_words(kinds, decisions.attack))
+    judged = {asked: p_values[labels != 0], "non-members": p_values[labels == 0]}
+    judged = {kind: values for kind, values in judged.items() if len(measurable(values))}
+    if judged:
+        drawing = figures.calibration_figure(judged, decisions.smallest_p)
+        drawn["calibration"] = _figure(drawing, _calibration_words(judged))
+    return drawn
+
+
+def _figure(drawing: str, alternative: str) -> dict[str, Any]:
+    return {"svg": Markup(drawing), "alt": alternative}  # noqa: S704  drawn by us, letters escaped by matplotlib
+
+
+def _roc_words(results: Results) -> str:
+    attack = results.attacks.get(results.decisions.attack)
+    said = "ROC curves on logarithmic axes."
+    for fpr, name in words.FPR_NAMES.items():
+        if attack is not None and attack.tpr_at_fpr[fpr].value is not None:
+            found = _percent(attack.tpr_at_fpr[fpr].value)
+            said += f" At a false-positive rate of {name}, {results.decisions.attack} finds {found} of the members."
+    return said
+
+
+def _distribution_words(kinds: Mapping[str, Scores], attack: str) -> str:
+    medians = ", ".join(f"{np.median(measurable(values)):.3g} for {kind}" for kind, values in kinds.items())
+    return f"Distribution of the scores of {attack}; the median is {medians}."
+
+
+def _calibration_words(p_values: Mapping[str, Scores]) -> str:
+    shares = " and ".join(f"{_percent((measurable(v) <= 0.1).mean())} of {kind}" for kind, v in p_values.items())
+    return f"Share of texts with a p-value up to each level; up to 0.1 it is {shares}."
+
+
+def _reasons(results: Results) -> list[str]:
+    """Collect why figures of the table are missing, each reason once; the table refers to them by number."""
+    missing = [m.reason for a in results.attacks.values() for m in (a.auc, *a.tpr_at_fpr.values()) if m.value is None]
+    return list(dict.fromkeys(reason or "not measured" for reason in missing))
+
+
+def _percent(share: float | None) -> str:
+    """Write a share as people read it: two digits, never "0 %" for something."""
+    if share is None:
+        return "–"
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
+
+
+def _number(value: float | Measure | None) -> str:
+    """Write a number to three significant digits."""
+    value = value.value if isinstance(value, Measure) else value
+    return "–" if value is None else f"{value:.3g}"

@@ -1,39 +1,80 @@
-"""Results in the terminal: a table of attacks, the verdict, and what may spoil it."""
+"""Results in the terminal: the attacks, control first, then the verdict, what may spoil it, and where the files are.
+
+On a terminal a table; elsewhere (a pipe, a log) plain lines, one attack each, that grep and cut can read.
+"""
 
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from ltmia.evaluation.results import AttackResult, Results
-from ltmia.report.page import attack_order, format_measure
+from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE
+from ltmia.evaluation.results import Measure, Results
+from ltmia.report.page import REPORT_FILE
+from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks
 
-MARKS = {"ok": "ok", "warning": "WARNING", "failed": "FAILED", "not_measured": "not measured"}
+STYLES = {"warning": "yellow", "failed": "bold red"}
 
 
 def print_results(results: Results, folder: Path, console: Console) -> None:
-    """Print the attacks, control first, then verdict, checks that are not ok, and where the files are."""
-    if results.attacks:
+    """Print the attacks, control first, then verdict, checks that are not fine, and where the files are."""
+    if results.attacks and console.is_terminal:
         console.print(attack_table(results))
-    console.print(results.verdict, markup=False)
-    for name, check in results.validity:
-        if check.status not in ("ok", "not_measured"):
-            console.print(f"{MARKS[check.status]} ({name}): {check.sentence}", markup=False)
-    console.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+    elif results.attacks:
+        for line in attack_lines(results):
+            _print(console, line)
+    _print(console, headline(results), "bold")
+    _print(console, results.verdict)
+    for name, check in named_checks(results.validity):
+        if check.status in STYLES:
+            light = LIGHTS[check.status]
+            _print(console, f"{light.mark} {light.word}: {name}. {check.sentence}", STYLES[check.status])
+    for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
+        _print(console, f"{title + ':':<9}{folder / file}")
 
 
 def attack_table(results: Results) -> Table:
-    """Lay out one row per attack: AUC and TPR at each FPR with 95 % intervals."""
-    table = Table(title="Attacks, with 95 % intervals; the control never sees the model")
-    for heading in ("attack", "AUC", "TPR @ 10 % FPR", "TPR @ 1 % FPR"):
-        table.add_column(heading, no_wrap=heading == "attack")
+    """Lay out one row per attack: AUC and TPR at each FPR with 95 % intervals; fits 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="")
+    table.title = "Attacks, with 95 % intervals. The first is the control: it never sees the model."
+    table.add_column("attack", no_wrap=True)
+    table.add_column("AUC", no_wrap=True)
+    for fpr in ("0.1", "0.01"):
+        table.add_column(f"TPR at {FPR_NAMES[fpr]} FPR", no_wrap=True)
     for name in attack_order(results):
-        table.add_row(name, *_cells(results.attacks[name]))
+        attack = results.attacks[name]
+        style = "dim" if name == CONTROL else "bold" if name == results.decisions.attack else ""
+        figures = (attack.auc, attack.tpr_at_fpr["0.1"], attack.tpr_at_fpr["0.01"])
+        table.add_row(Text(name), *(short_measure(m) for m in figures), style=style)
     return table
 
 
-def _cells(attack: AttackResult) -> list[str]:
-    return [
-        format_measure(m) if m.value is not None else "n/a"
-        for m in (attack.auc, attack.tpr_at_fpr["0.1"], attack.tpr_at_fpr["0.01"])
-    ]
+def attack_lines(results: Results) -> list[str]:
+    """Write one line per attack."""
+    lines = []
+    for name in attack_order(results):
+        attack = results.attacks[name]
+        tpr = ", ".join(
+            f"TPR at {FPR_NAMES[fpr]} FPR {short_measure(attack.tpr_at_fpr[fpr])}" for fpr in ("0.1", "0.01")
+        )
+        role = " (control, sees no model)" if name == CONTROL else ""
+        lines.append(f"{name}{role}: AUC {short_measure(attack.auc)}, {tpr}")
+    return lines
+
+
+def short_measure(measure: Measure) -> str:
+    """Write a figure with its interval in little room; why there is none is in the report."""
+    if measure.value is None:
+        return "n/a"
+    if measure.low is None or measure.high is None:
+        return f"{measure.value:.3f}"
+    return f"{measure.value:.3f} {measure.low:.3f}–{measure.high:.3f}"
+
+
+def _print(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is; only a terminal breaks it, between words."""
+    # Names come from files: what would move the cursor or colour the rest is shown, not obeyed.
+    plain = "".join(c if c.isprintable() else "�" for c in line)
+    console.print(Text(plain), style=style, soft_wrap=not console.is_terminal)

@@ -1,0 +1,105 @@
+"""How an audit's outcome differs between parts of the data: by length, and by group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ltmia.evaluation.controls import length_bucket_rows
+from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.roc import auc
+
+N_RESAMPLES = 300
+MOST_GROUPS = 15
+"""Groups shown: those whose members stand out most."""
+FEWEST_TEXTS = 2
+"""Members a group needs to be shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """One part of the texts."""
+
+    name: str
+    n_members: int
+    n_nonmembers: int
+    n_flagged: int
+    """Members flagged."""
+    auc: Measure
+    """Of the slice's members against the slice's non-members; of a group, against all non-members."""
+    flagged_whole: bool = False
+    """A group judged and flagged as one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    """The columns that slices are cut from."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    n_tokens: np.ndarray
+    flagged: np.ndarray
+    groups: Sequence[str | None]
+
+    @classmethod
+    def of(cls, records: pa.Table, attack: str) -> "Records":
+        """Take them from `records.parquet`; where there are no labels, candidates count as members."""
+        labels = np.array([1 if label is None else label for label in records["label"].to_pylist()], np.int64)
+        return cls(
+            labels=labels,
+            scores=records[f"score_{attack}"].to_numpy().astype(np.float64),
+            n_tokens=records["n_tokens"].to_numpy(),
+            flagged=np.array(records["flagged"].to_pylist(), np.bool_),
+            groups=records["group"].to_pylist(),
+        )
+
+
+def length_slices(records: Records) -> list[Slice]:
+    """Cut the scorable texts into up to four parts of similar length."""
+    scored = np.flatnonzero(~np.isnan(records.scores))
+    if not len(scored):
+        return []
+    return [_length_slice(records, scored[rows]) for rows in length_bucket_rows(records.n_tokens[scored])]
+
+
+def group_slices(records: Records, results: Results) -> list[Slice]:
+    """Return the groups whose members stand out most from all non-members, flagged ones first."""
+    flagged = set(results.decisions.flagged_groups or ())
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(records.groups):
+        if group is not None and records.labels[row] == 1:
+            members.setdefault(group, []).append(row)
+    nonmembers = records.scores[records.labels == 0]
+    slices = [
+        Slice(
+            name=group,
+            n_members=len(rows),
+            n_nonmembers=0,
+            n_flagged=int(records.flagged[rows].sum()),
+            auc=_plain(auc(records.scores[rows], nonmembers)),
+            flagged_whole=group in flagged,
+        )
+        for group, rows in members.items()
+        if len(rows) >= FEWEST_TEXTS
+    ]
+    slices.sort(key=lambda s: (not s.flagged_whole, -(s.auc.value or 0.0), s.name))
+    return slices[:MOST_GROUPS]
+
+
+def _length_slice(records: Records, rows: np.ndarray) -> Slice:
+    labels, scores, lengths = records.labels[rows], records.scores[rows], records.n_tokens[rows]
+    members, nonmembers = scores[labels == 1], scores[labels == 0]
+    span = f"{lengths.min()} to {lengths.max()}" if lengths.min() < lengths.max() else f"{lengths.min()}"
+    return Slice(
+        name=span,
+        n_members=len(members),
+        n_nonmembers=len(nonmembers),
+        n_flagged=int((records.flagged[rows] & (labels == 1)).sum()),
+        auc=measure_attack(members, nonmembers, n_resamples=N_RESAMPLES).auc,
+    )
+
+
+def _plain(value: float) -> Measure:
+    return Measure(reason="nothing to compare") if np.isnan(value) else Measure(value=value)

@@ -1,0 +1,97 @@
+"""How the page, the terminal and the notebook say things: figures with intervals, attacks in order, checks by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ltmia.evaluation.results import Check, Measure, Results, Validity
+
+CONTROL = "bag_of_words"
+FPR_NAMES: Mapping[str, str] = {"0.1": "10 %", "0.01": "1 %", "0.001": "0.1 %"}
+"""False-positive rates by their key in the results, as people write them."""
+
+CHECK_NAMES: Mapping[str, str] = {
+    "blind": "Words alone",
+    "length_only": "Length alone",
+    "near_duplicates": "Repeated texts",
+    "out_of_distribution": "Like the classifier's training data",
+    "backend": "Numeric noise",
+    "power": "Enough texts",
+}
+
+
+class Light(NamedTuple):
+    """How a check's outcome is shown: by word and shape, so that colour is never the only carrier."""
+
+    word: str
+    mark: str
+
+
+LIGHTS: Mapping[str, Light] = {
+    "ok": Light("fine", "✓"),
+    "warning": Light("caution", "▲"),
+    "failed": Light("failed", "✕"),
+    "not_measured": Light("not measured", "–"),
+}
+
+
+def format_measure(measure: Measure) -> str:
+    """Write a figure with its interval, or why there is none."""
+    if measure.value is None:
+        return measure.reason or "not measured"
+    if measure.low is None or measure.high is None:
+        return f"{measure.value:.3f}"
+    return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+
+
+def attack_order(results: Results) -> list[str]:
+    """Return the attacks to show: the control first, then by AUC, falling."""
+    rest = [name for name in results.attacks if name != CONTROL]
+    rest.sort(key=lambda name: -(results.attacks[name].auc.value or 0.0))
+    return ([CONTROL] if CONTROL in results.attacks else []) + rest
+
+
+def named_checks(validity: Validity) -> list[tuple[str, Check]]:
+    """Return the checks with the names people read, in the order of the page."""
+    return [(name, getattr(validity, key)) for key, name in CHECK_NAMES.items()]
+
+
+def headline(results: Results) -> str:
+    """Say how many records are identifiable, out of how many, and at what price in errors."""
+    d = results.decisions
+    kind = "training records" if results.kind == "audit" else "candidates"
+    return f"{d.n_flagged} of {d.n_judged} {kind} can be identified at a false discovery rate of {100 * d.fdr:g} %"
+
+
+def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
+    """Return the attack that finds most members at a false-positive rate, and how many; None if none is measured."""
+    found = [
+        (name, attack.tpr_at_fpr[fpr])
+        for name, attack in results.attacks.items()
+        if name != CONTROL and attack.tpr_at_fpr[fpr].value is not None
+    ]
+    return max(found, key=lambda pair: pair[1].value or 0.0, default=None)
+
+
+def not_shown(results: Results) -> list[str]:
+    """Say what the verdict does not show: short sentences composed from figures, for the side of the verdict."""
+    d = results.decisions
+    said = []
+    best = strongest(results, "0.1")
+    if not d.n_flagged:
+        clue = ""
+        if best is not None:
+            clue = (
+                f" Allowed one false alarm in ten, {best[0]} finds {100 * (best[1].value or 0):.0f} % of the members."
+            )
+        said.append(
+            f"None flagged is not “nothing leaks”: {d.n_calibration} non-members to calibrate on give no "
+            f"p-value below {d.smallest_p:.2g}.{clue}"
+        )
+    return [
+        *said,
+        "A record that is not flagged may still have been used: an attack can miss it.",
+        f"A flag is evidence, not proof. On average at most {100 * d.fdr:g} % of flags are wrong, "
+        "if the non-members are like the records judged.",
+        "Only membership was tested, by these attacks: not whether texts can be drawn out of the model word for word, "
+        "and a stronger attack may find more.",
+    ]
