@@ -303,7 +303,9 @@ def page(outcomes: Sequence[Outcome], command: str) -> str:
         f"Every causal LM of transformers {version('transformers')}, built tiny from its config with random weights, "
         "as target (a perturbed copy) and reference. Written by:",
         "",
-        f"    {command}",
+        "```sh",
+        command,
+        "```",
         "",
         f"{len(outcomes)} architectures: {len(by_state['works'])} work, {len(by_state['wrong'])} go wrong, "
         f"{len(by_state['refused'])} are refused, {len(by_state['not built'])} could not be built. *Works* means: "
