@@ -43,6 +43,13 @@ def test_records(materials: Path) -> None:
     assert said == found
 
 
+def test_tokens(materials: Path) -> None:
+    schema = pq.read_table(materials / "audit" / "tokens.parquet").schema
+    said = {name.strip("`"): kind for name, kind in first_cells("tokens.parquet")}
+    assert said.pop("token") == "list<element: string>"
+    assert said == {name: str(schema.field(name).type) for name in schema.names}
+
+
 def test_store(materials: Path) -> None:
     store = materials / "audit" / "store"
     assert {path.name for path in store.iterdir()} == set(names("A store")) - {"journal.jsonl"}
