@@ -22,6 +22,7 @@ from ltmia.evaluation.results import AttackResult, DataInfo, Results, SetTest, T
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.validity import verdict
 from ltmia.features.store import FeatureStore
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
@@ -50,7 +51,7 @@ class AuditConfig:
     """False discovery rate to flag records at."""
     max_length: int = 128
     """Tokens read of each text."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     seed: int = 0
     """Of resampling, folds and calibration split."""

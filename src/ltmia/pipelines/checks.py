@@ -110,15 +110,15 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
 
 
 def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
-    """Score a few texts again, each alone."""
+    """Score a few texts again, in batches as small as can be."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
     noise = 0.0
-    for row in chosen:
-        alone = ExtractionConfig(attacks=("difference",), max_length=config.max_length)
-        for batch in extract_batches(pair, [data.texts.texts[row]], alone):
-            noise = max(noise, abs(batch.texts[0].scores["difference"] - difference[row]))
+    small = ExtractionConfig(attacks=("difference",), max_length=config.max_length, batch_size=1)
+    for batch in extract_batches(pair, [data.texts.texts[row] for row in chosen], small):
+        for text in batch.texts:
+            noise = max(noise, abs(text.scores["difference"] - difference[chosen[text.row]]))
     spread = float(np.nanstd(difference)) if len(rows) else 0.0
-    dtype = str(next(pair.target.parameters()).dtype).removeprefix("torch.")
+    dtype = str(pair.dtype).removeprefix("torch.")
     return backend_check(noise=noise, gap=spread, dtype=dtype)
