@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.features.statistics import token_statistics
-from ltmia.lm.forward import CHUNK_BYTES, ForwardClock, forward_pair, length_batches, pad_ids
+from ltmia.lm.batching import length_batches
+from ltmia.lm.forward import CHUNK_BYTES, ForwardClock, forward_pair, pad_ids
 from ltmia.lm.pair import Pair
 from ltmia.lm.tiny import train_tokenizer
 from ltmia.lm.tokens import encode_texts
@@ -168,13 +169,3 @@ def test_logits_come_in_chunks_of_bounded_size(pairs, monkeypatch):
     assert torch.cat(truth).tolist() == [int(i) for text in encoded for i in text.ids[1:]]
     assert clock.seconds > 0
     assert CHUNK_BYTES >= 2**20
-
-
-def test_batches_are_of_similar_length_and_hold_each_scorable_text_once(pairs):
-    encoded = encode(pairs["gpt2"])
-    batches = length_batches(encoded, 2)
-    assert sorted(i for rows in batches for i in rows) == [i for i, text in enumerate(encoded) if text.n_scored]
-    lengths = [len(encoded[i].ids) for rows in batches for i in rows]
-    assert lengths == sorted(lengths, reverse=True)
-    assert all(len(rows) * len(encoded[rows[0]].ids) <= 2 * max(lengths) for rows in batches)
-    assert length_batches([], 4) == []

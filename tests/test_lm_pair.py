@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from ltmia.errors import ModelError
-from ltmia.lm.forward import forward_pair, length_batches
+from ltmia.lm.batching import length_batches
+from ltmia.lm.forward import forward_pair
 from ltmia.lm.pair import Pair, parameters_sha256
 from ltmia.lm.scorer import Scorer
 from ltmia.lm.tiny import TinyConfig, build_base, train_tokenizer

@@ -67,6 +67,7 @@ def audit(
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
+    sequential: o.Sequential = False,
     seed: o.Seed = 0,
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
@@ -86,7 +87,9 @@ def audit(
         read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (members, nonmembers)
     )
-    pair = load_pair(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    pair = load_pair(
+        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, sequential=sequential
+    )
     config = AuditConfig(
         attacks=attacks,
         classifier=classifier,
@@ -120,6 +123,7 @@ def score(
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
+    sequential: o.Sequential = False,
     seed: o.Seed = 0,
     engine: Annotated[
         o.EngineName, typer.Option("--engine", help="This process, or a Ray cluster (extra: ray) for large sets.")
@@ -144,7 +148,14 @@ def score(
         for source in (candidates, nonmembers)
     )
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
-    load = partial(load_pair, *sources, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    load = partial(
+        load_pair,
+        *sources,
+        dtype=dtype.value,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        sequential=sequential,
+    )
     config = ScoreConfig(
         attack=attack, classifier=classifier, fdr=fdr, max_length=max_length, batch_size=batch_size, seed=seed
     )

@@ -25,7 +25,7 @@ def bench(
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=64)] = 50_257,
     hidden_size: Annotated[int, typer.Option("--hidden-size", min=12, help="A multiple of 12, the heads.")] = 768,
     n_layers: Annotated[int, typer.Option("--layers", min=1)] = 12,
-    batch_size: o.BatchSize = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
     as_json: o.AsJson = False,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,12 @@ class EngineName(StrEnum):
 
     local = "local"
     ray = "ray"
+
+
+def _batch_size(value: int | str) -> int | str:
+    if value == "auto" or (str(value).isdecimal() and int(value) > 0):
+        return value if value == "auto" else int(value)
+    raise typer.BadParameter(f"{value!r}: expected a number of texts, or auto")
 
 
 Target = Annotated[
@@ -54,8 +60,20 @@ Classifier = Annotated[
 Fdr = Annotated[float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
 BatchSize = Annotated[
-    int,
-    typer.Option("--batch-size", min=1, help="Texts per forward pass; halved if memory runs out."),
+    Any,  # int | "auto", which typer cannot say
+    typer.Option(
+        "--batch-size",
+        parser=_batch_size,
+        metavar="N|auto",
+        help="Texts per forward pass, halved if memory runs out; auto: as many as fit.",
+    ),
+]
+Sequential = Annotated[
+    bool,
+    typer.Option(
+        "--sequential-models",
+        help="For two models that do not fit into memory together: load each when its turn comes.",
+    ),
 ]
 DtypeOption = Annotated[
     Dtype,

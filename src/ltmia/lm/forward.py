@@ -1,7 +1,6 @@
 """One forward pass of both models over batches of texts: their logits, a chunk of positions at a time, then gone.
 
-Batches hold texts of similar length; full-batch logits never exist, and padding has none. Knows
-nothing of what is computed from the logits.
+Full-batch logits never exist, and padding has none. Knows nothing of what is computed from the logits.
 """
 
 import time
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from ltmia.lm.pair import Pair
+from ltmia.lm.scorer import Scorer
 from ltmia.lm.tokens import EncodedText
 
 CHUNK_BYTES = 32 * 2**20
@@ -40,43 +40,28 @@ class ForwardClock:
     seconds: float = 0.0
 
 
-def length_batches(encoded: Sequence[EncodedText], batch_size: int) -> list[list[int]]:
-    """Group scorable texts of similar length: rows of each batch, longest texts first.
-
-    Longest first: if memory runs out it does so at once. A batch holds as many tokens as
-    `batch_size` texts of the longest length would, so short texts travel in larger batches.
-    """
-    rows = [i for i, text in enumerate(encoded) if text.n_scored]
-    rows.sort(key=lambda i: (-len(encoded[i].ids), i))
-    budget = batch_size * (len(encoded[rows[0]].ids) if rows else 0)
-    batches: list[list[int]] = []
-    while rows:
-        size = max(budget // len(encoded[rows[0]].ids), 1)
-        batches.append(rows[:size])
-        rows = rows[size:]
-    return batches
-
-
-def forward_pair(pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock | None = None) -> Iterator[LogitsPair]:
+def forward_pair(
+    pair: Pair,
+    texts: Sequence[EncodedText],
+    clock: ForwardClock | None = None,
+    *,
+    target_states: Shaped[Tensor, "pred hidden"] | None = None,
+) -> Iterator[LogitsPair]:
     """Run both models on one batch and yield their logits over the shared ids, chunk by chunk.
 
     Args:
         pair: The two models.
         texts: Scorable texts of the batch.
         clock: Collects the seconds spent in the models.
+        target_states: What `scored_states` gave of the target; it is run when None.
     """
     clock = clock or ForwardClock()
-    pad_id = pair.tokenizer.pad_token_id
-    # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
-    known = pad_id is not None and pad_id < pair.vocab_size
-    ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
-    ids, mask = ids.to(pair.device), mask.to(pair.device)
-    scored = mask[:, 1:].bool()
-    truth = ids[:, 1:][scored].cpu()
+    truth = torch.from_numpy(np.concatenate([text.ids[1:] for text in texts]))
     started = time.perf_counter()
-    scorers = (pair.target_scorer, pair.reference_scorer)
-    hidden = [scorer.hidden_states(ids, mask)[:, :-1][scored] for scorer in scorers]
-    heads = [scorer.float32_head() for scorer in scorers]
+    if target_states is None:
+        target_states = scored_states(pair, pair.target_scorer, texts)
+    hidden = target_states.to(pair.device), scored_states(pair, pair.reference_scorer, texts)
+    heads = pair.target_scorer.float32_head(), pair.reference_scorer.float32_head()
     clock.seconds += time.perf_counter() - started
     step = max(CHUNK_BYTES // (4 * pair.vocab_size), 1)
     for start in range(0, len(truth), step):
@@ -87,6 +72,16 @@ def forward_pair(pair: Pair, texts: Sequence[EncodedText], clock: ForwardClock |
         )
         clock.seconds += time.perf_counter() - started
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
+
+
+def scored_states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
+    """Return one model's last hidden states at the scored positions of a batch, texts end to end."""
+    pad_id = pair.tokenizer.pad_token_id
+    # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
+    known = pad_id is not None and pad_id < pair.vocab_size
+    ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
+    ids, mask = ids.to(pair.device), mask.to(pair.device)
+    return scorer.hidden_states(ids, mask)[:, :-1][mask[:, 1:].bool()]
 
 
 def pad_ids(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ltmia.errors import ModelError
 from ltmia.lm.pair import ModelOrigin, Pair
 from ltmia.lm.places import Place, check_adapter, check_weights, find_base, find_place, refuse_clearly
+from ltmia.lm.turns import Turns
 from ltmia.runtime import pick_device, pick_dtype
 
 
@@ -38,6 +39,7 @@ def load_pair(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    sequential: bool = False,
 ) -> Pair:
     """Load a fine-tuned target and its pretrained reference.
 
@@ -48,6 +50,8 @@ def load_pair(
         dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it, else float32.
         device: "auto" takes an accelerator if there is one.
         trust_remote_code: Allow code that comes with the models to run.
+        sequential: Have only one model in memory at a time, for two that do not fit together: each is loaded when its
+            turn comes, and the target's hidden states wait on disk. An adapter's weights are one copy anyway.
 
     Raises:
         ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer and vocabulary.
@@ -62,6 +66,8 @@ def load_pair(
     if place.is_adapter:
         check_adapter(place)
     base_place = _base_place(place, base)
+    if sequential and not place.is_adapter:
+        return _pair_in_turns(place, base_place, tokenizer, options)
     reference, reference_origin = load_model(base_place.source, options)
     shared = tokenizer or shared_tokenizer(place, base_place, options)
     if place.is_adapter:
@@ -164,6 +170,16 @@ def _adapted(model: PreTrainedModel, place: Place) -> PeftModel:
 def _origin(place: Place, options: LoadOptions) -> ModelOrigin:
     revision = place.commit or place.revision
     return ModelOrigin(source=place.source, revision=revision, trust_remote_code=options.trust_remote_code)
+
+
+def _pair_in_turns(target: Place, base: Place, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions) -> Pair:
+    turns = Turns(
+        target=lambda: load_model(target.source, options)[0], reference=lambda: load_model(base.source, options)[0]
+    )
+    pair = Pair(turns=turns, tokenizer=tokenizer or shared_tokenizer(target, base, options))
+    # Said last: the commit of a hub model is known once it is fetched.
+    pair.target_origin, pair.reference_origin = _origin(target, options), _origin(base, options)
+    return pair
 
 
 def _pair_in_memory(

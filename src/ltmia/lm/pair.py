@@ -5,7 +5,7 @@ Does not know where models come from (`loading`) nor how texts are batched (`for
 
 import hashlib
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
 from ltmia.lm.scorer import Scorer
+from ltmia.lm.turns import Turns
 
 LENGTH_LIMITS = ("max_position_embeddings", "max_seq_len")
 """What configs call the longest input."""
@@ -28,56 +29,99 @@ class ModelOrigin:
     trust_remote_code: bool = False
 
 
-@dataclass(kw_only=True)
+IN_MEMORY = ModelOrigin()
+"""Of a model that was given, not loaded."""
+
+
 class Pair:
-    """A target, its reference, and their tokenizer.
+    """A target, its reference, and their tokenizer."""
 
-    Without a `reference`, the target must be a PEFT model: the reference is then the same weights
-    with the adapter switched off, so one copy serves both.
-    """
+    def __init__(
+        self,
+        *,
+        target: nn.Module | None = None,
+        reference: nn.Module | None = None,
+        turns: Turns | None = None,
+        tokenizer: PreTrainedTokenizerBase,
+        target_origin: ModelOrigin = IN_MEMORY,
+        reference_origin: ModelOrigin = IN_MEMORY,
+    ) -> None:
+        """Look at both models, and find out how they are run.
 
-    target: nn.Module
-    reference: nn.Module | None = None
-    tokenizer: PreTrainedTokenizerBase
-    target_origin: ModelOrigin = field(default_factory=ModelOrigin)
-    reference_origin: ModelOrigin = field(default_factory=ModelOrigin)
+        Args:
+            target: The fine-tuned model.
+            reference: Its base. Without one, the target must be a PEFT model: the reference is then the same weights
+                with the adapter switched off, so one copy serves both.
+            turns: In place of both, if they do not fit into memory together.
+            tokenizer: Of both.
+            target_origin: Where the target came from.
+            reference_origin: Where the reference came from.
 
-    def __post_init__(self) -> None:
-        if self.reference is None and not hasattr(self.target, "disable_adapter"):
+        Raises:
+            ModelError: If the two cannot be run, or not side by side.
+        """
+        self.tokenizer = tokenizer
+        self.target_origin = target_origin
+        self.reference_origin = reference_origin
+        self._target, self._reference, self._turns = target, reference, turns
+        if turns is None and reference is None and not hasattr(target, "disable_adapter"):
             raise ModelError("a pair needs a reference: give the base model, or a PEFT model as the target")
-        for model in self._modules():
-            model.eval()
-        devices = {str(next(model.parameters()).device) for model in self._modules()}
-        if len(devices) > 1:
-            raise ModelError(f"target and reference lie on different devices, {', '.join(sorted(devices))}: move one")
+        limits = [*self._look_at_target(), *self._look_at_reference()]
+        self.max_positions = min(limits, default=None)
+        """Longest input both models take; None when neither says."""
+        if turns is not None and not self.target_scorer.runs_head_apart:
+            raise ModelError(
+                "the target does more after its output head than is known here, so its logits, not its "
+                "hidden states, would have to wait on disk: leave out --sequential-models"
+            )
+
+    def _look_at_target(self) -> list[int]:
+        """Find out where and how the target runs; return its limits on length."""
+        model = self.target.eval()
+        self.device = next(model.parameters()).device
+        """Device of the target's weights."""
+        self.dtype = next(model.parameters()).dtype
+        """Dtype of the target's weights."""
         self.target_scorer = Scorer(lambda: self.target, nullcontext)
-        if self.reference is None:
-            without_adapter: Any = self.target.disable_adapter
-            self.reference_scorer = Scorer(lambda: self.target, without_adapter)
-        else:
-            self.reference_scorer = Scorer(lambda: self.reference, nullcontext)
+        return _length_limits(model)
+
+    def _look_at_reference(self) -> list[int]:
+        model = self.reference
+        if model is None:
+            self.reference_scorer = Scorer(lambda: self.target, self.target.disable_adapter)
+            return []
+        device = next(model.eval().parameters()).device
+        if device != self.device:
+            raise ModelError(f"target and reference lie on different devices, {self.device}, {device}: move one")
+        self.reference_scorer = Scorer(lambda: self.reference, nullcontext)
+        return _length_limits(model)
+
+    @property
+    def target(self) -> Any:
+        """The fine-tuned model; loaded now if it is its turn."""
+        return self._target if self._turns is None else self._turns("target")
+
+    @property
+    def reference(self) -> Any:
+        """The base, loaded now if it is its turn; None if it is the target with its adapter switched off."""
+        return self._reference if self._turns is None else self._turns("reference")
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether only one of the models is in memory at a time."""
+        return self._turns is not None
 
     @property
     def vocab_size(self) -> int:
         """Number of ids both models know: logits are compared on [0, vocab_size)."""
         return min(self.target_scorer.vocab_size, self.reference_scorer.vocab_size)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the target's weights."""
-        return next(self.target.parameters()).device
 
-    @property
-    def max_positions(self) -> int | None:
-        """Longest input both models take; None when neither says."""
-        configs: list[Any] = [model.config for model in self._modules()]
-        texts = [config.get_text_config() if hasattr(config, "get_text_config") else config for config in configs]
-        limits = [getattr(config, name, None) for config in texts for name in LENGTH_LIMITS]
-        known = [int(limit) for limit in limits if limit]
-        return min(known) if known else None
-
-    def _modules(self) -> list[nn.Module]:
-        return [self.target] if self.reference is None else [self.target, self.reference]
+def _length_limits(model: Any) -> list[int]:
+    config = model.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limits = [getattr(text_config, name, None) for name in LENGTH_LIMITS]
+    return [int(limit) for limit in limits if limit]
 
 
 def parameters_sha256(model: nn.Module) -> str:

@@ -12,7 +12,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ltmia.lm.forward import CHUNK_BYTES, length_batches, pad_ids
+from ltmia.lm.batching import BatchSize, length_batches, pick_batch_size
+from ltmia.lm.forward import CHUNK_BYTES, pad_ids, scored_states
 from ltmia.lm.pair import Pair
 from ltmia.lm.scorer import Scorer
 from ltmia.lm.tokens import EncodedText, encode_texts
@@ -25,7 +26,7 @@ NO_LOSSES = np.empty(0)
 class PairProbe:
     """Token losses, gradient norms and neighbours of any texts under one pair."""
 
-    def __init__(self, pair: Pair, *, max_length: int, batch_size: int, remember: Sequence[str] = ()) -> None:
+    def __init__(self, pair: Pair, *, max_length: int, batch_size: BatchSize, remember: Sequence[str] = ()) -> None:
         """Look at a pair.
 
         Args:
@@ -37,6 +38,7 @@ class PairProbe:
         self._pair = pair
         self._max_length = max_length if pair.max_positions is None else min(max_length, pair.max_positions)
         self._batch_size = batch_size
+        self._sizes: dict[int, int] = {}
         self._wanted = frozenset(remember)
         self._remembered: dict[str, Float64[np.ndarray, " _"]] = {}
 
@@ -123,12 +125,21 @@ class PairProbe:
                 text if fit else EncodedText(ids=text.ids, reason="does not fit behind the prefix")
                 for text, fit in zip(encoded, fits, strict=True)
             ]
-        for rows in length_batches(encoded, self._batch_size):
+        longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
+        for rows in length_batches(encoded, self._fitting_size(longest + (0 if prefix is None else len(prefix)))):
             found = self._logp(self._pair.target_scorer, [encoded[row] for row in rows], prefix)
             for row, logp in zip(rows, found, strict=True):
                 truth = torch.from_numpy(encoded[row].ids[1:])[:, None].to(logp.device)
                 losses[row] = -logp.gather(1, truth)[:, 0].double().cpu().numpy()
         return losses
+
+    def _fitting_size(self, length: int) -> int:
+        if length not in self._sizes:
+            pair = self._pair
+            self._sizes[length] = pick_batch_size(
+                self._batch_size, length, pair.device, lambda text: scored_states(pair, pair.target_scorer, [text])
+            )
+        return self._sizes[length]
 
     def _logp(
         self, scorer: Scorer, texts: Sequence[EncodedText], prefix: Int64[np.ndarray, " seq"] | None

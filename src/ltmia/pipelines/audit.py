@@ -24,6 +24,7 @@ from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import verdict
 from ltmia.features.store import FeatureStore
 from ltmia.folders import hold_folder
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.identity import PairIdentity
@@ -54,7 +55,7 @@ class AuditConfig:
     """False discovery rate to flag records at."""
     max_length: int = 128
     """Tokens read of each text."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     seed: int = 0
     """Of resampling, folds and calibration split."""

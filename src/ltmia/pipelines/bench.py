@@ -28,7 +28,8 @@ from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
 from ltmia.lm.forward import CHUNK_BYTES
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import StorePlan, fill_store
 from ltmia.records import Texts
 
@@ -80,18 +81,21 @@ class BenchConfig:
 def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
     """Time two bare forward passes, and the whole extraction with published features and all fast attacks.
 
-    Both are measured in turn, `REPEATS` times after a warm-up; medians are given. Resident memory is that of a process
-    of its own that extracts once: with libraries and models alone, and its peak.
+    Both are measured in turn, `REPEATS` times after a warm-up; medians are given. `overhead_cpu` is the same ratio in
+    seconds of the processor, for machines that do something else besides: use one thread then.
+
+    Resident memory is that of a process of its own that extracts once: with libraries and models alone, and its peak.
     """
     torch.set_num_threads(config.threads)
     pair, texts = _pair(config), _texts(config)
     full = _texts(replace(config, mixed_lengths=False)) if config.mixed_lengths else []
-    forward, total, *whole = _in_turn(
+    (forward, forward_cpu), (total, total_cpu), *whole = _in_turn(
         lambda: _bare_forwards(pair, texts, config),
         lambda: _extract(pair, texts, config),
         *([lambda: _extract(pair, full, config)] if full else []),
     )
     n_positions = _n_positions(texts)
+    kernel, kernel_cpu = _kernel_ms(config)
     loaded, peak = _resident_gb(config)
     found: dict[str, float | str | int] = {
         "dtype": config.dtype,
@@ -102,15 +106,19 @@ def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
         "forward_seconds": round(forward, 3),
         "total_seconds": round(total, 3),
         "overhead": round(total / forward - 1, 4),
-        "kernel_ms_per_position": round(_kernel_ms(config), 4),
+        "overhead_cpu": round(total_cpu / forward_cpu - 1, 4),
+        "kernel_ms_per_position": round(kernel, 4),
+        "kernel_cpu_ms_per_position": round(kernel_cpu, 4),
         "logits_bound_gb": round(2 * CHUNK_BYTES / 1e9, 3),
         "loaded_rss_gb": round(loaded, 3),
         "peak_rss_gb": round(peak, 3),
         "texts_per_second": round(config.n_texts / total, 2),
         "ms_per_position": round(1000 * total / n_positions, 3),
+        "cpu_ms_per_position": round(1000 * total_cpu / n_positions, 3),
     }
     if full:
-        found["ms_per_position_of_full_length"] = round(1000 * whole[0] / _n_positions(full), 3)
+        for name, seconds in zip(("ms", "cpu_ms"), whole[0], strict=True):
+            found[f"{name}_per_position_of_full_length"] = round(1000 * seconds / _n_positions(full), 3)
     return found
 
 
@@ -209,12 +217,12 @@ def _extraction(config: BenchConfig) -> ExtractionConfig:
     )
 
 
-def _kernel_ms(config: BenchConfig) -> float:
+def _kernel_ms(config: BenchConfig) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(SEED)
     target, reference = (torch.randn(KERNEL_POSITIONS, config.vocab_size, generator=generator) for _ in range(2))
     truth = torch.randint(0, config.vocab_size, (KERNEL_POSITIONS,), generator=generator)
-    seconds = _median(lambda: token_statistics(target, reference, truth, DEFAULT_K))
-    return 1000 * seconds / KERNEL_POSITIONS
+    [seconds] = _in_turn(lambda: token_statistics(target, reference, truth, DEFAULT_K))
+    return 1000 * seconds[0] / KERNEL_POSITIONS, 1000 * seconds[1] / KERNEL_POSITIONS
 
 
 def _n_positions(texts: list[str]) -> int:
@@ -256,17 +264,21 @@ def _stored(config: BenchConfig, folder: Path) -> Combination:
 
 
 def _median(work: Callable[[], object]) -> float:
-    return _in_turn(work)[0]
+    return _in_turn(work)[0][0]
 
 
-def _in_turn(*works: Callable[[], object]) -> list[float]:
-    """Time several pieces of work in turn, so that what else the machine does meets all alike; return medians."""
+def _in_turn(*works: Callable[[], object]) -> list[tuple[float, float]]:
+    """Time several pieces of work in turn, so that what else the machine does meets all alike.
+
+    Returns:
+        Medians for each: seconds on the wall, and seconds of the processor.
+    """
     for work in works:
         work()
-    seconds: list[list[float]] = [[] for _ in works]
+    taken: list[list[tuple[float, float]]] = [[] for _ in works]
     for _ in range(REPEATS):
-        for taken, work in zip(seconds, works, strict=True):
-            started = time.perf_counter()
+        for seconds, work in zip(taken, works, strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
             work()
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in seconds]
+            seconds.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return [(statistics.median(w for w, _ in each), statistics.median(c for _, c in each)) for each in taken]

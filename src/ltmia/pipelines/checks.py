@@ -114,7 +114,7 @@ def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOpt
 
 
 def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
-    """Score a few texts again, each alone."""
+    """Score a few texts again, in batches as small as can be."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
@@ -124,7 +124,7 @@ def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: Check
         found,
         gap=_mean(members) - _mean(nonmembers),
         spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
-        dtype=str(next(pair.target.parameters()).dtype).removeprefix("torch."),
+        dtype=str(pair.dtype).removeprefix("torch."),
     )
 
 

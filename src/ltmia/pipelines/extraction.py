@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.features.store import StoredText
-from ltmia.lm.forward import ForwardClock, forward_pair, length_batches
+from ltmia.lm.batching import BatchSize, length_batches, pick_batch_size
+from ltmia.lm.forward import scored_states
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import EncodedText, Encoding, encode_texts
+from ltmia.pipelines.passes import ExtractionClock, Part, Passes
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 
@@ -29,8 +32,8 @@ class ExtractionConfig:
     """Top and bottom tokens kept per position."""
     max_length: int = 128
     """Most token ids per text; what lies beyond is not read."""
-    batch_size: int = 16
-    """Texts of full length per forward pass; halved by itself when memory runs out."""
+    batch_size: BatchSize = 16
+    """Texts of full length per forward pass; halved by itself when memory runs out. "auto": measured."""
     encoding: Encoding = "default"
     """How special tokens are placed, see `ltmia.lm.tokens`."""
 
@@ -48,15 +51,6 @@ class ExtractedBatch:
         return [text.row for text in self.texts]
 
 
-@dataclass(slots=True)
-class ExtractionClock:
-    """Where the time of an extraction went, in seconds."""
-
-    forward: ForwardClock = field(default_factory=ForwardClock)
-    feature_seconds: float = 0.0
-    """Statistics and baseline scores."""
-
-
 def extract_batches(
     pair: Pair,
     texts: Sequence[str],
@@ -64,6 +58,7 @@ def extract_batches(
     *,
     done: frozenset[int] = frozenset(),
     clock: ExtractionClock | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[ExtractedBatch]:
     """Run both models over texts, batch by batch; unscorable texts come first, in one batch without positions.
 
@@ -73,6 +68,7 @@ def extract_batches(
         config: What to take.
         done: Rows that are not needed again.
         clock: Collects where the time went.
+        scratch: Folder for the hidden states of a model that waits on disk; None is the system's own.
 
     Raises:
         ModelError: If one text alone does not fit into memory, or the vocabulary is smaller than
@@ -92,12 +88,18 @@ def extract_batches(
     unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
     if unscorable:
         yield _unscorable_batch(unscorable, encoded, config, pair.vocab_size)
-    for rows in length_batches(encoded, config.batch_size):
-        # Batches are cut from all rows, done or not, so a resumed run pads like an undisturbed one.
-        missing = [row for row in rows if row not in done]
-        if missing:
-            for part in _fitting_parts(pair, encoded, missing, config.k, clock):
-                yield _score_batch(pair, part, texts, encoded, frequencies, config, clock)
+    size = pick_batch_size(
+        config.batch_size,
+        max((len(text.ids) for text in encoded if text.n_scored), default=1),
+        pair.device,
+        lambda text: scored_states(pair, pair.target_scorer, [text]),
+    )
+    # Batches are cut from all rows, done or not, so a resumed run pads like an undisturbed one.
+    batches = [[row for row in rows if row not in done] for rows in length_batches(encoded, size)]
+    batches = [rows for rows in batches if rows]
+    passes = Passes(pair, encoded, config.k, clock)
+    for part in passes.in_turns(batches, scratch) if pair.in_turns else passes.side_by_side(batches):
+        yield _score_batch(pair, part, texts, encoded, frequencies, config, clock)
 
 
 def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:
@@ -112,55 +114,9 @@ def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFreque
     return TokenFrequencies.from_counts(counts)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    rows: list[int]
-    statistics: RaggedStatistics
-
-
 def _usable_length(pair: Pair, max_length: int) -> int:
     limit = pair.max_positions
     return max_length if limit is None else min(max_length, limit)
-
-
-def _fitting_parts(
-    pair: Pair,
-    encoded: Sequence[EncodedText],
-    rows: list[int],
-    k: int,
-    clock: ExtractionClock,
-) -> Iterator[_Part]:
-    """Run a batch; when memory runs out, run its halves."""
-    try:
-        part = _run_rows(pair, encoded, rows, k, clock)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        if len(rows) == 1:
-            raise ModelError(
-                f"one text of {len(encoded[rows[0]].ids)} tokens does not fit into memory; lower --max-length, or use "
-                "--dtype bfloat16"
-            ) from error
-        part = None
-    if part is not None:
-        yield part
-        return
-    middle = len(rows) // 2
-    for half in (rows[:middle], rows[middle:]):
-        yield from _fitting_parts(pair, encoded, half, k, clock)
-
-
-def _run_rows(pair: Pair, encoded: Sequence[EncodedText], rows: list[int], k: int, clock: ExtractionClock) -> _Part:
-    parts: list[TokenStatistics] = []
-    for logits in forward_pair(pair, [encoded[i] for i in rows], clock.forward):
-        started = time.perf_counter()
-        parts.append(token_statistics(logits.target, logits.reference, logits.truth, k))
-        clock.feature_seconds += time.perf_counter() - started
-    counts = [encoded[i].n_scored for i in rows]
-    statistics = RaggedStatistics(
-        tokens=TokenStatistics.concatenate(parts),
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
-        vocab_size=pair.vocab_size,
-    )
-    return _Part(rows=rows, statistics=statistics)
 
 
 def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
@@ -170,7 +126,7 @@ def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
 
 def _score_batch(
     pair: Pair,
-    part: _Part,
+    part: Part,
     texts: Sequence[str],
     encoded: Sequence[EncodedText],
     frequencies: TokenFrequencies,

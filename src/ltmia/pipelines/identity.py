@@ -20,13 +20,13 @@ class PairIdentity:
     @classmethod
     def of(cls, pair: Pair) -> "PairIdentity":
         """Hash and describe both models."""
-        target = _describe(pair.target, pair.target_origin)
+        # The reference first: of models that take turns, the target is then in memory for what comes next.
         if pair.reference is None:
-            adapted: Any = pair.target
-            with adapted.disable_adapter():
-                reference = _describe(adapted.get_base_model(), pair.reference_origin)
+            with pair.target.disable_adapter():
+                reference = _describe(pair.target.get_base_model(), pair.reference_origin)
         else:
             reference = _describe(pair.reference, pair.reference_origin)
+        target = _describe(pair.target, pair.target_origin)
         return cls(target=target, reference=reference, tokenizer=_tokenizer(pair))
 
     @property

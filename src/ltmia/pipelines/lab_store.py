@@ -20,9 +20,10 @@ from ltmia.lab.steps import CombinationWork, ExtractWork, Step
 from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
 from ltmia.lm.privacy import PRIVACY_FILE
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import StorePlan, fill_store
 from ltmia.records import Texts
 from ltmia.runtime import environment

@@ -12,6 +12,7 @@ from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.errors import ConfigError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch, per_token_features
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import Encoding
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
@@ -25,7 +26,7 @@ def extract_features(
     version: str = "published",
     k: int = DEFAULT_K,
     max_length: int = 128,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
 ) -> FeatureBatch:
     """Compute the per-token features of some texts.
 
@@ -35,7 +36,7 @@ def extract_features(
         version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio".
         k: Top and bottom tokens per position.
         max_length: Tokens per text, and the length of the result.
-        batch_size: Texts per forward pass; results do not depend on it.
+        batch_size: Texts per forward pass, or "auto" for as many as fit; results do not depend on it.
 
     Returns:
         `.values` (n, max_length, feat) float32 and `.mask` (n, max_length) bool, rows as given; row t describes the
@@ -60,7 +61,7 @@ def score_texts(
     classifier: MembershipClassifier | None = None,
     shots: Shots | None = None,
     max_length: int = 128,
-    batch_size: int = 16,
+    batch_size: BatchSize = 16,
 ) -> dict[str, Float64[np.ndarray, " texts"]]:
     """Score texts with several attacks, the fast ones in one pass of each model.
 
@@ -71,7 +72,7 @@ def score_texts(
         classifier: The learned attack; the shipped one when None.
         shots: Texts of known membership, for the attacks that put some before each text.
         max_length: Tokens read of each text.
-        batch_size: Texts per forward pass; scores do not depend on it.
+        batch_size: Texts per forward pass, or "auto" for as many as fit; scores do not depend on it.
 
     Returns:
         One float64 array per attack, in the order of the texts; higher is more member-like, NaN is unscorable.

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ltmia.records import TokenStatistics
 
 N_FLOAT32 = 2
 """Texts scored in float32: it takes twice the memory of half precision for a moment."""
+N_COMPARED_WEIGHTS = 65_536
+"""Numbers compared of each parameter, from its start."""
 MEMORY_RESERVE = 2.0
 """Free memory must be this many times what float32 takes more."""
 
@@ -24,25 +27,47 @@ MEMORY_RESERVE = 2.0
 def weight_change(pair: Pair) -> tuple[float, float | None]:
     """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
 
-    The change is sum |a - b| / sum |b|, taken over all shared parameters. None for an adapter, which changes none.
+    The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
+    enough to wait for the other model's turn. None for an adapter, which changes none.
     """
     if pair.reference is None:
         return 1.0, None
-    theirs = dict(pair.reference.named_parameters())
-    total = matched = 0
+    theirs, ours = _leading_weights(pair.reference), _leading_weights(pair.target)
+    shared = {name for name in ours.keys() & theirs.keys() if ours[name].fits(theirs[name])}
     moved = size = 0.0
-    for name, ours in pair.target.named_parameters():
-        total += ours.numel()
-        other = theirs.get(name)
-        # A grown vocabulary changes the first axis only.
-        if other is None or other.shape[1:] != ours.shape[1:]:
-            continue
-        rows = min(len(ours), len(other)) if ours.ndim else None
-        a, b = ours.detach()[:rows].float(), other.detach()[:rows].float()
-        matched += a.numel()
+    for name in shared:
+        n = min(len(ours[name].values), len(theirs[name].values))
+        a, b = ours[name].values[:n], theirs[name].values[:n]
         moved += float((a - b).abs().sum())
         size += float(b.abs().sum())
+    matched = sum(min(ours[name].numel, theirs[name].numel) for name in shared)
+    total = sum(weights.numel for weights in ours.values())
     return matched / max(total, 1), moved / size if size else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Leading:
+    """The leading numbers of a parameter, and what it was."""
+
+    values: torch.Tensor
+    row: tuple[int, ...]
+    """Its shape without the first axis."""
+    numel: int
+
+    def fits(self, other: "_Leading") -> bool:
+        """Say whether the two can be one parameter; a grown vocabulary changes the first axis only."""
+        return self.row == other.row
+
+
+def _leading_weights(model: nn.Module) -> dict[str, _Leading]:
+    return {
+        name: _Leading(
+            parameter.detach().flatten()[:N_COMPARED_WEIGHTS].float().cpu(),
+            tuple(parameter.shape[1:]),
+            parameter.numel(),
+        )
+        for name, parameter in model.named_parameters()
+    }
 
 
 def kinship(pair: Pair, texts: Sequence[str], max_length: int) -> Kinship:
@@ -79,6 +104,8 @@ def rescore(pair: Pair, texts: Sequence[str], in_batches: Sequence[float], max_l
     """
     alone = [_difference(pair, text, max_length) for text in texts]
     noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
+    if pair.in_turns:
+        return Rescored(noise=noise, float32=None, reason="only one of the models is in memory at a time")
     half = [p for model in _models(pair) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
     if not half or not texts:
         return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")

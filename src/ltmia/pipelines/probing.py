@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from ltmia.attacks.probing import SHOTS, Shots
 from ltmia.attacks.table import ATTACKS, slow_attacks
 from ltmia.errors import ConfigError
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.lm.probe import PairProbe
 from ltmia.pipelines.storing import Report, silent
@@ -26,7 +27,7 @@ class ProbingConfig:
 
     max_length: int
     """Token ids read of each text."""
-    batch_size: int
+    batch_size: BatchSize
     """Texts of full length per forward pass."""
     shots: Shots = field(default_factory=Shots)
     """Texts of known membership to choose prefixes from, in order of preference."""

@@ -25,8 +25,9 @@ from ltmia.errors import ConfigError, ModelError
 from ltmia.features.per_token import FeatureBatch
 from ltmia.lab.ray_engine import connect
 from ltmia.lm.pair import Pair, parameters_sha256
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.scoring import ScoredTexts, sampled_rows, score_to_store, scoring_fingerprint
 from ltmia.pipelines.storing import Report, silent
 from ltmia.records import Texts

@@ -20,6 +20,7 @@ from ltmia.evaluation.results import DataInfo, Results, SetTest
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.folders import hold_folder
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audit import AuditResult, timing_of
 from ltmia.pipelines.checks import Findings, check_validity
@@ -53,7 +54,7 @@ class ScoreConfig:
     """False discovery rate to flag candidates at."""
     max_length: int = 128
     """Token ids read of each text."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     seed: int = 0
     """Of permutations and folds."""

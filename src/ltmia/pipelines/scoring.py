@@ -15,9 +15,11 @@ from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features, with
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
+from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig
+from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
 from ltmia.records import Texts
 
@@ -133,7 +135,7 @@ def chosen_classifier(source: str | None) -> MembershipClassifier:
     return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
 
 
-def extraction_config(names: Sequence[str], *, max_length: int, batch_size: int) -> ExtractionConfig:
+def extraction_config(names: Sequence[str], *, max_length: int, batch_size: BatchSize) -> ExtractionConfig:
     """Ask the shared pass for the attacks wanted, and for those the classifier leans on."""
     needed = set(names) | (set(SUMMARY_SCORES) if LEARNED in names else set())
     return ExtractionConfig(

@@ -7,7 +7,8 @@ from typing import Any
 
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionClock, ExtractionConfig, extract_batches
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.records import Texts
 
 Report = Callable[[str, int, int], None]
@@ -47,7 +48,7 @@ def fill_store(
             return store
     writer = StoreWriter(folder, fingerprint=plan.fingerprint, k=config.k, vocab_size=pair.vocab_size)
     n_done = len(writer.done)
-    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock):
+    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock, scratch=folder):
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
