@@ -23,7 +23,7 @@ HANG_SECONDS = 60
 INSTRUMENTED = ["ltmia", "json", "csv", "tomllib"]
 READERS = (
     "jsonl", "jsonl_gz", "csv", "txt", "parquet", "stdin", "recipe", "policy", "limit", "results", "records",
-    "manifest", "store_texts", "journal", "classifier_config", "classifier_weights",
+    "report", "manifest", "store_texts", "journal", "classifier_config", "classifier_weights",
 )  # fmt: skip
 
 

@@ -22,12 +22,13 @@ from ltmia.classifier.membership import CONFIG_FILE, WEIGHTS_FILE, MembershipCla
 from ltmia.data.reading import read_texts
 from ltmia.data.rows import stream_rows
 from ltmia.errors import LtmiaError
-from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, read_records, read_results
+from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read_records, read_results
 from ltmia.evaluation.gate import Limit, hold_against, read_policy
 from ltmia.evaluation.results import Results
 from ltmia.features.packing import row_width
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
+from ltmia.report.page import write_report
 
 ROOT = Path(__file__).parent.parent
 ODD: tuple[Any, ...] = (
@@ -163,6 +164,16 @@ def read_audit_records(folder: Path, case: bytes) -> None:
     read_records(folder)
 
 
+def render(folder: Path, case: bytes) -> None:
+    """Draw the report of an audit of which one file has been changed."""
+    changed, case = case[0] % 3 if case else 0, case[1:]
+    results = json.dumps(changed_tree(valid_results(), case if changed == 0 else b""))
+    (folder / RESULTS_FILE).write_text(results, "utf-8")
+    (folder / RECORDS_FILE).write_bytes(changed_table(valid_records(), case if changed == 1 else b""))
+    (folder / TOKENS_FILE).write_bytes(changed_table(valid_tokens(), case if changed == 2 else b""))
+    write_report(folder)
+
+
 def read_manifest(folder: Path, case: bytes) -> None:
     """Open a store with a damaged manifest, and read all of it."""
     open_store(folder, json_case(valid_manifest(), case), changed_table(valid_texts(), b""))
@@ -241,7 +252,14 @@ def _type(name: str) -> pa.DataType:
 def valid_records() -> pa.Table:
     """Return the records of a small audit."""
     floats = {name: [0.5, -0.5] for name in ("score_loss", "p_value", "q_value")}
-    return pa.table({"id": ["a", "b"], "label": [1, 0], "n_tokens": [3, 3], **floats, "flagged": [True, False]})
+    named = {"id": ["a", "b"], "label": [1, 0], "group": ["g", None], "n_tokens": [3, 3]}
+    return pa.table(named | floats | {"flagged": [True, False], "reason": pa.array([None, "why"], pa.string())})
+
+
+def valid_tokens() -> pa.Table:
+    """Return the tokens of its first record."""
+    lists = {name: [[0.5, -0.5]] for name in ("difference", "attribution")}
+    return pa.table({"row": [0]} | lists | {"token": [["a", "b"]]})
 
 
 @cache
@@ -277,6 +295,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "limit": read_limit,
     "results": read_audit,
     "records": read_audit_records,
+    "report": render,
     "manifest": read_manifest,
     "store_texts": read_store_texts,
     "journal": go_on_with_store,

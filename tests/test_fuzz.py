@@ -45,9 +45,10 @@ def test_valid_files_are_read(reader, folders) -> None:
 
 @pytest.mark.parametrize("reader", readers.READERS)
 def test_hostile_files_are_read_or_refused(reader, folders) -> None:
-    examples = 10 if reader == "classifier_config" else 80
+    examples = 10 if reader in ("classifier_config", "report") else 80
     changes = st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), max_size=3)
-    changed = changes.map(lambda pairs: b"\0" + bytes(number for pair in pairs for number in pair))
+    kinds = st.sampled_from([b"\0", b"\1", b"\2"]) if reader == "report" else st.just(b"\0")
+    changed = st.tuples(kinds, changes).map(lambda c: c[0] + bytes(number for pair in c[1] for number in pair))
     seeds = st.sampled_from(readers.SEEDS.get(reader, (b"\0",)))
     spliced = st.tuples(seeds, st.binary(max_size=8), st.integers(0, 4000)).map(
         lambda parts: parts[0][: parts[2] % (len(parts[0]) + 1)] + parts[1] + parts[0][parts[2] % (len(parts[0]) + 1) :]

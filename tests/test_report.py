@@ -1,6 +1,7 @@
 """The report as text: a pure function of its files, small, and deaf to whatever strings it is given."""
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from rich.console import Console
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError
 from ltmia.evaluation.files import read_records, read_results, read_tokens
+from ltmia.evaluation.results import Validity
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audit import AuditConfig, AuditResult, audit
 from ltmia.pipelines.score import ScoreConfig, score
@@ -24,7 +26,7 @@ from ltmia.report.page import render_report, write_report
 from ltmia.report.payload import embedded_json
 from ltmia.report.slices import Records, group_slices, length_slices
 from ltmia.report.terminal import print_results
-from ltmia.report.words import attack_order
+from ltmia.report.words import CHECK_NAMES, attack_order
 from report_samples import HOSTILE, made_up_audit, real_audit, tuned_pair
 
 
@@ -197,6 +199,27 @@ def test_a_damaged_token_file_is_named_and_a_missing_one_is_no_fault(tmp_path: P
         write_report(folder)
     (folder / "tokens.parquet").unlink()
     assert data_of(page_of(folder))["strips"] is None
+
+
+def test_files_that_lack_a_part_give_a_page_or_name_it(tmp_path: Path) -> None:
+    folder = made_up_audit(tmp_path, 60)
+    tree = json.loads((folder / "results.json").read_text("utf-8"))
+    del tree["attacks"]["ltmia"]["tpr_at_fpr"]["0.1"], tree["validity"]["base"], tree["epsilon"]
+    (folder / "results.json").write_text(json.dumps(tree), "utf-8")
+    page = page_of(folder)
+    assert "not in the results file" in page
+    assert "Written before this check existed." in page
+    records = pq.read_table(folder / "records.parquet")
+    for lost in ("score_ltmia", "q_value", "group"):
+        pq.write_table(records.drop_columns(lost), folder / "records.parquet")
+        with pytest.raises(StoreError, match=rf"records\.parquet: .*no column '{lost}'"):
+            write_report(folder)
+
+
+def test_every_check_is_shown(audited: Path) -> None:
+    assert set(CHECK_NAMES) == set(Validity.model_fields)
+    page = html.unescape(page_of(audited))
+    assert all(f"<h3>{name}</h3>" in page for name in CHECK_NAMES.values())
 
 
 def test_slices_agree_with_the_whole(audited: Path) -> None:

@@ -77,7 +77,7 @@ def read_records(folder: Path) -> pa.Table:
     Raises:
         StoreError: If it is missing or damaged.
     """
-    return _read_table(folder / RECORDS_FILE, RECORD_TYPES, ("id", "label", "n_tokens"))
+    return _read_table(folder / RECORDS_FILE, RECORD_TYPES, tuple(name for name in RECORD_TYPES if name != "text"))
 
 
 def read_tokens(folder: Path) -> pa.Table | None:

@@ -68,6 +68,10 @@ class AttackResult(_Section):
     realized_fpr: dict[Rate, Measure] = Field(default_factory=dict)
     """False-positive rate really taken at each of those thresholds, with its Clopper-Pearson interval."""
 
+    def tpr(self, fpr: Rate) -> Measure:
+        """Return the true-positive rate at a false-positive rate; null with the reason if the file lacks it."""
+        return self.tpr_at_fpr.get(fpr, Measure(reason="not in the results file"))
+
 
 class Decisions(_Section):
     """Which records are flagged, and what became of the promise."""

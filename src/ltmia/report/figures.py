@@ -24,6 +24,8 @@ INK = "#010203"
 """Stands for the page's ink until the drawing is text."""
 SIZE = (4.5, 3.9)
 """Inches. Small, so that letters stay readable on a telephone."""
+WIDEST_START = 0.1
+"""Logarithmic axes begin here or lower, however few the texts."""
 MOST_POINTS = 180
 """Per curve, evenly spread over the logarithm of the axis: more cannot be seen."""
 
@@ -43,7 +45,7 @@ def roc_figure(scores: Mapping[str, tuple[Scores, Scores]], control: str) -> str
 
 def plot_roc(axes: Axes, scores: Mapping[str, tuple[Scores, Scores]], *, control: str) -> None:
     """Draw the curves onto axes; see `roc_figure`."""
-    smallest = 1.0
+    smallest = WIDEST_START
     for i, (name, (members, nonmembers)) in enumerate(scores.items()):
         n_members, n_nonmembers = len(measurable(members)), len(measurable(nonmembers))
         if not n_members or not n_nonmembers:
@@ -112,6 +114,7 @@ def calibration_figure(p_values: Mapping[str, Scores], smallest: float) -> str:
         if kind == "non-members":
             low, high = _band(share, len(values))
             axes.fill_between(levels, low, high, step="post", color=COLOURS[i], alpha=0.16, lw=0)
+    smallest = min(smallest, WIDEST_START)
     grid = np.geomspace(smallest, 1, 50)
     axes.plot(grid, grid, color=INK, lw=0.9, label="exactly as promised")
     axes.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))

@@ -20,7 +20,7 @@ COMPACT = """
 {%- for fpr in ("0.1", "0.01") %}<th>TPR at {{ words.FPR_NAMES[fpr] }} FPR</th>{% endfor %}</tr></thead><tbody>
 {% for name in words.attack_order(results) %}{% set a = results.attacks[name] %}
 <tr><td style="text-align: left">{{ name }}{{ " (control)" if name == words.CONTROL }}</td>
-{%- for m in (a.auc, a.tpr_at_fpr["0.1"], a.tpr_at_fpr["0.01"]) %}
+{%- for m in (a.auc, a.tpr("0.1"), a.tpr("0.01")) %}
 <td>{{ words.format_measure(m) if m.value is not none else "–" }}</td>
 {%- endfor %}</tr>
 {% endfor %}</tbody></table>

@@ -13,7 +13,8 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ltmia.evaluation.files import read_records, read_results, read_tokens
+from ltmia.errors import StoreError
+from ltmia.evaluation.files import RECORDS_FILE, read_records, read_results, read_tokens
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.report import figures, words
@@ -31,7 +32,10 @@ def write_report(folder: Path) -> Path:
     Raises:
         StoreError: If the files are missing or damaged.
     """
-    page = render_report(read_results(folder), read_records(folder), read_tokens(folder))
+    results, records = read_results(folder), read_records(folder)
+    if (column := f"score_{results.decisions.attack}") not in records.column_names:
+        raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
+    page = render_report(results, records, read_tokens(folder))
     path = folder / REPORT_FILE
     part = path.with_name(path.name + ".part")
     part.write_text(page, "utf-8")
@@ -128,8 +132,8 @@ def _roc_words(results: Results) -> str:
     attack = results.attacks.get(results.decisions.attack)
     said = "ROC curves on logarithmic axes."
     for fpr, name in words.FPR_NAMES.items():
-        if attack is not None and attack.tpr_at_fpr[fpr].value is not None:
-            found = _percent(attack.tpr_at_fpr[fpr].value)
+        if attack is not None and attack.tpr(fpr).value is not None:
+            found = _percent(attack.tpr(fpr).value)
             said += f" At a false-positive rate of {name}, {results.decisions.attack} finds {found} of the members."
     return said
 
@@ -146,7 +150,8 @@ def _calibration_words(p_values: Mapping[str, Scores]) -> str:
 
 def _reasons(results: Results) -> list[str]:
     """Collect why figures of the table are missing, each reason once; the table refers to them by number."""
-    missing = [m.reason for a in results.attacks.values() for m in (a.auc, *a.tpr_at_fpr.values()) if m.value is None]
+    shown = [m for a in results.attacks.values() for m in (a.auc, *(a.tpr(fpr) for fpr in words.FPR_NAMES))]
+    missing = [m.reason for m in shown if m.value is None]
     return list(dict.fromkeys(reason or "not measured" for reason in missing))
 
 

@@ -46,7 +46,7 @@ def attack_table(results: Results) -> Table:
     for name in attack_order(results):
         attack = results.attacks[name]
         style = "dim" if name == CONTROL else "bold" if name == results.decisions.attack else ""
-        figures = (attack.auc, attack.tpr_at_fpr["0.1"], attack.tpr_at_fpr["0.01"])
+        figures = (attack.auc, attack.tpr("0.1"), attack.tpr("0.01"))
         table.add_row(Text(name), *(short_measure(m) for m in figures), style=style)
     return table
 
@@ -56,9 +56,7 @@ def attack_lines(results: Results) -> list[str]:
     lines = []
     for name in attack_order(results):
         attack = results.attacks[name]
-        tpr = ", ".join(
-            f"TPR at {FPR_NAMES[fpr]} FPR {short_measure(attack.tpr_at_fpr[fpr])}" for fpr in ("0.1", "0.01")
-        )
+        tpr = ", ".join(f"TPR at {FPR_NAMES[fpr]} FPR {short_measure(attack.tpr(fpr))}" for fpr in ("0.1", "0.01"))
         role = " (control, sees no model)" if name == CONTROL else ""
         lines.append(f"{name}{role}: AUC {short_measure(attack.auc)}, {tpr}")
     return lines

@@ -13,6 +13,7 @@ CHECK_NAMES: Mapping[str, str] = {
     "blind": "Words alone",
     "length_only": "Length alone",
     "near_duplicates": "Repeated texts",
+    "base": "The right base",
     "out_of_distribution": "Like the classifier's training data",
     "backend": "Numeric noise",
     "power": "Enough texts",
@@ -65,9 +66,9 @@ def headline(results: Results) -> str:
 def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
     """Return the attack that finds most members at a false-positive rate, and how many; None if none is measured."""
     found = [
-        (name, attack.tpr_at_fpr[fpr])
+        (name, attack.tpr(fpr))
         for name, attack in results.attacks.items()
-        if name != CONTROL and attack.tpr_at_fpr[fpr].value is not None
+        if name != CONTROL and attack.tpr(fpr).value is not None
     ]
     return max(found, key=lambda pair: pair[1].value or 0.0, default=None)
 
