@@ -2,7 +2,7 @@
 
 Members are judged with one half of the non-members against the other half, by the code of `ltmia audit`. The share of
 flags that fall on non-members is the false discovery proportion that was realised; the promise is an average, so beside
-the audit's own split stands the mean over several.
+the audit's own split stands the mean over several. The same is done with whole groups, each judged by its mean score.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import numpy as np
 from ltmia.attacks.table import LEARNED
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.evaluation.calibration import judge_audit
+from ltmia.evaluation.calibration import judge_audit, judge_groups, split_halves
 from ltmia.evaluation.results import Decisions, Measure
 from ltmia.pipelines.examine import find_combinations
 from ltmia.pipelines.scoring import chosen_classifier, classify_store
@@ -35,6 +35,10 @@ class Realised:
     """Over `N_SPLITS` splits; a split that flags nothing counts as 0, as the definition of the rate has it."""
     mean_flagged: float
     groups: int
+    """Of the non-members."""
+    mean_group_fdp: float
+    """The same of flagged groups."""
+    mean_groups_flagged: float
 
     @property
     def held(self) -> bool:
@@ -49,6 +53,7 @@ class Realised:
         cells = (
             f"{d.n_judged} / {d.n_calibration}", self.groups, d.n_flagged, _figure(d.realized_fdp),
             "yes" if self.held else "NO", f"{self.mean_flagged:.1f}", f"{self.mean_fdp:.3f}",
+            f"{self.mean_groups_flagged:.1f}", f"{self.mean_group_fdp:.3f}",
         )  # fmt: skip
         return f"| {name} | " + " | ".join(map(str, cells)) + " |"
 
@@ -62,8 +67,11 @@ def main() -> None:
     parser.add_argument("--fdr", type=float, default=0.05)
     arguments = parser.parse_args()
     classifier = chosen_classifier(arguments.classifier) if arguments.attack == LEARNED else None
-    print("| combination | members / calibration | groups | flagged | FDP realised | held | mean flagged | mean FDP |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| combination | members / calibration | groups | flagged | FDP realised | held | mean flagged | mean FDP "
+        "| mean groups flagged | mean FDP |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     found = []
     for combination in find_combinations(arguments.folders):
         found.append(realised(combination, arguments.attack, classifier, arguments.fdr))
@@ -91,6 +99,9 @@ def realised(combination: Combination, attack: str, classifier: MembershipClassi
         ).summary
         for seed in range(N_SPLITS)
     ]
+    by_group = np.array(
+        [group_fdp(scores, groups, members, nonmembers, fdr=fdr, seed=seed) for seed in range(N_SPLITS)]
+    )
     return Realised(
         name=combination.name,
         trained_on=classifier is not None and combination.name in classifier.trained_on_,
@@ -98,7 +109,26 @@ def realised(combination: Combination, attack: str, classifier: MembershipClassi
         mean_fdp=float(np.mean([d.realized_fdp.value or 0.0 for d in judged])),
         mean_flagged=float(np.mean([d.n_flagged for d in judged])),
         groups=len(np.unique(groups[nonmembers])),
+        mean_groups_flagged=float(by_group[:, 0].mean()),
+        mean_group_fdp=float(by_group[:, 1].mean()),
     )
+
+
+def group_fdp(
+    scores: np.ndarray, groups: np.ndarray, members: np.ndarray, nonmembers: np.ndarray, *, fdr: float, seed: int
+) -> tuple[int, float]:
+    """Judge the groups of members and of half of the non-members against those of the other half.
+
+    Returns:
+        How many groups of members are flagged, and which share of all flags falls on non-members.
+    """
+    calibration, held_out = split_halves(len(nonmembers), groups[nonmembers], seed)
+    judged = np.concatenate([members, nonmembers[held_out]])
+    known = nonmembers[calibration]
+    names, found = judge_groups(scores[judged], groups[judged], scores[known], groups[known], fdr)
+    flagged = names[found.flagged]
+    wrong = np.isin(flagged, groups[nonmembers[held_out]]).sum()
+    return len(flagged) - int(wrong), float(wrong / max(len(flagged), 1))
 
 
 def summary(found: list[Realised]) -> Iterator[str]:
@@ -110,6 +140,8 @@ def summary(found: list[Realised]) -> Iterator[str]:
     yield f"Held within the interval: {sum(one.held for one in found)} of {len(found)}."
     means = [one.mean_fdp for one in found]
     yield f"Mean FDP over {N_SPLITS} splits: {np.mean(means):.4f} on average, at most {max(means):.4f}."
+    groups = [one.mean_group_fdp for one in found]
+    yield f"The same of whole groups: {np.mean(groups):.4f} on average, at most {max(groups):.4f}."
 
 
 def _figure(measure: Measure) -> str:
