@@ -120,6 +120,30 @@ class TokenStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a target does to tokens like these in other texts."""
+
+    log_ratio: Float32[np.ndarray, " pred"]
+    """Expected D_t, in nats."""
+    token_count: Float32[np.ndarray, " pred"]
+    """How often the token was counted in other texts."""
+    pair_count: Float32[np.ndarray, " pred"]
+    """How often it was, behind the same token as here."""
+    spread: float
+    """Standard deviation of D_t less its expectation over the target's texts, in nats."""
+
+    def excess(self, log_ratio: Float32[np.ndarray, " pred"]) -> Float32[np.ndarray, " pred"]:
+        """Return (D_t - expected D_t) / spread."""
+        return (log_ratio - self.log_ratio) / np.float32(self.spread)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Expectation"]) -> "Expectation":
+        """Join the expectations of several runs of positions of one target, in order."""
+        joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("log_ratio", "token_count", "pair_count")}
+        return cls(**joined, spread=parts[0].spread)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedStatistics:
     """Token statistics of several texts, end to end; text i owns positions [offsets[i], offsets[i+1])."""
 
@@ -127,6 +151,8 @@ class RaggedStatistics:
     offsets: Int64[np.ndarray, " texts_plus_one"]
     vocab_size: int
     """Number of shared ids the statistics were taken over."""
+    expectation: Expectation | None = None
+    """None where no other texts of the target were at hand."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

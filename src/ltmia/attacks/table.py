@@ -12,10 +12,12 @@ from ltmia.errors import ConfigError
 
 FastFunction = Callable[[TextEvidence], float]
 SlowFunction = Callable[[TargetProbe, Sequence[str], Shots], Scores]
-Group = Literal["fast", "slow", "learned", "control"]
+Group = Literal["fast", "slow", "set", "learned", "control"]
 
 LEARNED = "ltmia"
 """The learned classifier, computed by `ltmia.classifier`."""
+EXCESS = "excess"
+"""The mean excess of D_t over what is expected of it, computed by `ltmia.features.expectation` from all texts."""
 CONTROL = "bag_of_words"
 """The control that never sees a model, computed by `ltmia.evaluation`."""
 
@@ -45,7 +47,7 @@ class Attack:
             return "fast"
         if self.slow:
             return "slow"
-        return "learned" if self.name == LEARNED else "control"
+        return _GROUP_OF[self.name]
 
     @property
     def summary(self) -> str:
@@ -56,7 +58,10 @@ class Attack:
         return (function.__doc__ or "").strip().splitlines()[0]
 
 
+_GROUP_OF: dict[str, Group] = {LEARNED: "learned", EXCESS: "set", CONTROL: "control"}
+
 _SUMMARIES = {
+    EXCESS: "Return the mean of D_t less what this target does to such tokens in other texts, in units of its spread.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
     CONTROL: "Control: tell members from non-members by their words alone, without any model.",
 }
@@ -158,6 +163,13 @@ _ROWS = (
         passes="1/1",
         source="Chen et al. 2026, arXiv 2601.02751",
         fast=reference.wbc,
+    ),
+    Attack(
+        name=EXCESS,
+        title="Log-ratio excess",
+        needs="target + reference, all texts",
+        passes="1/1",
+        source="this project",
     ),
     Attack(
         name="lowercase",

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from ltmia.attacks.table import EXCESS
 from ltmia.errors import StoreError
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 
-SUMMARY_SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+SUMMARY_SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss", EXCESS)
 """Hand-made rules that a network's head sees beside the tokens."""
 EZ_LIMIT = 6.0
 """The logarithm of EZ-MIA's ratio is clipped here: its conventions for "no loss at all" are huge numbers."""
@@ -31,11 +32,12 @@ def summary_features(
         scores["wbc"],
         scores["min_k_plus_plus"],
         scores["loss"],
+        scores[EXCESS],
     ]
     return np.nan_to_num(np.stack(columns, 1)).astype(np.float32)
 
 
-N_SUMMARY = 7
+N_SUMMARY = 8
 
 
 class Combination:

@@ -36,7 +36,7 @@ class MembershipClassifier:
     `feature_means_` (one row of feature means per training combination) and `feature_spread_`.
     """
 
-    def __init__(self, *, network: str = "conv", feature_version: str = "logratio", k: int = DEFAULT_K) -> None:
+    def __init__(self, *, network: str = "conv", feature_version: str = "excess", k: int = DEFAULT_K) -> None:
         self.network = network
         self.feature_version = feature_version
         self.k = k

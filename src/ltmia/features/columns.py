@@ -3,7 +3,7 @@
 `published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison
 with its figures. `logratio` is ours: log-probabilities and their ratios only, nothing that depends
 on a constant added to all logits, nothing from the tail of the vocabulary, and the same width
-whatever k is.
+whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`.
 """
 
 from ltmia.errors import ConfigError
@@ -75,7 +75,36 @@ LOGRATIO_COLUMNS = (
     *(f"reference_top_target_rank_{i}" for i in range(1, LOGRATIO_TOP)),
 )
 
-FEATURE_VERSIONS = ("published", "logratio")
+EXCESS_COLUMNS = (
+    *LOGRATIO_COLUMNS,
+    "excess",
+    "excess_tanh",
+    "excess_tanh3",
+    "expected_log_ratio",
+    "token_count",
+    "pair_count",
+)
+
+EXPECTATION_INPUTS = (
+    "reference_logp",
+    "reference_rank",
+    "reference_hit",
+    "reference_entropy",
+    "reference_surprise",
+    "reference_ratio_spread",
+    "reference_top_gap",
+    "divergence",
+    "reverse_divergence",
+    "top_log_ratio_mean",
+    "top_log_ratio_spread",
+    *(f"top_log_ratio_{i}" for i in range(1, LOGRATIO_TOP + 1)),
+    *(f"top_reference_rank_{i}" for i in range(1, LOGRATIO_TOP)),
+    *(f"reference_top_target_rank_{i}" for i in range(1, LOGRATIO_TOP)),
+)
+"""Columns of `logratio` that the expected log-ratio is learned from: none tells the target's log-probability of the
+true token, from which D_t would follow."""
+
+FEATURE_VERSIONS = ("published", "logratio", "excess")
 
 
 def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
@@ -88,4 +117,6 @@ def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
         return published_columns(k)
     if version == "logratio":
         return LOGRATIO_COLUMNS
+    if version == "excess":
+        return EXCESS_COLUMNS
     raise ConfigError(f"unknown feature version {version!r}; available: {', '.join(FEATURE_VERSIONS)}")

@@ -2,7 +2,7 @@
 
 Row t describes the prediction of one real token; padding is zero and masked.
 
-Knows the two feature versions of `columns`; knows nothing of logits, models or texts.
+Knows the feature versions of `columns`; knows nothing of logits, models or texts.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from ltmia.errors import ConfigError
 from ltmia.features.columns import LOGRATIO_TOP, feature_columns
 from ltmia.records import RaggedStatistics
 
@@ -54,7 +55,7 @@ def per_token_features(
 
     Args:
         texts: Statistics of the texts' scored positions.
-        version: "published" or "logratio".
+        version: One of `columns.FEATURE_VERSIONS`.
         seq_len: Length to pad to; the longest text's when None.
         summary: Per-text statistics to carry along.
 
@@ -68,10 +69,9 @@ def per_token_features(
     length = max(longest, 1) if seq_len is None else seq_len
     if longest > length:
         raise ValueError(f"a text of {longest} scored positions does not fit seq_len = {length}")
-    columns = _published(texts) if version == "published" else _logratio(texts)
-    flat = np.stack(columns, axis=1).astype(np.float32)
+    flat = _VALUES[version](texts)
     broken = np.asarray(~np.isfinite(flat).all(axis=1))
-    counts[_segment_sums(broken.astype(np.int64), texts.offsets) > 0] = 0
+    counts[segment_sums(broken.astype(np.int64), texts.offsets) > 0] = 0
     real = np.repeat(counts > 0, np.diff(texts.offsets))
     mask = np.arange(length) < counts[:, None]
     values = np.zeros((len(texts), length, n_features), np.float32)
@@ -84,7 +84,7 @@ def log_rank(rank: np.ndarray, vocab_size: int) -> np.ndarray:
     return np.log1p(rank) / np.log(vocab_size + 1.0)
 
 
-def _segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
+def segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
     """Sum each text's run of values; an empty text sums to 0."""
     # reduceat wants no empty runs; running totals would let one text's NaN into all that follow.
     filled = np.diff(offsets) > 0
@@ -94,7 +94,7 @@ def _segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _published(texts: RaggedStatistics) -> list[np.ndarray]:
+def _published(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
     """Lay out the published columns (arXiv 2604.03199), logits relative to the larger of the two models'."""
 
     def pair(gap: np.ndarray) -> list[np.ndarray]:
@@ -118,7 +118,7 @@ def _published(texts: RaggedStatistics) -> list[np.ndarray]:
         columns += pair(bottom[:, i] + gap)
         columns.append(log_rank(tokens.bottom_reference_rank[:, i], vocab_size))
     losses = [-tokens.target_logp, -tokens.reference_logp, -tokens.log_ratio]
-    return [*columns, *losses, *_sequence_columns(losses, texts.offsets)]
+    return _stack([*columns, *losses, *_sequence_columns(losses, texts.offsets)])
 
 
 def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.ndarray]:
@@ -127,14 +127,14 @@ def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.
     columns = []
     for loss in losses:
         wide = loss.astype(np.float64)
-        mean = np.repeat(_segment_sums(wide, offsets) / np.maximum(counts, 1), counts)
-        variance = np.repeat(_segment_sums((wide - mean) ** 2, offsets) / np.maximum(counts, 1), counts)
+        mean = np.repeat(segment_sums(wide, offsets) / np.maximum(counts, 1), counts)
+        variance = np.repeat(segment_sums((wide - mean) ** 2, offsets) / np.maximum(counts, 1), counts)
         columns += [mean, np.sqrt(variance + 1e-6)]
-    columns.append(np.repeat(_segment_sums(losses[-1].astype(np.float64), offsets), counts))
+    columns.append(np.repeat(segment_sums(losses[-1].astype(np.float64), offsets), counts))
     return columns
 
 
-def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
+def logratio_values(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
     """Lay out the columns of `columns.LOGRATIO_COLUMNS`.
 
     The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv
@@ -187,7 +187,35 @@ def _logratio(texts: RaggedStatistics) -> list[np.ndarray]:
     ]
     for block in (tokens.top_reference_rank, tokens.reference_top_target_rank):
         columns += [log_rank(block[:, min(i, tokens.k - 1)], vocab_size) for i in range(LOGRATIO_TOP - 1)]
-    return columns
+    return _stack(columns)
+
+
+def _excess(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
+    """Lay out the columns of `columns.EXCESS_COLUMNS`: those of `logratio`, and D_t beside what is expected of it.
+
+    Raises:
+        ConfigError: If nothing says what to expect.
+    """
+    expected = texts.expectation
+    if expected is None:
+        raise ConfigError("`excess` features need the expected log-ratios of all texts; extract the texts together")
+    scaled = expected.excess(_finite_ratio(texts.tokens.log_ratio))
+    columns = [
+        np.clip(scaled, -SURPRISE_LIMIT, SURPRISE_LIMIT),
+        np.tanh(scaled),
+        np.tanh(3 * scaled),
+        np.clip(expected.log_ratio / expected.spread, -SURPRISE_LIMIT, SURPRISE_LIMIT),
+        np.log1p(expected.token_count),
+        np.log1p(expected.pair_count),
+    ]
+    return np.concatenate([logratio_values(texts), _stack(columns)], axis=1)
+
+
+_VALUES = {"published": _published, "logratio": logratio_values, "excess": _excess}
+
+
+def _stack(columns: list[np.ndarray]) -> Float32[np.ndarray, "pred feat"]:
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _standardize(value: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """The store: what extraction leaves on disk, written batch by batch and read at random by text.
 
 A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
-the order they were written), `texts.parquet` (per text: where its rows lie, id, label, group,
-reason, baseline scores) and `manifest.json`, written last: a store without it does not exist.
-While writing, `journal.jsonl` says which batches are safely on disk, so a killed run goes on
-behind the last of them. Holds no text and no token id.
+the order they were written), `expected.f16` (in the same order what to expect of each position, see
+`expectation`), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline
+scores) and `manifest.json`, written last: a store without it does not exist. While writing,
+`journal.jsonl` says which batches are safely on disk, so a killed run goes on behind the last of
+them. Holds no text and no token id.
 """
 
 import json
@@ -20,11 +21,13 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from ltmia.errors import StoreError
-from ltmia.features.packing import pack_statistics, row_width, unpack_statistics
+from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
-from ltmia.records import RaggedStatistics, TokenStatistics
+from ltmia.features.rows import EXPECTED_FILE, TOKENS_FILE, TokenRows, row_index
+from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class StoreWriter:
         self._written: list[StoredText] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._recover()
-        self._tokens = (folder / "tokens.f16").open("ab")
+        self._tokens = (folder / TOKENS_FILE).open("ab")
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
         if self._journal.tell() == 0:
             self._log({"fingerprint": fingerprint})
@@ -72,29 +75,52 @@ class StoreWriter:
         self._log({"texts": [_as_json(text) for text in texts]})
         self._written += texts
 
-    def finish(self, columns: Mapping[str, Sequence[Any]], manifest: Mapping[str, Any]) -> None:
-        """Write the table of texts, then the manifest, which makes the store exist.
+    def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
+        """Gather what was appended of some texts.
+
+        Raises:
+            StoreError: If some input row was never appended.
+        """
+        starts, counts = _places(self._written)[1:]
+        n_tokens = int(counts.sum())
+        return TokenRows(self.folder, starts, counts, (self.k, self.vocab_size, n_tokens)).statistics(rows)
+
+    def finish(
+        self,
+        columns: Mapping[str, Sequence[Any]],
+        manifest: Mapping[str, Any],
+        expectation: Expectation | None = None,
+    ) -> None:
+        """Write what to expect and the table of texts, then the manifest, which makes the store exist.
 
         Args:
             columns: Further per-text columns in input order (ids, labels, groups).
             manifest: What made the store: recipe, models, options.
+            expectation: Of all positions, the texts' in input order.
 
         Raises:
             StoreError: If some input row was never appended.
         """
         self.close()
-        table = _text_table(self._written, columns)
-        _replace(self.folder / "texts.parquet", lambda path: pq.write_table(table, path))
+        order, starts, counts = _places(self._written)
+        (self.folder / EXPECTED_FILE).unlink(missing_ok=True)
+        if expectation is not None:
+            written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
+            written[row_index(starts, counts)] = pack_expectation(expectation)
+            _replace(self.folder / EXPECTED_FILE, lambda path: written.tofile(path))
+        table = _text_table([self._written[i] for i in order], starts, counts, columns)
+        _replace(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
         head = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
             "k": self.k,
             "vocab_size": self.vocab_size,
             "n_texts": len(self._written),
-            "n_tokens": sum(text.n_tokens for text in self._written),
+            "n_tokens": int(counts.sum()),
+            "excess_spread": None if expectation is None else expectation.spread,
         }
         text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
-        _replace(self.folder / "manifest.json", lambda path: path.write_text(text, "utf-8"))
+        _replace(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -109,8 +135,8 @@ class StoreWriter:
 
     def _recover(self) -> None:
         """Take over what an earlier run of the same work left; anything else is swept away."""
-        journal, tokens = self.folder / "journal.jsonl", self.folder / "tokens.f16"
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+        journal, tokens = self.folder / "journal.jsonl", self.folder / TOKENS_FILE
+        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
         entries = _journal_entries(journal)
         if not entries or entries[0].get("fingerprint") != self._fingerprint:
             journal.unlink(missing_ok=True)
@@ -146,16 +172,13 @@ class FeatureStore:
         self.manifest = _read_manifest(self.folder)
         try:
             self.k, self.vocab_size, n_tokens = _sizes(self.manifest)
-            self.texts = _checked_texts(pq.read_table(self.folder / "texts.parquet"))
-            self._starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
+            self.texts = _checked_texts(pq.read_table(self.folder / TEXTS_FILE))
+            starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
             self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
-            _check_rows(self._starts, self._counts, n_tokens)
-            shape = (n_tokens, row_width(self.k))
-            path = self.folder / "tokens.f16"
-            if path.stat().st_size != 2 * shape[0] * shape[1]:
-                raise ValueError(f"tokens.f16 does not hold {shape[0]} rows of {shape[1]} columns")
-            empty = np.zeros(shape, np.float16)
-            self._rows = np.memmap(path, np.float16, "r", shape=shape) if shape[0] else empty
+            _check_rows(starts, self._counts, n_tokens)
+            self._rows = TokenRows(
+                self.folder, starts, self._counts, (self.k, self.vocab_size, n_tokens), _spread(self.manifest)
+            )
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
@@ -173,30 +196,36 @@ class FeatureStore:
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
         """Gather the token statistics of some texts in one indexed read."""
-        rows = np.asarray(rows, np.int64)
-        counts = self._counts[rows]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        index = np.repeat(self._starts[rows] - offsets[:-1], counts) + np.arange(offsets[-1])
-        tokens = unpack_statistics(np.asarray(self._rows[index]), self.k)
-        return RaggedStatistics(tokens=tokens, offsets=offsets, vocab_size=self.vocab_size)
+        return self._rows.statistics(rows)
 
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
         """Gather the features of some texts, padded to the longest of them."""
         return per_token_features(self.statistics(rows), version=version)
 
 
-def _text_table(written: Sequence[StoredText], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+def _places(written: Sequence[StoredText]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return, in input order, each text's place among those written, its first row and its number of rows.
+
+    Raises:
+        StoreError: If some input row is missing.
+    """
     counts = np.array([text.n_tokens for text in written], np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])[:-1]
+    starts = np.cumsum(counts) - counts
     order = sorted(range(len(written)), key=lambda i: written[i].row)
     if [written[i].row for i in order] != list(range(len(written))):
         raise StoreError("rows are missing or doubled; the extraction is not complete")
+    return order, starts[order], counts[order]
+
+
+def _text_table(
+    written: Sequence[StoredText], starts: np.ndarray, counts: np.ndarray, columns: Mapping[str, Sequence[Any]]
+) -> pa.Table:
     table: dict[str, Any] = dict(columns)
-    table["start"] = starts[order]
-    table["n_tokens"] = counts[order]
-    table["reason"] = pa.array([written[i].reason for i in order], pa.string())
+    table["start"] = starts
+    table["n_tokens"] = counts
+    table["reason"] = pa.array([text.reason for text in written], pa.string())
     for name in written[0].scores if written else ():
-        table[f"score_{name}"] = np.array([written[i].scores[name] for i in order], np.float64)
+        table[f"score_{name}"] = np.array([text.scores[name] for text in written], np.float64)
     return pa.table(table)
 
 
@@ -235,7 +264,7 @@ def _journal_entries(journal: Path) -> list[dict[str, Any]]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST_FILE
     if not path.is_file():
         raise StoreError(f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it")
     try:
@@ -255,6 +284,14 @@ def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
     if not isinstance(manifest["fingerprint"], str):
         raise TypeError("a fingerprint that is no text")
     return sizes[0], sizes[1], sizes[2]
+
+
+def _spread(manifest: Mapping[str, Any]) -> float | None:
+    """Return the spread of the excess; None for a store that does not say what to expect."""
+    spread = manifest["excess_spread"]
+    if spread is not None and not (isinstance(spread, float) and 0 < spread < float("inf")):
+        raise ValueError(f"excess_spread = {spread!r}")
+    return spread
 
 
 def _checked_texts(table: pa.Table) -> pa.Table:

@@ -77,13 +77,7 @@ def extract_batches(
     clock = clock or ExtractionClock()
     if config.k > pair.vocab_size:
         raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
-    encoded = encode_texts(
-        pair.tokenizer,
-        texts,
-        max_length=_usable_length(pair, config.max_length),
-        vocab_size=pair.vocab_size,
-        encoding=config.encoding,
-    )
+    encoded = encode(pair, texts, config)
     frequencies = count_tokens(encoded, pair.vocab_size)
     unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
     if unscorable:
@@ -100,6 +94,17 @@ def extract_batches(
     passes = Passes(pair, encoded, config.k, clock)
     for part in passes.in_turns(batches, scratch) if pair.in_turns else passes.side_by_side(batches):
         yield _score_batch(pair, part, texts, encoded, frequencies, config, clock)
+
+
+def encode(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> list[EncodedText]:
+    """Tokenise texts as the pass reads them."""
+    return encode_texts(
+        pair.tokenizer,
+        texts,
+        max_length=_usable_length(pair, config.max_length),
+        vocab_size=pair.vocab_size,
+        encoding=config.encoding,
+    )
 
 
 def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:

@@ -1,22 +1,30 @@
 """Features and scores of a list of texts, in memory: the short way for notebooks and other people's code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.probing import Shots
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, select_attacks
-from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features
+from ltmia.attacks.table import CONTROL, EXCESS, LEARNED, fast_attacks, select_attacks
+from ltmia.classifier.combinations import SUMMARY_SCORES
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.errors import ConfigError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch, per_token_features
+from ltmia.features.store import FeatureStore
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import Encoding
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
+from ltmia.pipelines.scoring import classify_store
+from ltmia.pipelines.storing import StorePlan, fill_store
+from ltmia.records import Texts
 
 
 def extract_features(
@@ -33,7 +41,8 @@ def extract_features(
     Args:
         pair: Target and reference.
         texts: Any strings.
-        version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio".
+        version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio";
+            "excess", for which the texts say of each other what to expect.
         k: Top and bottom tokens per position.
         max_length: Tokens per text, and the length of the result.
         batch_size: Texts per forward pass, or "auto" for as many as fit; results do not depend on it.
@@ -44,6 +53,9 @@ def extract_features(
     """
     encoding: Encoding = "published" if version == "published" else "default"
     config = ExtractionConfig(k=k, max_length=max_length, batch_size=batch_size, encoding=encoding)
+    if version == "excess":
+        with _stored(pair, texts, config) as store:
+            return per_token_features(store.statistics(range(len(texts))), version=version, seq_len=max_length)
     width = len(feature_columns(version, k))
     values = np.zeros((len(texts), max_length, width), np.float32)
     mask = np.zeros((len(texts), max_length), np.bool_)
@@ -51,6 +63,15 @@ def extract_features(
         features = per_token_features(batch.statistics, version=version, seq_len=max_length)
         values[batch.rows], mask[batch.rows] = features.values, features.mask
     return FeatureBatch(values=values, mask=mask, version=version)
+
+
+@contextmanager
+def _stored(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> Iterator[FeatureStore]:
+    """Extract texts into a store for a while: what is expected of a token is learned from all of them."""
+    named = Texts(texts=tuple(texts), ids=tuple(map(str, range(len(texts)))))
+    plan = StorePlan(fingerprint="", columns={"id": named.ids})
+    with TemporaryDirectory() as folder:
+        yield fill_store(pair, named, Path(folder), config, plan, clock=ExtractionClock())
 
 
 def score_texts(
@@ -67,7 +88,8 @@ def score_texts(
 
     Args:
         pair: Target and reference.
-        texts: Any strings.
+        texts: Any strings, best some hundreds: the learned attack and `excess` learn from all of them what the target
+            does to tokens at large.
         attacks: "fast", "all", or names. The bag-of-words control needs labels and is part of `audit` only.
         classifier: The learned attack; the shipped one when None.
         shots: Texts of known membership, for the attacks that put some before each text.
@@ -85,22 +107,12 @@ def score_texts(
         raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
     learned = LEARNED in names
     needed = set(names) | (set(SUMMARY_SCORES) if learned else set())
-    in_pass = fast_attacks([name for name in ATTACKS if name in needed])
-    if learned and classifier is None:
-        classifier = shipped_classifier()
-    config = ExtractionConfig(attacks=in_pass, max_length=max_length, batch_size=batch_size)
+    config = ExtractionConfig(attacks=fast_attacks(tuple(needed)), max_length=max_length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}
-    for batch in extract_batches(pair, texts, config):
-        found = {n: np.array([text.scores[n] for text in batch.texts]) for n in in_pass}
-        if learned and classifier is not None:
-            features = per_token_features(
-                batch.statistics,
-                version=classifier.feature_version,
-                summary=summary_features(found),
-            )
-            found[LEARNED] = classifier.predict_logit(features)
-        for name in names:
-            if name in found:
-                scores[name][batch.rows] = found[name]
+    if config.attacks or EXCESS in needed:
+        with _stored(pair, texts, config) as store:
+            scores |= {name: store.scores(name) for name in store.score_names if name in names}
+            if learned:
+                scores[LEARNED] = classify_store(classifier or shipped_classifier(), store)
     probing = ProbingConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
     return scores | probe_texts(pair, texts, names, probing)

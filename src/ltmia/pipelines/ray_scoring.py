@@ -19,17 +19,18 @@ import ray
 import ray.data
 import torch
 
-from ltmia.attacks.table import LEARNED
+from ltmia.attacks.table import EXCESS, LEARNED
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
-from ltmia.features.per_token import FeatureBatch
+from ltmia.features.expectation import ExpectedLogRatio
 from ltmia.lab.ray_engine import connect
 from ltmia.lm.pair import Pair, parameters_sha256
-from ltmia.pipelines.extraction import ExtractionConfig
+from ltmia.pipelines.expecting import folds_of, learn_expectation, sampled_texts
+from ltmia.pipelines.extraction import ExtractionConfig, encode
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.passes import ExtractionClock
-from ltmia.pipelines.scoring import ScoredTexts, sampled_rows, score_to_store, scoring_fingerprint
-from ltmia.pipelines.storing import Report, silent
+from ltmia.pipelines.scoring import ScoredTexts, read_scores, score_to_store, scoring_fingerprint
+from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
 from ltmia.records import Texts
 
 CHUNK_TEXTS = 256
@@ -48,6 +49,8 @@ class ChunkWork:
     """Of the pair that it must load."""
     config: ExtractionConfig
     classifier: MembershipClassifier | None
+    learned: ExpectedLogRatio
+    """Says what to expect of tokens: no chunk could tell by itself."""
     folder: Path
     """Where the Parquet files belong."""
 
@@ -59,27 +62,22 @@ class ChunkScorer:
         torch.set_num_threads(1)
         self.work = work
         self.pair = work.load()
-        self.identity = PairIdentity.of(self.pair)
-        if self.identity.hashes != work.hashes:
+        if PairIdentity.of(self.pair).hashes != work.hashes:
             raise ModelError("a worker found other models under the same names; give all machines the same files")
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """Score a chunk; return how many texts it had and what they took."""
         rows = chunk["row"].to_numpy()
         texts = tuple(text.decode("utf-8", "surrogatepass") for text in chunk["text"].to_pylist())
-        named = Texts(texts=texts, ids=tuple(map(str, rows)))
+        groups = tuple(chunk["group"].to_pylist()) if "group" in chunk.column_names else None
+        named = Texts(texts=texts, ids=tuple(map(str, rows)), groups=groups)
         # By way of a store as in one process: what the classifier reads has passed through its float16.
         with tempfile.TemporaryDirectory() as folder:
-            scored = score_to_store(
-                self.pair,
-                named,
-                Path(folder),
-                self.work.config,
-                identity=self.identity,
-                classifier=self.work.classifier,
-            )
+            plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
+            clock = ExtractionClock()
+            store = fill_store(self.pair, named, Path(folder), self.work.config, plan, clock=clock)
+            scored = read_scores(store, self.work.classifier, clock=clock)
             _write_chunk(self.work.folder, int(rows[0]), rows, scored)
-        clock = scored.clock
         return pa.table(
             {
                 "n_texts": [len(rows)],
@@ -124,8 +122,19 @@ class RayScorer:
                 f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
             )
         files = _begin(folder, scoring_fingerprint(identity, texts, config), classifier)
-        work = ChunkWork(load=self.load, hashes=identity.hashes, config=config, classifier=classifier, folder=files)
-        clock = ExtractionClock()
+        sample = texts.take(sampled_texts(len(texts)))
+        learning = score_to_store(
+            pair, sample, folder / "sample", config, identity=identity, classifier=classifier, report=report
+        )
+        work = ChunkWork(
+            load=self.load,
+            hashes=identity.hashes,
+            config=config,
+            classifier=classifier,
+            learned=learn_expectation(learning.store.statistics, encode(pair, sample.texts, config), folds_of(sample)),
+            folder=files,
+        )
+        clock = learning.clock
         n_done = 0
         missing = []
         for start in range(0, len(texts), CHUNK_TEXTS):
@@ -142,12 +151,12 @@ class RayScorer:
             report("scoring", n_done, len(texts))
         table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
         reasons = table["reason"].to_pylist()
-        names = [*config.attacks, *([LEARNED] if classifier is not None else [])]
+        names = [*config.attacks, EXCESS, *([LEARNED] if classifier is not None else [])]
         return ScoredTexts(
             scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
             n_tokens=table["n_tokens"].to_numpy(),
             reasons=reasons,
-            sample=lambda: _sample(pair, texts, reasons, config, identity, classifier),
+            sample=learning.sample,
             clock=clock,
         )
 
@@ -213,7 +222,10 @@ def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
         part = texts.texts[start : start + CHUNK_TEXTS]
         rows = np.arange(start, start + len(part))
         encoded = [text.encode("utf-8", "surrogatepass") for text in part]
-        tables.append(pa.table({"row": rows, "text": pa.array(encoded, pa.large_binary())}))
+        columns = {"row": rows, "text": pa.array(encoded, pa.large_binary())}
+        if texts.groups is not None:
+            columns["group"] = pa.array(texts.groups[start : start + CHUNK_TEXTS], pa.large_string())
+        tables.append(pa.table(columns))
     return tables
 
 
@@ -229,20 +241,3 @@ def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts
     part = final.with_suffix(".part")
     pq.write_table(pa.table(columns), part)
     part.replace(final)
-
-
-def _sample(
-    pair: Pair,
-    texts: Texts,
-    reasons: Sequence[str | None],
-    config: ExtractionConfig,
-    identity: PairIdentity,
-    classifier: MembershipClassifier | None,
-) -> FeatureBatch | None:
-    """Extract here what the classifier reads of a few texts."""
-    rows = sampled_rows(reasons)
-    if classifier is None or not len(rows):
-        return None
-    chosen = texts.take(rows.tolist())
-    with tempfile.TemporaryDirectory() as folder:
-        return score_to_store(pair, chosen, Path(folder), config, identity=identity, classifier=classifier).sample()

@@ -85,7 +85,18 @@ def score_to_store(
     clock = ExtractionClock()
     plan = StorePlan(fingerprint=scoring_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
     store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
-    scores = {name: store.scores(name) for name in config.attacks}
+    return read_scores(store, classifier, clock=clock, report=report)
+
+
+def read_scores(
+    store: FeatureStore,
+    classifier: MembershipClassifier | None,
+    *,
+    clock: ExtractionClock,
+    report: Report = silent,
+) -> StoredTexts:
+    """Take the scores of a finished store, and let the classifier, if given, score its texts."""
+    scores = {name: store.scores(name) for name in store.score_names}
     reasons = store.texts["reason"].to_pylist()
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
@@ -148,7 +159,7 @@ def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: Extraction
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
     digest.update(json.dumps([identity.hashes, options], sort_keys=True).encode())
-    for text in texts.texts:
+    for text in (*texts.texts, *(texts.groups or ())):
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()

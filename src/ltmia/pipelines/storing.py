@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ltmia.attacks.table import EXCESS
+from ltmia.features.expectation import ExpectedLogRatio
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
+from ltmia.pipelines.expecting import expect_texts, folds_of
+from ltmia.pipelines.extraction import ExtractionConfig, encode, extract_batches
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.records import Texts
 
@@ -29,6 +32,8 @@ class StorePlan:
     """Per-text columns in input order."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """What made it."""
+    learned: ExpectedLogRatio | None = None
+    """Says what to expect; None to learn it from the texts themselves."""
 
 
 def fill_store(
@@ -52,5 +57,7 @@ def fill_store(
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
-    writer.finish(plan.columns, plan.manifest)
+    report("learning what to expect", 0, 1)
+    expected = expect_texts(writer.statistics, encode(pair, texts.texts, config), folds_of(texts), plan.learned)
+    writer.finish({**plan.columns, f"score_{EXCESS}": expected.excess.tolist()}, plan.manifest, expected.expectation)
     return FeatureStore(folder)

@@ -1,0 +1,208 @@
+"""What a target does to tokens at large: the log-ratio to expect at each position, learned from other texts.
+
+Fine-tuning moves whole kinds of tokens, in texts it read and in texts it did not: common words of the domain, endings,
+punctuation, whatever the reference was unsure of. That shift is no trace of membership, and it differs from target to
+target. Here it is learned from the candidates themselves, without their labels, and cross-fitted: what is expected of
+a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text.
+
+Texts fall into three folds by the hash of their group. For a text of one fold, the second counts tokens and the third
+learns to predict D_t from them and from what both models say of the position; then the two change places, and the mean
+of both predictions counts. Because the counting and the learning never see the same text, a token's mean cannot give
+away its own D_t.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import permutations
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
+
+from ltmia.features.columns import EXPECTATION_INPUTS, LOGRATIO_COLUMNS
+from ltmia.features.per_token import RATIO_LIMIT, logratio_values, segment_sums
+from ltmia.records import Expectation, RaggedStatistics
+
+N_FOLDS = 3
+"""One counts, one learns, one is judged."""
+TOKEN_PRIOR, PAIR_PRIOR = 5.0, 2.0
+"""Occurrences that the mean over all tokens weighs in a token's mean, and the token's in that of a pair."""
+LEAST_POSITIONS = 200
+"""With fewer positions to learn from their mean is expected everywhere: trees could not even split once."""
+LEAST_SPREAD = 1e-3
+"""Floor of the excess's spread: a target equal to its reference has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Positions:
+    """The scored positions of some texts, end to end, as the expectation sees them."""
+
+    inputs: Float64[np.ndarray, "pred n_inputs"]
+    """What both models say of the position, the true token's log-ratio apart."""
+    log_ratio: Float64[np.ndarray, " pred"]
+    """D_t, finite."""
+    token: Int64[np.ndarray, " pred"]
+    previous: Int64[np.ndarray, " pred"]
+    """Id of the token before it."""
+    fold: Int64[np.ndarray, " pred"]
+
+    @classmethod
+    def of(
+        cls, statistics: RaggedStatistics, token_ids: Sequence[Sequence[int] | np.ndarray], folds: Sequence[int]
+    ) -> "Positions":
+        """Lay out some texts.
+
+        Args:
+            statistics: Of their scored positions.
+            token_ids: Ids of each text from the one before its first scored position on.
+            folds: One per text, see `fold_of`.
+
+        Raises:
+            ValueError: If ids and positions do not align.
+        """
+        counts = np.diff(statistics.offsets)
+        ids = [np.asarray(text[: n + 1], np.int64) for text, n in zip(token_ids, counts, strict=True)]
+        if any(n and len(text) != n + 1 for text, n in zip(ids, counts, strict=True)):
+            raise ValueError("a text has other token ids than scored positions")
+        nothing = np.zeros(0, np.int64)
+        values = logratio_values(statistics)
+        columns = [LOGRATIO_COLUMNS.index(name) for name in EXPECTATION_INPUTS]
+        place = np.arange(len(values)) - np.repeat(statistics.offsets[:-1], counts)
+        return cls(
+            inputs=np.column_stack([values[:, columns], place]).astype(np.float64),
+            log_ratio=values[:, LOGRATIO_COLUMNS.index("log_ratio")].astype(np.float64),
+            token=np.concatenate([nothing, *(text[1:] for text in ids)]),
+            previous=np.concatenate([nothing, *(text[:-1] for text in ids)]),
+            fold=np.repeat(np.asarray(folds, np.int64), counts),
+        )
+
+    def __len__(self) -> int:
+        return len(self.log_ratio)
+
+    @property
+    def pair(self) -> Int64[np.ndarray, " pred"]:
+        """One number for the token and the one before it."""
+        return self.previous * 2**31 + self.token
+
+    def take(self, rows: np.ndarray) -> "Positions":
+        """Return the positions that an index or a mask names."""
+        return Positions(
+            inputs=self.inputs[rows],
+            log_ratio=self.log_ratio[rows],
+            token=self.token[rows],
+            previous=self.previous[rows],
+            fold=self.fold[rows],
+        )
+
+
+class ExpectedLogRatio:
+    """Predicts D_t at any position of the same target, for a text of one fold from texts of the two others.
+
+    Attributes set by `fit` end in an underscore: `spread_` is the standard deviation of the excess over the texts it
+    was fitted on, the unit in which the excess is told.
+    """
+
+    def fit(self, positions: Positions) -> "ExpectedLogRatio":
+        """Learn from some texts of whichever membership; positions that are not finite are left out."""
+        usable = positions.take(np.isfinite(positions.log_ratio) & np.isfinite(positions.inputs).all(axis=1))
+        folds = [usable.take(usable.fold == fold) for fold in range(N_FOLDS)]
+        self._regressions = {
+            # What is left over of the three folds is judged.
+            (counting, learning): _Regression(folds[counting], folds[learning])
+            for counting, learning in permutations(range(N_FOLDS), 2)
+        }
+        excess = usable.log_ratio - self.predict(usable)[:, 0]
+        self.spread_ = max(float(excess.std()) if len(usable) else 0.0, LEAST_SPREAD)
+        return self
+
+    def predict(self, positions: Positions) -> Float64[np.ndarray, "pred 3"]:
+        """Return the expected D_t, and how often the token and the pair of tokens were counted in other texts."""
+        found = np.zeros((len(positions), 3))
+        for (counting, learning), regression in self._regressions.items():
+            rows = np.flatnonzero(positions.fold == N_FOLDS - counting - learning)
+            if len(rows):
+                found[rows] += regression.predict(positions.take(rows)) * [0.5, 1.0, 1.0]
+        found[:, 0] = np.clip(np.nan_to_num(found[:, 0]), -RATIO_LIMIT, RATIO_LIMIT)
+        return found
+
+    def expect(self, positions: Positions) -> Expectation:
+        """Return the prediction in the form that features are made from."""
+        found = self.predict(positions).astype(np.float32)
+        return Expectation(log_ratio=found[:, 0], token_count=found[:, 1], pair_count=found[:, 2], spread=self.spread_)
+
+
+def mean_excess(statistics: RaggedStatistics) -> Float64[np.ndarray, " texts"]:
+    """Return each text's mean excess, the attack of that name; NaN without scored positions or expectation."""
+    if statistics.expectation is None:
+        return np.full(len(statistics), np.nan)
+    excess = statistics.expectation.excess(statistics.tokens.log_ratio).astype(np.float64)
+    counts = np.diff(statistics.offsets)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return segment_sums(excess, statistics.offsets) / counts
+
+
+def fold_of(group: str) -> int:
+    """Return the fold of a text, by its group: texts of one document never tell what to expect of each other."""
+    digest = blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % N_FOLDS
+
+
+class _Regression:
+    """Trees over what one fold counted, fitted on another."""
+
+    def __init__(self, counted: Positions, learned: Positions) -> None:
+        self._overall = float(counted.log_ratio.mean()) if len(counted) else 0.0
+        self._tokens = _Means(counted.token, counted.log_ratio)
+        self._previous = _Means(counted.previous, counted.log_ratio)
+        self._pairs = _Means(counted.pair, counted.log_ratio)
+        self._trees: HistGradientBoostingRegressor | None = None
+        self._constant = float(learned.log_ratio.mean()) if len(learned) else self._overall
+        if len(learned) >= LEAST_POSITIONS:
+            trees = HistGradientBoostingRegressor(
+                max_iter=60,
+                learning_rate=0.15,
+                max_leaf_nodes=15,
+                min_samples_leaf=100,
+                early_stopping=False,
+                random_state=0,
+            )
+            with threadpool_limits(torch.get_num_threads(), "openmp"):
+                self._trees = trees.fit(self._inputs(learned)[0], learned.log_ratio)
+
+    def predict(self, positions: Positions) -> Float64[np.ndarray, "pred 3"]:
+        inputs, counts = self._inputs(positions)
+        expected = np.full(len(positions), self._constant)
+        if self._trees is not None:
+            with threadpool_limits(torch.get_num_threads(), "openmp"):
+                # The trees take -inf and NaN, but no infinity of the other sign.
+                expected = self._trees.predict(np.nan_to_num(inputs, nan=np.nan, posinf=1e30, neginf=-1e30))
+        return np.column_stack([expected, counts])
+
+    def _inputs(self, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
+        """Lay out what the trees see, and the two counts."""
+        token_means, n_token = self._tokens(positions.token, self._overall, TOKEN_PRIOR)
+        pair_means, n_pair = self._pairs(positions.pair, token_means, PAIR_PRIOR)
+        previous_means, _ = self._previous(positions.previous, self._overall, TOKEN_PRIOR)
+        counts = np.column_stack([n_token, n_pair])
+        return np.column_stack([positions.inputs, token_means, pair_means, previous_means, counts]), counts
+
+
+class _Means:
+    """Mean of a value by key, drawn towards a prior where a key is rare."""
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray) -> None:
+        self._keys, inverse = np.unique(keys, return_inverse=True)
+        self._sums = np.bincount(inverse, values, len(self._keys))
+        self._counts = np.bincount(inverse, minlength=len(self._keys))
+
+    def __call__(self, keys: np.ndarray, prior: float | np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return (sum + weight * prior) / (count + weight) and the count, 0 for a key never seen."""
+        if not len(self._keys):
+            return np.broadcast_to(prior, keys.shape).astype(np.float64), np.zeros(len(keys))
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        known = self._keys[place] == keys
+        counts = np.where(known, self._counts[place], 0)
+        return (np.where(known, self._sums[place], 0.0) + weight * prior) / (counts + weight), counts
