@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from ltmia.classifier.combinations import Combination, summary_features
+from ltmia.classifier.combinations import N_SUMMARY, SUMMARY_SCORES, Combination, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
 from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss
 from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.evaluation.roc import auc
+from ltmia.features.columns import feature_columns
+from ltmia.features.expectation import fold_of
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.statistics import token_statistics
 from ltmia.features.store import StoredText, StoreWriter
+from ltmia.lm.tokens import EncodedText
+from ltmia.pipelines.expecting import expect_texts
 
 K, VOCAB = 5, 60
+N_FEATURES = len(feature_columns("excess", K))
 SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+"""What the pass over a text gives."""
 
 
 def make_store(folder: Path, *, gain: float, seed: int, n: int = 120) -> Path:
@@ -26,6 +32,7 @@ def make_store(folder: Path, *, gain: float, seed: int, n: int = 120) -> Path:
     rng = np.random.default_rng(seed)
     writer = StoreWriter(folder, fingerprint=str(seed), k=K, vocab_size=VOCAB)
     labels = [i % 2 for i in range(n)]
+    encoded = []
     for row, label in enumerate(labels):
         length = int(rng.integers(8, 30))
         b = rng.normal(0, 2, (length, VOCAB)).astype(np.float32)
@@ -35,7 +42,10 @@ def make_store(folder: Path, *, gain: float, seed: int, n: int = 120) -> Path:
         tokens = token_statistics(torch.tensor(a), torch.tensor(b), torch.tensor(ids), K)
         scores = dict.fromkeys(SCORES, 0.5) | {"difference": float(tokens.log_ratio.mean())}
         writer.append(tokens, [StoredText(row=row, n_tokens=length, scores=scores)])
-    writer.finish({"id": [str(i) for i in range(n)], "label": labels}, {})
+        encoded.append(EncodedText(ids=np.concatenate([[0], ids])))
+    expected = expect_texts(writer.statistics, encoded, [fold_of(str(i)) for i in range(n)])
+    columns = {"id": [str(i) for i in range(n)], "label": labels, "score_excess": expected.excess.tolist()}
+    writer.finish(columns, {}, expected.expectation)
     return folder
 
 
@@ -62,11 +72,11 @@ def test_a_planted_signal_is_learned_and_carries_over(fitted: MembershipClassifi
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padding_and_batch_size_do_not_matter(name: str) -> None:
-    network = build_network(name, n_features=38, n_summary=7).eval()
-    values, mask = torch.randn(3, 11, 38), torch.ones(3, 11, dtype=torch.bool)
+    network = build_network(name, n_features=N_FEATURES, n_summary=N_SUMMARY).eval()
+    values, mask = torch.randn(3, 11, N_FEATURES), torch.ones(3, 11, dtype=torch.bool)
     mask[1, 6:] = False
     values[~mask] = 0
-    summary = torch.randn(3, 7)
+    summary = torch.randn(3, N_SUMMARY)
     padded = torch.nn.functional.pad(values, (0, 0, 0, 9))
     wider = torch.nn.functional.pad(mask, (0, 9))
     with torch.inference_mode():
@@ -78,9 +88,9 @@ def test_padding_and_batch_size_do_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_empty_text_poisons_nothing(name: str) -> None:
-    network = build_network(name, n_features=38, n_summary=7)
+    network = build_network(name, n_features=N_FEATURES, n_summary=N_SUMMARY)
     mask = torch.tensor([[True, True], [False, False]])
-    logits = network(torch.randn(2, 2, 38), mask, torch.randn(2, 7))
+    logits = network(torch.randn(2, 2, N_FEATURES), mask, torch.randn(2, N_SUMMARY))
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
@@ -100,7 +110,7 @@ def test_pairwise_loss_equals_a_double_loop() -> None:
 def test_saved_and_loaded_it_says_the_same(
     fitted: MembershipClassifier, stores: list[Combination], tmp_path: Path
 ) -> None:
-    batch = stores[2].batch(np.arange(40), "logratio")
+    batch = stores[2].batch(np.arange(40), "excess")
     fitted.save_pretrained(tmp_path / "saved")
     again = MembershipClassifier.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(again.predict_logit(batch), fitted.predict_logit(batch))
@@ -110,12 +120,12 @@ def test_saved_and_loaded_it_says_the_same(
 
 
 def test_unscorable_texts_are_nan_and_probabilities_follow_logits(fitted: MembershipClassifier) -> None:
-    values, mask = np.zeros((2, 3, 38), np.float32), np.array([[True] * 3, [False] * 3])
-    batch = FeatureBatch(values=values, mask=mask, version="logratio", summary=np.zeros((2, 7), np.float32))
+    values, mask = np.zeros((2, 3, N_FEATURES), np.float32), np.array([[True] * 3, [False] * 3])
+    batch = FeatureBatch(values=values, mask=mask, version="excess", summary=np.zeros((2, N_SUMMARY), np.float32))
     logits = fitted.predict_logit(batch)
     assert np.isnan(logits[1])
     assert fitted.predict_proba(batch)[0] == pytest.approx(1 / (1 + np.exp(-logits[0])))
-    with pytest.raises(ConfigError, match="logratio"):
+    with pytest.raises(ConfigError, match="excess"):
         fitted.predict_logit(FeatureBatch(values=values, mask=mask, version="published"))
 
 
@@ -150,13 +160,13 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_broken_loss_names_the_combination(tmp_path: Path, stores: list[Combination]) -> None:
-    network = build_network("conv", n_features=38, n_summary=7)
+    network = build_network("conv", n_features=N_FEATURES, n_summary=N_SUMMARY)
     with torch.no_grad():
         network.embed.weight.fill_(torch.nan)
     from ltmia.classifier.training import train_network
 
     with pytest.raises(LtmiaError, match="c0: the training loss is nan"):
-        train_network(network, stores[:1], [], version="logratio", config=TrainingConfig(epochs=1))
+        train_network(network, stores[:1], [], version="excess", config=TrainingConfig(epochs=1))
 
 
 def test_the_shipped_classifier_loads_and_tells_members(stores: list[Combination]) -> None:
@@ -167,7 +177,7 @@ def test_the_shipped_classifier_loads_and_tells_members(stores: list[Combination
 
 
 def test_summary_is_finite_whatever_the_scores() -> None:
-    scores = {name: np.array([np.nan, 1e12, 0.0]) for name in SCORES}
+    scores = {name: np.array([np.nan, 1e12, 0.0]) for name in SUMMARY_SCORES}
     assert np.isfinite(summary_features(scores)[:, 3]).all()
 
 
