@@ -160,6 +160,13 @@ def test_set_test_finds_a_used_collection() -> None:
     assert found.n_for_power < 60
 
 
+def test_the_set_test_takes_thousands_of_texts() -> None:
+    rng = np.random.default_rng(0)
+    found = collection_test(rng.normal(size=2000), rng.normal(size=400))
+    assert found.reason is None
+    assert found.p_value > 0.001
+
+
 def test_bag_of_words_finds_a_planted_shift_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     words = np.array(["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"])
