@@ -21,8 +21,8 @@ check: setup                  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check                   ## check + the suite
-	$(BIN)/pytest -m 'not slow and not gpu'
+test: check                   ## check + the suite, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 docs: setup                   ## the documentation site, written into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
