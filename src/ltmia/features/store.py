@@ -22,9 +22,11 @@ from jaxtyping import Int64
 from ltmia.errors import StoreError
 from ltmia.features.packing import pack_statistics, row_width, unpack_statistics
 from ltmia.features.per_token import FeatureBatch, per_token_features
+from ltmia.folders import write_whole
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 FORMAT_VERSION = 1
+FILES = ("tokens.f16", "texts.parquet", "manifest.json", "journal.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class StoreWriter:
         self._fingerprint = fingerprint
         self._written: list[StoredText] = []
         folder.mkdir(parents=True, exist_ok=True)
+        for path in _links(folder):
+            path.unlink()
         self._recover()
         self._tokens = (folder / "tokens.f16").open("ab")
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
@@ -84,7 +88,7 @@ class StoreWriter:
         """
         self.close()
         table = _text_table(self._written, columns)
-        _replace(self.folder / "texts.parquet", lambda path: pq.write_table(table, path))
+        write_whole(self.folder / "texts.parquet", lambda path: pq.write_table(table, path))
         head = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
@@ -94,7 +98,7 @@ class StoreWriter:
             "n_tokens": sum(text.n_tokens for text in self._written),
         }
         text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
-        _replace(self.folder / "manifest.json", lambda path: path.write_text(text, "utf-8"))
+        write_whole(self.folder / "manifest.json", lambda path: path.write_text(text, "utf-8"))
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -128,7 +132,7 @@ class StoreWriter:
             kept.append(entry)
             self._written += texts
         lines = "".join(json.dumps(entry) + "\n" for entry in kept)
-        _replace(journal, lambda path: path.write_text(lines, "utf-8"))
+        write_whole(journal, lambda path: path.write_text(lines, "utf-8"))
         with tokens.open("ab") as file:
             file.truncate(used)
 
@@ -143,6 +147,8 @@ class FeatureStore:
             StoreError: If the folder holds no finished store, or a damaged one.
         """
         self.folder = Path(folder)
+        for path in _links(self.folder):
+            raise StoreError(f"{path}: a link; a store holds its files itself: put the file there, or extract it again")
         self.manifest = _read_manifest(self.folder)
         try:
             self.k, self.vocab_size, n_tokens = _sizes(self.manifest)
@@ -183,6 +189,11 @@ class FeatureStore:
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
         """Gather the features of some texts, padded to the longest of them."""
         return per_token_features(self.statistics(rows), version=version)
+
+
+def _links(folder: Path) -> list[Path]:
+    """Files of a store that are links: what they lead to is not the store's, to be read or written."""
+    return [folder / name for name in FILES if (folder / name).is_symlink()]
 
 
 def _text_table(written: Sequence[StoredText], columns: Mapping[str, Sequence[Any]]) -> pa.Table:
@@ -276,10 +287,3 @@ def _check_rows(starts: np.ndarray, counts: np.ndarray, n_tokens: int) -> None:
         raise ValueError("texts.parquet: negative or impossible rows")
     if (starts + counts > n_tokens).any() or counts.sum() != n_tokens:
         raise ValueError(f"texts.parquet does not share out {n_tokens} rows")
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside the final name and rename: a half file never has it."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    temporary.replace(path)

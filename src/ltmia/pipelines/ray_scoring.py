@@ -23,6 +23,7 @@ from ltmia.attacks.table import LEARNED
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
 from ltmia.features.per_token import FeatureBatch
+from ltmia.folders import write_whole
 from ltmia.lab.ray_engine import connect
 from ltmia.lm.pair import Pair, parameters_sha256
 from ltmia.pipelines.extraction import ExtractionConfig
@@ -218,17 +219,13 @@ def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
 
 
 def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts) -> None:
-    """Write beside the final name and rename: a half file never has it."""
     columns = {
         "row": rows,
         "n_tokens": scored.n_tokens,
         "reason": pa.array(list(scored.reasons), pa.string()),
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }
-    final = _file(folder, start)
-    part = final.with_suffix(".part")
-    pq.write_table(pa.table(columns), part)
-    part.replace(final)
+    write_whole(_file(folder, start), lambda part: pq.write_table(pa.table(columns), part))
 
 
 def _sample(
