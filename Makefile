@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test docs bench
+.PHONY: setup demo check test torture docs bench
 .DELETE_ON_ERROR:
 
 setup: .venv/ready            ## virtual environment; torch first, so that pip keeps the CPU build
@@ -21,8 +21,16 @@ check: setup                  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check                   ## check + the suite
-	$(BIN)/pytest -m 'not slow and not gpu'
+test: check                   ## check + the suite, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+
+torture: setup                ## what is too heavy for every day: slow tests, 200 interruptions, fuzzers, a soak
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[fuzz]' 'pip-audit<3'
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
+	$(BIN)/pytest -m 'slow and not gpu' --timeout 3000
+	$(BIN)/python scripts/torture.py .cache/torture --kills 200
+	$(BIN)/python scripts/fuzz.py all --cases 10000
+	$(BIN)/python scripts/soak.py .cache/soak --texts 100000
 
 docs: setup                   ## the documentation site, written into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -1,11 +1,12 @@
 """Interrupt audits, scorings, reports, trainings and labs at random moments, and compare what they come to.
 
-    python scripts/torture.py OUT --kills 200 --lab-kills 12 --seconds 1200 --seed 0
+    python scripts/torture.py OUT --kills 200 --seed 0
 
 Each round runs one command in an empty folder and strikes it with SIGINT, SIGTERM or SIGKILL again and again, until it
 has got through; then its files are compared with those of an undisturbed run, but for what tells of time. Commands run
-in children forked from a process that has the libraries loaded, so that a strike costs work and not imports. Exits 1
-unless all of it is zero.
+in children forked from a process that has the libraries loaded, so that a strike costs work and not imports; only a
+lab's workers load them anew. The work is small, and intervals rest on few resamples: what is asked is whether two runs
+come to the same. Exits 1 unless all of it is zero.
 """
 
 import argparse
@@ -26,10 +27,11 @@ import pyarrow.parquet as pq
 from kill_lab import Figures, compare
 
 import ltmia.cli.app
+import ltmia.evaluation.intervals
 import ltmia.pipelines.audit
 import ltmia.pipelines.examine
 import ltmia.pipelines.lab
-import ltmia.pipelines.score  # noqa: F401
+import ltmia.pipelines.score
 from ltmia.__main__ import main as run_ltmia
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
@@ -38,7 +40,10 @@ from ltmia.lm.training import save_model
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STRIKES = 4
 """Most strikes of one round: then it may finish."""
-N_MEMBERS, N_NONMEMBERS = 60, 90
+SHARES = {"audit": 0.45, "score": 0.25, "lab": 0.1, "train": 0.1, "report": 0.1}
+"""Part of the strikes that each kind of command gets. Training reads what the lab made, reports what the audit did."""
+N_MEMBERS, N_NONMEMBERS = 30, 40
+N_RESAMPLES = 20
 TIME_FIELDS = ("created", "timing", "command", "environment")
 LIMIT_SECONDS = 300
 """A command that takes longer than this hangs."""
@@ -99,10 +104,18 @@ def prepare(work: Path) -> None:
 
 def command(kind: str, work: Path, out: Path) -> list[str]:
     """Return the arguments of one kind of command."""
-    models = [str(work / "target"), "--base", str(demo_base_path()), "--max-length", "48", "--batch-size", "2"]
+    models = [str(work / "target"), "--base", str(demo_base_path()), "--max-length", "24", "--batch-size", "2"]
     files = ["--nonmembers", str(work / "nonmembers.jsonl"), "-o", str(out), "--quiet"]
     if kind == "audit":
-        return ["audit", *models, "--attacks", "fast,lowercase", "--members", str(work / "members.jsonl"), *files]
+        return [
+            "audit",
+            *models,
+            "--attacks",
+            "ltmia,difference,lowercase",
+            "--members",
+            str(work / "members.jsonl"),
+            *files,
+        ]
     if kind == "score":
         return ["score", *models, "--candidates", str(work / "members.jsonl"), *files]
     if kind == "train":
@@ -261,23 +274,19 @@ def main() -> None:
     """Strike every kind of command, and say what was found."""
     parser = argparse.ArgumentParser(description="Interrupt commands at random moments; compare what they come to.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kills", type=int, default=200, help="Strikes in all, those on labs among them.")
-    parser.add_argument("--lab-kills", type=int, default=12)
+    parser.add_argument("--kills", type=int, default=200, help="Strikes in all.")
+    parser.add_argument("--kinds", default=",".join(SHARES), help="Commands to strike, with commas.")
     parser.add_argument("--seconds", type=float, default=1200, help="No round begins later.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
-    prepare(args.out)
     tally, until = Tally(), time.monotonic() + args.seconds
-    rest = args.kills - args.lab_kills
-    shares = {"audit": rest - 2 * (rest // 3) - (rest // 10), "score": rest // 3, "report": rest // 10}
-    if args.lab_kills:
-        shares |= {"lab": args.lab_kills, "train": rest // 3}
-    else:
-        shares["audit"] += rest // 3
-    for kind, kills in shares.items():
-        rounds(kind, args, kills, until, tally)
+    ltmia.evaluation.intervals.measure_attack.__kwdefaults__["n_resamples"] = N_RESAMPLES
+    prepare(args.out)
+    shares = {kind: SHARES[kind] for kind in args.kinds.split(",")}
+    for kind, share in shares.items():
+        rounds(kind, args, round(args.kills * share / sum(shares.values())), until, tally)
     print(f"runs: {tally.runs}, kills: {tally.strikes.total()} ({dict(tally.strikes)})")
     print(f"rows lost: {tally.lost}, rows doubled: {tally.doubled}")
     print(f"results differing: {tally.differing or 0}, misbehaved: {tally.misbehaved or 0}")

@@ -4,15 +4,22 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread for each process of the tests and for what it starts: as many run side by side as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import runpy
-import subprocess
-import sys
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
+
+from commands import run_ltmia
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,9 +34,44 @@ def _seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that docs and examples speak of: texts, my-base, my-model fine-tuned on them, and a finished audit."""
-    folder = tmp_path_factory.mktemp("materials")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder of this run of the suite that all its processes see."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if hasattr(request.config, "workerinput") else own
+
+
+@pytest.fixture(scope="session")
+def materials(shared_folder: Path) -> Path:
+    """The folder that docs and examples speak of: texts, my-base, my-model fine-tuned on them, and a finished audit.
+
+    Made once; nobody may change it.
+    """
+    return made_once(shared_folder / "materials", _make_materials)
+
+
+@pytest.fixture(scope="session")
+def smoke_lab(shared_folder: Path) -> Path:
+    """The lab of recipes/smoke.toml, made once; nobody may change it."""
+
+    def make(folder: Path) -> None:
+        done = run_ltmia("lab", "run", str(ROOT / "recipes" / "smoke.toml"), "-o", str(folder), "--workers", "1")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(shared_folder / "smoke-lab", make)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder unless another process of the tests has made it, or is about to."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            unfinished = folder.with_suffix(".part")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
+def _make_materials(folder: Path) -> None:
     runpy.run_path(str(ROOT / "examples" / "materials.py"))["write_materials"](folder, n_members=60, n_nonmembers=120)
     finetune = ["finetune", "my-base", "--texts", "train.jsonl", "-o", "my-model", "--epochs", "2"]
     texts = ["--members", "train.jsonl", "--nonmembers", "held-out.jsonl", "--group-column", "document"]
@@ -38,8 +80,5 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [*finetune, "--learning-rate", "1e-3"],
         ["audit", "my-model", "--base", "my-base", *texts, "-o", "audit"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "ltmia", *command], cwd=folder, capture_output=True, text=True, check=False
-        )
+        done = run_ltmia(*command, cwd=folder)
         assert done.returncode == 0, done.stderr
-    return folder

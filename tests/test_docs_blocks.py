@@ -11,12 +11,9 @@ What a block is, its fence says:
     text            is allowed for README's tree only, which has a test of its own
 """
 
-import os
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +24,7 @@ import typer
 import yaml
 from markdown_it import MarkdownIt
 
+from commands import run_script
 from ltmia.cli.app import app
 from ltmia.data.reading import read_texts
 from ltmia.evaluation.gate import read_policy
@@ -160,13 +158,6 @@ def _code_spans(page: Path) -> Iterator[str]:
 def test_page_runs_from_top_to_bottom(page: Path, materials: Path, tmp_path: Path) -> None:
     shutil.copytree(materials, tmp_path / "here")
     # A process of its own: the checks of shapes that the suite switches on make it several times slower.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1", "MPLBACKEND": "agg"}
-    done = subprocess.run(
-        [sys.executable, RUNNER, page],
-        cwd=tmp_path / "here",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {"COLUMNS": "100", "NO_COLOR": "1", "MPLBACKEND": "agg"}
+    done = run_script(RUNNER, str(page), cwd=tmp_path / "here", env=environment)
     assert done.returncode == 0, done.stderr

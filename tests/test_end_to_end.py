@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ltmia
+from commands import run_ltmia
 from ltmia.attacks.probing import Shots
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError
@@ -24,14 +25,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ltmia", *arguments],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_ltmia(*arguments, cwd=cwd, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +48,8 @@ AUDIT = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--gr
 
 
 def test_audit_writes_its_three_files(work: Path) -> None:
-    done = run("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit", cwd=work)
+    command = [sys.executable, "-m", "ltmia", "audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit"]
+    done = subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "bag_of_words" in done.stdout
     results = read_results(work / "audit")

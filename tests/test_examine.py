@@ -1,9 +1,7 @@
 """Examining a classifier: averages against the definition, and train / evaluate on stores of the smoke lab."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands import run_ltmia
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import error_ratio, macro_averages, mean_with_interval
 from ltmia.pipelines.examine import evaluate, find_combinations, recipe_of
-from ltmia.pipelines.lab import run_lab
-
-SMOKE = Path(__file__).parent.parent / "recipes" / "smoke.toml"
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
@@ -53,17 +49,12 @@ def test_targets_are_averaged_and_never_pooled() -> None:
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("lab")
-    assert not run_lab(SMOKE, out, workers=2).failed
-    return out / "stores"
+def stores(smoke_lab: Path) -> Path:
+    return smoke_lab / "stores"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "ltmia", *arguments], capture_output=True, text=True, check=False, env=environment
-    )
+    return run_ltmia(*arguments)
 
 
 def test_train_and_evaluate_on_other_stores(stores: Path, tmp_path: Path) -> None:

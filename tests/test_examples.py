@@ -1,12 +1,11 @@
 """The script for each kind of user runs on what comes along, and finds what is there."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from commands import run_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOUND = {
@@ -23,9 +22,6 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     script = EXAMPLES / f"{name}.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, script, "out"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_script(script, "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(FOUND[name], done.stdout), done.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import run_ltmia
 from ltmia.errors import ConfigError, DataError, StoreError
 from ltmia.features.store import FeatureStore
 from ltmia.folders import hold_folder
@@ -189,13 +190,12 @@ def test_workers_that_die_are_replaced_and_failures_stay_where_they_are(
     assert [name for what, name in diary.entries if what == "done"].count("after") == 1
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("lab") / "smoke"
-    status = run_lab(SMOKE, out, workers=2)
+@pytest.fixture
+def lab(smoke_lab: Path) -> Path:
+    status = lab_status(smoke_lab)
     assert not status.failed
     assert status.count("done") == len(status.steps)
-    return out
+    return smoke_lab
 
 
 def fingerprint(out: Path) -> dict[str, object]:
@@ -268,8 +268,7 @@ def test_one_failed_combination_does_not_stop_the_others(tmp_path: Path) -> None
         "[regimes.broken]\nlearning_rate = 1e30\nepochs = 2\nn_members = 60\nn_nonmembers = 60\nmax_length = 64\n\n"
     )
     recipe = written(tmp_path, text.replace("[[grid]]", broken + "[[grid]]"))
-    command = [sys.executable, "-m", "ltmia", "lab", "run", str(recipe), "-o", str(tmp_path / "lab"), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_ltmia("lab", "run", str(recipe), "-o", str(tmp_path / "lab"), "--workers", "1", "--quiet")
     status = lab_status(tmp_path / "lab")
     stores = {path.parent.name for path in (tmp_path / "lab" / "stores").glob("*/manifest.json")}
     assert {"demo.early.quick", "demo.late.quick"} <= stores

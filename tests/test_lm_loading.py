@@ -217,7 +217,7 @@ def test_pickled_weights_are_refused_and_do_not_run(models):
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
     (models / "target/model.safetensors.index.json").write_text(json.dumps(index))
     message = refused(models / "target", models / "base")
-    assert "weight_map must name .safetensors files only, found pytorch_model.bin" in message
+    assert "weight_map must name .safetensors files beside it only, found pytorch_model.bin" in message
     assert not (models / "boom").exists()
 
 

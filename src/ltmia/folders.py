@@ -1,9 +1,13 @@
-"""A folder that results go to, held by one process at a time. Knows nothing of what is in it."""
+"""A folder that results go to: held by one process at a time, its files written whole or not at all.
+
+Knows nothing of what is in it.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -34,11 +38,29 @@ def hold_folder(folder: Path) -> Iterator[None]:
             f"{folder}: cannot be written ({error.strerror}); choose another folder, or mend its permissions"
         ) from error
     try:
-        (folder / HOLDER_FILE).write_text(str(os.getpid()), "utf-8")
+        write_whole(folder / HOLDER_FILE, lambda part: part.write_text(str(os.getpid()), "utf-8"))
         yield
     finally:
         (folder / HOLDER_FILE).unlink(missing_ok=True)
         lock.release()
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its final name, then rename it: a half file never has that name.
+
+    Args:
+        path: The final name.
+        write: Writes the file whose path it is given.
+
+    Raises:
+        OSError: If there is no room, or no right to write.
+    """
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # left by a killed run, or a link that somebody put there: it would be written through
+    write(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def is_held(folder: Path) -> bool:

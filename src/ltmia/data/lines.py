@@ -113,5 +113,5 @@ def too_large(place: str) -> str:
     """Return the message for a source over `MAX_TOTAL_BYTES`."""
     return (
         f"{place}: more than {MAX_TOTAL_BYTES // 2**20} MiB of text so far. "
-        "Split the file, or read its first rows only with --limit."
+        "Split the file, or read its first rows only: read_texts(..., limit=N) in Python."
     )

@@ -154,7 +154,7 @@ class _Collected:
         if len(self.texts) == MAX_TEXTS:
             raise DataError(
                 f"{row.place}: more than {MAX_TEXTS:,} texts. "
-                "Split the source, or read its first rows only with --limit."
+                "Split the source, or read its first rows only: read_texts(..., limit=N) in Python."
             )
         self.ids.append(self._id_of(row))
         if self.columns.group is not None:

@@ -1,6 +1,6 @@
 """Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `tokens.parquet`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ltmia.errors import StoreError
 from ltmia.evaluation.results import Results
+from ltmia.folders import write_whole
 
 RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
 RECORD_TYPES: Mapping[str, pa.DataType] = {
@@ -36,7 +37,7 @@ TOKEN_TYPES: Mapping[str, pa.DataType] = {
 def write_results(results: Results, folder: Path) -> None:
     """Write `results.json`; figures that could not be measured are null and carry their reason."""
     text = results.model_dump_json(indent=1) + "\n"
-    _replace(folder / RESULTS_FILE, lambda path: path.write_text(text, "utf-8"))
+    write_whole(folder / RESULTS_FILE, lambda path: path.write_text(text, "utf-8"))
 
 
 def read_results(folder: Path) -> Results:
@@ -113,11 +114,5 @@ def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[
 
 def _write_table(columns: Mapping[str, Any], path: Path) -> pa.Table:
     table = pa.table(dict(columns))
-    _replace(path, lambda part: pq.write_table(table, part))
+    write_whole(path, lambda part: pq.write_table(table, part))
     return table
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    temporary.replace(path)

@@ -52,11 +52,12 @@ def macro_averages(examined: Sequence[Examined], *, seed: int = 0) -> list[Macro
     return sorted(averages, key=lambda macro: -(macro.figures["auc"].value or 0.0))
 
 
-def error_ratio(examined: Sequence[Examined], attack: str, *, seed: int = 0) -> Measure:
-    """Return the mean of (1 - AUC) of an attack over that of each combination's best other attack."""
+def error_ratio(examined: Sequence[Examined], attack: str, *, leave_out: Sequence[str] = (), seed: int = 0) -> Measure:
+    """Return the mean of (1 - AUC) of an attack over that of each combination's best other attack not left out."""
     ratios = []
     for one in examined:
-        best = max(figure_of(result, "auc") for name, result in one.items() if name != attack)
+        others = [name for name in one if name != attack and name not in leave_out]
+        best = max(figure_of(one[name], "auc") for name in others)
         ratios.append((1 - figure_of(one[attack], "auc")) / max(1 - best, 1e-9))
     return mean_with_interval(ratios, seed)
 

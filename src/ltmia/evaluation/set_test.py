@@ -101,7 +101,7 @@ def _permuted_aucs(
 
 def _too_few_groups(n: int, m: int) -> str | None:
     ways = math.comb(n + m, n)
-    if ways * LEVEL >= 1:
+    if ways >= 1 / LEVEL:  # the number of ways may be too large for a float
         return None
     return (
         f"{n} against {m} groups can change sides in {ways} ways only, so no p-value below {1 / ways:.2g} is possible"

@@ -24,10 +24,12 @@ from ltmia.errors import StoreError
 from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.rows import EXPECTED_FILE, TOKENS_FILE, TokenRows, row_index
+from ltmia.folders import write_whole
 from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
 FORMAT_VERSION = 2
 TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
+FILES = (TOKENS_FILE, EXPECTED_FILE, TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class StoreWriter:
         self._fingerprint = fingerprint
         self._written: list[StoredText] = []
         folder.mkdir(parents=True, exist_ok=True)
+        for path in _links(folder):
+            path.unlink()
         self._recover()
         self._tokens = (folder / TOKENS_FILE).open("ab")
         self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
@@ -107,9 +111,9 @@ class StoreWriter:
         if expectation is not None:
             written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
             written[row_index(starts, counts)] = pack_expectation(expectation)
-            _replace(self.folder / EXPECTED_FILE, lambda path: written.tofile(path))
+            write_whole(self.folder / EXPECTED_FILE, lambda path: written.tofile(path))
         table = _text_table([self._written[i] for i in order], starts, counts, columns)
-        _replace(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
+        write_whole(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
         head = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
@@ -120,7 +124,7 @@ class StoreWriter:
             "excess_spread": None if expectation is None else expectation.spread,
         }
         text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
-        _replace(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
+        write_whole(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -154,7 +158,7 @@ class StoreWriter:
             kept.append(entry)
             self._written += texts
         lines = "".join(json.dumps(entry) + "\n" for entry in kept)
-        _replace(journal, lambda path: path.write_text(lines, "utf-8"))
+        write_whole(journal, lambda path: path.write_text(lines, "utf-8"))
         with tokens.open("ab") as file:
             file.truncate(used)
 
@@ -169,6 +173,8 @@ class FeatureStore:
             StoreError: If the folder holds no finished store, or a damaged one.
         """
         self.folder = Path(folder)
+        for path in _links(self.folder):
+            raise StoreError(f"{path}: a link; a store holds its files itself: put the file there, or extract it again")
         self.manifest = _read_manifest(self.folder)
         try:
             self.k, self.vocab_size, n_tokens = _sizes(self.manifest)
@@ -201,6 +207,11 @@ class FeatureStore:
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
         """Gather the features of some texts, padded to the longest of them."""
         return per_token_features(self.statistics(rows), version=version)
+
+
+def _links(folder: Path) -> list[Path]:
+    """Files of a store that are links: what they lead to is not the store's, to be read or written."""
+    return [folder / name for name in FILES if (folder / name).is_symlink()]
 
 
 def _places(written: Sequence[StoredText]) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -313,10 +324,3 @@ def _check_rows(starts: np.ndarray, counts: np.ndarray, n_tokens: int) -> None:
         raise ValueError("texts.parquet: negative or impossible rows")
     if (starts + counts > n_tokens).any() or counts.sum() != n_tokens:
         raise ValueError(f"texts.parquet does not share out {n_tokens} rows")
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside the final name and rename: a half file never has it."""
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    temporary.replace(path)

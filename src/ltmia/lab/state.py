@@ -5,7 +5,6 @@ the steps of the newest recipe, so that the state can be told without it.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmia.errors import StoreError
 from ltmia.features.store import FeatureStore
-from ltmia.folders import is_held
+from ltmia.folders import is_held, write_whole
 from ltmia.lab.plan import Plan
 from ltmia.lab.steps import Kind, Step
 
@@ -195,18 +194,13 @@ def _sizes(product: Path) -> dict[str, int]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the final name and rename: a half file never has it.
+    """Write a text whole or not at all.
 
     Raises:
         StoreError: If it cannot be written.
     """
-    temporary = path.with_name(path.name + ".part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, lambda part: part.write_text(text, "utf-8"))
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written ({error.strerror}); make room there, and the same command goes on"

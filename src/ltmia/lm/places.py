@@ -181,12 +181,14 @@ def check_adapter(place: Place) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Refuse an index that sends the loader to files of another kind: it would unpickle those."""
+    """Refuse an index that sends the loader to files of another kind, which it would unpickle, or elsewhere."""
     shards = read_json(path).get("weight_map")
     names = set(shards.values()) if isinstance(shards, dict) else {"nothing"}
-    other = sorted(str(name) for name in names if not str(name).endswith(".safetensors"))
+    other = sorted(str(n) for n in names if not str(n).endswith(".safetensors") or Path(str(n)).name != n)
     if other:
-        raise ModelError(f"{path}: weight_map must name .safetensors files only, found {', '.join(other[:3])}")
+        raise ModelError(
+            f"{path}: weight_map must name .safetensors files beside it only, found {', '.join(other[:3])}"
+        )
 
 
 def refuse_clearly(place: Place, load: Callable[[], Any]) -> Any:

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from ltmia.attacks.probing import SHOTS, Shots
 from ltmia.attacks.table import ATTACKS, slow_attacks
 from ltmia.errors import ConfigError
+from ltmia.folders import write_whole
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.lm.probe import PairProbe
@@ -116,7 +117,6 @@ def _read_kept(path: Path, key: str) -> Float64[np.ndarray, " texts"] | None:
 
 def _keep(path: Path, key: str, scores: Float64[np.ndarray, " texts"]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     values = [None if np.isnan(score) else score for score in scores.tolist()]
-    part.write_text(json.dumps({"key": key, "scores": values}), "utf-8")
-    part.replace(path)
+    text = json.dumps({"key": key, "scores": values})
+    write_whole(path, lambda part: part.write_text(text, "utf-8"))

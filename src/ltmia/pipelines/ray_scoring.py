@@ -23,6 +23,7 @@ from ltmia.attacks.table import EXCESS, LEARNED
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
 from ltmia.features.expectation import ExpectedLogRatio
+from ltmia.folders import write_whole
 from ltmia.lab.ray_engine import connect
 from ltmia.lm.pair import Pair, parameters_sha256
 from ltmia.pipelines.expecting import folds_of, learn_expectation, sampled_texts
@@ -230,14 +231,10 @@ def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
 
 
 def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts) -> None:
-    """Write beside the final name and rename: a half file never has it."""
     columns = {
         "row": rows,
         "n_tokens": scored.n_tokens,
         "reason": pa.array(list(scored.reasons), pa.string()),
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }
-    final = _file(folder, start)
-    part = final.with_suffix(".part")
-    pq.write_table(pa.table(columns), part)
-    part.replace(final)
+    write_whole(_file(folder, start), lambda part: pq.write_table(pa.table(columns), part))

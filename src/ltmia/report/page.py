@@ -17,6 +17,7 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.files import RECORDS_FILE, read_records, read_results, read_tokens
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
+from ltmia.folders import write_whole
 from ltmia.report import figures, words
 from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
@@ -37,9 +38,7 @@ def write_report(folder: Path) -> Path:
         raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
     page = render_report(results, records, read_tokens(folder))
     path = folder / REPORT_FILE
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, "utf-8")
-    part.replace(path)
+    write_whole(path, lambda part: part.write_text(page, "utf-8"))
     return path
 
 
