@@ -12,9 +12,10 @@ import torch
 from ltmia.attacks import probing
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.probing import Shots
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, score_evidence
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, score_evidence
 from ltmia.data.reading import read_texts
 from ltmia.evaluation.controls import _fold_scores
+from ltmia.features.store import FeatureStore
 from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
 from ltmia.lm.probe import PairProbe
@@ -70,6 +71,17 @@ def test_formulas_of_the_shared_pass_are_what_runs(formulas: dict[str, Any], pai
                 np.testing.assert_allclose(formulas[name](shown), value, rtol=1e-5, err_msg=name)
                 checked += 1
     assert checked == len(fast) * len(texts)
+
+
+def test_the_formula_of_the_whole_set_is_what_runs(formulas: dict[str, Any], materials: Path) -> None:
+    store = FeatureStore(materials / "audit" / "store")
+    stored = store.scores(EXCESS)
+    for row in (0, 70, 150):
+        text = store.statistics([row])
+        assert text.expectation is not None
+        said = formulas[EXCESS](text.tokens, text.expectation.log_ratio, text.expectation.spread)
+        # What is stored was computed before the expectation was rounded to float16.
+        np.testing.assert_allclose(said, stored[row], atol=2e-3)
 
 
 def test_formulas_of_the_other_passes_are_what_runs(formulas: dict[str, Any], pair: Pair, texts: list[str]) -> None:

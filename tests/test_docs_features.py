@@ -9,7 +9,7 @@ import pytest
 from ltmia.features.columns import FEATURE_VERSIONS, feature_columns
 from ltmia.features.per_token import per_token_features
 from ltmia.features.store import FeatureStore
-from ltmia.records import RaggedStatistics, TokenStatistics
+from ltmia.records import Expectation, TokenStatistics
 
 PAGE = (Path(__file__).parent.parent / "docs" / "features.md").read_text("utf-8")
 ROW = re.compile(r"^\| `(\w+?)(?:_\{i\}`, i = 1 to (\w+)|`) \| `(.+?)` \|", re.M)
@@ -80,6 +80,18 @@ def names(tokens: TokenStatistics, vocab_size: int) -> dict[str, object]:
     }
 
 
+def expected(expectation: Expectation) -> dict[str, object]:
+    """What the page says of what other texts tell."""
+    return {
+        "E": expectation.log_ratio,
+        "spread": expectation.spread,
+        "n_token": expectation.token_count,
+        "n_pair": expectation.pair_count,
+        "limit20": lambda value: np.clip(value, -20, 20),
+        "log": np.log,
+    }
+
+
 def _from_one(block: np.ndarray) -> np.ndarray:
     """Turn (pred, k) into k columns counted from 1; there is no column 0."""
     return np.concatenate([np.full((1, len(block)), np.nan), block.T])
@@ -91,20 +103,19 @@ def test_every_feature_version_has_its_table() -> None:
 
 @pytest.mark.parametrize("version", FEATURE_VERSIONS)
 def test_every_column_is_described_by_the_formula_it_has(version: str, materials: Path) -> None:
-    described = table(version)
+    described = table("logratio") | table(version) if version == "excess" else table(version)
     columns = feature_columns(version, K)
     assert sorted(described) == sorted(columns)
-    if version == "logratio":
+    if version != "published":
         assert tuple(described) == columns
     store = FeatureStore(materials / "audit" / "store")
     for row in (0, 70, 150):
         text = store.statistics([row])
         tokens = text.tokens
-        values = per_token_features(
-            RaggedStatistics(tokens=tokens, offsets=text.offsets, vocab_size=text.vocab_size), version=version
-        ).values[0]
+        values = per_token_features(text, version=version).values[0]
         assert len(values) == len(tokens) > 20
-        known = names(tokens, text.vocab_size)
+        assert text.expectation is not None
+        known = names(tokens, text.vocab_size) | expected(text.expectation)
         for column, (formula, i) in described.items():
             said = np.broadcast_to(eval(formula, known, {"i": i}), len(tokens)).astype(np.float64)
             got = values[:, columns.index(column)]
