@@ -53,6 +53,9 @@ class Combination:
         if "label" not in self.store.texts.column_names:
             raise StoreError(f"{folder}: a store without labels; only the lab's stores can be used")
         self.name = Path(folder).name
+        recipe = self.store.manifest.get("combination", {})
+        self.origin: tuple[str, str] = (recipe.get("base", self.name), recipe.get("corpus", self.name))
+        """Base and corpus; its own name for a store that the lab did not make."""
         self.labels: Int64[np.ndarray, " texts"] = self.store.texts["label"].to_numpy()
         reasons = self.store.texts["reason"].to_pylist()
         scorable = np.array([reason is None for reason in reasons])

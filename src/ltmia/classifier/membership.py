@@ -24,16 +24,17 @@ from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
-FORMAT_VERSION = 1
-OUTSIDE_LIMIT = 1.0
-"""Feature distance beyond which a target counts as unlike all training data."""
+FORMAT_VERSION = 2
+OUTSIDE_QUANTILE = 0.95
+"""Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
 
 
 class MembershipClassifier:
     """A network with the feature version it reads and what it was trained on.
 
     Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `trained_on_`, `history_`,
-    `feature_means_` (one row of feature means per training combination) and `feature_spread_`.
+    `feature_means_` (one row of feature means per training combination), `feature_spread_` and `outside_limit_` (the
+    distance beyond which a target counts as unlike all training data).
     """
 
     def __init__(self, *, network: str = "conv", feature_version: str = "excess", k: int = DEFAULT_K) -> None:
@@ -74,6 +75,7 @@ class MembershipClassifier:
         means = [feature_means(_sample(c, self.feature_version)) for c in training]
         self.feature_means_ = np.stack(means)
         self.feature_spread_ = np.maximum(self.feature_means_.std(axis=0), 1e-3)
+        self.outside_limit_ = self._outside_limit([combination.origin for combination in training])
         return self
 
     def predict_logit(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
@@ -104,8 +106,20 @@ class MembershipClassifier:
         Root mean square, over columns, of the difference of column means in units of their spread between training
         combinations. Around 1 the target is as far from all of them as they are from each other.
         """
-        gaps = (self.feature_means_ - feature_means(features)) / self.feature_spread_
-        return float(np.sqrt((gaps**2).mean(axis=1)).min())
+        return float(self._distances(feature_means(features)).min())
+
+    def _distances(self, means: np.ndarray) -> Float64[np.ndarray, " combinations"]:
+        gaps = (self.feature_means_ - means) / self.feature_spread_
+        return np.sqrt((gaps**2).mean(axis=1)).astype(np.float64)
+
+    def _outside_limit(self, origins: Sequence[tuple[str, str]]) -> float:
+        """Return how far from all others lies a combination of a base and a corpus that are both new."""
+        nearest = []
+        for means, (base, corpus) in zip(self.feature_means_, origins, strict=True):
+            strange = np.array([base != other and corpus != topic for other, topic in origins])
+            if strange.any():
+                nearest.append(self._distances(means)[strange].min())
+        return float(np.quantile(nearest, OUTSIDE_QUANTILE)) if nearest else 1.0
 
     def save_pretrained(self, folder: Path | str, results: Mapping[str, Any] | None = None) -> None:
         """Write config, weights and model card; the folder appears whole or not at all."""
@@ -119,6 +133,7 @@ class MembershipClassifier:
             "feature_version": self.feature_version,
             "k": self.k,
             "trained_on": list(self.trained_on_),
+            "outside_limit": self.outside_limit_,
             "results": dict(results or {}),
         }
         (part / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -162,7 +177,7 @@ class MembershipClassifier:
                 k=int(config["k"]),
             )
             weights = load_file(folder / WEIGHTS_FILE)
-            loaded._adopt(weights, tuple(config["trained_on"]))
+            loaded._adopt(weights, tuple(config["trained_on"]), float(config["outside_limit"]))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
             raise _damaged(folder, error) from error
         except (SafetensorError, ConfigError) as error:
@@ -187,7 +202,9 @@ class MembershipClassifier:
         n_features = len(feature_columns(self.feature_version, self.k))
         return build_network(self.network, n_features=n_features, n_summary=N_SUMMARY)
 
-    def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...]) -> None:
+    def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...], limit: float) -> None:
+        if not 0 < limit < float("inf"):
+            raise ValueError(f"outside_limit = {limit}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise ValueError("weights that are not numbers")
         self.feature_means_ = weights.pop("feature_means").numpy()
@@ -196,6 +213,7 @@ class MembershipClassifier:
         self.network_.load_state_dict({n.removeprefix("network."): t for n, t in weights.items()})
         self.network_.eval()
         self.trained_on_ = trained_on
+        self.outside_limit_ = limit
 
 
 def shipped_classifier() -> MembershipClassifier:

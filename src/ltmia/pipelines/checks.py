@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64
 
-from ltmia.classifier.membership import OUTSIDE_LIMIT, MembershipClassifier
+from ltmia.classifier.membership import MembershipClassifier
 from ltmia.data.duplicates import compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.model_checks import backend_check, base_check, distribution_check
@@ -100,8 +100,9 @@ def _duplicates(data: LabelledTexts, candidates: str) -> Check:
 
 def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) -> Check:
     features = scored.sample()
-    distance = None if classifier is None or features is None else classifier.distance(features)
-    return distribution_check(distance, OUTSIDE_LIMIT)
+    if classifier is None or features is None:
+        return distribution_check(None, 0.0)
+    return distribution_check(classifier.distance(features), classifier.outside_limit_)
 
 
 def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
