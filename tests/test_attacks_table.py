@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, fast_attacks, score_evidence, select_attacks
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, fast_attacks, score_evidence, select_attacks
 from ltmia.errors import ConfigError
 from ltmia.features.statistics import empty_statistics, named_statistics
 
@@ -19,9 +19,10 @@ SLOW = {"lowercase", "recall", "con_recall", "neighbourhood", "gradient_norm"}
 
 def test_every_attack_of_the_method_is_there() -> None:
     groups = {
-        group: {n for n, a in ATTACKS.items() if a.group == group} for group in ("fast", "slow", "learned", "control")
+        group: {n for n, a in ATTACKS.items() if a.group == group}
+        for group in ("fast", "slow", "set", "learned", "control")
     }
-    assert groups == {"fast": FAST, "slow": SLOW, "learned": {LEARNED}, "control": {CONTROL}}
+    assert groups == {"fast": FAST, "slow": SLOW, "set": {EXCESS}, "learned": {LEARNED}, "control": {CONTROL}}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -33,7 +34,7 @@ def test_rows_are_complete(name: str) -> None:
     assert attack.title
     assert attack.needs
     assert "/" in attack.passes
-    assert "arXiv" in attack.source or "EMNLP" in attack.source
+    assert "arXiv" in attack.source or "EMNLP" in attack.source or name == EXCESS
 
 
 def test_titles_tell_attacks_apart() -> None:
@@ -41,10 +42,10 @@ def test_titles_tell_attacks_apart() -> None:
 
 
 def test_groups() -> None:
-    assert set(select_attacks("fast")) == FAST | {LEARNED, CONTROL}
+    assert set(select_attacks("fast")) == FAST | {EXCESS, LEARNED, CONTROL}
     assert select_attacks("all") == tuple(ATTACKS)
     assert set(fast_attacks(select_attacks("all"))) == FAST
-    assert set(select_attacks("fast,recall")) == FAST | {LEARNED, CONTROL, "recall"}
+    assert set(select_attacks("fast,recall")) == FAST | {EXCESS, LEARNED, CONTROL, "recall"}
 
 
 @pytest.mark.parametrize("wanted", ["wbc,loss", " wbc , loss,", ["wbc", "loss"], "loss,wbc,loss"])
