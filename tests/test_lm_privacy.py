@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from ltmia.cli.app import app
+from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError
 from ltmia.features.store import FeatureStore
 from ltmia.lm import finetuning
@@ -155,3 +158,14 @@ def test_the_labs_stores_say_what_was_spent(tmp_path):
     spent = FeatureStore(tmp_path / "lab" / "stores" / "demo.late.quick").manifest["privacy"]
     assert 3.9 <= spent["epsilon"] <= 4.0
     assert spent["delta"] == 1e-3
+
+
+def test_the_command_states_what_it_spent(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(demo_texts().texts[:8]), "utf-8")
+    words = ["finetune", str(demo_base_path()), "--texts", str(tmp_path / "texts.txt"), "--epochs", "1", "--lora"]
+    done = CliRunner().invoke(app, [*words, "--epsilon", "4", "--max-length", "16", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    spent = json.loads((tmp_path / "out" / PRIVACY_FILE).read_text("utf-8"))
+    assert 3 < spent["epsilon"] <= 4
+    assert spent["delta"] == pytest.approx(1 / 80)
+    assert "at delta 0.013" in done.output

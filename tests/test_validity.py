@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.calibration import judge_audit, judge_candidates
+from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.controls import bag_of_words
+from ltmia.evaluation.files import read_records
 from ltmia.evaluation.gate import Limit, hold_against
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.model_checks import Rescored, backend_check
@@ -26,6 +28,29 @@ from ltmia.pipelines.model_evidence import rescore
 
 OPTIONS = LoadOptions(dtype="float32", device="cpu")
 TEXTS = demo_texts()
+LATIN = """
+Gallia est omnis divisa in partes tres, quarum unam incolunt Belgae, aliam Aquitani, tertiam qui ipsorum lingua Celtae.
+Hi omnes lingua, institutis, legibus inter se differunt. Gallos ab Aquitanis Garumna flumen, a Belgis Matrona dividit.
+Horum omnium fortissimi sunt Belgae, propterea quod a cultu atque humanitate provinciae longissime absunt.
+Minimeque ad eos mercatores saepe commeant atque ea quae ad effeminandos animos pertinent important.
+Proximique sunt Germanis, qui trans Rhenum incolunt, quibuscum continenter bellum gerunt.
+Qua de causa Helvetii quoque reliquos Gallos virtute praecedunt, quod fere cotidianis proeliis cum Germanis contendunt.
+Apud Helvetios longe nobilissimus fuit et ditissimus Orgetorix. Is regni cupiditate inductus coniurationem fecit.
+Et civitati persuasit ut de finibus suis cum omnibus copiis exirent: perfacile esse totius Galliae imperio potiri.
+Id hoc facilius iis persuasit, quod undique loci natura Helvetii continentur: una ex parte flumine Rheno latissimo.
+His rebus fiebat ut et minus late vagarentur et minus facile finitimis bellum inferre possent.
+Arma virumque cano, Troiae qui primus ab oris Italiam fato profugus Laviniaque venit litora, multum ille et terris.
+Musa, mihi causas memora, quo numine laeso quidve dolens regina deum tot volvere casus insignem pietate virum.
+Urbs antiqua fuit (Tyrii tenuere coloni) Karthago, Italiam contra Tiberinaque longe ostia, dives opum studiisque.
+Quo usque tandem abutere, Catilina, patientia nostra? Quam diu etiam furor iste tuus nos eludet?
+Nihilne te nocturnum praesidium Palati, nihil urbis vigiliae, nihil timor populi, nihil concursus bonorum omnium?
+Patere tua consilia non sentis, constrictam iam horum omnium scientia teneri coniurationem tuam non vides?
+O tempora, o mores! Senatus haec intellegit, consul videt; hic tamen vivit. Vivit? Immo vero etiam in senatum venit.
+In nova fert animus mutatas dicere formas corpora; di, coeptis (nam vos mutastis et illas) adspirate meis.
+Aurea prima sata est aetas, quae vindice nullo, sponte sua, sine lege fidem rectumque colebat.
+Urbem Romam a principio reges habuere; libertatem et consulatum L. Brutus instituit. Dictaturae ad tempus sumebantur.
+""".strip().splitlines()
+"""Of a language that no training corpus holds."""
 MEMBERS, NONMEMBERS = TEXTS.texts[:60], TEXTS.texts[80:200]
 
 
@@ -52,8 +77,10 @@ def pair_of(target: Path, reference) -> Pair:
     )
 
 
-def audited(pair: Pair, members: Sequence[str], nonmembers: Sequence[str], out: Path, **options) -> Results:
-    config = AuditConfig(attacks="difference", max_length=48, **options)
+def audited(
+    pair: Pair, members: Sequence[str], nonmembers: Sequence[str], out: Path, attacks: str = "difference", **options
+) -> Results:
+    config = AuditConfig(attacks=attacks, max_length=48, **options)
     return audit(pair, members, nonmembers, out, config=config).results
 
 
@@ -101,8 +128,13 @@ def test_planted_duplicates_are_found_said_and_left_out_on_request(target: Path,
 
 
 @pytest.fixture(scope="module")
-def sound(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return audited(pair_of(target, base_model()), MEMBERS, NONMEMBERS, tmp_path_factory.mktemp("sound"))
+def sound_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sound")
+
+
+@pytest.fixture(scope="module")
+def sound(target: Path, sound_folder: Path) -> Results:
+    return audited(pair_of(target, base_model()), MEMBERS, NONMEMBERS, sound_folder)
 
 
 def test_the_right_base_is_taken_as_such(sound: Results) -> None:
@@ -126,6 +158,42 @@ def test_an_unrelated_base_is_noticed_by_audit_doctor_and_gate(target: Path, sou
     verdict = hold_against(found, limits)
     assert verdict.exit_code == 3
     assert "may see too little" in verdict.lines()[0]
+
+
+def test_an_adapter_that_leaks_less_than_full_fine_tuning_is_told_from_it(
+    target: Path, sound: Results, sound_folder: Path, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    config = FinetuneConfig(epochs=2, learning_rate=1e-3, batch_size=8, max_length=64, lora=True)
+    finetune(base_model(), load_tokenizer(str(demo_base_path()), OPTIONS), MEMBERS, config, adapter)
+    pair = load_pair(adapter, demo_base_path(), dtype="float32", device="cpu")
+    gentle = audited(pair, MEMBERS, NONMEMBERS, tmp_path / "audit")
+    full, lora = (sound, read_records(sound_folder)), (gentle, read_records(tmp_path / "audit"))
+    found = compare_audits(full, lora)
+    assert found.lower_leakage == "yes"
+    assert found.auc.high < 0
+    assert found.auc.value == pytest.approx(
+        gentle.attacks["difference"].auc.value - sound.attacks["difference"].auc.value
+    )
+    assert compare_audits(lora, full).lower_leakage == "no"
+
+
+def test_what_the_classifier_never_saw_raises_the_flag_and_the_best_baseline_is_named(
+    target: Path, tmp_path: Path
+) -> None:
+    both, usual = "ltmia,difference", pair_of(target, base_model())
+    speeches = audited(usual, MEMBERS[:20], NONMEMBERS[:20], tmp_path / "speeches", both)
+    latin = audited(usual, LATIN[:10], LATIN[10:], tmp_path / "latin", both)
+    untrained = Pair(target=random_model(1), reference=random_model(2), tokenizer=usual.tokenizer)
+    nonsense = audited(untrained, MEMBERS[:20], NONMEMBERS[:20], tmp_path / "nonsense", both)
+    distance = [found.validity.out_of_distribution.measure.value for found in (speeches, latin, nonsense)]
+    assert distance[0] < distance[1]
+    assert 2 * distance[0] < distance[2]
+    for found in (latin, nonsense):
+        check = found.validity.out_of_distribution
+        assert check.status == "warning"
+        assert check.sentence in found.verdict
+        assert "The best hand-made attack, difference, has an AUC of" in found.verdict
 
 
 def test_a_base_that_is_the_target_itself_is_noticed(target: Path, tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def finetune(
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = 5e-5,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     max_length: Annotated[int, typer.Option("--max-length", min=2)] = 128,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            "--epsilon", help="Train under differential privacy (delta = 1 / (10 texts)); needs the extra `dp`."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     device: o.Device = "auto",
 ) -> None:
@@ -185,7 +191,10 @@ def finetune(
     from ltmia.lm.finetuning import FinetuneConfig
     from ltmia.lm.finetuning import finetune as run_finetune
     from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
+    from ltmia.lm.privacy import DpConfig
 
+    loading = LoadOptions(dtype="float32", device=device)
+    members = read_texts(texts, text_column=text_column)
     config = FinetuneConfig(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -193,12 +202,13 @@ def finetune(
         max_length=max_length,
         lora=lora,
         seed=seed,
+        dp=None if epsilon is None else DpConfig(epsilon=epsilon, delta=0.1 / max(len(members), 1)),
     )
-    loading = LoadOptions(dtype="float32", device=device)
-    members = read_texts(texts, text_column=text_column)
     model, _ = load_model(base, loading)
     outcome = run_finetune(model, load_tokenizer(base, loading), members.texts, config, out)
     print(f"{out}: last epoch's training loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s")
+    if outcome.privacy is not None:
+        print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")
 
 
 @app.command()

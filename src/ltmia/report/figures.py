@@ -89,7 +89,8 @@ def distribution_figure(kinds: Mapping[str, Scores], name: str, flag_from: float
     if flag_from is not None and low < flag_from < high:
         axes.axvline(flag_from, color=INK, lw=1, ls=(0, (4, 3)), label="flagged from here on")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(framealpha=0, fontsize=9, loc="best")
+        # Above the drawing, where no line runs through it.
+        axes.legend(framealpha=0, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=2.8)
     axes.set_xlabel(f"score of {_literal(name)}")
     axes.set_ylabel("share of texts per bin")
     return _svg(figure, "scores")

@@ -1,0 +1,39 @@
+"""Scores depend neither on the batch a text is in nor on the order of the texts."""
+
+import numpy as np
+import pytest
+import torch
+
+from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.lm.loading import LoadOptions, load_model, load_pair
+from ltmia.lm.pair import Pair
+from ltmia.pipelines.memory import score_texts
+
+TEXTS = [text[: 40 * (i % 9 + 1)] for i, text in enumerate(demo_texts().texts[:66])]
+"""Lengths mixed, so that batches hold padding."""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """Return the embedded base, and the same with every weight moved a little."""
+    base = load_pair(str(demo_base_path()), str(demo_base_path()), dtype="float32", device="cpu")
+    moved = load_model(str(demo_base_path()), LoadOptions(dtype="float32", device="cpu"))[0]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    return Pair(target=moved, reference=base.reference, tokenizer=base.tokenizer)
+
+
+def test_every_fast_attack_agrees_between_batch_sizes_and_orders(pair: Pair) -> None:
+    expected = score_texts(pair, TEXTS, attacks="fast", batch_size=1)
+    assert set(fast_attacks(select_attacks("fast"))) <= set(expected)
+    for seed, batch_size in enumerate((7, 64, 64)):
+        order = np.random.default_rng(seed).permutation(len(TEXTS))
+        found = score_texts(pair, [TEXTS[i] for i in order], attacks="fast", batch_size=batch_size)
+        for name, values in found.items():
+            scored = ~np.isnan(expected[name])
+            # SURP has no score where the target is never sure of anything.
+            assert scored.sum() > (0 if name == "surp" else len(TEXTS) / 2), name
+            np.testing.assert_allclose(values, expected[name][order], atol=1e-4, rtol=0, err_msg=name)
