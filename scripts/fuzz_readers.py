@@ -25,8 +25,8 @@ from ltmia.errors import LtmiaError
 from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read_records, read_results
 from ltmia.evaluation.gate import Limit, hold_against, read_policy
 from ltmia.evaluation.results import Results
-from ltmia.features.packing import row_width
-from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.features.packing import EXPECTED_WIDTH, row_width
+from ltmia.features.store import FORMAT_VERSION, FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
 from ltmia.report.page import write_report
 
@@ -189,6 +189,7 @@ def open_store(folder: Path, manifest: bytes, texts: bytes) -> None:
     (folder / "manifest.json").write_bytes(manifest)
     (folder / "texts.parquet").write_bytes(texts)
     (folder / "tokens.f16").write_bytes(bytes(2 * N_TOKENS * row_width(K)))
+    (folder / "expected.f16").write_bytes(bytes(2 * N_TOKENS * EXPECTED_WIDTH))
     store = FeatureStore(folder)
     for name in store.score_names:
         store.scores(name)
@@ -234,8 +235,8 @@ def shipped_files() -> tuple[bytes, bytes]:
 
 def valid_manifest() -> dict[str, Any]:
     """Return the manifest of a small store."""
-    head = {"format_version": 1, "fingerprint": "f", "k": K, "vocab_size": VOCAB_SIZE}
-    return head | {"n_texts": 2, "n_tokens": N_TOKENS, "recipe": {"seed": 0}}
+    head = {"format_version": FORMAT_VERSION, "fingerprint": "f", "k": K, "vocab_size": VOCAB_SIZE}
+    return head | {"n_texts": 2, "n_tokens": N_TOKENS, "excess_spread": 0.5, "recipe": {"seed": 0}}
 
 
 def valid_texts() -> pa.Table:

@@ -57,7 +57,7 @@ def test_the_bombs_are_live(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bomb", [pickled, object_array])
-@pytest.mark.parametrize("name", ["tokens.f16", "texts.parquet", "manifest.json"])
+@pytest.mark.parametrize("name", ["tokens.f16", "expected.f16", "texts.parquet", "manifest.json"])
 def test_nothing_in_a_store_is_unpickled(tmp_path: Path, name: str, bomb: Callable[[Path], bytes]) -> None:
     store = small_store(tmp_path / "store")
     (store / name).write_bytes(bomb(tmp_path / "ran"))
@@ -161,7 +161,7 @@ def small_store(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["tokens.f16", "texts.parquet", "manifest.json"])
+@pytest.mark.parametrize("name", ["tokens.f16", "expected.f16", "texts.parquet", "manifest.json"])
 def test_a_store_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     store = small_store(tmp_path / "store")
     (store / name).rename(tmp_path / name)
@@ -171,7 +171,7 @@ def test_a_store_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["tokens.f16", "texts.parquet", "manifest.json", "journal.jsonl", "manifest.json.part"]
+    "name", ["tokens.f16", "expected.f16", "texts.parquet", "manifest.json", "journal.jsonl", "manifest.json.part"]
 )
 def test_a_store_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"
