@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from disks import mounted, remount
 from ltmia.errors import LtmiaError
 from ltmia.lab.engine import Perform, Schedule, Watcher, attempt, settle
 from ltmia.lab.state import LabStatus
@@ -92,17 +92,8 @@ def products(out: Path) -> dict[str, object]:
 @pytest.fixture
 def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A file system of its own, mounted with the options given."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)  # lazily: a store may still be mapped
-
-
-def remount(disk: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+    with mounted(tmp_path / "disk", request.param) as place:
+        yield place
 
 
 @pytest.mark.parametrize("disk", ["size=120k", "size=1m"], indirect=True)

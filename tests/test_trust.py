@@ -20,6 +20,7 @@ from ltmia.features.statistics import empty_statistics, named_statistics
 from ltmia.features.store import FeatureStore, StoredText, StoreWriter
 from ltmia.lab.reading import read_recipe
 from ltmia.lm.loading import load_pair
+from ltmia.records import Expectation
 from ltmia.report.page import write_report
 from report_samples import made_up_audit
 
@@ -157,7 +158,9 @@ def small_store(folder: Path) -> Path:
     writer = StoreWriter(folder, fingerprint="f", k=2, vocab_size=9)
     tokens = named_statistics(tuple(np.zeros_like(column) for column in empty_statistics(3, 2)))
     writer.append(tokens, [StoredText(row=0, n_tokens=3, scores={"loss": 0.0})])
-    writer.finish({"id": ["a"]}, {})
+    nothing = np.zeros(3, np.float32)
+    expectation = Expectation(log_ratio=nothing, token_count=nothing, pair_count=nothing, spread=1.0)
+    writer.finish({"id": ["a"]}, {}, expectation)
     return folder
 
 
