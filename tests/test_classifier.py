@@ -119,6 +119,18 @@ def test_saved_and_loaded_it_says_the_same(
     assert "c0" in (tmp_path / "saved" / "README.md").read_text("utf-8")
 
 
+def test_the_card_shows_the_results_it_is_given(fitted: MembershipClassifier, tmp_path: Path) -> None:
+    row = {
+        "auc": "0.9 [0.8, 1.0]",
+        "best_baseline_auc": "wbc 0.7",
+        "tpr_at_0.01": "0.5",
+        "best_baseline_tpr_at_0.01": "loss 0.1",
+    }
+    fitted.save_pretrained(tmp_path / "saved", {"a.b.c": row})
+    card = (tmp_path / "saved" / "README.md").read_text("utf-8")
+    assert f"| a.b.c | {' | '.join(row.values())} |" in card
+
+
 def test_unscorable_texts_are_nan_and_probabilities_follow_logits(fitted: MembershipClassifier) -> None:
     values, mask = np.zeros((2, 3, N_FEATURES), np.float32), np.array([[True] * 3, [False] * 3])
     batch = FeatureBatch(values=values, mask=mask, version="excess", summary=np.zeros((2, N_SUMMARY), np.float32))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined
 
 _CARD = """\
 ---
@@ -25,12 +25,12 @@ base and gives each text one logit, higher for texts the model was fine-tuned on
 ## Results
 
 {% if results -%}
-AUC and TPR at 1 % FPR on combinations whose architecture and corpus it never saw, beside the best baseline.
+AUC and TPR at 1 % FPR on combinations whose architecture and corpus it never saw, beside the best published rule.
 
-| combination | AUC | best baseline | TPR@1 % | best baseline |
+| combination | AUC | best published rule | TPR@1 % | best published rule |
 |---|---|---|---|---|
 {% for name, r in results | dictsort -%}
-| {{ name }} | {{ r.auc }} | {{ r.baseline_auc }} | {{ r.tpr }} | {{ r.baseline_tpr }} |
+| {{ name }} | {{ r.auc }} | {{ r.best_baseline_auc }} | {{ r["tpr_at_0.01"] }} | {{ r["best_baseline_tpr_at_0.01"] }} |
 {% endfor %}
 {%- else -%}
 Not evaluated.
@@ -38,12 +38,13 @@ Not evaluated.
 
 ## Limits
 
-Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. A logit is
+Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. It reads what the
+target does to tokens in other texts, so it needs some hundreds of candidates, known non-members included. A logit is
 evidence, not proof, and says nothing about texts the model saw before fine-tuning.
 """
 
 
 def model_card(config: Mapping[str, Any], n_parameters: int) -> str:
     """Render the card of a classifier from its config."""
-    environment = Environment(autoescape=False, keep_trailing_newline=True)  # noqa: S701  Markdown, our own strings
+    environment = Environment(autoescape=False, keep_trailing_newline=True, undefined=StrictUndefined)  # noqa: S701  Markdown, our own strings
     return environment.from_string(_CARD).render(**config, n_parameters=f"{n_parameters:,}")
