@@ -15,9 +15,10 @@ from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.evaluation.roc import auc
 from ltmia.features.columns import feature_columns
 from ltmia.features.expectation import fold_of
+from ltmia.features.journal import StoredText
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.statistics import token_statistics
-from ltmia.features.store import StoredText, StoreWriter
+from ltmia.features.store import StoreWriter
 from ltmia.lm.tokens import EncodedText
 from ltmia.pipelines.expecting import expect_texts
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import StoreError
+from ltmia.features.journal import StoredText
 from ltmia.features.packing import pack_statistics, row_width, unpack_statistics
 from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
-from ltmia.features.store import FeatureStore, StoredText, StoreWriter
+from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 K, VOCAB = 4, 50

@@ -16,8 +16,9 @@ from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError, StoreError
 from ltmia.evaluation.files import read_results, write_results
+from ltmia.features.journal import StoredText
 from ltmia.features.statistics import empty_statistics, named_statistics
-from ltmia.features.store import FeatureStore, StoredText, StoreWriter
+from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
 from ltmia.lm.loading import load_pair
 from ltmia.records import Expectation

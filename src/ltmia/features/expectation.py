@@ -177,7 +177,7 @@ class _Regression:
         expected = np.full(len(positions), self._constant)
         if self._trees is not None:
             with threadpool_limits(torch.get_num_threads(), "openmp"):
-                # The trees take -inf and NaN, but no infinity of the other sign.
+                # To the trees NaN is a missing value; infinities they refuse.
                 expected = self._trees.predict(np.nan_to_num(inputs, nan=np.nan, posinf=1e30, neginf=-1e30))
         return np.column_stack([expected, counts])
 

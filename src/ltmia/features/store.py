@@ -11,7 +11,6 @@ them. Holds no text and no token id.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from ltmia.errors import StoreError
+from ltmia.features.journal import StoredText, journal_entries, text_as_json, text_from_json
 from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.rows import EXPECTED_FILE, TOKENS_FILE, TokenRows, row_index
@@ -30,20 +30,6 @@ from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 FORMAT_VERSION = 2
 TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
 FILES = (TOKENS_FILE, EXPECTED_FILE, TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredText:
-    """What the store keeps of one text beside its token rows."""
-
-    row: int
-    """Place of the text in the input."""
-    n_tokens: int
-    """Scored positions; 0 for an unscorable text."""
-    scores: Mapping[str, float]
-    """Baseline scores by attack, NaN where unscorable."""
-    reason: str | None = None
-    """Why the text could not be scored."""
 
 
 class StoreWriter:
@@ -76,7 +62,7 @@ class StoreWriter:
         self._tokens.write(pack_statistics(tokens).tobytes())
         self._tokens.flush()
         os.fsync(self._tokens.fileno())
-        self._log({"texts": [_as_json(text) for text in texts]})
+        self._log({"texts": [text_as_json(text) for text in texts]})
         self._written += texts
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
@@ -111,7 +97,7 @@ class StoreWriter:
         if expectation is not None:
             written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
             written[row_index(starts, counts)] = pack_expectation(expectation)
-            write_whole(self.folder / EXPECTED_FILE, lambda path: written.tofile(path))
+            write_whole(self.folder / EXPECTED_FILE, lambda path: path.write_bytes(written.tobytes()))
         table = _text_table([self._written[i] for i in order], starts, counts, columns)
         write_whole(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
         head = {
@@ -141,7 +127,7 @@ class StoreWriter:
         """Take over what an earlier run of the same work left; anything else is swept away."""
         journal, tokens = self.folder / "journal.jsonl", self.folder / TOKENS_FILE
         (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
-        entries = _journal_entries(journal)
+        entries = journal_entries(journal)
         if not entries or entries[0].get("fingerprint") != self._fingerprint:
             journal.unlink(missing_ok=True)
             tokens.unlink(missing_ok=True)
@@ -150,7 +136,7 @@ class StoreWriter:
         available = tokens.stat().st_size if tokens.exists() else 0
         kept, used = [entries[0]], 0
         for entry in entries[1:]:
-            texts = [_from_json(text) for text in entry["texts"]]
+            texts = [text_from_json(text) for text in entry["texts"]]
             size = row_bytes * sum(text.n_tokens for text in texts)
             if used + size > available:
                 break
@@ -238,40 +224,6 @@ def _text_table(
     for name in written[0].scores if written else ():
         table[f"score_{name}"] = np.array([text.scores[name] for text in written], np.float64)
     return pa.table(table)
-
-
-def _as_json(text: StoredText) -> dict[str, Any]:
-    return {
-        "row": text.row,
-        "n_tokens": text.n_tokens,
-        "reason": text.reason,
-        "scores": dict(text.scores),
-    }
-
-
-def _from_json(entry: Mapping[str, Any]) -> StoredText:
-    row, n_tokens, scores, reason = entry["row"], entry["n_tokens"], entry["scores"], entry["reason"]
-    whole = all(type(number) is int and number >= 0 for number in (row, n_tokens))
-    numbers = isinstance(scores, Mapping) and all(type(score) is float for score in scores.values())
-    if not (whole and numbers and isinstance(reason, str | None)):
-        raise TypeError(f"no entry of a store's journal: row {row!r}")
-    return StoredText(row=row, n_tokens=n_tokens, reason=reason, scores=scores)
-
-
-def _journal_entries(journal: Path) -> list[dict[str, Any]]:
-    """Read the journal up to its first torn line."""
-    entries: list[dict[str, Any]] = []
-    if not journal.exists():
-        return entries
-    for line in journal.read_text("utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            entry = json.loads(line)
-            if entries:
-                entry = {"texts": [_as_json(_from_json(text)) for text in entry["texts"]]}
-            entries.append({**entry})
-        except (ValueError, LookupError, TypeError, RecursionError):
-            break
-    return entries
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
 from ltmia.attacks.table import score_evidence
 from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
+from ltmia.features.journal import StoredText
 from ltmia.features.statistics import token_statistics
-from ltmia.features.store import StoredText
 from ltmia.lm.batching import BatchSize, length_batches, pick_batch_size
 from ltmia.lm.forward import scored_states
 from ltmia.lm.pair import Pair
@@ -56,6 +56,7 @@ def extract_batches(
     texts: Sequence[str],
     config: ExtractionConfig,
     *,
+    encoded: Sequence[EncodedText] | None = None,
     done: frozenset[int] = frozenset(),
     clock: ExtractionClock | None = None,
     scratch: Path | None = None,
@@ -66,6 +67,7 @@ def extract_batches(
         pair: The two models.
         texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
         config: What to take.
+        encoded: The texts as `encode` gives them, if that is done already.
         done: Rows that are not needed again.
         clock: Collects where the time went.
         scratch: Folder for the hidden states of a model that waits on disk; None is the system's own.
@@ -77,7 +79,7 @@ def extract_batches(
     clock = clock or ExtractionClock()
     if config.k > pair.vocab_size:
         raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
-    encoded = encode(pair, texts, config)
+    encoded = encode(pair, texts, config) if encoded is None else encoded
     frequencies = count_tokens(encoded, pair.vocab_size)
     unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
     if unscorable:

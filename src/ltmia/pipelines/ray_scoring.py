@@ -69,9 +69,8 @@ class ChunkScorer:
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """Score a chunk; return how many texts it had and what they took."""
         rows = chunk["row"].to_numpy()
-        texts = tuple(text.decode("utf-8", "surrogatepass") for text in chunk["text"].to_pylist())
-        groups = tuple(chunk["group"].to_pylist()) if "group" in chunk.column_names else None
-        named = Texts(texts=texts, ids=tuple(map(str, rows)), groups=groups)
+        groups = _strings(chunk["group"]) if "group" in chunk.column_names else None
+        named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups)
         # By way of a store as in one process: what the classifier reads has passed through its float16.
         with tempfile.TemporaryDirectory() as folder:
             plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
@@ -220,14 +219,20 @@ def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
     """Cut texts into tables of bytes: half a surrogate pair is no Arrow string."""
     tables = []
     for start in starts:
-        part = texts.texts[start : start + CHUNK_TEXTS]
-        rows = np.arange(start, start + len(part))
-        encoded = [text.encode("utf-8", "surrogatepass") for text in part]
-        columns = {"row": rows, "text": pa.array(encoded, pa.large_binary())}
+        part = slice(start, start + CHUNK_TEXTS)
+        columns = {"row": np.arange(len(texts))[part], "text": _bytes(texts.texts[part])}
         if texts.groups is not None:
-            columns["group"] = pa.array(texts.groups[start : start + CHUNK_TEXTS], pa.large_string())
+            columns["group"] = _bytes(texts.groups[part])
         tables.append(pa.table(columns))
     return tables
+
+
+def _bytes(strings: Sequence[str]) -> pa.Array:
+    return pa.array([text.encode("utf-8", "surrogatepass") for text in strings], pa.large_binary())
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[str, ...]:
+    return tuple(text.decode("utf-8", "surrogatepass") for text in column.to_pylist())
 
 
 def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts) -> None:

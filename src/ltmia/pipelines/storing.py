@@ -53,11 +53,13 @@ def fill_store(
             return store
     writer = StoreWriter(folder, fingerprint=plan.fingerprint, k=config.k, vocab_size=pair.vocab_size)
     n_done = len(writer.done)
-    for batch in extract_batches(pair, texts.texts, config, done=writer.done, clock=clock, scratch=folder):
+    encoded = encode(pair, texts.texts, config)
+    batches = extract_batches(pair, texts.texts, config, encoded=encoded, done=writer.done, clock=clock, scratch=folder)
+    for batch in batches:
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
     report("learning what to expect", 0, 1)
-    expected = expect_texts(writer.statistics, encode(pair, texts.texts, config), folds_of(texts), plan.learned)
+    expected = expect_texts(writer.statistics, encoded, folds_of(texts), plan.learned)
     writer.finish({**plan.columns, f"score_{EXCESS}": expected.excess.tolist()}, plan.manifest, expected.expectation)
     return FeatureStore(folder)
