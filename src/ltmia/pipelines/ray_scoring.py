@@ -30,7 +30,7 @@ from ltmia.pipelines.expecting import folds_of, learn_expectation, sampled_texts
 from ltmia.pipelines.extraction import ExtractionConfig, encode
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.passes import ExtractionClock
-from ltmia.pipelines.scoring import ScoredTexts, read_scores, score_to_store, scoring_fingerprint
+from ltmia.pipelines.scoring import ScoredTexts, read_scores, sampled_features, scoring_fingerprint
 from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
 from ltmia.records import Texts
 
@@ -122,19 +122,18 @@ class RayScorer:
                 f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
             )
         files = _begin(folder, scoring_fingerprint(identity, texts, config), classifier)
+        clock = ExtractionClock()
         sample = texts.take(sampled_texts(len(texts)))
-        learning = score_to_store(
-            pair, sample, folder / "sample", config, identity=identity, classifier=classifier, report=report
-        )
+        plan = StorePlan(fingerprint=scoring_fingerprint(identity, sample, config), columns={"id": list(sample.ids)})
+        store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
         work = ChunkWork(
             load=self.load,
             hashes=identity.hashes,
             config=config,
             classifier=classifier,
-            learned=learn_expectation(learning.store.statistics, encode(pair, sample.texts, config), folds_of(sample)),
+            learned=learn_expectation(store.statistics, encode(pair, sample.texts, config), folds_of(sample)),
             folder=files,
         )
-        clock = learning.clock
         n_done = 0
         missing = []
         for start in range(0, len(texts), CHUNK_TEXTS):
@@ -156,7 +155,7 @@ class RayScorer:
             scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
             n_tokens=table["n_tokens"].to_numpy(),
             reasons=reasons,
-            sample=learning.sample,
+            sample=lambda: sampled_features(store, classifier),
             clock=clock,
         )
 

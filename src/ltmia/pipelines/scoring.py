@@ -38,7 +38,7 @@ class ScoredTexts:
     n_tokens: Int64[np.ndarray, " texts"]
     reasons: Sequence[str | None]
     sample: Callable[[], FeatureBatch | None]
-    """Gives what the classifier reads of the texts that `sampled_rows` names; None without a classifier or texts."""
+    """Gives what the classifier reads of some of the texts, see `sampled_features`."""
     clock: ExtractionClock = field(default_factory=ExtractionClock)
 
 
@@ -100,18 +100,11 @@ def read_scores(
     reasons = store.texts["reason"].to_pylist()
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
-
-    def sample() -> FeatureBatch | None:
-        rows = sampled_rows(reasons)
-        if classifier is None or not len(rows):
-            return None
-        return store_features(store, classifier.feature_version, rows)
-
     return StoredTexts(
         scores=scores,
         n_tokens=store.texts["n_tokens"].to_numpy(),
         reasons=reasons,
-        sample=sample,
+        sample=lambda: sampled_features(store, classifier),
         store=store,
         clock=clock,
     )
@@ -135,10 +128,12 @@ def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> Featu
     return with_summary(store.gather(rows, version), summary_features(scores))
 
 
-def sampled_rows(reasons: Sequence[str | None]) -> Int64[np.ndarray, " rows"]:
-    """Choose texts, evenly over all scorable ones, whose features stand for those of all."""
-    rows = np.flatnonzero([reason is None for reason in reasons])
-    return rows[:: max(len(rows) // N_SAMPLED, 1)]
+def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
+    """Gather what the classifier reads of some texts, evenly over all scorable ones; None without any, or without it."""
+    rows = np.flatnonzero([reason is None for reason in store.texts["reason"].to_pylist()])
+    if classifier is None or not len(rows):
+        return None
+    return store_features(store, classifier.feature_version, rows[:: max(len(rows) // N_SAMPLED, 1)])
 
 
 def chosen_classifier(source: str | None) -> MembershipClassifier:
