@@ -129,7 +129,7 @@ def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> Featu
 
 
 def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
-    """Gather what the classifier reads of some texts, evenly over all scorable ones; None without any, or without it."""
+    """Gather what the classifier reads of some texts, spread over all scorable ones; None if there is nothing to."""
     rows = np.flatnonzero([reason is None for reason in store.texts["reason"].to_pylist()])
     if classifier is None or not len(rows):
         return None
