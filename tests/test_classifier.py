@@ -7,47 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from ltmia.classifier.combinations import N_SUMMARY, SUMMARY_SCORES, Combination, summary_features
+from ltmia.classifier.combinations import N_SUMMARY, SUMMARY_SCORES, Combination, TrainingData, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
-from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss
+from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss, train_network
 from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.evaluation.roc import auc
 from ltmia.features.columns import feature_columns
-from ltmia.features.expectation import fold_of
-from ltmia.features.journal import StoredText
 from ltmia.features.per_token import FeatureBatch
-from ltmia.features.statistics import token_statistics
-from ltmia.features.store import StoreWriter
-from ltmia.lm.tokens import EncodedText
-from ltmia.pipelines.expecting import expect_texts
+from planted_stores import K, make_store
 
-K, VOCAB = 5, 60
 N_FEATURES = len(feature_columns("excess", K))
-SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
-"""What the pass over a text gives."""
-
-
-def make_store(folder: Path, *, gain: float, seed: int, n: int = 120) -> Path:
-    """A labelled store whose members' true tokens gained log-probability: membership by construction."""
-    rng = np.random.default_rng(seed)
-    writer = StoreWriter(folder, fingerprint=str(seed), k=K, vocab_size=VOCAB)
-    labels = [i % 2 for i in range(n)]
-    encoded = []
-    for row, label in enumerate(labels):
-        length = int(rng.integers(8, 30))
-        b = rng.normal(0, 2, (length, VOCAB)).astype(np.float32)
-        a = b + rng.normal(0, 0.5, b.shape).astype(np.float32)
-        ids = rng.integers(0, VOCAB, length)
-        a[np.arange(length), ids] += gain * label
-        tokens = token_statistics(torch.tensor(a), torch.tensor(b), torch.tensor(ids), K)
-        scores = dict.fromkeys(SCORES, 0.5) | {"difference": float(tokens.log_ratio.mean())}
-        writer.append(tokens, [StoredText(row=row, n_tokens=length, scores=scores)])
-        encoded.append(EncodedText(ids=np.concatenate([[0], ids])))
-    expected = expect_texts(writer.statistics, encoded, [fold_of(str(i)) for i in range(n)])
-    columns = {"id": [str(i) for i in range(n)], "label": labels, "score_excess": expected.excess.tolist()}
-    writer.finish(columns, {}, expected.expectation)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +146,9 @@ def test_a_broken_loss_names_the_combination(tmp_path: Path, stores: list[Combin
     network = build_network("conv", n_features=N_FEATURES, n_summary=N_SUMMARY)
     with torch.no_grad():
         network.embed.weight.fill_(torch.nan)
-    from ltmia.classifier.training import train_network
-
+    data = TrainingData(training=stores[:1], validation=[], version="excess")
     with pytest.raises(LtmiaError, match="c0: the training loss is nan"):
-        train_network(network, stores[:1], [], version="excess", config=TrainingConfig(epochs=1))
+        train_network(network, data, TrainingConfig(epochs=1))
 
 
 def test_the_shipped_classifier_loads_and_tells_members(stores: list[Combination]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.folders import write_folder
 from ltmia.lm import training
 from ltmia.lm.pretraining import PretrainConfig, pack_blocks, pretrain
 from ltmia.lm.tiny import (
@@ -214,5 +215,5 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        training.write_folder(out, write)
+        write_folder(out, write)
     assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,12 @@
-"""A folder that results go to: held by one process at a time, its files written whole or not at all.
+"""A folder that results go to: held by one process at a time, made and its files written whole or not at all.
 
 Knows nothing of what is in it.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from filelock import FileLock, Timeout
 from ltmia.errors import ConfigError
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
+SETTINGS_FILE = "settings.json"
 LOCK_SECONDS = 1.0
 """Wait for the lock: asking whether it is held holds it for an instant."""
 
@@ -61,6 +64,56 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def work_path(out: Path) -> Path:
+    """Return the hidden sibling of `out` where what is needed to make it lies until it is whole."""
+    return out.with_name(f".{out.name}.work")
+
+
+def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the hidden sibling of `out` for checkpoints; emptied if it is of other settings.
+
+    Args:
+        out: Final name of the folder being made.
+        settings: All that the result depends on, JSON values only.
+    """
+    folder = work_path(out)
+    note = folder / SETTINGS_FILE
+    wanted = json.dumps(settings, sort_keys=True)
+    if not (note.exists() and note.read_text(encoding="utf-8") == wanted):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (LOCK_FILE, HOLDER_FILE):
+                path.unlink()
+        note.write_text(wanted, encoding="utf-8")
+    return folder
+
+
+def remove_work_folder(out: Path) -> None:
+    """Remove the checkpoints of `out`, once it is whole."""
+    shutil.rmtree(work_path(out), ignore_errors=True)
+
+
+def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Make a folder appear under its final name only when it is whole.
+
+    Args:
+        out: Final name; a folder already there is replaced.
+        write: Fills the temporary sibling it is given.
+    """
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_held(folder: Path) -> bool:

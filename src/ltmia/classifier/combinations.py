@@ -1,6 +1,7 @@
 """Labelled stores as training data: which texts count, and a batch of them with everything a network reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from ltmia.attacks.table import EXCESS
-from ltmia.errors import StoreError
+from ltmia.errors import ConfigError, StoreError
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 
@@ -63,9 +64,48 @@ class Combination:
         self.nonmembers = np.flatnonzero(scorable & (self.labels == 0))
         self._summary = summary_features({n: self.store.scores(n) for n in SUMMARY_SCORES})
 
+    @property
+    def n_pairs(self) -> int:
+        """Members that have a non-member beside them."""
+        return min(len(self.members), len(self.nonmembers))
+
     def batch(self, rows: np.ndarray, version: str) -> FeatureBatch:
         """Gather features and summary of some texts."""
         return with_summary(self.store.gather(rows, version), self._summary[rows])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingData:
+    """What a network learns from, and what chooses the epoch."""
+
+    training: Sequence[Combination]
+    validation: Sequence[Combination]
+    """Whole other combinations."""
+    version: str
+    """Of the features."""
+
+    def __post_init__(self) -> None:
+        """Refuse data that nothing can be learned from.
+
+        Raises:
+            ConfigError: If there is no combination to train on.
+            StoreError: If one lacks members or non-members, naming it.
+        """
+        if not self.training:
+            raise ConfigError(
+                f"0 combinations to train on, {len(self.validation)} held out: give more stores, or hold out fewer"
+            )
+        for combination in (*self.training, *self.validation):
+            if not combination.n_pairs:
+                raise StoreError(
+                    f"{combination.name}: {len(combination.members)} members and {len(combination.nonmembers)} "
+                    "non-members can be scored; expected some of both: leave it out"
+                )
+
+    @property
+    def n_texts(self) -> int:
+        """Texts that an epoch goes over: as many non-members as members."""
+        return 2 * sum(combination.n_pairs for combination in self.training)
 
 
 def with_summary(batch: FeatureBatch, summary: np.ndarray) -> FeatureBatch:

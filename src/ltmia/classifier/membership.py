@@ -1,8 +1,8 @@
 """The learned attack as an object: fit it, ask it, save it, load it. Safetensors and JSON, nothing pickled."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from ltmia.classifier.attribution import integrated_gradients
 from ltmia.classifier.card import model_card
-from ltmia.classifier.combinations import N_SUMMARY, Combination, tensors
+from ltmia.classifier.checkpoint import EpochRecord
+from ltmia.classifier.combinations import N_SUMMARY, Combination, TrainingData, tensors
 from ltmia.classifier.networks import NETWORKS, build_network
-from ltmia.classifier.training import PREDICT_AT_ONCE, EpochRecord, TrainingConfig, train_network
+from ltmia.classifier.training import PREDICT_AT_ONCE, TrainingConfig, train_network
 from ltmia.errors import ConfigError, StoreError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
+from ltmia.folders import write_folder
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 FORMAT_VERSION = 2
@@ -32,9 +34,10 @@ OUTSIDE_QUANTILE = 0.95
 class MembershipClassifier:
     """A network with the feature version it reads and what it was trained on.
 
-    Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `trained_on_`, `history_`,
-    `feature_means_` (one row of feature means per training combination), `feature_spread_` and `outside_limit_` (the
-    distance beyond which a target counts as unlike all training data).
+    Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `trained_on_`, `history_` (what each
+    epoch came to), `settings_` (all that training depended on), `feature_means_` (one row of feature means per training
+    combination), `feature_spread_` and `outside_limit_` (the distance beyond which a target counts as unlike all
+    training data).
     """
 
     def __init__(self, *, network: str = "conv", feature_version: str = "excess", k: int = DEFAULT_K) -> None:
@@ -48,28 +51,34 @@ class MembershipClassifier:
         validation: Sequence[Combination] = (),
         *,
         config: TrainingConfig | None = None,
+        checkpoint: Path | None = None,
         report: Callable[[EpochRecord], None] = lambda _record: None,
+        on_step: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> "MembershipClassifier":
         """Train on labelled combinations; whole held-out ones choose the epoch.
 
+        Args:
+            training: Combinations to learn from.
+            validation: Others that choose the epoch.
+            config: How.
+            checkpoint: File to keep the state in after each epoch, and to go on from; of the same settings only.
+            report: Told what each epoch came to.
+            on_step: Told how many steps of how many are done.
+
         Raises:
             ConfigError: If the network is unknown or there is nothing to train on.
+            StoreError: If a combination lacks members or non-members, or the checkpoint is damaged.
         """
-        if self.network not in NETWORKS or not training:
-            raise ConfigError(
-                f"network {self.network!r} on {len(training)} combinations: expected one of "
-                f"{', '.join(NETWORKS)} and at least one combination"
-            )
+        if self.network not in NETWORKS:
+            raise ConfigError(f"unknown network {self.network!r}; available: {', '.join(NETWORKS)}")
+        data = TrainingData(training=training, validation=validation, version=self.feature_version)
         config = config or TrainingConfig()
-        torch.manual_seed(config.seed)
-        self.network_ = self._untrained()
+        self.settings_ = self.settings(data, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.network_ = self._untrained()
         self.history_ = train_network(
-            self.network_,
-            training,
-            validation,
-            version=self.feature_version,
-            config=config,
-            report=report,
+            self.network_, data, config, checkpoint=checkpoint, report=report, on_step=on_step
         )
         self.trained_on_ = tuple(combination.name for combination in training)
         means = [feature_means(_sample(c, self.feature_version)) for c in training]
@@ -77,6 +86,13 @@ class MembershipClassifier:
         self.feature_spread_ = np.maximum(self.feature_means_.std(axis=0), 1e-3)
         self.outside_limit_ = self._outside_limit([combination.origin for combination in training])
         return self
+
+    def settings(self, data: TrainingData, config: TrainingConfig) -> dict[str, Any]:
+        """Return all that training depends on, as JSON values: stores by name and fingerprint, network, config."""
+        stores = {"combinations": data.training, "held_out": data.validation}
+        named = {kind: [[c.name, c.store.manifest["fingerprint"]] for c in some] for kind, some in stores.items()}
+        shape = {"network": self.network, "feature_version": self.feature_version, "k": self.k}
+        return named | shape | asdict(config)
 
     def predict_logit(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
         """Return one logit per text, higher for members; NaN for a text without scored positions.
@@ -123,10 +139,6 @@ class MembershipClassifier:
 
     def save_pretrained(self, folder: Path | str, results: Mapping[str, Any] | None = None) -> None:
         """Write config, weights and model card; the folder appears whole or not at all."""
-        folder = Path(folder)
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         config = {
             "format_version": FORMAT_VERSION,
             "network": self.network,
@@ -134,16 +146,20 @@ class MembershipClassifier:
             "k": self.k,
             "trained_on": list(self.trained_on_),
             "outside_limit": self.outside_limit_,
+            "settings": self.settings_,
+            "history": [asdict(record) for record in self.history_],
             "results": dict(results or {}),
         }
-        (part / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
         weights = {f"network.{n}": t.contiguous() for n, t in self.network_.state_dict().items()}
         weights["feature_means"] = torch.from_numpy(self.feature_means_).float()
         weights["feature_spread"] = torch.from_numpy(self.feature_spread_).float()
-        save_file(weights, part / WEIGHTS_FILE)
-        (part / CARD_FILE).write_text(model_card(config, self.n_parameters), "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+
+        def write(part: Path) -> None:
+            (part / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
+            save_file(weights, part / WEIGHTS_FILE)
+            (part / CARD_FILE).write_text(model_card(config, self.n_parameters), "utf-8")
+
+        write_folder(Path(folder), write)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> None:
         """Upload to the Hugging Face hub; needs a token and a network."""
@@ -176,6 +192,8 @@ class MembershipClassifier:
                 feature_version=config["feature_version"],
                 k=int(config["k"]),
             )
+            loaded.settings_ = dict(config.get("settings", {}))
+            loaded.history_ = [EpochRecord(**record) for record in config.get("history", ())]
             weights = load_file(folder / WEIGHTS_FILE)
             loaded._adopt(weights, tuple(config["trained_on"]), float(config["outside_limit"]))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:

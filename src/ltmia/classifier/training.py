@@ -1,14 +1,21 @@
-"""Training on many combinations: every batch comes from one of them, and whole other ones choose the best epoch."""
+"""Training on many combinations: every batch comes from one of them, and whole other ones choose the best epoch.
+
+An epoch depends on the state before it and on (seed, epoch) only, so a training goes on from a checkpoint to the same
+weights that it would have come to undisturbed.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltmia.classifier.combinations import Combination, tensors
+from ltmia.classifier.checkpoint import EpochRecord, TrainingState, best_epoch, load_checkpoint, save_checkpoint
+from ltmia.classifier.combinations import Combination, TrainingData, tensors
 from ltmia.classifier.networks import ConvNetwork
 from ltmia.errors import ConfigError, LtmiaError
 from ltmia.evaluation.roc import auc
@@ -16,16 +23,23 @@ from ltmia.evaluation.roc import auc
 PREDICT_AT_ONCE = 256
 FIT_TEXTS = 64
 """Texts of each combination that the standardisation is taken from."""
+PUBLISHED_STEPS = 37
+"""Steps of a published epoch: 30 combinations of 20,000 texts in batches of 16,384."""
+
+Part = tuple[Combination, np.ndarray]
+"""Some texts of one combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """How a classifier is trained."""
 
-    epochs: int = 10
+    epochs: int = 6
     """Passes over all combinations."""
     half_batch: int = 64
     """Members per batch, and as many non-members of the same combination."""
+    batches_per_step: int = 1
+    """Batches whose gradients are averaged before each step, of whatever combinations."""
     learning_rate: float = 2e-3
     """Highest rate, after the warm-up; falls as a cosine."""
     warmup: float = 0.1
@@ -38,6 +52,8 @@ class TrainingConfig:
     """Weight of the pairwise logistic loss, which ranks members above non-members within a batch."""
     grad_clip: float = 1.0
     """Largest gradient norm."""
+    patience: int | None = None
+    """Stop when the held-out AUC has not risen for so many epochs; None: never early."""
     seed: int = 0
     """Of initialisation, batches and dropout."""
 
@@ -47,60 +63,114 @@ class TrainingConfig:
         Raises:
             ConfigError: Naming the field.
         """
-        for name in ("epochs", "half_batch", "learning_rate", "grad_clip"):
+        for name in ("epochs", "half_batch", "batches_per_step", "learning_rate", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected more than 0")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"patience = {self.patience}: expected at least 1 epoch, or none")
+        if self.seed < 0:
+            raise ConfigError(f"seed = {self.seed}: expected 0 or more")
 
+    @classmethod
+    def published(cls, n_texts: int, *, epochs: int = 80, **changes: Any) -> "TrainingConfig":
+        """Return loss and schedule of the LT-MIA paper (arXiv 2604.03199), scaled to the data.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """What one epoch came to."""
+        Published: cross-entropy alone with labels smoothed by 0.02, 80 epochs, AdamW at 9.88e-4 with weight decay 0.028
+        and gradients clipped to norm 1, 10 epochs of warm-up, then a cosine, in batches of 16,384 texts of all
+        combinations. Here a step takes as many texts, 64 of a combination at a time, as make the published number of
+        steps an epoch, `PUBLISHED_STEPS`; with fewer epochs the warm-up keeps its share.
 
-    epoch: int
-    loss: float
-    validation_auc: float | None
-    """Macro average over the held-out combinations; None without any."""
+        Args:
+            n_texts: Texts that an epoch goes over.
+            epochs: Passes over them.
+            **changes: Fields that are not the method's: `seed`, `patience`.
+        """
+        half_batch = 32
+        return cls(
+            epochs=epochs,
+            half_batch=half_batch,
+            batches_per_step=max(round(n_texts / (2 * half_batch) / PUBLISHED_STEPS), 1),
+            learning_rate=9.88e-4,
+            warmup=0.125,
+            weight_decay=0.028,
+            label_smoothing=0.02,
+            pairwise_weight=0.0,
+            grad_clip=1.0,
+            **changes,
+        )
 
 
 def train_network(
     network: nn.Module,
-    training: Sequence[Combination],
-    validation: Sequence[Combination],
-    *,
-    version: str,
+    data: TrainingData,
     config: TrainingConfig,
+    *,
+    checkpoint: Path | None = None,
     report: Callable[[EpochRecord], None] = lambda _record: None,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[EpochRecord]:
     """Train in place; the weights left are those of the epoch best on the held-out combinations, else the last.
 
+    Args:
+        network: Untrained.
+        data: What to learn from.
+        config: How.
+        checkpoint: File to keep the state in after each epoch, and to go on from where it is there. It must be of the
+            same network, data and config.
+        report: Told what each epoch came to.
+        on_step: Told how many steps of how many are done.
+
     Raises:
+        ConfigError: If it shall stop early and nothing is held out.
         LtmiaError: If the loss is not a number, naming the combination.
+        StoreError: If the checkpoint is damaged.
     """
-    torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
-    _fit_standardization(network, training, version)
+    if config.patience is not None and not data.validation:
+        raise ConfigError(f"patience = {config.patience}: needs combinations that are held out, and there are none")
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    n_steps = config.epochs * len(_epoch_batches(training, config, np.random.default_rng(0)))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, n_steps, config.warmup)
-    )
-    records: list[EpochRecord] = []
-    best: dict[str, Tensor] = {}
-    for epoch in range(config.epochs):
-        network.train()
-        losses = []
-        for combination, rows in _epoch_batches(training, config, rng):
-            value = training_step(network, combination, rows, version, config, optimizer)
-            schedule.step()
-            losses.append(value)
-        measured = macro_auc(network, validation, version) if validation else None
-        records.append(EpochRecord(epoch=epoch, loss=float(np.mean(losses)), validation_auc=measured))
-        report(records[-1])
-        if measured is None or measured >= max(r.validation_auc or 0.0 for r in records):
-            best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    network.load_state_dict(best)
+    state = TrainingState(network=network, optimizer=optimizer)
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(state, checkpoint)
+    else:
+        _fit_standardization(network, data)
+    with torch.random.fork_rng(devices=[]):
+        while not _finished(state.records, config):
+            _learn_epoch(state, data, config, on_step)
+            if checkpoint is not None:
+                save_checkpoint(state, checkpoint)
+            report(state.records[-1])
+    network.load_state_dict(state.best)
     network.eval()
-    return records
+    return state.records
+
+
+def _finished(records: Sequence[EpochRecord], config: TrainingConfig) -> bool:
+    since_best = len(records) - 1 - best_epoch(records) if records else 0
+    return len(records) >= config.epochs or (config.patience is not None and since_best >= config.patience)
+
+
+def _learn_epoch(
+    state: TrainingState, data: TrainingData, config: TrainingConfig, on_step: Callable[[int, int], None]
+) -> None:
+    """Take one more epoch's steps, measure what they came to, and note it in the state."""
+    epoch = len(state.records)
+    rng = np.random.default_rng((config.seed, epoch))
+    torch.manual_seed(int(rng.integers(2**63)))
+    steps = _epoch_steps(data.training, config, rng)
+    n_steps = config.epochs * len(steps)
+    losses = []
+    state.network.train()
+    for step, parts in enumerate(steps, epoch * len(steps)):
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, n_steps, config.warmup)
+        losses.append(training_step(state.network, parts, data.version, config, state.optimizer))
+        on_step(step + 1, n_steps)
+    measured = macro_auc(state.network, data.validation, data.version) if data.validation else None
+    if measured is not None and math.isnan(measured):
+        raise LtmiaError(f"epoch {epoch + 1}: the network's scores are no numbers; lower the learning rate")
+    state.records.append(EpochRecord(epoch=epoch, loss=float(np.mean(losses)), validation_auc=measured))
+    if best_epoch(state.records) == epoch:
+        state.best = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup: float) -> float:
@@ -143,53 +213,56 @@ def macro_auc(network: nn.Module, combinations: Sequence[Combination], version: 
 
 def training_step(
     network: nn.Module,
-    combination: Combination,
-    rows: np.ndarray,
+    parts: Sequence[Part],
     version: str,
     config: TrainingConfig,
     optimizer: torch.optim.Optimizer,
 ) -> float:
-    """Learn from some texts of one combination; return the loss.
+    """Learn from some texts of one combination, or of several; return the mean loss.
 
     Raises:
         LtmiaError: If the loss is not a number.
     """
-    logits = network(*tensors(combination.batch(rows, version)))
-    labels = torch.from_numpy(combination.labels[rows]).float()
-    loss = membership_loss(logits, labels, config)
-    if not torch.isfinite(loss):
-        raise LtmiaError(f"{combination.name}: the training loss is {loss.item()}; extract it again")
     optimizer.zero_grad()
-    loss.backward()
+    total = 0.0
+    for combination, rows in parts:
+        logits = network(*tensors(combination.batch(rows, version)))
+        labels = torch.from_numpy(combination.labels[rows]).float()
+        loss = membership_loss(logits, labels, config) / len(parts)
+        if not torch.isfinite(loss):
+            raise LtmiaError(f"{combination.name}: the training loss is {loss.item()}; extract it again")
+        loss.backward()
+        total += loss.item()
     nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
     optimizer.step()
-    return loss.item()
+    return total
 
 
-def _epoch_batches(
+def _epoch_steps(
     combinations: Sequence[Combination], config: TrainingConfig, rng: np.random.Generator
-) -> list[tuple[Combination, np.ndarray]]:
-    """Cut every combination into batches of half members, half non-members, and shuffle the batches."""
-    batches = []
+) -> list[list[Part]]:
+    """Cut combinations into batches of half members, half non-members; shuffle these and share them out to steps."""
+    batches: list[Part] = []
     for combination in combinations:
         members = rng.permutation(combination.members)
         nonmembers = rng.permutation(combination.nonmembers)
-        n = min(len(members), len(nonmembers))
+        n = combination.n_pairs
         size = min(config.half_batch, n)
         for start in range(0, n - size + 1, size):
             part = slice(start, start + size)
             batches.append((combination, np.concatenate([members[part], nonmembers[part]])))
     order = rng.permutation(len(batches))
-    return [batches[i] for i in order]
+    together = config.batches_per_step
+    return [[batches[i] for i in order[start : start + together]] for start in range(0, len(batches), together)]
 
 
-def _fit_standardization(network: nn.Module, combinations: Sequence[Combination], version: str) -> None:
+def _fit_standardization(network: nn.Module, data: TrainingData) -> None:
     if not isinstance(network, ConvNetwork):
         return
     rows, summaries = [], []
-    for combination in combinations:
+    for combination in data.training:
         chosen = np.concatenate([combination.members[:FIT_TEXTS], combination.nonmembers[:FIT_TEXTS]])
-        values, mask, summary = tensors(combination.batch(chosen, version))
+        values, mask, summary = tensors(combination.batch(chosen, data.version))
         rows.append(values[mask])
         summaries.append(summary)
     network.standardize.fit(torch.cat(rows))

@@ -1,5 +1,7 @@
 """The commands that make classifiers: `train` on stores, `evaluate` on others."""
 
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -11,28 +13,81 @@ from ltmia.cli.progress import progress
 Stores = Annotated[list[Path], typer.Argument(help="Stores, or folders that hold stores, such as LAB/stores.")]
 
 
+def _network(value: str) -> str:
+    from ltmia.classifier.networks import NETWORKS
+
+    return _one_of(value, NETWORKS)
+
+
+def _feature_version(value: str) -> str:
+    from ltmia.features.columns import FEATURE_VERSIONS
+
+    return _one_of(value, FEATURE_VERSIONS)
+
+
+def _one_of(value: str, names: Collection[str]) -> str:
+    if value not in names:
+        raise typer.BadParameter(f"{value!r}: expected {', '.join(names)}")
+    return value
+
+
 def train(
     stores: Stores,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the classifier.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the classifier; re-running resumes.")],
     hold_out: Annotated[
         list[str] | None,
-        typer.Option("--hold-out", help="Base or corpus whose combinations choose the epoch and are not learnt from."),
+        typer.Option(
+            "--hold-out", help="Base, corpus or store whose combinations choose the epoch and are not learnt from."
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 6,
-    seed: o.Seed = 0,
+    network: Annotated[
+        str,
+        typer.Option(
+            "--network",
+            callback=_network,
+            metavar="conv|published",
+            help="Ours, or that of the LT-MIA paper, with its loss and schedule.",
+        ),
+    ] = "conv",
+    feature_version: Annotated[
+        str,
+        typer.Option(
+            "--feature-version",
+            callback=_feature_version,
+            metavar="excess|logratio|published",
+            help="Columns it reads; docs/features.md describes them.",
+        ),
+    ] = "excess",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: 6; published: 80.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", min=1, help="Stop when the held-out AUC has not risen for so many epochs."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation, batches and dropout.")] = 0,
+    quiet: o.Quiet = False,
 ) -> None:
     """Train a classifier on labelled stores."""
-    from ltmia.classifier.membership import MembershipClassifier
-    from ltmia.classifier.training import TrainingConfig
-    from ltmia.pipelines.examine import find_combinations, recipe_of
+    if patience is not None and not hold_out:
+        raise typer.BadParameter("needs --hold-out: what is not learnt from says when to stop", param_hint="--patience")
+    from ltmia.pipelines import train as training
+    from ltmia.pipelines.examine import find_combinations
 
-    combinations = find_combinations(stores)
-    left_out = set(hold_out or [])
-    validation = [c for c in combinations if left_out & {recipe_of(c).get("base"), recipe_of(c).get("corpus")}]
-    training = [c for c in combinations if c not in validation]
-    config = TrainingConfig(epochs=epochs, seed=seed)
-    MembershipClassifier().fit(training, validation, config=config, report=print).save_pretrained(out)
-    print(f"{out}: trained on {len(training)} combinations, {len(validation)} held out")
+    data = training.hold_out(find_combinations(stores), hold_out or [], feature_version)
+    classifier = training.untrained(network, data)
+    chosen = {"epochs": epochs} if epochs else {}
+    config = training.usual_config(network, data, patience=patience, seed=seed, **chosen)
+
+    def tell(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    with progress(quiet=quiet) as report:
+        classifier = training.train(classifier, data, config, out, report=report, tell=tell)
+    if not quiet:
+        print(
+            f"{out}: trained on {len(data.training)} combinations, {len(data.validation)} held out; "
+            f"{training.kept_line(classifier)}"
+        )
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.lm.lora import add_lora
 from ltmia.lm.pair import parameters_sha256
 from ltmia.lm.privacy import PRIVACY_FILE, DpConfig, PrivacySpent
@@ -30,12 +31,9 @@ from ltmia.lm.training import (
     check_learned,
     forget_gguf,
     make_trainer,
-    remove_work_folder,
     save_model,
     train_or_resume,
     training_arguments,
-    work_folder,
-    write_folder,
 )
 from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
 from ltmia.runtime import computes_bfloat16

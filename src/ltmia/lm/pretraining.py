@@ -18,17 +18,15 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.lm.training import (
     Row,
     ignore_first,
     loss_history,
     make_trainer,
-    remove_work_folder,
     save_model,
     train_or_resume,
     training_arguments,
-    work_folder,
-    write_folder,
 )
 from ltmia.runtime import computes_bfloat16
 

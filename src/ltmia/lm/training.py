@@ -1,15 +1,14 @@
-"""What pretraining and fine-tuning share: settings, checkpoints that survive a kill, whole folders.
+"""What pretraining and fine-tuning share: settings, and checkpoints that survive a kill.
 
 Knows `transformers.Trainer`; knows no architecture and no text.
 """
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,48 +174,6 @@ def _is_complete(checkpoint: Path) -> bool:
 def _file_sizes(checkpoint: Path) -> dict[str, int]:
     files = (path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE)
     return {path.relative_to(checkpoint).as_posix(): path.stat().st_size for path in sorted(files)}
-
-
-def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the hidden sibling of `out` for checkpoints; emptied if it is of other settings.
-
-    Args:
-        out: Final name of the folder being made.
-        settings: All that the result depends on, JSON values only.
-    """
-    folder = out.with_name(f".{out.name}.work")
-    note = folder / "settings.json"
-    wanted = json.dumps(settings, sort_keys=True)
-    if folder.exists() and not (note.exists() and note.read_text(encoding="utf-8") == wanted):
-        shutil.rmtree(folder)
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        note.write_text(wanted, encoding="utf-8")
-    return folder
-
-
-def remove_work_folder(out: Path) -> None:
-    """Remove the checkpoints of `out`, once it is whole."""
-    shutil.rmtree(out.with_name(f".{out.name}.work"), ignore_errors=True)
-
-
-def write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Make a folder appear under its final name only when it is whole.
-
-    Args:
-        out: Final name; a folder already there is replaced.
-        write: Fills the temporary sibling it is given.
-    """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 WORSE_THAN_CHANCE = 5.0

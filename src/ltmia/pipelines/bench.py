@@ -157,7 +157,8 @@ def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
         optimizer = torch.optim.AdamW(classifier.network_.parameters(), 1e-4)
         settings = TrainingConfig()
         data = _median(lambda: combination.batch(rows, version))
-        step = _median(lambda: training_step(classifier.network_, combination, rows, version, settings, optimizer))
+        parts = [(combination, rows)]
+        step = _median(lambda: training_step(classifier.network_, parts, version, settings, optimizer))
     return {
         "texts_per_step": len(rows),
         "step_seconds": round(step, 4),

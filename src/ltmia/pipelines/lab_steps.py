@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from ltmia.folders import write_folder
 from ltmia.lab.state import LabFolder
 from ltmia.lab.steps import CombinationWork, ExtractWork, PretrainWork, Step, TokenizerWork
 from ltmia.lm.finetuning import finetune
 from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.lm.pretraining import pretrain
 from ltmia.lm.tiny import build_base, train_tokenizer
-from ltmia.lm.training import write_folder
 from ltmia.pipelines.lab_store import extract_store
 from ltmia.pipelines.lab_texts import (
     POOL_BUCKETS,

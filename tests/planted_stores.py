@@ -1,0 +1,39 @@
+"""Labelled stores made without a model: small, and with a membership signal of known strength."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ltmia.features.expectation import fold_of
+from ltmia.features.journal import StoredText
+from ltmia.features.statistics import token_statistics
+from ltmia.features.store import StoreWriter
+from ltmia.lm.tokens import EncodedText
+from ltmia.pipelines.expecting import expect_texts
+
+K, VOCAB = 5, 60
+SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+"""What the pass over a text gives."""
+
+
+def make_store(folder: Path, *, gain: float, seed: int, n: int = 120, k: int = K) -> Path:
+    """A labelled store whose members' true tokens gained log-probability: membership by construction."""
+    rng = np.random.default_rng(seed)
+    writer = StoreWriter(folder, fingerprint=str(seed), k=k, vocab_size=VOCAB)
+    labels = [i % 2 for i in range(n)]
+    encoded = []
+    for row, label in enumerate(labels):
+        length = int(rng.integers(8, 30))
+        b = rng.normal(0, 2, (length, VOCAB)).astype(np.float32)
+        a = b + rng.normal(0, 0.5, b.shape).astype(np.float32)
+        ids = rng.integers(0, VOCAB, length)
+        a[np.arange(length), ids] += gain * label
+        tokens = token_statistics(torch.tensor(a), torch.tensor(b), torch.tensor(ids), k)
+        scores = dict.fromkeys(SCORES, 0.5) | {"difference": float(tokens.log_ratio.mean())}
+        writer.append(tokens, [StoredText(row=row, n_tokens=length, scores=scores)])
+        encoded.append(EncodedText(ids=np.concatenate([[0], ids])))
+    expected = expect_texts(writer.statistics, encoded, [fold_of(str(i)) for i in range(n)])
+    columns = {"id": [str(i) for i in range(n)], "label": labels, "score_excess": expected.excess.tolist()}
+    writer.finish(columns, {}, expected.expectation)
+    return folder
