@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ltmia.errors import ModelError
+from ltmia.lm.moved import move_weights
 from ltmia.lm.pair import Pair
 from ltmia.lm.tiny import train_tokenizer
 from ltmia.lm.tokens import encode_texts
@@ -163,11 +164,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 def perturbed(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy whose weights have moved a little, as by fine-tuning."""
     other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            if parameter.is_floating_point():
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    move_weights(other, 0.1, seed=1)
     return other
 
 

@@ -34,8 +34,7 @@ import ltmia.pipelines.lab
 import ltmia.pipelines.score
 from ltmia.__main__ import main as run_ltmia
 from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.lm.training import save_model
+from ltmia.lm.moved import save_moved
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STRIKES = 4
@@ -86,15 +85,7 @@ class Tally:
 
 def prepare(work: Path) -> None:
     """Write models and texts: the target is the embedded base moved a little."""
-    options = LoadOptions(dtype="float32", device="cpu")
-    model, _ = load_model(str(demo_base_path()), options)
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    save_model(model, load_tokenizer(str(demo_base_path()), options), work / "target")
+    save_moved(demo_base_path(), work / "target")
     texts = demo_texts()
     for name, rows in (("members", range(N_MEMBERS)), ("nonmembers", range(N_MEMBERS, N_MEMBERS + N_NONMEMBERS))):
         lines = [json.dumps({"id": texts.ids[i], "text": texts.texts[i]}) for i in rows]
@@ -125,7 +116,8 @@ def command(kind: str, work: Path, out: Path) -> list[str]:
             "-o",
             str(out / "classifier"),
             "--epochs",
-            "1",
+            "8",
+            "--quiet",
         ]
     if kind == "lab":
         return ["lab", "run", str(work / "lab.toml"), "-o", str(out), "--workers", "1", "--quiet"]
@@ -257,8 +249,6 @@ def rounds(kind: str, args: argparse.Namespace, kills: int, until: float, tally:
         before = tally.strikes.total()
         disturbed(command(kind, work, out), log, seconds, chance, tally, min(STRIKES, kills - struck))
         struck += tally.strikes.total() - before
-        if kind == "train":  # what an interrupted training leaves beside its output is swept by the next one
-            tally.differing += [f"{path} left over" for path in out.glob("*.part")]
         try:
             COMPARISONS[kind](work / f"whole-{kind}", out, tally)
         except (OSError, ValueError) as error:

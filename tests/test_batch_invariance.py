@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import spearmanr
 
 from ltmia.attacks.table import EXCESS, LEARNED, fast_attacks, select_attacks
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.lm.loading import LoadOptions, load_model, load_pair
+from ltmia.lm.moved import move_weights
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.memory import score_texts
 
@@ -20,10 +20,7 @@ def pair() -> Pair:
     """Return the embedded base, and the same with every weight moved a little."""
     base = load_pair(str(demo_base_path()), str(demo_base_path()), dtype="float32", device="cpu")
     moved = load_model(str(demo_base_path()), LoadOptions(dtype="float32", device="cpu"))[0]
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in moved.parameters():
-            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    move_weights(moved, 0.12)
     return Pair(target=moved, reference=base.reference, tokenizer=base.tokenizer)
 
 

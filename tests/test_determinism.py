@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from commands import run_ltmia
 from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.lm.training import save_model
+from ltmia.lm.moved import save_moved
 
 TIME_FIELDS = {"created", "timing", "command", "environment"}
 SCORE_TOLERANCE = 1e-4
@@ -34,7 +32,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three audits of the same texts: `first` and `second` on one thread, `threads` on two."""
     work = tmp_path_factory.mktemp("determinism")
     (work / "base").symlink_to(demo_base_path())
-    moved_base(work / "target")
+    save_moved(demo_base_path(), work / "target")
     texts = demo_texts()
     for name, rows in (("members", range(0, 16)), ("nonmembers", range(300, 330))):
         lines = [json.dumps({"id": texts.ids[i], "text": texts.texts[i], "document": texts.groups[i]}) for i in rows]
@@ -47,17 +45,6 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=work, env=os.environ | threads, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return work
-
-
-def moved_base(folder: Path) -> None:
-    """Save the embedded base, moved a little, with its tokenizer."""
-    options = LoadOptions(dtype="float32", device="cpu")
-    model, _ = load_model(str(demo_base_path()), options)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    save_model(model, load_tokenizer(str(demo_base_path()), options), folder)
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from ltmia.errors import ConfigError
 from ltmia.lm.forward import CHUNK_BYTES
+from ltmia.lm.moved import move_weights
 from ltmia.lm.pair import Pair
 from ltmia.lm.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.lm.training import save_model
@@ -21,9 +22,7 @@ def small(seed=0, model_type="llama", vocab_size=300):
 
 def moved(by, **kind):
     model = small(1, **kind)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(by * parameter.abs().mean() * torch.randn_like(parameter))
+    move_weights(model, by)
     return model
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from ltmia.errors import ConfigError, DataError
 from ltmia.folders import write_folder
 from ltmia.lm import training
+from ltmia.lm.moved import move_weights
 from ltmia.lm.pretraining import PretrainConfig, pack_blocks, pretrain
 from ltmia.lm.tiny import (
     ARCHITECTURES,
@@ -217,3 +218,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_folder(out, write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_moved_weights_lie_as_far_off_as_asked_and_the_same_each_time():
+    base, first, second, other = (small("llama") for _ in range(4))
+    for model, seed in ((first, 1), (second, 1), (other, 2)):
+        move_weights(model, 0.1, seed=seed)
+    weights = zip(*(model.parameters() for model in (base, first, second, other)), strict=True)
+    for was, one, two, three in weights:
+        assert torch.equal(one, two)
+        assert not torch.equal(one, three)
+        if was.numel() > 5000:
+            assert ((one - was).std() / was.abs().mean()).item() == pytest.approx(0.1, rel=0.05)
