@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ltmia
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.features.packing import row_width
+from ltmia.pipelines.examine import EXAM_FILE, FIGURE_FILE, TABLES_FILE
 from ltmia.records import TokenStatistics
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -69,6 +70,10 @@ def test_classifier(tmp_path: Path) -> None:
     shipped_classifier().save_pretrained(tmp_path / "classifier")
     assert {path.name for path in (tmp_path / "classifier").iterdir()} == set(names("A classifier"))
     shutil.rmtree(tmp_path / "classifier")
+
+
+def test_exam() -> None:
+    assert {EXAM_FILE, TABLES_FILE, FIGURE_FILE} == set(names("The folder of an exam"))
 
 
 def test_every_public_name_is_on_the_page_of_the_interface() -> None:

@@ -52,12 +52,17 @@ def macro_averages(examined: Sequence[Examined], *, seed: int = 0) -> list[Macro
     return sorted(averages, key=lambda macro: -(macro.figures["auc"].value or 0.0))
 
 
+def best_rule(examined: Examined, *, leave_out: Sequence[str]) -> str:
+    """Return the attack of highest AUC on one combination, of those not left out."""
+    others = [name for name in examined if name not in leave_out]
+    return max(others, key=lambda name: np.nan_to_num(figure_of(examined[name], "auc"), nan=-1.0))
+
+
 def error_ratio(examined: Sequence[Examined], attack: str, *, leave_out: Sequence[str] = (), seed: int = 0) -> Measure:
     """Return the mean of (1 - AUC) of an attack over that of each combination's best other attack not left out."""
     ratios = []
     for one in examined:
-        others = [name for name in one if name != attack and name not in leave_out]
-        best = max(figure_of(one[name], "auc") for name in others)
+        best = figure_of(one[best_rule(one, leave_out=[attack, *leave_out])], "auc")
         ratios.append((1 - figure_of(one[attack], "auc")) / max(1 - best, 1e-9))
     return mean_with_interval(ratios, seed)
 

@@ -1,8 +1,8 @@
-"""Training classifiers on stores, and examining them on others beside every baseline."""
+"""Examining classifiers on stores that they were not trained on, beside every baseline."""
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.training import predict_logits
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.macro import FIGURES, Examined, Macro, error_ratio, macro_averages
+from ltmia.evaluation.macro import Examined
 from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.folders import write_whole
+from ltmia.report.exam import draw_exam, exam_tables
 from ltmia.report.words import format_measure
 
-EXAM_FILE, TABLES_FILE = "exam.json", "exam.md"
-SLICES = ("architecture", "corpus", "regime")
+EXAM_FILE, TABLES_FILE, FIGURE_FILE = "exam.json", "exam.md", "exam.svg"
 
 
 def find_combinations(folders: Iterable[Path]) -> list[Combination]:
@@ -67,7 +68,7 @@ def evaluate(
     *,
     report: Callable[[str, int, int], None] = lambda _task, _done, _total: None,
 ) -> dict[str, dict[str, AttackResult]]:
-    """Examine a classifier on stores it was not trained on; write `exam.json` and `exam.md` into `out`.
+    """Examine a classifier on stores it was not trained on; write `exam.json`, `exam.md` and `exam.svg` into `out`.
 
     Combinations it was trained on are refused: figures on them would say nothing.
 
@@ -84,9 +85,14 @@ def evaluate(
         report("examining", i, len(combinations))
     out.mkdir(parents=True, exist_ok=True)
     figures = {name: {a: r.model_dump() for a, r in attacks.items()} for name, attacks in examined.items()}
-    (out / EXAM_FILE).write_text(json.dumps(figures, indent=1), "utf-8")
     slices = {combination.name: recipe_of(combination) for combination in combinations}
-    (out / TABLES_FILE).write_text(tables(examined, slices), "utf-8")
+    written = {
+        EXAM_FILE: json.dumps(figures, indent=1),
+        TABLES_FILE: exam_tables(examined, slices),
+        FIGURE_FILE: draw_exam(examined, slices),
+    }
+    for name, text in written.items():
+        write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return examined
 
 
@@ -107,28 +113,3 @@ def card_row(measured: Examined) -> dict[str, str]:
 
 def _measure(result: AttackResult, figure: str) -> Measure:
     return result.auc if figure == "auc" else result.tpr_at_fpr[figure]
-
-
-def tables(examined: Mapping[str, Examined], recipes: Mapping[str, Mapping[str, Any]]) -> str:
-    """Write macro averages over all combinations, and by architecture, corpus and regime, as Markdown."""
-    parts = ["# Exam", "", *_table("all combinations", list(examined.values()))]
-    for slice_name in SLICES:
-        groups: dict[str, list[Examined]] = defaultdict(list)
-        for name, measured in examined.items():
-            groups[str(recipes[name].get(slice_name, "unknown"))].append(measured)
-        for value, members in sorted(groups.items()):
-            parts += _table(f"{slice_name} {value}", members)
-    return "\n".join(parts) + "\n"
-
-
-def _table(title: str, examined: list[Examined]) -> list[str]:
-    ratio = error_ratio(examined, LEARNED, leave_out=[EXCESS])
-    head = "| attack | AUC | TPR at 10 % FPR | TPR at 1 % FPR | TPR at 0.1 % FPR |"
-    rows = [_row(macro) for macro in macro_averages(examined)]
-    note = f"(1 - AUC) of {LEARNED} over that of each combination's best published rule: {format_measure(ratio)}"
-    return [f"## {title} ({len(examined)})", "", head, "|---|---|---|---|---|", *rows, "", note, ""]
-
-
-def _row(macro: Macro) -> str:
-    cells = [format_measure(macro.figures[figure]) for figure in FIGURES]
-    return f"| {macro.attack} | {' | '.join(cells)} |"

@@ -1,11 +1,13 @@
-"""Figures of the report as SVG text; drawn from scores alone, the same input giving the same bytes.
+"""Figures of the report and of exams as SVG text; drawn from numbers alone, the same input giving the same bytes.
 
-Ink and colours are written as CSS variables of the page, so that one drawing serves light, dark and paper.
+In the report ink and colours are CSS variables of the page, so that one drawing serves light, dark and paper. The
+figure of an exam is a file of its own, on white.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
+from ltmia.evaluation.results import Measure
 from ltmia.evaluation.roc import Scores, measurable, roc_curve
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; dashes tell lines apart without colour.
@@ -125,6 +128,49 @@ def calibration_figure(p_values: Mapping[str, Scores], smallest: float) -> str:
     return _svg(figure, "calibration")
 
 
+class Contest(NamedTuple):
+    """AUC of a classifier on one combination, beside that of the best of its rivals."""
+
+    combination: str
+    own: Measure
+    best: Measure
+
+
+def exam_figure(groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> str:
+    """Draw the AUC of a classifier and of its best rival on each combination, with intervals, as an SVG file.
+
+    Args:
+        groups: Combinations by the heading they stand under.
+        own: What to call the classifier.
+        best: What to call its rivals.
+    """
+    figure = Figure(figsize=(7.0, 1.2 + 0.24 * sum(1 + len(contests) for contests in groups.values())))
+    plot_exam(figure.add_subplot(), groups, own, best)
+    return _drawing(figure, "exam", paper=1.0)
+
+
+def plot_exam(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> None:
+    """Draw it onto axes; see `exam_figure`."""
+    rows: list[tuple[str, Contest | None]] = []
+    for heading, contests in groups.items():
+        rows += [(heading, None), *((contest.combination, contest) for contest in contests)]
+    for i, (name, shape, shift) in enumerate(((own, "o", -0.14), (best, "s", 0.14))):
+        measures = [(y, (contest.own, contest.best)[i]) for y, (_, contest) in enumerate(rows) if contest]
+        shown = [(y + shift, m.value, m.low, m.high) for y, m in measures if m.value is not None]
+        y, x, low, high = np.array(shown, float).reshape(-1, 4).T
+        spread = np.nan_to_num(np.maximum([x - low, high - x], 0.0))
+        axes.errorbar(x, y, xerr=spread, fmt=shape, ms=4, lw=1.4, color=COLOURS[i], label=_literal(name))
+    axes.axvline(0.5, color=CONTROL_COLOUR, lw=0.9, ls=CONTROL_DASH)
+    axes.grid(axis="x", lw=0.4, color=CONTROL_COLOUR, alpha=0.4)
+    axes.set_yticks(range(len(rows)), [_literal(label) for label, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    for label, (_, contest) in zip(axes.get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if contest else "bold")
+    axes.set_xlabel("AUC")
+    axes.legend(framealpha=0, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+
+
 def _new() -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE)
     return figure, figure.add_subplot()
@@ -157,6 +203,11 @@ def _band(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _svg(figure: Figure, name: str) -> str:
     """Return the drawing as an `svg` element whose ids begin with `name` and whose colours are the page's."""
+    return _themed(_drawing(figure, name, paper=0.0))
+
+
+def _drawing(figure: Figure, name: str, *, paper: float) -> str:
+    """Return the drawing as an `svg` element whose ids begin with `name`, on paper of some opacity."""
     for axes in figure.axes:
         axes.patch.set_alpha(0)
         axes.tick_params(colors=INK, which="both", labelsize=9)
@@ -166,7 +217,7 @@ def _svg(figure: Figure, name: str) -> str:
             part.set_color(INK)
         for spine in axes.spines.values():
             spine.set_color(INK)
-    figure.patch.set_alpha(0)
+    figure.patch.set_alpha(paper)
     figure.set_layout_engine("tight")
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "ltmia", "svg.fonttype": "none"}):
@@ -176,8 +227,7 @@ def _svg(figure: Figure, name: str) -> str:
     drawing = re.sub(r'\bid="', f'id="{name}-', drawing)
     drawing = re.sub(r"url\(#", f"url(#{name}-", drawing)
     drawing = re.sub(r'xlink:href="#', f'href="#{name}-', drawing)
-    drawing = re.sub(r"(?<=\d\.\d\d)\d+", "", drawing)  # a hundredth of a point is enough
-    return _themed(drawing)
+    return re.sub(r"(?<=\d\.\d\d)\d+", "", drawing)  # a hundredth of a point is enough
 
 
 def _themed(drawing: str) -> str:
