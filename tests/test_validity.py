@@ -18,7 +18,7 @@ from ltmia.evaluation.gate import Limit, hold_against
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.model_checks import Rescored, backend_check
 from ltmia.evaluation.results import Check, Results
-from ltmia.evaluation.validity import control_check, power_check
+from ltmia.evaluation.validity import FEWEST_TO_LEARN_FROM, control_check, expectation_check, power_check
 from ltmia.lm.finetuning import FinetuneConfig, finetune
 from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.lm.pair import Pair
@@ -194,6 +194,28 @@ def test_what_the_classifier_never_saw_raises_the_flag_and_the_best_baseline_is_
         assert check.status == "warning"
         assert check.sentence in found.verdict
         assert "The best hand-made attack, difference, has an AUC of" in found.verdict
+
+
+def test_too_few_texts_to_learn_from_are_said_and_the_best_other_attack_is_named(target: Path, tmp_path: Path) -> None:
+    pair, few = pair_of(target, base_model()), (MEMBERS[:20], [*NONMEMBERS[:30], ""])
+    found = audited(pair, *few, tmp_path, "ltmia,excess,wbc,loss")
+    check = found.validity.expectation
+    assert (check.status, check.details["texts"]) == ("warning", 50), "what cannot be scored teaches nothing"
+    assert check.sentence.startswith("Only 50 texts to learn from ")
+    assert check.sentence.endswith("with fewer than 200 the best baseline may be the better guide.")
+    assert check.sentence in found.verdict
+    auc = {name: found.attacks[name].auc.value for name in ("wbc", "loss")}
+    best = max(auc, key=auc.get)
+    assert f"The best hand-made attack, {best}, has an AUC of {auc[best]:.3f}" in found.verdict
+    plain = audited(pair, *few, tmp_path / "plain", "wbc,loss")
+    assert plain.validity.expectation.status == "not_measured"
+    assert "learn" not in plain.verdict
+
+
+def test_the_limit_of_texts_to_learn_from() -> None:
+    assert expectation_check(FEWEST_TO_LEARN_FROM).status == "ok"
+    assert expectation_check(FEWEST_TO_LEARN_FROM - 1).status == "warning"
+    assert expectation_check(None).status == "not_measured"
 
 
 def test_a_base_that_is_the_target_itself_is_noticed(target: Path, tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ class Validity(_Section):
     near_duplicates: Check
     length_only: Check
     out_of_distribution: Check
+    expectation: Check = Check(status="not_measured", sentence="Written before this check existed.")
+    """Were there enough texts to learn from what the target does to tokens at large?"""
     base: Check = Check(status="not_measured", sentence="Written before this check existed.")
     """Is the reference the base that the target was fine-tuned from?"""
     backend: Check

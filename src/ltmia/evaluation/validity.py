@@ -13,6 +13,8 @@ OVERLAP_SHARE = 0.3
 """A text counts as overlapping when this share of its word 8-grams occurs on the other side."""
 FEWEST_GROUPS = 20
 """With fewer groups to calibrate on, p-values of single texts rest on too few independent ones."""
+FEWEST_TO_LEARN_FROM = 200
+"""With fewer texts, of both kinds together, what a target does to tokens at large is learned from too little."""
 
 Details = dict[str, float | int | str | None]
 
@@ -85,6 +87,23 @@ def duplicates_check(
     )
     cure = " Leave them out with --deduplicate." if candidates == "member" and n_left_out is None else ""
     return Check(status="warning", sentence=sentence + cure, details=details)
+
+
+def expectation_check(n_texts: int | None) -> Check:
+    """Judge how many texts say what to expect of each other, which the excess is told from.
+
+    Args:
+        n_texts: Scorable texts that the expectation was learned from; None if no attack took part that needs it.
+    """
+    if n_texts is None:
+        sentence = "No attack took part that learns from the texts themselves."
+        return Check(status="not_measured", sentence=sentence)
+    details: Details = {"texts": n_texts, "fewest": FEWEST_TO_LEARN_FROM}
+    found = f"{n_texts} texts to learn from what this target does to tokens at large, as excess and ltmia do"
+    if n_texts >= FEWEST_TO_LEARN_FROM:
+        return Check(status="ok", sentence=f"{found}.", details=details)
+    sentence = f"Only {found}; with fewer than {FEWEST_TO_LEARN_FROM} the best baseline may be the better guide."
+    return Check(status="warning", sentence=sentence, details=details)
 
 
 def power_check(n_members: int, n_nonmembers: int, decisions: Decisions) -> Check:

@@ -6,6 +6,8 @@ from ltmia.evaluation.results import AttackResult, Decisions, SetTest, Validity
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
 """Checks whose warnings belong into the verdict: they change what the figures mean."""
+LEARNING = ("ltmia", "excess")
+"""Attacks that learn: from other models, and from the texts at hand."""
 
 
 def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity: Validity) -> str:
@@ -15,7 +17,7 @@ def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity:
         _found(decisions),
         _promise(decisions),
         _strength(attacks, decisions.attack),
-        _extrapolation(attacks, decisions.attack, validity),
+        _doubts(attacks, decisions.attack, validity),
         *(check.sentence for check in warnings if check.status in ("warning", "failed")),
         "A record that is not flagged may still have been used: the attack can miss it. A flag is evidence, not proof, "
         "in court or elsewhere: the error rate holds on average, and only as far as unused records are like these "
@@ -71,16 +73,18 @@ def _strength(attacks: Mapping[str, AttackResult], attack: str) -> str:
     return f"Over all records its AUC is {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]."
 
 
-def _extrapolation(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
-    """Where the classifier extrapolates, put the best hand-made attack beside it."""
-    if validity.out_of_distribution.status != "warning":
+def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
+    """Where learned scores stand on uncertain ground, say so and put the best hand-made attack beside them."""
+    if attack not in LEARNING:
         return ""
-    others = {name: a.auc for name, a in attacks.items() if name not in (attack, "bag_of_words") and a.auc.value}
-    if not others:
-        return validity.out_of_distribution.sentence
-    best = max(others, key=lambda name: others[name].value or 0.0)
-    a = others[best]
-    return (
-        f"{validity.out_of_distribution.sentence} The best hand-made attack, {best}, has an AUC of {a.value:.3f} "
-        f"[{a.low:.3f}, {a.high:.3f}]."
-    )
+    few = validity.expectation.status == "warning"
+    said = [c.sentence for c in (validity.out_of_distribution, validity.expectation) if c.status == "warning"]
+    passed_over = {attack, "bag_of_words", *(LEARNING if few else ())}
+    others = {name: a.auc for name, a in attacks.items() if name not in passed_over and a.auc.value}
+    if said and others:
+        best = max(others, key=lambda name: others[name].value or 0.0)
+        auc = others[best]
+        said.append(
+            f"The best hand-made attack, {best}, has an AUC of {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]."
+        )
+    return " ".join(said)

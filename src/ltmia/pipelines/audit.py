@@ -149,6 +149,7 @@ def _audit(
         blind=measured.attacks[CONTROL].auc,
         judge=measured.scores[measured.judge],
         decisions=measured.decisions.summary,
+        attacks=names,
     )
     validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
     hashed = hashed_groups(data)

@@ -1,18 +1,28 @@
 """The validity checks of an audit: gathers what they need from texts, scores and models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
 
+from ltmia.attacks.table import EXCESS
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.data.duplicates import compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.model_checks import backend_check, base_check, distribution_check
 from ltmia.evaluation.results import Check, Decisions, Measure, Validity
-from ltmia.evaluation.validity import OVERLAP_SHARE, control_check, duplicates_check, length_check, power_check
+from ltmia.evaluation.validity import (
+    OVERLAP_SHARE,
+    control_check,
+    duplicates_check,
+    expectation_check,
+    length_check,
+    power_check,
+)
 from ltmia.lm.pair import Pair
+from ltmia.pipelines.expecting import sampled_texts
 from ltmia.pipelines.labelled import LabelledTexts
 from ltmia.pipelines.model_evidence import kinship, rescore
 from ltmia.pipelines.scoring import ScoredTexts
@@ -48,6 +58,8 @@ class Findings:
     """Its AUC."""
     judge: Float64[np.ndarray, " texts"]
     """Scores of the attack that the decisions rest on."""
+    attacks: Sequence[str]
+    """Those that took part."""
     labelled: bool = True
     """Whether the first texts are known members; else they are candidates."""
     decisions: Decisions
@@ -79,6 +91,7 @@ def check_validity(
         near_duplicates=_duplicates(data, "member" if found.labelled else "candidate"),
         length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
+        expectation=_expectation(scored, found.attacks, classifier),
         base=_base(pair, data, scored, config),
         backend=_backend(pair, data, scored, config),
         power=power_check(data.n_members, n_nonmembers, found.decisions),
@@ -103,6 +116,13 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     if classifier is None or features is None:
         return distribution_check(None, 0.0)
     return distribution_check(classifier.distance(features), classifier.outside_limit_)
+
+
+def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: MembershipClassifier | None) -> Check:
+    reads_excess = classifier is not None and classifier.feature_version == "excess"
+    if not reads_excess and EXCESS not in attacks:
+        return expectation_check(None)
+    return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
 
 
 def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:

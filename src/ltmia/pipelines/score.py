@@ -126,6 +126,7 @@ def _score(
         blind=measure_attack(*data.by_label(control.scores), **data.groups_by_label, seed=config.seed).auc,
         judge=scored.scores[config.attack],
         decisions=decisions.summary,
+        attacks=(config.attack,),
         labelled=False,
     )
     validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)

@@ -15,6 +15,7 @@ CHECK_NAMES: Mapping[str, str] = {
     "near_duplicates": "Repeated texts",
     "base": "The right base",
     "out_of_distribution": "Like the classifier's training data",
+    "expectation": "Enough to learn from",
     "backend": "Numeric noise",
     "power": "Enough texts",
 }
