@@ -115,7 +115,7 @@ def test_the_figure_shows_every_combination_under_its_architecture() -> None:
     assert labels == [
         "mamba", "mamba.code.a", "mamba.code.b", "mamba.talk.a", "rwkv", "rwkv.code.a", "unknown", "odd.<&$.a",
     ]  # fmt: skip
-    assert {"AUC", "ltmia", "best published rule"} <= set(texts)
+    assert {"AUC, with 95 % intervals", "ltmia", "best published rule"} <= set(texts)
     assert "var(" not in drawing  # no page gives it colours
     assert drawing == draw_exam(EXAM | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}})
 

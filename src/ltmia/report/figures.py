@@ -167,7 +167,7 @@ def plot_exam(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: str, bes
     axes.tick_params(axis="y", length=0)
     for label, (_, contest) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if contest else "bold")
-    axes.set_xlabel("AUC")
+    axes.set_xlabel("AUC, with 95 % intervals")
     axes.legend(framealpha=0, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
