@@ -1,8 +1,8 @@
 """Where the signature of memorisation carries over, from the stores of a lab: python scripts/study.py LAB OUT.
 
-LAB is the folder of `ltmia lab run recipes/tiny.toml`. Classifiers are trained on parts of its training stores and asked
-about others; each is kept in OUT/classifiers and each figure in OUT/figures.json, so a second call goes on where the
-first one ended. The tables go to OUT/study.md, the growth curve to OUT/growth.svg.
+LAB is the folder of `ltmia lab run recipes/tiny.toml`. Classifiers are trained on parts of its training stores and
+asked about others; each is kept in OUT/classifiers and each figure in OUT/figures.json, so a second call goes on where
+the first one ended. The tables go to OUT/study.md, the growth curve to OUT/growth.svg.
 
 Figures are AUCs on at most 400 members and 400 non-members of a combination, the same of each for all classifiers, then
 averaged over combinations; targets are never pooled. The best published rule is chosen on each combination by its AUC.
@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.attacks.table import CONTROL, EXCESS
-from ltmia.classifier.combinations import SUMMARY_SCORES, Combination
+from ltmia.classifier.combinations import N_SUMMARY, Combination
 from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.networks import ConvNetwork
 from ltmia.classifier.training import TrainingConfig
 from ltmia.evaluation.macro import mean_with_interval
 from ltmia.evaluation.roc import auc
@@ -80,6 +81,11 @@ class Asked:
         return self.combination.batch(self.rows, version)
 
 
+Change = Callable[[Asked], FeatureBatch]
+"""Gives the features of the texts asked about, changed in some way."""
+Score = Callable[[Asked], np.ndarray]
+
+
 class Study:
     """The tables, and what has been found for them so far."""
 
@@ -100,18 +106,18 @@ class Study:
             MembershipClassifier().fit(training, config=TrainingConfig(epochs=EPOCHS)).save_pretrained(folder)
         return MembershipClassifier.from_pretrained(folder)
 
-    def ask(self, name: str, asked: Asked, score: Callable[[], np.ndarray]) -> float:
+    def ask(self, name: str, asked: Asked, score: Score) -> float:
         """Return the AUC of some scores, from the last call if it got so far."""
         key = f"{name} on {asked.combination.name}"
         if key not in self.found:
-            self.found[key] = asked.auc(score())
+            self.found[key] = asked.auc(score(asked))
             self.file.write_text(json.dumps(self.found, indent=1, sort_keys=True), "utf-8")
         return self.found[key]
 
     def ask_all(self, name: str, classifier: MembershipClassifier, asked: Sequence[Asked]) -> list[float]:
         """Return the AUC of a classifier on each of some combinations."""
-        version = classifier.feature_version
-        return [self.ask(name, one, lambda one=one: classifier.predict_logit(one.features(version))) for one in asked]
+        score = partial(_logits, model=classifier, change=partial(Asked.features, version=classifier.feature_version))
+        return [self.ask(name, one, score) for one in asked]
 
     def families(self) -> list[str]:
         """Train on each family alone, ask about every other: a matrix of mean AUCs."""
@@ -123,7 +129,7 @@ class Study:
             cells = []
             for column in columns:
                 asked = [a for a in self.asked if a.recipe["base"] == column]
-                cells.append("-" if column == name else f"{np.mean(self.ask_all(f"family-{name}", model, asked)):.3f}")
+                cells.append("-" if column == name else f"{np.mean(self.ask_all(f'family-{name}', model, asked)):.3f}")
             table.append(_row(name, *cells))
         for title, rule in (("`excess`, untrained", "excess"), ("best published rule of each", "best_rule")):
             means = [np.mean([getattr(a, rule) for a in self.asked if a.recipe["base"] == c]) for c in columns]
@@ -160,11 +166,9 @@ class Study:
         model = self._whole()
         table = [_row("tokens", "AUC of the classifier", "AUC of `excess`"), _row("---", "---", "---")]
         for length in LENGTHS:
-            own, rule = [], []
-            for asked in self.exam:
-                cut = partial(_cut, asked, model, length)
-                own.append(self.ask(f"first {length}", asked, lambda cut=cut: model.predict_logit(cut())))
-                rule.append(self.ask(f"excess of first {length}", asked, lambda cut=cut: _mean_excess(cut())))
+            cut = partial(_cut, model=model, length=length)
+            own = [self.ask(f"first {length}", a, partial(_logits, model=model, change=cut)) for a in self.exam]
+            rule = [self.ask(f"excess of first {length}", a, partial(_mean_excess, change=cut)) for a in self.exam]
             table.append(_row(length, *(format_measure(mean_with_interval(aucs)) for aucs in (own, rule))))
         return table
 
@@ -173,18 +177,17 @@ class Study:
         model = self._whole()
         whole = np.array(self.ask_all(f"growth-{len(self.training)}", model, self.exam))
         table = [_row("without", "columns", "AUC on the exam", "change"), _row(*["---"] * 4)]
-        for title, columns in _column_groups(model.feature_version).items():
-            aucs = [
-                self.ask(f"without {title}", a, lambda a=a: model.predict_logit(_averaged(a, model, columns)))
-                for a in self.exam
-            ]
-            change = mean_with_interval(list(np.array(aucs) - whole))
-            table.append(_row(title, len(columns), f"{np.mean(aucs):.3f}", format_measure(change)))
-        scores = [
-            self.ask("without rules", a, lambda a=a: model.predict_logit(_without_rules(a, model))) for a in self.exam
-        ]
-        change = mean_with_interval(list(np.array(scores) - whole))
-        return [*table, _row("scores of rules", len(SUMMARY_SCORES), f"{np.mean(scores):.3f}", format_measure(change))]
+        changes: dict[str, tuple[int, Change]] = {
+            title: (len(columns), partial(_averaged, model=model, columns=columns))
+            for title, columns in _column_groups(model.feature_version).items()
+        }
+        changes["scores of hand-made rules"] = (N_SUMMARY, partial(_without_rules, model=model))
+        for title, (n_columns, change) in changes.items():
+            score = partial(_logits, model=model, change=change)
+            aucs = [self.ask(f"without {title}", a, score) for a in self.exam]
+            lost = mean_with_interval(list(np.array(aucs) - whole))
+            table.append(_row(title, n_columns, f"{np.mean(aucs):.3f}", format_measure(lost)))
+        return table
 
     def _whole(self) -> MembershipClassifier:
         return self.classifier(f"growth-{len(self.training)}", self.training)
@@ -198,7 +201,12 @@ def _cut(asked: Asked, model: MembershipClassifier, length: int) -> FeatureBatch
     return replace(batch, values=batch.values * mask[..., None], mask=mask)
 
 
-def _mean_excess(batch: FeatureBatch) -> np.ndarray:
+def _logits(asked: Asked, model: MembershipClassifier, change: Change) -> np.ndarray:
+    return model.predict_logit(change(asked))
+
+
+def _mean_excess(asked: Asked, change: Change) -> np.ndarray:
+    batch = change(asked)
     values = batch.values[..., feature_columns("excess").index("excess")]
     return values.sum(1) / np.maximum(batch.mask.sum(1), 1)
 
@@ -213,7 +221,9 @@ def _averaged(asked: Asked, model: MembershipClassifier, columns: Sequence[int])
 def _without_rules(asked: Asked, model: MembershipClassifier) -> FeatureBatch:
     """Return features with the training average in place of the scores of hand-made rules."""
     batch = asked.features(model.feature_version)
-    average = model.network_.standardize_summary.mean.numpy()  # type: ignore[union-attr]
+    network = model.network_
+    assert isinstance(network, ConvNetwork)
+    average = network.standardize_summary.mean.numpy()
     return replace(batch, summary=np.broadcast_to(average, (len(batch), len(average))).copy())
 
 
@@ -240,7 +250,7 @@ def _draw(curve: Sequence[tuple[int, Sequence[float]]], exam: Sequence[Asked], p
     measures = [mean_with_interval(aucs) for _, aucs in curve]
     counts = [n for n, _ in curve]
     axes.fill_between(counts, [m.low or 0 for m in measures], [m.high or 1 for m in measures], alpha=0.2)
-    axes.plot(counts, [m.value for m in measures], "o-", label="classifier")
+    axes.plot(counts, [m.value or 0.0 for m in measures], "o-", label="classifier")
     for label, style, rule in (("excess, untrained", "--", "excess"), ("best published rule", ":", "best_rule")):
         axes.axhline(float(np.mean([getattr(a, rule) for a in exam])), color="0.3", linestyle=style, label=label)
     axes.set(xscale="log", xlabel="training combinations", ylabel="mean AUC on the exam")

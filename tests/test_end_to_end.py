@@ -184,7 +184,11 @@ def test_every_public_name_loads() -> None:
 
 
 def test_attacks_with_passes_of_their_own_are_part_of_an_audit_when_asked(work: Path) -> None:
-    arguments = ("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "all", "--max-length", "32")
+    for name, n_texts in (("members", 24), ("nonmembers", 40)):
+        lines = (work / f"{name}.jsonl").read_text("utf-8").splitlines()[:n_texts]
+        (work / f"few_{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    arguments = ("audit", "target", "--base", str(demo_base_path()), "--group-column", "document", "-o", "all")
+    arguments += ("--members", "few_members.jsonl", "--nonmembers", "few_nonmembers.jsonl", "--max-length", "32")
     done = run(*arguments, "--attacks", "fast,lowercase,recall,con_recall,gradient_norm", cwd=work)
     assert done.returncode == 0, done.stderr
     attacks = read_results(work / "all").attacks
