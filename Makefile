@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test torture docs bench
+.PHONY: setup demo check test torture docs bench study
 .DELETE_ON_ERROR:
 
 setup: .venv/ready            ## virtual environment; torch first, so that pip keeps the CPU build
@@ -37,3 +37,7 @@ docs: setup                   ## the documentation site, written into site/
 
 bench: setup                  ## speed of extraction on this machine
 	$(BIN)/ltmia bench extract
+
+LAB ?= lab
+study: setup                  ## the tables of docs/study.md, from the stores of the lab in LAB (about an hour of one core)
+	$(BIN)/python scripts/study.py $(LAB) .cache/study
