@@ -40,7 +40,7 @@ Not evaluated.
 
 Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. It reads what the
 target does to tokens in other texts, so it needs company: with 40 candidates half of its gain over hand-made rules is
-left, with 500 all of it. A logit is evidence, not proof, and says nothing of texts that the model saw before fine-tuning.
+left, with 500 all of it. A logit is evidence, not proof, and says nothing of texts seen before fine-tuning.
 """
 
 
