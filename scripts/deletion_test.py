@@ -42,12 +42,15 @@ def attributions(
     hook = network.attention.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     classifier.predict_logit(features)
     hook.remove()
-    ratio = np.zeros(features.mask.shape)
-    tokens = store.statistics(rows).tokens
-    ratio[features.mask] = tokens.target_logp - tokens.reference_logp
+    ratio, excess = np.zeros(features.mask.shape), np.zeros(features.mask.shape)
+    statistics = store.statistics(rows)
+    ratio[features.mask] = statistics.tokens.log_ratio
+    if statistics.expectation is not None:
+        excess[features.mask] = statistics.expectation.excess(statistics.tokens.log_ratio)
     return {
         "random": np.random.default_rng(0).random(features.mask.shape),
         "log ratio": ratio,
+        "excess": excess,
         "attention": torch.cat(seen).softmax(1).mean(-1).numpy(),
         "integrated gradients": integrated_gradients(network, features, classifier.average_token),
     }

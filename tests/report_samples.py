@@ -44,12 +44,17 @@ HOSTILE = (
 """Strings that try to run, to leave their cell, or to break the page."""
 
 
+N_MEMBERS, N_NONMEMBERS = 40, 200
+"""Of a real audit: as few as let most members be flagged."""
+FIRST_NONMEMBER = 60
+
+
 def tuned_pair(folder: Path) -> Pair:
-    """Fine-tune the embedded base on 30 texts, briefly."""
+    """Fine-tune the embedded base on the members, hard enough for most to be identifiable."""
     base, options = str(demo_base_path()), LoadOptions(dtype="float32", device="cpu")
     model, _ = load_model(base, options)
-    config = FinetuneConfig(epochs=2, learning_rate=1e-3)
-    finetune(model, load_tokenizer(base, options), demo_texts().texts[:30], config, folder)
+    config = FinetuneConfig(epochs=4, learning_rate=1e-3)
+    finetune(model, load_tokenizer(base, options), demo_texts().texts[:N_MEMBERS], config, folder)
     return load_pair(folder, base, dtype="float32", device="cpu")
 
 
@@ -68,8 +73,9 @@ def sample_texts(start: int, stop: int, *, hostile: bool = False) -> Texts:
 
 
 def real_audit(pair: Pair, folder: Path, *, hostile: bool = False, reveal: bool = False) -> Path:
-    """Audit 30 members and 60 non-members."""
-    members, nonmembers = sample_texts(0, 30, hostile=hostile), sample_texts(60, 120, hostile=hostile)
+    """Audit the members and as many non-members as it takes to flag most of them."""
+    members = sample_texts(0, N_MEMBERS, hostile=hostile)
+    nonmembers = sample_texts(FIRST_NONMEMBER, FIRST_NONMEMBER + N_NONMEMBERS, hostile=hostile)
     config = AuditConfig(attacks="ltmia,wbc,loss,difference", reveal=reveal)
     audit(pair, members, nonmembers, folder, config=config, command=HOSTILE[1] if hostile else None)
     return folder

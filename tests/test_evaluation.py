@@ -11,6 +11,7 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc
 
+from ltmia.evaluation.bootstrap import resampled_figures, resamples
 from ltmia.evaluation.calibration import conformal_p_values, judge, judge_audit, q_values, split_halves
 from ltmia.evaluation.controls import bag_of_words, length_bucket_rows
 from ltmia.evaluation.intervals import measure_attack, proportion
@@ -68,6 +69,35 @@ def test_one_sided_input_gives_nulls_with_a_reason(n: int, m: int) -> None:
     found = measure_attack(np.zeros(n), np.zeros(m))
     assert found.auc.value is None
     assert "no scorable" in (found.auc.reason or "")
+
+
+@given(scores, scores, st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 10**6]))
+def test_figures_of_a_resample_are_those_of_its_texts(
+    members: np.ndarray, nonmembers: np.ndarray, seed: int, at_once: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [rng.integers(0, 3, len(side)) for side in (members, nonmembers)]
+    fprs = (0.0, 0.1, 0.5, 1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltmia.evaluation.bootstrap.COUNTS_AT_ONCE", at_once)
+        drawn = list(resamples(groups, 5, seed))
+    assert sum(len(counts[0]) for counts in drawn) == 5
+    for counts in drawn:
+        figures = resampled_figures(members, nonmembers, counts, fprs)
+        for row, found in enumerate(figures):
+            a, b = np.repeat(members, counts[0][row]), np.repeat(nonmembers, counts[1][row])
+            assert found.tolist() == [auc(a, b), *(tpr_at_fpr(a, b, fpr) for fpr in fprs)]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 9))
+def test_groups_are_drawn_whole_and_a_lone_one_text_by_text(groups: list[int], seed: int) -> None:
+    (counts, _), *_ = resamples([np.array(groups), np.zeros(3, np.int64)], 20, seed)
+    if len(set(groups)) == 1:
+        assert (counts.sum(1) == len(groups)).all()
+        return
+    firsts = [groups.index(group) for group in sorted(set(groups))]
+    assert (counts[:, firsts].sum(1) == len(firsts)).all()
+    assert (counts == counts[:, [groups.index(group) for group in groups]]).all()
 
 
 def test_intervals_cover_the_truth() -> None:

@@ -27,7 +27,7 @@ from ltmia.report.payload import embedded_json
 from ltmia.report.slices import Records, group_slices, length_slices
 from ltmia.report.terminal import print_results
 from ltmia.report.words import CHECK_NAMES, attack_order
-from report_samples import HOSTILE, made_up_audit, real_audit, tuned_pair
+from report_samples import FIRST_NONMEMBER, HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit, real_audit, tuned_pair
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,10 @@ def test_what_the_script_reads_is_what_the_files_hold(audited: Path) -> None:
 
 
 def test_no_text_and_no_token_is_anywhere_without_reveal(audited: Path, pair: Pair) -> None:
-    texts = (*demo_texts().texts[:30], *demo_texts().texts[60:120])
+    texts = (
+        *demo_texts().texts[:N_MEMBERS],
+        *demo_texts().texts[FIRST_NONMEMBER : FIRST_NONMEMBER + N_NONMEMBERS],
+    )
     passages = {text[40:64].encode() for text in texts}
     words = {w for text in texts for w in re.findall(r"[a-z]{9,}", text)}
     for path in audited.rglob("*"):
@@ -225,8 +228,8 @@ def test_every_check_is_shown(audited: Path) -> None:
 def test_slices_agree_with_the_whole(audited: Path) -> None:
     results, records = read_results(audited), Records.of(read_records(audited), "ltmia")
     lengths = length_slices(records)
-    assert sum(s.n_members for s in lengths) == 30
-    assert sum(s.n_nonmembers for s in lengths) == 60
+    assert sum(s.n_members for s in lengths) == N_MEMBERS
+    assert sum(s.n_nonmembers for s in lengths) == N_NONMEMBERS
     assert sum(s.n_flagged for s in lengths) == results.decisions.n_flagged
     groups = group_slices(records, results)
     assert all(s.n_members >= 2 for s in groups)
@@ -289,7 +292,7 @@ def test_a_notebook_shows_a_compact_table_and_axes(result: AuditResult) -> None:
     html = result._repr_html_()
     assert len(html) < 8_000
     assert html.index("bag_of_words") < html.index("ltmia")
-    assert "of 30 training records can be identified" in html
+    assert f"of {N_MEMBERS} training records can be identified" in html
     axes = result.plot_roc()
     assert isinstance(axes, Axes)
     assert axes.get_xscale() == "log"

@@ -4,6 +4,7 @@ Needs the Python package `playwright`, a Chromium of the system, and for the acc
 at `.cache/axe-core/package/axe.min.js`; `.ci/run` gets both. Where they are missing the tests are skipped and say so.
 """
 
+import math
 import os
 import re
 import shutil
@@ -16,10 +17,10 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from ltmia.evaluation.files import read_records
+from ltmia.evaluation.files import read_records, read_tokens
 from ltmia.lm.pair import Pair
 from ltmia.report.page import write_report
-from report_samples import HOSTILE, made_up_audit, real_audit, tuned_pair
+from report_samples import HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit, real_audit, tuned_pair
 
 AXE = Path(__file__).parent.parent / ".cache" / "axe-core" / "package" / "axe.min.js"
 CHROMIUM = os.environ.get("LTMIA_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -78,6 +79,10 @@ class Opened:
         index = headings.index(name) + 1
         return self.page.locator(f"#table tbody tr > :nth-child({index})").all_inner_texts()
 
+    def count(self) -> int:
+        """Records that the filters leave."""
+        return int(self.page.inner_text("#count").split(" ")[0])
+
     def close(self) -> None:
         """Close it and state that nothing went wrong."""
         assert self.page.title() == self.title, "a hostile string ran"
@@ -109,14 +114,12 @@ def test_records_sort_by_any_column_and_say_so(opened: Opened, audited: Path) ->
 
 def test_filters_narrow_and_reset(opened: Opened, audited: Path) -> None:
     page, records = opened.page, read_records(audited).to_pandas()
-    count = lambda: int(page.inner_text("#count").split(" ")[0])  # noqa: E731
-    assert count() == 90
+    count, n = opened.count, N_MEMBERS + N_NONMEMBERS
+    assert count() == n
     page.select_option("#f-show", "M")
-    assert count() == 30
-    page.select_option("#f-show", "flagged")
-    assert count() == records["flagged"].sum()
+    assert count() == N_MEMBERS
     page.click("button[type=reset]")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('90 ')")
+    page.wait_for_function(f"document.getElementById('count').textContent.startsWith('{n} ')")
     page.fill("#f-id", records["id"][3])
     assert opened.column("Record") == [records["id"][3]]
     page.fill("#f-id", "")
@@ -135,6 +138,20 @@ def test_filters_narrow_and_reset(opened: Opened, audited: Path) -> None:
     assert count() == (records["group"] == records["group"][5]).sum()
 
 
+def test_flagged_records_are_marked_and_can_be_chosen(opened: Opened, audited: Path) -> None:
+    page, records = opened.page, read_records(audited).to_pandas()
+    assert records["flagged"].sum() > N_MEMBERS / 2
+    page.select_option("#size", "100")
+    page.select_option("#f-show", "flagged")
+    assert opened.count() == records["flagged"].sum()
+    assert set(opened.column("Decision")) == {"⚑ flagged"}
+    assert page.locator("#table tbody tr.flagged").count() == opened.count()
+    page.select_option("#f-show", "unflagged")
+    assert opened.count() == (~records["flagged"] & records["q_value"].notna()).sum()
+    assert set(opened.column("Decision")) == {"not flagged"}
+    assert page.locator("#table tbody tr.flagged").count() == 0
+
+
 def test_paging_shows_every_record_once(opened: Opened, audited: Path) -> None:
     seen = opened.column("Record")
     while opened.page.is_enabled("#next"):
@@ -142,7 +159,7 @@ def test_paging_shows_every_record_once(opened: Opened, audited: Path) -> None:
         seen += opened.column("Record")
     assert sorted(seen) == sorted(read_records(audited)["id"].to_pylist())
     opened.page.select_option("#size", "100")
-    assert opened.page.inner_text("#page") == "Page 1 of 1"
+    assert opened.page.inner_text("#page") == f"Page 1 of {math.ceil((N_MEMBERS + N_NONMEMBERS) / 100)}"
 
 
 def test_the_csv_holds_what_is_chosen(opened: Opened, audited: Path, tmp_path: Path) -> None:
@@ -156,18 +173,23 @@ def test_the_csv_holds_what_is_chosen(opened: Opened, audited: Path, tmp_path: P
     np.testing.assert_allclose(table["score"], records["score_ltmia"], rtol=1e-5)
 
 
-def test_a_record_opens_by_keyboard_and_shows_its_tokens(opened: Opened) -> None:
+def test_a_record_opens_by_keyboard_and_shows_its_tokens(opened: Opened, audited: Path) -> None:
     page = opened.page
+    page.select_option("#f-show", "flagged")
     page.focus("#table tbody button >> nth=0")
     page.keyboard.press("Enter")
     assert page.is_visible("#record")
+    assert "⚑ flagged" in page.inner_text("#r-facts")
     cells = page.locator("#r-cells .cell").all_inner_texts()
     assert cells == [str(i) for i in range(1, len(cells) + 1)], "positions, since nothing was revealed"
     before = page.get_attribute("#r-cells", "aria-label")
     page.check("input[value=attribution]")
     assert page.get_attribute("#r-cells", "aria-label") != before
     page.click("#record summary")
-    assert page.locator("#r-table tbody tr").count() == len(cells)
+    shown = page.locator("#r-table tbody tr > :last-child").all_inner_texts()
+    assert len(shown) == len(cells)
+    made_of_it = read_tokens(audited)["attribution"][0].as_py()
+    np.testing.assert_allclose([float(text.replace("−", "-")) for text in shown], made_of_it, atol=6e-4)
     page.keyboard.press("Escape")
     assert not page.is_visible("#record")
     assert page.evaluate("document.activeElement.closest('#table') !== null"), "focus returns to the table"
@@ -243,11 +265,17 @@ def test_axe_finds_nothing_serious(browser: Any, audited: Path, scheme: str) -> 
     # The page's own policy lets no foreign script in, so this one test goes past it.
     opened = Opened(browser, audited / "report.html", color_scheme=scheme, bypass_csp=True)
     opened.page.add_script_tag(content=AXE.read_text("utf-8"))
-    for state in ("page", "record"):
-        if state == "record":
+    for state in ("page", "flagged", "record", "attribution"):
+        if state == "flagged":
+            opened.page.select_option("#f-show", "flagged")
+            opened.page.click("summary:has-text('Score, q, length')")
+            assert opened.count() > 1
+        elif state == "record":
             opened.page.click("#table tbody button >> nth=0")
             opened.page.click("#record summary")
+        elif state == "attribution":
+            opened.page.check("input[value=attribution]")
         found = opened.page.evaluate("axe.run().then(r => r.violations)")
         said = [(v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3]) for v in found]
-        assert not [v for v in said if v[1] in ("serious", "critical")], said
+        assert not [v for v in said if v[1] in ("serious", "critical")], (state, said)
     opened.close()

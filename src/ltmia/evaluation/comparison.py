@@ -9,6 +9,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from ltmia.errors import ConfigError
+from ltmia.evaluation.bootstrap import resampled_figures, resamples
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
 
@@ -113,10 +114,11 @@ def _paired_difference(
     if not labels.any() or not n_nonmembers:
         return {"auc": Measure(reason="members and non-members that both audits could score are needed")}
     point = _differences(a, b, labels)
-    rng = np.random.default_rng(seed)
-    sides = [_rows_by_group(np.flatnonzero(labels == side), groups) for side in (True, False)]
-    draws = np.array([_resampled(a, b, labels, sides, rng) for _ in range(N_RESAMPLES)])
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    draws = [
+        np.subtract(*(resampled_figures(s[labels], s[~labels], counts, FPR_TARGETS) for s in (b, a)))
+        for counts in resamples([groups[labels], groups[~labels]], N_RESAMPLES, seed)
+    ]
+    low, high = np.quantile(np.concatenate(draws), [0.025, 0.975], axis=0)
     measures = {
         "auc": Measure(value=float(point[0]), low=float(low[0]), high=float(high[0])),
     }
@@ -135,19 +137,6 @@ def _differences(a: Scores, b: Scores, labels: np.ndarray) -> np.ndarray:
         [auc(s[labels], s[~labels]), *(tpr_at_fpr(s[labels], s[~labels], fpr) for fpr in FPR_TARGETS)] for s in (a, b)
     )
     return np.subtract(second, first)
-
-
-def _rows_by_group(rows: np.ndarray, groups: Int64[np.ndarray, " _"]) -> list[np.ndarray]:
-    order = rows[np.argsort(groups[rows], kind="stable")]
-    _, starts = np.unique(groups[order], return_index=True)
-    return np.split(order, starts[1:])
-
-
-def _resampled(
-    a: Scores, b: Scores, labels: np.ndarray, sides: list[list[np.ndarray]], rng: np.random.Generator
-) -> np.ndarray:
-    rows = np.concatenate([parts[i] for parts in sides for i in rng.integers(0, len(parts), len(parts))])
-    return _differences(a[rows], b[rows], labels[rows])
 
 
 def _answer(difference: Measure) -> Answer:

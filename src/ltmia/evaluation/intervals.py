@@ -1,9 +1,9 @@
 """How well an attack does, with 95 % intervals: stratified bootstrap over groups, exact binomial at the edges."""
 
 import numpy as np
-from jaxtyping import Float64, Int64
 from scipy.stats import binomtest
 
+from ltmia.evaluation.bootstrap import Groups, resampled_figures, resamples
 from ltmia.evaluation.results import AttackResult, Measure
 from ltmia.evaluation.roc import Scores, auc, measurable, threshold_at_fpr, tpr_at_fpr
 
@@ -17,15 +17,14 @@ def measure_attack(
     members: Scores,
     nonmembers: Scores,
     *,
-    member_groups: Int64[np.ndarray, " _"] | None = None,
-    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
+    member_groups: Groups | None = None,
+    nonmember_groups: Groups | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> AttackResult:
     """Measure one attack: AUC, TPR at each FPR, the FPR taken, each with its interval.
 
-    The bootstrap draws members and non-members apart, whole groups at a time where there are groups, and every
-    resample goes through the code of the point value.
+    The bootstrap draws members and non-members apart, whole groups at a time where there are groups.
 
     Args:
         members: Scores of members, NaN where unscorable.
@@ -35,19 +34,19 @@ def measure_attack(
         n_resamples: Bootstrap resamples.
         seed: Of the resampling.
     """
-    kept = [
-        _measurable_groups(scores, groups)
-        for scores, groups in ((members, member_groups), (nonmembers, nonmember_groups))
-    ]
-    (members, member_parts), (nonmembers, nonmember_parts) = kept
+    (members, member_groups), (nonmembers, nonmember_groups) = (
+        _measurable(scores, groups) for scores, groups in ((members, member_groups), (nonmembers, nonmember_groups))
+    )
     if not len(members) or not len(nonmembers):
         missing = "members" if not len(members) else "non-members"
         nothing = Measure(reason=f"no scorable {missing}")
         return AttackResult(auc=nothing, tpr_at_fpr={str(f): nothing for f in FPR_TARGETS})
-    rng = np.random.default_rng(seed)
-    resampled = [_figures(_resample(member_parts, rng), _resample(nonmember_parts, rng)) for _ in range(n_resamples)]
-    low, high = np.quantile(np.array(resampled), [0.025, 0.975], axis=0)
-    points = _figures(members, nonmembers)
+    resampled = [
+        resampled_figures(members, nonmembers, counts, FPR_TARGETS)
+        for counts in resamples([member_groups, nonmember_groups], n_resamples, seed)
+    ]
+    low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975], axis=0)
+    points = [auc(members, nonmembers), *(tpr_at_fpr(members, nonmembers, fpr) for fpr in FPR_TARGETS)]
     n, m = len(members), len(nonmembers)
     measures = [
         _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n) for i, point in enumerate(points)
@@ -75,13 +74,6 @@ def proportion(count: int, n: int) -> Measure:
     return Measure(value=count / n, low=float(interval.low), high=float(interval.high))
 
 
-def _figures(members: Scores, nonmembers: Scores) -> list[float]:
-    return [
-        auc(members, nonmembers),
-        *(tpr_at_fpr(members, nonmembers, fpr) for fpr in FPR_TARGETS),
-    ]
-
-
 def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
     if n_nonmembers * fpr >= FEWEST_FALSE_POSITIVES - 1e-9:
         return measure
@@ -97,19 +89,7 @@ def _widened(point: float, low: float, high: float, n: int) -> Measure:
     return Measure(value=point, low=min(low, point), high=max(high, point))
 
 
-def _measurable_groups(scores: Scores, groups: Int64[np.ndarray, " _"] | None) -> tuple[Scores, list[Scores]]:
-    """Return the measurable scores, whole and cut by group."""
+def _measurable(scores: Scores, groups: Groups | None) -> tuple[Scores, Groups]:
+    """Leave out unscorable texts; a text without a group is its own."""
     usable = ~np.isnan(scores)
-    scores = scores[usable]
-    if groups is None:
-        return scores, [scores]
-    order = np.argsort(groups[usable], kind="stable")
-    _, starts = np.unique(groups[usable][order], return_index=True)
-    return scores, np.split(scores[order], starts[1:])
-
-
-def _resample(parts: list[Scores], rng: np.random.Generator) -> Float64[np.ndarray, " _"]:
-    """Draw groups with replacement; a single part stands for texts without groups."""
-    if len(parts) == 1:
-        return rng.choice(parts[0], len(parts[0]))
-    return np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))])
+    return scores[usable], np.arange(usable.sum()) if groups is None else groups[usable]

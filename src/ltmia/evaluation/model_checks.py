@@ -63,9 +63,9 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) 
         sentence = "No two texts could be scored apart, so noise has nothing to be held against."
         return Check(status="not_measured", sentence=sentence, details=details)
     worst = max(rescored.noise, rescored.float32 or 0.0)
-    found = f"Scored again one by one, texts move by {rescored.noise / spread:.1%} of their spread"
+    found = f"Scored again one by one, texts move by {_share(rescored.noise / spread)} of their spread"
     if rescored.float32 is not None:
-        found += f", and by {rescored.float32 / spread:.1%} in float32 instead of {dtype}"
+        found += f", and by {_share(rescored.float32 / spread)} in float32 instead of {dtype}"
     if worst <= NOISE_SHARE * spread:
         return Check(status="ok", sentence=f"{found}: noise is negligible.", details=details)
     cure = "the models' code depends on the batch" if dtype == "float32" else "audit again with --dtype float32"
@@ -74,6 +74,10 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) 
         f"is given away; {cure}."
     )
     return Check(status="warning", sentence=sentence, details=details)
+
+
+def _share(part: float) -> str:
+    return f"{part:.1%}" if part >= 0.0005 else "less than 0.1%"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

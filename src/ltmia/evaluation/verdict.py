@@ -74,7 +74,7 @@ def _strength(attacks: Mapping[str, AttackResult], attack: str) -> str:
 
 
 def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
-    """Where learned scores stand on uncertain ground, say so and put the best hand-made attack beside them."""
+    """Where learned scores stand on uncertain ground, say so and put the best other attack beside them."""
     if attack not in LEARNING:
         return ""
     few = validity.expectation.status == "warning"
@@ -84,7 +84,6 @@ def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity
     if said and others:
         best = max(others, key=lambda name: others[name].value or 0.0)
         auc = others[best]
-        said.append(
-            f"The best hand-made attack, {best}, has an AUC of {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]."
-        )
+        kind = "attack that learns nothing" if few else "of the other attacks"
+        said.append(f"The best {kind}, {best}, has an AUC of {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}].")
     return " ".join(said)

@@ -70,6 +70,7 @@ def render_report(results: Results, records: pa.Table, tokens: pa.Table | None =
         figures=_figures(results, records),
         lengths=length_slices(cut),
         groups=group_slices(cut, results),
+        n_groups=len(set(cut.asked_groups)),
         helps=json.loads((files("ltmia.report") / "what_helps.json").read_text("utf-8")),
         data=embedded_json(page_data(records, tokens, results.decisions.attack)),
         script=Markup(template),  # noqa: S704  our own
@@ -155,10 +156,12 @@ def _reasons(results: Results) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    """Write a share as people read it: two digits, never "0 %" for something."""
+    """Write a share as people read it: two digits, never "0 %" for something nor "100 %" for less than all."""
     if share is None:
         return "–"
     percent = 100 * share
+    if 99 < percent < 100:
+        return f"{min(percent, 99.9):.1f} %"
     return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
 
 

@@ -55,6 +55,11 @@ class Records:
             groups=records["group"].to_pylist(),
         )
 
+    @property
+    def asked_groups(self) -> list[str]:
+        """Group of each member that has one."""
+        return [group for row, group in enumerate(self.groups) if group is not None and self.labels[row] == 1]
+
 
 def length_slices(records: Records) -> list[Slice]:
     """Cut the scorable texts into up to four parts of similar length."""
@@ -65,7 +70,7 @@ def length_slices(records: Records) -> list[Slice]:
 
 
 def group_slices(records: Records, results: Results) -> list[Slice]:
-    """Return the groups whose members stand out most from all non-members, flagged ones first."""
+    """Return the groups whose members stand out most from all non-members, flagged ones first, then large ones."""
     flagged = set(results.decisions.flagged_groups or ())
     members: dict[str, list[int]] = {}
     for row, group in enumerate(records.groups):
@@ -84,7 +89,7 @@ def group_slices(records: Records, results: Results) -> list[Slice]:
         for group, rows in members.items()
         if len(rows) >= FEWEST_TEXTS
     ]
-    slices.sort(key=lambda s: (not s.flagged_whole, -(s.auc.value or 0.0), s.name))
+    slices.sort(key=lambda s: (not s.flagged_whole, -(s.auc.value or 0.0), -s.n_members, s.name))
     return slices[:MOST_GROUPS]
 
 

@@ -9,6 +9,9 @@ CONTROL = "bag_of_words"
 FPR_NAMES: Mapping[str, str] = {"0.1": "10 %", "0.01": "1 %", "0.001": "0.1 %"}
 """False-positive rates by their key in the results, as people write them."""
 
+ALARMS: Mapping[str, str] = {"0.001": "a thousand", "0.01": "a hundred", "0.1": "ten"}
+"""The same, strictest first: one false alarm in so many."""
+
 CHECK_NAMES: Mapping[str, str] = {
     "blind": "Words alone",
     "length_only": "Length alone",
@@ -72,6 +75,15 @@ def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
         if name != CONTROL and attack.tpr(fpr).value is not None
     ]
     return max(found, key=lambda pair: pair[1].value or 0.0, default=None)
+
+
+def telling_rate(results: Results) -> str:
+    """Return the strictest false-positive rate at which an attack still finds half of the members, else 10 %.
+
+    Where nearly all are found at one false alarm in ten, that rate says little.
+    """
+    found = {fpr: strongest(results, fpr) for fpr in ALARMS}
+    return next((fpr for fpr, best in found.items() if best is not None and (best[1].value or 0.0) >= 0.5), "0.1")
 
 
 def not_shown(results: Results) -> list[str]:
