@@ -10,11 +10,11 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def test_interruptions_lose_nothing(tmp_path: Path) -> None:
     done = run_script(
-        SCRIPTS / "torture.py", str(tmp_path / "out"), "--kinds", "audit,score", "--kills", "9", "--seconds", "240"
+        SCRIPTS / "torture.py", str(tmp_path / "out"), "--kinds", "audit,score", "--kills", "7", "--seconds", "240"
     )
     assert done.returncode == 0, done.stdout + done.stderr
     kills = int(re.search(r"kills: (\d+)", done.stdout)[1])
-    assert kills >= 6
+    assert kills >= 5
     assert "rows lost: 0, rows doubled: 0" in done.stdout
     assert "results differing: 0, misbehaved: 0" in done.stdout
     assert {"SIGINT", "SIGKILL"} <= set(re.findall(r"'(SIG\w+)'", done.stdout))
