@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ltmia.classifier.attribution import integrated_gradients
+from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
-from ltmia.pipelines.scoring import classify_store, store_features
+from ltmia.pipelines.scoring import classify_store
 
 TEXTS, SHARE = 200, 0.1
 
@@ -25,7 +26,7 @@ def main() -> None:
     for folder in sys.argv[1:]:
         store = FeatureStore(Path(folder))
         rows = np.argsort(-np.nan_to_num(classify_store(classifier, store), nan=-np.inf))[:TEXTS]
-        features = store_features(store, classifier.feature_version, np.sort(rows))
+        features = gather_inputs(store, np.sort(rows), classifier.feature_version)
         before = classifier.predict_logit(features)
         for name, weight in attributions(classifier, store, features, np.sort(rows)).items():
             falls = before - classifier.predict_logit(hide(features, weight))

@@ -26,6 +26,7 @@ from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read
 from ltmia.evaluation.gate import Limit, hold_against, read_policy
 from ltmia.evaluation.results import Results
 from ltmia.features.packing import EXPECTED_WIDTH, row_width
+from ltmia.features.rows import EXPECTED_FILES
 from ltmia.features.store import FORMAT_VERSION, FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
 from ltmia.report.page import write_report
@@ -189,7 +190,8 @@ def open_store(folder: Path, manifest: bytes, texts: bytes) -> None:
     (folder / "manifest.json").write_bytes(manifest)
     (folder / "texts.parquet").write_bytes(texts)
     (folder / "tokens.f16").write_bytes(bytes(2 * N_TOKENS * row_width(K)))
-    (folder / "expected.f16").write_bytes(bytes(2 * N_TOKENS * EXPECTED_WIDTH))
+    for file in EXPECTED_FILES.values():
+        (folder / file).write_bytes(bytes(2 * N_TOKENS * EXPECTED_WIDTH))
     store = FeatureStore(folder)
     for name in store.score_names:
         store.scores(name)
@@ -236,7 +238,13 @@ def shipped_files() -> tuple[bytes, bytes]:
 def valid_manifest() -> dict[str, Any]:
     """Return the manifest of a small store."""
     head = {"format_version": FORMAT_VERSION, "fingerprint": "f", "k": K, "vocab_size": VOCAB_SIZE}
-    return head | {"n_texts": 2, "n_tokens": N_TOKENS, "excess_spread": 0.5, "recipe": {"seed": 0}}
+    return head | {
+        "n_texts": 2,
+        "n_tokens": N_TOKENS,
+        "excess_spread": 0.5,
+        "excess_spread_lite": 0.5,
+        "recipe": {"seed": 0},
+    }
 
 
 def valid_texts() -> pa.Table:

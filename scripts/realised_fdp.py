@@ -14,11 +14,11 @@ import numpy as np
 
 from ltmia.attacks.table import LEARNED
 from ltmia.classifier.combinations import Combination
-from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.calibration import judge_audit, judge_groups, split_halves
 from ltmia.evaluation.results import Decisions, Measure
 from ltmia.pipelines.examine import find_combinations
-from ltmia.pipelines.scoring import chosen_classifier, classify_store
+from ltmia.pipelines.scoring import classify_store
 
 N_SPLITS = 20
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.attacks.table import CONTROL, EXCESS
-from ltmia.classifier.combinations import N_SUMMARY, Combination
+from ltmia.classifier.combinations import Combination, n_summary
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.networks import ConvNetwork
 from ltmia.classifier.training import TrainingConfig
@@ -181,7 +181,7 @@ class Study:
             title: (len(columns), partial(_averaged, model=model, columns=columns))
             for title, columns in _column_groups(model.feature_version).items()
         }
-        changes["scores of hand-made rules"] = (N_SUMMARY, partial(_without_rules, model=model))
+        changes["scores of hand-made rules"] = (n_summary(model.feature_version), partial(_without_rules, model=model))
         for title, (n_columns, change) in changes.items():
             score = partial(_logits, model=model, change=change)
             aucs = [self.ask(f"without {title}", a, score) for a in self.exam]

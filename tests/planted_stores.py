@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ltmia.features.columns import EXPECTATIONS
 from ltmia.features.expectation import fold_of
 from ltmia.features.journal import StoredText
 from ltmia.features.statistics import token_statistics
@@ -33,7 +34,8 @@ def make_store(folder: Path, *, gain: float, seed: int, n: int = 120, k: int = K
         scores = dict.fromkeys(SCORES, 0.5) | {"difference": float(tokens.log_ratio.mean())}
         writer.append(tokens, [StoredText(row=row, n_tokens=length, scores=scores)])
         encoded.append(EncodedText(ids=np.concatenate([[0], ids])))
-    expected = expect_texts(writer.statistics, encoded, [fold_of(str(i)) for i in range(n)])
-    columns = {"id": [str(i) for i in range(n)], "label": labels, "score_excess": expected.excess.tolist()}
-    writer.finish(columns, {}, expected.expectation)
+    folds = [fold_of(str(i)) for i in range(n)]
+    expected = {kind: expect_texts(writer.statistics, encoded, folds, kind) for kind in EXPECTATIONS}
+    columns = {"id": [str(i) for i in range(n)], "label": labels, "score_excess": expected["full"].excess.tolist()}
+    writer.finish(columns, {}, {kind: found.expectation for kind, found in expected.items()})
     return folder

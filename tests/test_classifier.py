@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltmia.classifier.combinations import N_SUMMARY, SUMMARY_SCORES, Combination, TrainingData, summary_features
+from ltmia.classifier.combinations import RULES, Combination, TrainingData, n_summary, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
 from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss, train_network
@@ -17,7 +17,7 @@ from ltmia.features.columns import feature_columns
 from ltmia.features.per_token import FeatureBatch
 from planted_stores import K, make_store
 
-N_FEATURES = len(feature_columns("excess", K))
+N_FEATURES, N_SUMMARY = len(feature_columns("excess", K)), n_summary("excess")
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_the_shipped_classifier_loads_and_tells_members(stores: list[Combination
 
 
 def test_summary_is_finite_whatever_the_scores() -> None:
-    scores = {name: np.array([np.nan, 1e12, 0.0]) for name in SUMMARY_SCORES}
+    scores = {name: np.array([np.nan, 1e12, 0.0]) for name in (*RULES, "excess")}
     assert np.isfinite(summary_features(scores)[:, 3]).all()
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.classifier.attribution import integrated_gradients
-from ltmia.classifier.combinations import N_SUMMARY
+from ltmia.classifier.combinations import n_summary
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.features.columns import feature_columns
 from ltmia.features.per_token import FeatureBatch
@@ -28,7 +28,7 @@ def batch(seed: int, n_features: int, version: str = "logratio") -> FeatureBatch
     rng = np.random.default_rng(seed)
     mask = np.array([[True] * 6, [True] * 3 + [False] * 3, [False] * 6])
     values = rng.normal(size=(3, 6, n_features)).astype(np.float32) * mask[..., None]
-    summary = rng.normal(size=(3, N_SUMMARY)).astype(np.float32)
+    summary = rng.normal(size=(3, n_summary(version))).astype(np.float32)
     return FeatureBatch(values=values, mask=mask, version=version, summary=summary)
 
 
@@ -41,7 +41,7 @@ def test_a_linear_network_gives_weight_times_distance_from_the_start() -> None:
 def test_contributions_add_up_to_the_difference_in_logits() -> None:
     features = batch(1, 2)
     network, mask = Sum(2), torch.from_numpy(features.mask)
-    summary = torch.zeros(3, N_SUMMARY)
+    summary = torch.zeros(3, n_summary("logratio"))
     ends = [network(v, mask, summary) for v in (torch.from_numpy(features.values), START.expand(3, 6, 2))]
     # The midpoint rule is exact for squares.
     found = integrated_gradients(network, features, START).sum(1)

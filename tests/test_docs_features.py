@@ -57,6 +57,7 @@ def names(tokens: TokenStatistics, vocab_size: int) -> dict[str, object]:
         "uT": tokens.target_ratio_spread,
         "uR": tokens.reference_ratio_spread,
         "gap": tokens.normalizer_gap,
+        "top_lT": _from_one(tokens.top_logp),
         "bestT": tokens.top_logp[:, 0],
         "bestR": tokens.reference_top_logp,
         "top_D": _from_one(limited(tokens.top_log_ratio)),

@@ -40,13 +40,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) ->
     assert names == {path.relative_to(SOURCE.parent).as_posix() for path in there}
     for needed in (
         "ltmia/py.typed",
-        "ltmia/classifier/weights/full/model.safetensors",
-        "ltmia/classifier/weights/full/config.json",
-        "ltmia/classifier/weights/full/README.md",
+        *(
+            f"ltmia/classifier/weights/{name}/{file}"
+            for name in ("full", "lite")
+            for file in ("model.safetensors", "config.json", "README.md")
+        ),
     ):
         assert needed in names
     assert any(name.startswith("ltmia/report/templates/") for name in names)
     assert any(name.startswith("ltmia/data/") and not name.endswith(".py") for name in names), "the demo's texts"
+    assert sum(entry.file_size for entry in wheel.infolist() if "/weights/" in entry.filename) <= 6e6
     assert sum(entry.compress_size for entry in wheel.infolist()) < 12 * 2**20
 
 

@@ -16,7 +16,7 @@ import torch
 from commands import run_ltmia
 from ltmia.classifier import checkpoint
 from ltmia.classifier.checkpoint import CHECKPOINT_FILE, EpochRecord, best_epoch
-from ltmia.classifier.combinations import N_SUMMARY, Combination, TrainingData, tensors
+from ltmia.classifier.combinations import Combination, TrainingData, n_summary, tensors
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.networks import build_network
 from ltmia.classifier.training import TrainingConfig, macro_auc, training_step
@@ -264,7 +264,7 @@ def test_a_step_of_several_combinations_follows_their_common_gradient(stores: li
     networks = []
     for _ in range(2):
         torch.manual_seed(3)
-        networks.append(build_network("published", n_features=n_features, n_summary=N_SUMMARY).eval())
+        networks.append(build_network("published", n_features=n_features, n_summary=n_summary("published")).eval())
     mine, plain = networks
     parts = [(store, np.arange(10 * i, 10 * i + 10)) for i, store in enumerate(stores)]
     training_step(mine, parts, "published", config, torch.optim.SGD(mine.parameters(), 1.0))

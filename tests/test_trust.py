@@ -16,6 +16,7 @@ from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError, StoreError
 from ltmia.evaluation.files import read_results, write_results
+from ltmia.features.columns import EXPECTATIONS
 from ltmia.features.journal import StoredText
 from ltmia.features.statistics import empty_statistics, named_statistics
 from ltmia.features.store import FeatureStore, StoreWriter
@@ -161,11 +162,11 @@ def small_store(folder: Path) -> Path:
     writer.append(tokens, [StoredText(row=0, n_tokens=3, scores={"loss": 0.0})])
     nothing = np.zeros(3, np.float32)
     expectation = Expectation(log_ratio=nothing, token_count=nothing, pair_count=nothing, spread=1.0)
-    writer.finish({"id": ["a"]}, {}, expectation)
+    writer.finish({"id": ["a"]}, {}, dict.fromkeys(EXPECTATIONS, expectation))
     return folder
 
 
-@pytest.mark.parametrize("name", ["tokens.f16", "expected.f16", "texts.parquet", "manifest.json"])
+@pytest.mark.parametrize("name", ["tokens.f16", "expected.f16", "expected_lite.f16", "texts.parquet", "manifest.json"])
 def test_a_store_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     store = small_store(tmp_path / "store")
     (store / name).rename(tmp_path / name)
@@ -175,7 +176,16 @@ def test_a_store_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["tokens.f16", "expected.f16", "texts.parquet", "manifest.json", "journal.jsonl", "manifest.json.part"]
+    "name",
+    [
+        "tokens.f16",
+        "expected.f16",
+        "expected_lite.f16",
+        "texts.parquet",
+        "manifest.json",
+        "journal.jsonl",
+        "manifest.json.part",
+    ],
 )
 def test_a_store_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
     victim = tmp_path / "victim"

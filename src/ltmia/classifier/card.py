@@ -12,8 +12,14 @@ tags: [membership-inference, privacy, ltmia]
 ---
 # Membership classifier `{{ network }}` on `{{ feature_version }}` features
 
+{% if feature_version == "lite" -%}
+{{ n_parameters }} parameters. It reads what a server of log-probabilities can give: log-probability and rank of each
+token under a fine-tuned language model and under its pretrained base, and the log-probabilities of the tokens each of
+them finds most likely. It gives each text one logit, higher for texts the model was fine-tuned on.
+{%- else -%}
 {{ n_parameters }} parameters. It reads per-token statistics of a fine-tuned language model against its pretrained
 base and gives each text one logit, higher for texts the model was fine-tuned on.
+{%- endif %}
 
 ## Trained on
 
@@ -39,8 +45,13 @@ Not evaluated.
 ## Limits
 
 Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. It reads what the
-target does to tokens in other texts, so it needs company: with 40 candidates half of its gain over hand-made rules is
-left, with 500 all of it. A logit is evidence, not proof, and says nothing of texts seen before fine-tuning.
+target does to tokens in other texts, so it needs company: {% if feature_version == "lite" -%}
+some hundreds of candidates; fewer were
+not tried with it.
+{%- else -%}
+with 40 candidates half of its gain over hand-made rules is
+left, with 500 all of it.
+{%- endif %} A logit is evidence, not proof, and says nothing of texts seen before fine-tuning.
 """
 
 

@@ -11,13 +11,27 @@ from torch import Tensor
 
 from ltmia.attacks.table import EXCESS
 from ltmia.errors import ConfigError, StoreError
-from ltmia.features.per_token import FeatureBatch
+from ltmia.features.columns import expectation_of
+from ltmia.features.expectation import mean_excess
+from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
 
-SUMMARY_SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss", EXCESS)
-"""Hand-made rules that a network's head sees beside the tokens."""
+RULES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
+"""Hand-made rules that a network's head sees beside the tokens, and beside their mean excess."""
+LITE_RULES = tuple(name for name in RULES if name != "min_k_plus_plus")
+"""Those that need no distribution over the whole vocabulary."""
 EZ_LIMIT = 6.0
 """The logarithm of EZ-MIA's ratio is clipped here: its conventions for "no loss at all" are huge numbers."""
+
+
+def rules_of(version: str) -> tuple[str, ...]:
+    """Return the hand-made rules that go with a feature version."""
+    return LITE_RULES if version == "lite" else RULES
+
+
+def n_summary(version: str) -> int:
+    """Return the number of columns of `summary_features`: the difference counts twice, the excess comes last."""
+    return len(rules_of(version)) + 2
 
 
 def summary_features(
@@ -31,14 +45,23 @@ def summary_features(
         scores["ratio"] + 1.0,
         np.clip(np.log(np.maximum(scores["ez_mia"], 1e-9)), -EZ_LIMIT, EZ_LIMIT),
         scores["wbc"],
-        scores["min_k_plus_plus"],
-        scores["loss"],
-        scores[EXCESS],
+        *(scores[name] for name in ("min_k_plus_plus", "loss", EXCESS) if name in scores),
     ]
     return np.nan_to_num(np.stack(columns, 1)).astype(np.float32)
 
 
-N_SUMMARY = 8
+def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> FeatureBatch:
+    """Gather what a classifier reads of some texts: token features, and the scores of hand-made rules.
+
+    Raises:
+        StoreError: If the store lacks what the features are made from.
+    """
+    store.check_version(version)
+    statistics = store.statistics(rows, expectation_of(version))
+    scores = {name: store.scores(name)[rows] for name in rules_of(version)}
+    # The mean over what the tokens' features show; a text too short for the other rules is too short for this one.
+    scores[EXCESS] = np.where(np.isnan(scores["difference"]), np.nan, mean_excess(statistics))
+    return per_token_features(statistics, version=version, summary=summary_features(scores))
 
 
 class Combination:
@@ -62,7 +85,6 @@ class Combination:
         scorable = np.array([reason is None for reason in reasons])
         self.members = np.flatnonzero(scorable & (self.labels == 1))
         self.nonmembers = np.flatnonzero(scorable & (self.labels == 0))
-        self._summary = summary_features({n: self.store.scores(n) for n in SUMMARY_SCORES})
 
     @property
     def n_pairs(self) -> int:
@@ -71,7 +93,7 @@ class Combination:
 
     def batch(self, rows: np.ndarray, version: str) -> FeatureBatch:
         """Gather features and summary of some texts."""
-        return with_summary(self.store.gather(rows, version), self._summary[rows])
+        return gather_inputs(self.store, rows, version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +111,14 @@ class TrainingData:
 
         Raises:
             ConfigError: If there is no combination to train on.
-            StoreError: If one lacks members or non-members, naming it.
+            StoreError: If one lacks members or non-members, or what the features are made from, naming it.
         """
         if not self.training:
             raise ConfigError(
                 f"0 combinations to train on, {len(self.validation)} held out: give more stores, or hold out fewer"
             )
         for combination in (*self.training, *self.validation):
+            combination.store.check_version(self.version)
             if not combination.n_pairs:
                 raise StoreError(
                     f"{combination.name}: {len(combination.members)} members and {len(combination.nonmembers)} "
@@ -108,14 +131,9 @@ class TrainingData:
         return 2 * sum(combination.n_pairs for combination in self.training)
 
 
-def with_summary(batch: FeatureBatch, summary: np.ndarray) -> FeatureBatch:
-    """Return the same features with their per-text summary."""
-    return FeatureBatch(values=batch.values, mask=batch.mask, version=batch.version, summary=summary)
-
-
 def tensors(batch: FeatureBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return values, mask and summary as tensors."""
     summary = batch.summary
     if summary is None:
-        summary = np.zeros((len(batch), N_SUMMARY), np.float32)
+        summary = np.zeros((len(batch), n_summary(batch.version)), np.float32)
     return torch.from_numpy(batch.values), torch.from_numpy(batch.mask), torch.from_numpy(summary)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ltmia.classifier.attribution import integrated_gradients
 from ltmia.classifier.card import model_card
 from ltmia.classifier.checkpoint import EpochRecord
-from ltmia.classifier.combinations import N_SUMMARY, Combination, TrainingData, tensors
+from ltmia.classifier.combinations import Combination, TrainingData, n_summary, tensors
 from ltmia.classifier.networks import NETWORKS, build_network
 from ltmia.classifier.training import PREDICT_AT_ONCE, TrainingConfig, train_network
 from ltmia.errors import ConfigError, StoreError
@@ -26,6 +26,8 @@ from ltmia.features.per_token import FeatureBatch
 from ltmia.folders import write_folder
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
+"""Feature version of each classifier that comes with the package."""
 FORMAT_VERSION = 2
 OUTSIDE_QUANTILE = 0.95
 """Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
@@ -218,7 +220,7 @@ class MembershipClassifier:
 
     def _untrained(self) -> nn.Module:
         n_features = len(feature_columns(self.feature_version, self.k))
-        return build_network(self.network, n_features=n_features, n_summary=N_SUMMARY)
+        return build_network(self.network, n_features=n_features, n_summary=n_summary(self.feature_version))
 
     def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...], limit: float) -> None:
         if not 0 < limit < float("inf"):
@@ -234,10 +236,26 @@ class MembershipClassifier:
         self.outside_limit_ = limit
 
 
-def shipped_classifier() -> MembershipClassifier:
-    """Load the classifier that comes with the package."""
-    with as_file(files("ltmia.classifier") / "weights" / "full") as folder:
+def shipped_classifier(name: str = "full") -> MembershipClassifier:
+    """Load a classifier that comes with the package.
+
+    Args:
+        name: "full", or "lite", which reads only what a server of log-probabilities can give.
+
+    Raises:
+        ConfigError: If none of that name comes along.
+    """
+    if name not in SHIPPED:
+        raise ConfigError(f"no classifier {name!r} comes along; there are {', '.join(SHIPPED)}")
+    with as_file(files("ltmia.classifier") / "weights" / name) as folder:
         return MembershipClassifier.from_pretrained(folder)
+
+
+def chosen_classifier(source: str | None) -> MembershipClassifier:
+    """Load a classifier by the name of a shipped one, else from its folder or hub id; the default one when None."""
+    if source is None or source in SHIPPED:
+        return shipped_classifier(source or "full")
+    return MembershipClassifier.from_pretrained(source)
 
 
 def feature_means(features: FeatureBatch) -> np.ndarray:

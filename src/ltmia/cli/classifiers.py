@@ -54,7 +54,7 @@ def train(
         typer.Option(
             "--feature-version",
             callback=_feature_version,
-            metavar="excess|logratio|published",
+            metavar="excess|lite|logratio|published",
             help="Columns it reads; docs/features.md describes them.",
         ),
     ] = "excess",
@@ -91,17 +91,17 @@ def train(
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a classifier.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a classifier; full or lite for the shipped ones.")],
     stores: Stores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for exam.json and exam.md.")],
     quiet: o.Quiet = False,
 ) -> None:
     """Evaluate a classifier on stores it was not trained on, beside every baseline."""
-    from ltmia.classifier.membership import MembershipClassifier
+    from ltmia.classifier.membership import chosen_classifier
     from ltmia.pipelines.examine import TABLES_FILE, find_combinations
     from ltmia.pipelines.examine import evaluate as run_evaluate
 
-    classifier = MembershipClassifier.from_pretrained(model)
+    classifier = chosen_classifier(model)
     with progress(quiet=quiet) as report:
         run_evaluate(classifier, find_combinations(stores), out, report=report)
     if not quiet:

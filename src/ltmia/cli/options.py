@@ -55,7 +55,11 @@ Attacks = Annotated[
 ]
 Classifier = Annotated[
     str | None,
-    typer.Option("--classifier", help="Folder or hub id of a classifier; default: the shipped one."),
+    typer.Option(
+        "--classifier",
+        help="full (the default) or lite, which come along, or the folder or hub id of another; lite reads only what "
+        "a server of log-probabilities gives.",
+    ),
 ]
 Fdr = Annotated[float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]

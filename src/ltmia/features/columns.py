@@ -3,8 +3,12 @@
 `published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison
 with its figures. `logratio` is ours: log-probabilities and their ratios only, nothing that depends
 on a constant added to all logits, nothing from the tail of the vocabulary, and the same width
-whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`.
+whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`. `lite` is what is
+left of it where a server gives log-probabilities and ranks of the true token and of the few most likely ones, and no
+more.
 """
+
+from collections.abc import Mapping
 
 from ltmia.errors import ConfigError
 
@@ -75,8 +79,7 @@ LOGRATIO_COLUMNS = (
     *(f"reference_top_target_rank_{i}" for i in range(1, LOGRATIO_TOP)),
 )
 
-EXCESS_COLUMNS = (
-    *LOGRATIO_COLUMNS,
+EXPECTATION_COLUMNS = (
     "excess",
     "excess_tanh",
     "excess_tanh3",
@@ -85,7 +88,21 @@ EXCESS_COLUMNS = (
     "pair_count",
 )
 
-EXPECTATION_INPUTS = (
+EXCESS_COLUMNS = (*LOGRATIO_COLUMNS, *EXPECTATION_COLUMNS)
+
+LITE_TOP = 3
+"""The target's most likely tokens whose log-probabilities `lite` reads."""
+
+LITE_COLUMNS = (
+    *LOGRATIO_COLUMNS[: LOGRATIO_COLUMNS.index("target_entropy")],
+    "target_top_gap",
+    "reference_top_gap",
+    *(f"target_top_logp_{i}" for i in range(1, LITE_TOP + 1)),
+    "reference_top_logp",
+    *EXPECTATION_COLUMNS,
+)
+
+_FULL_INPUTS = (
     "reference_logp",
     "reference_rank",
     "reference_hit",
@@ -101,10 +118,23 @@ EXPECTATION_INPUTS = (
     *(f"top_reference_rank_{i}" for i in range(1, LOGRATIO_TOP)),
     *(f"reference_top_target_rank_{i}" for i in range(1, LOGRATIO_TOP)),
 )
-"""Columns of `logratio` that the expected log-ratio is learned from: none tells the target's log-probability of the
-true token, from which D_t would follow."""
+_LITE_INPUTS = ("reference_logp", "reference_rank", "reference_hit", "reference_top_gap")
 
-FEATURE_VERSIONS = ("published", "logratio", "excess")
+EXPECTATIONS: Mapping[str, tuple[str, ...]] = {"full": _FULL_INPUTS, "lite": _LITE_INPUTS}
+"""Columns that the expected log-ratio is learned from, by kind of expectation. None tells the target's log-probability
+of the true token, from which D_t would follow; those of `lite` need nothing of the target at all."""
+
+FEATURE_VERSIONS = ("published", "logratio", "excess", "lite")
+
+
+def expectation_of(version: str) -> str:
+    """Return the kind of expectation that goes with a feature version; some read it in their hand-made rules only."""
+    return "lite" if version == "lite" else "full"
+
+
+def needs_expectation(version: str) -> bool:
+    """Say whether features of a version cannot be made without an expectation."""
+    return version in ("excess", "lite")
 
 
 def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
@@ -119,4 +149,6 @@ def feature_columns(version: str, k: int = DEFAULT_K) -> tuple[str, ...]:
         return LOGRATIO_COLUMNS
     if version == "excess":
         return EXCESS_COLUMNS
+    if version == "lite":
+        return LITE_COLUMNS
     raise ConfigError(f"unknown feature version {version!r}; available: {', '.join(FEATURE_VERSIONS)}")

@@ -6,7 +6,8 @@ target. Here it is learned from the candidates themselves, without their labels,
 a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text.
 
 Texts fall into three folds by the hash of their group. For a text of one fold, the second counts tokens and the third
-learns to predict D_t from them and from what both models say of the position; then the two change places, and the mean
+learns to predict D_t from them and from what is said of the position (by both models, or, of the kind `lite`, by the
+reference alone); then the two change places, and the mean
 of both predictions counts. Because the counting and the learning never see the same text, a token's mean cannot give
 away its own D_t.
 """
@@ -22,8 +23,8 @@ from jaxtyping import Float64, Int64
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
-from ltmia.features.columns import EXPECTATION_INPUTS, LOGRATIO_COLUMNS
-from ltmia.features.per_token import RATIO_LIMIT, logratio_values, segment_sums
+from ltmia.features.columns import EXPECTATIONS
+from ltmia.features.per_token import RATIO_LIMIT, named_values, segment_sums
 from ltmia.records import Expectation, RaggedStatistics
 
 N_FOLDS = 3
@@ -41,7 +42,7 @@ class Positions:
     """The scored positions of some texts, end to end, as the expectation sees them."""
 
     inputs: Float64[np.ndarray, "pred n_inputs"]
-    """What both models say of the position, the true token's log-ratio apart."""
+    """What is said of the position, the true token's log-ratio apart: by both models, or by the reference alone."""
     log_ratio: Float64[np.ndarray, " pred"]
     """D_t, finite."""
     token: Int64[np.ndarray, " pred"]
@@ -51,7 +52,11 @@ class Positions:
 
     @classmethod
     def of(
-        cls, statistics: RaggedStatistics, token_ids: Sequence[Sequence[int] | np.ndarray], folds: Sequence[int]
+        cls,
+        statistics: RaggedStatistics,
+        token_ids: Sequence[Sequence[int] | np.ndarray],
+        folds: Sequence[int],
+        kind: str = "full",
     ) -> "Positions":
         """Lay out some texts.
 
@@ -59,6 +64,7 @@ class Positions:
             statistics: Of their scored positions.
             token_ids: Ids of each text from the one before its first scored position on.
             folds: One per text, see `fold_of`.
+            kind: Of the expectation, see `columns.EXPECTATIONS`.
 
         Raises:
             ValueError: If ids and positions do not align.
@@ -68,12 +74,11 @@ class Positions:
         if any(n and len(text) != n + 1 for text, n in zip(ids, counts, strict=True)):
             raise ValueError("a text has other token ids than scored positions")
         nothing = np.zeros(0, np.int64)
-        values = logratio_values(statistics)
-        columns = [LOGRATIO_COLUMNS.index(name) for name in EXPECTATION_INPUTS]
+        values = named_values(statistics, ("log_ratio", *EXPECTATIONS[kind]))
         place = np.arange(len(values)) - np.repeat(statistics.offsets[:-1], counts)
         return cls(
-            inputs=np.column_stack([values[:, columns], place]).astype(np.float64),
-            log_ratio=values[:, LOGRATIO_COLUMNS.index("log_ratio")].astype(np.float64),
+            inputs=np.column_stack([values[:, 1:], place]).astype(np.float64),
+            log_ratio=values[:, 0].astype(np.float64),
             token=np.concatenate([nothing, *(text[1:] for text in ids)]),
             previous=np.concatenate([nothing, *(text[:-1] for text in ids)]),
             fold=np.repeat(np.asarray(folds, np.int64), counts),

@@ -5,14 +5,22 @@ Row t describes the prediction of one real token; padding is zero and masked.
 Knows the feature versions of `columns`; knows nothing of logits, models or texts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from ltmia.errors import ConfigError
-from ltmia.features.columns import LOGRATIO_TOP, feature_columns
+from ltmia.features.columns import (
+    EXPECTATION_COLUMNS,
+    LITE_COLUMNS,
+    LITE_TOP,
+    LOGRATIO_COLUMNS,
+    LOGRATIO_TOP,
+    feature_columns,
+)
 from ltmia.records import RaggedStatistics
 
 SPREAD_FLOOR = 1e-3
@@ -134,8 +142,49 @@ def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.
     return columns
 
 
-def logratio_values(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
-    """Lay out the columns of `columns.LOGRATIO_COLUMNS`.
+def named_values(texts: RaggedStatistics, names: Sequence[str]) -> Float32[np.ndarray, "pred feat"]:
+    """Lay out some columns of `logratio` or `lite` that need no expectation.
+
+    Where all of them are among what a log-probability server gives, no other statistic is looked at.
+    """
+    columns = _truth_columns(texts)
+    if not columns.keys() >= set(names):
+        columns |= _distribution_columns(texts)
+    return _stack([columns[name] for name in names])
+
+
+def _truth_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
+    """Compute what follows from log-probability and rank of the true token and the log-probabilities of the top few."""
+    tokens, vocab_size = texts.tokens, texts.vocab_size
+    ratio = _finite_ratio(tokens.log_ratio)
+    target_logp = np.maximum(tokens.target_logp, -RATIO_LIMIT)
+    reference_logp = np.maximum(tokens.reference_logp, -RATIO_LIMIT)
+    target_rank, reference_rank = (log_rank(r, vocab_size) for r in (tokens.target_rank, tokens.reference_rank))
+    p_target, p_reference = np.exp(target_logp), np.exp(reference_logp)
+    return {
+        "target_logp": target_logp,
+        "reference_logp": reference_logp,
+        "log_ratio": ratio,
+        "log_ratio_tanh": np.tanh(ratio),
+        "log_ratio_tanh4": np.tanh(4 * ratio),
+        "log_ratio_asinh": np.arcsinh(4 * ratio),
+        "target_rank": target_rank,
+        "reference_rank": reference_rank,
+        "rank_gain": reference_rank - target_rank,
+        "target_p": p_target,
+        "reference_p": p_reference,
+        "p_gain": p_target - p_reference,
+        "target_hit": tokens.target_rank == 1,
+        "reference_hit": tokens.reference_rank == 1,
+        "target_top_gap": np.maximum(tokens.target_logp - tokens.top_logp[:, 0], -RATIO_LIMIT),
+        "reference_top_gap": np.maximum(tokens.reference_logp - tokens.reference_top_logp, -RATIO_LIMIT),
+        "reference_top_logp": np.maximum(tokens.reference_top_logp, -RATIO_LIMIT),
+        **_choices("target_top_logp", np.maximum(tokens.top_logp, -RATIO_LIMIT), LITE_TOP),
+    }
+
+
+def _distribution_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
+    """Compute the columns that follow from both models' distributions over the whole vocabulary.
 
     The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv
     2404.02936). The ratio surprises do the same for the log-ratio: under the model named, D_t has
@@ -144,61 +193,64 @@ def logratio_values(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]
     """
     tokens, vocab_size = texts.tokens, texts.vocab_size
     ratio = _finite_ratio(tokens.log_ratio)
-    target_logp = np.maximum(tokens.target_logp, -RATIO_LIMIT)
-    reference_logp = np.maximum(tokens.reference_logp, -RATIO_LIMIT)
-    ranks = [log_rank(r, vocab_size) for r in (tokens.target_rank, tokens.reference_rank)]
-    p_target, p_reference = np.exp(target_logp), np.exp(reference_logp)
     surprises = [
-        _standardize(target_logp, -tokens.target_entropy, tokens.target_spread),
-        _standardize(reference_logp, -tokens.reference_entropy, tokens.reference_spread),
+        _standardize(np.maximum(logp, -RATIO_LIMIT), -entropy, spread)
+        for logp, entropy, spread in (
+            (tokens.target_logp, tokens.target_entropy, tokens.target_spread),
+            (tokens.reference_logp, tokens.reference_entropy, tokens.reference_spread),
+        )
     ]
+    moved = np.sqrt(tokens.divergence + tokens.reverse_divergence)
     top = _finite_ratio(tokens.top_log_ratio)
-    columns = [
-        target_logp,
-        reference_logp,
-        ratio,
-        np.tanh(ratio),
-        np.tanh(4 * ratio),
-        np.arcsinh(4 * ratio),
-        *ranks,
-        ranks[1] - ranks[0],
-        p_target,
-        p_reference,
-        p_target - p_reference,
-        tokens.target_rank == 1,
-        tokens.reference_rank == 1,
-        tokens.target_entropy,
-        tokens.reference_entropy,
-        tokens.reference_entropy - tokens.target_entropy,
-        *surprises,
-        surprises[0] - surprises[1],
-        np.sqrt(tokens.divergence),
-        np.sqrt(tokens.reverse_divergence),
-        tokens.target_ratio_spread,
-        tokens.reference_ratio_spread,
-        _standardize(ratio, tokens.divergence, tokens.target_ratio_spread),
-        _standardize(ratio, -tokens.reverse_divergence, tokens.reference_ratio_spread),
-        _standardize(ratio, np.zeros_like(ratio), np.sqrt(tokens.divergence + tokens.reverse_divergence)),
-        np.maximum(tokens.target_logp - tokens.top_logp[:, 0], -RATIO_LIMIT),
-        np.maximum(tokens.reference_logp - tokens.reference_top_logp, -RATIO_LIMIT),
-        *(top[:, min(i, tokens.k - 1)] for i in range(LOGRATIO_TOP)),
-        top.mean(axis=1),
-        top.std(axis=1),
-    ]
-    for block in (tokens.top_reference_rank, tokens.reference_top_target_rank):
-        columns += [log_rank(block[:, min(i, tokens.k - 1)], vocab_size) for i in range(LOGRATIO_TOP - 1)]
-    return _stack(columns)
+    others = log_rank(tokens.reference_top_target_rank, vocab_size)
+    return {
+        "target_entropy": tokens.target_entropy,
+        "reference_entropy": tokens.reference_entropy,
+        "entropy_gain": tokens.reference_entropy - tokens.target_entropy,
+        "target_surprise": surprises[0],
+        "reference_surprise": surprises[1],
+        "surprise_gain": surprises[0] - surprises[1],
+        "divergence": np.sqrt(tokens.divergence),
+        "reverse_divergence": np.sqrt(tokens.reverse_divergence),
+        "target_ratio_spread": tokens.target_ratio_spread,
+        "reference_ratio_spread": tokens.reference_ratio_spread,
+        "ratio_surprise_target": _standardize(ratio, tokens.divergence, tokens.target_ratio_spread),
+        "ratio_surprise_reference": _standardize(ratio, -tokens.reverse_divergence, tokens.reference_ratio_spread),
+        "log_ratio_scaled": _standardize(ratio, np.zeros_like(ratio), moved),
+        **_choices("top_log_ratio", top, LOGRATIO_TOP),
+        "top_log_ratio_mean": top.mean(axis=1),
+        "top_log_ratio_spread": top.std(axis=1),
+        **_choices("top_reference_rank", log_rank(tokens.top_reference_rank, vocab_size), LOGRATIO_TOP - 1),
+        **_choices("reference_top_target_rank", others, LOGRATIO_TOP - 1),
+    }
+
+
+def _choices(name: str, block: Float[np.ndarray, "pred k"], n: int) -> dict[str, np.ndarray]:
+    """Name the first n columns of a block of the top k; where k is less, the last one stands for those behind it."""
+    return {f"{name}_{i + 1}": block[:, min(i, block.shape[1] - 1)] for i in range(n)}
+
+
+def _logratio(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
+    return named_values(texts, LOGRATIO_COLUMNS)
 
 
 def _excess(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
-    """Lay out the columns of `columns.EXCESS_COLUMNS`: those of `logratio`, and D_t beside what is expected of it.
+    return _with_expectation(texts, LOGRATIO_COLUMNS)
+
+
+def _lite(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
+    return _with_expectation(texts, LITE_COLUMNS[: -len(EXPECTATION_COLUMNS)])
+
+
+def _with_expectation(texts: RaggedStatistics, names: Sequence[str]) -> Float32[np.ndarray, "pred feat"]:
+    """Lay out some columns, and behind them D_t beside what is expected of it.
 
     Raises:
         ConfigError: If nothing says what to expect.
     """
     expected = texts.expectation
     if expected is None:
-        raise ConfigError("`excess` features need the expected log-ratios of all texts; extract the texts together")
+        raise ConfigError("these features need the expected log-ratios of all texts; extract the texts together")
     scaled = expected.excess(_finite_ratio(texts.tokens.log_ratio))
     columns = [
         np.clip(scaled, -SURPRISE_LIMIT, SURPRISE_LIMIT),
@@ -208,10 +260,10 @@ def _excess(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
         np.log1p(expected.token_count),
         np.log1p(expected.pair_count),
     ]
-    return np.concatenate([logratio_values(texts), _stack(columns)], axis=1)
+    return np.concatenate([named_values(texts, names), _stack(columns)], axis=1)
 
 
-_VALUES = {"published": _published, "logratio": logratio_values, "excess": _excess}
+_VALUES = {"published": _published, "logratio": _logratio, "excess": _excess, "lite": _lite}
 
 
 def _stack(columns: list[np.ndarray]) -> Float32[np.ndarray, "pred feat"]:

@@ -1,6 +1,6 @@
 """The rows of a store's positions: where each text's lie, and random access to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,13 @@ import numpy as np
 from ltmia.features.packing import EXPECTED_WIDTH, row_width, unpack_expectation, unpack_statistics
 from ltmia.records import RaggedStatistics
 
-TOKENS_FILE, EXPECTED_FILE = "tokens.f16", "expected.f16"
+TOKENS_FILE = "tokens.f16"
+EXPECTED_FILES: Mapping[str, str] = {"full": "expected.f16", "lite": "expected_lite.f16"}
+"""By kind of expectation, see `columns.EXPECTATIONS`."""
 
 
 class TokenRows:
-    """The rows of all texts, memory-mapped: statistics, and what to expect where that is known."""
+    """The rows of all texts, memory-mapped: statistics, and what to expect by each kind that is known."""
 
     def __init__(
         self,
@@ -20,7 +22,7 @@ class TokenRows:
         starts: np.ndarray,
         counts: np.ndarray,
         sizes: tuple[int, int, int],
-        spread: float | None = None,
+        spreads: Mapping[str, float] | None = None,
     ) -> None:
         """Open the files.
 
@@ -29,25 +31,27 @@ class TokenRows:
             starts: First row of each text.
             counts: Rows of each text.
             sizes: k, vocabulary size and number of rows.
-            spread: Of the excess; None where nothing says what to expect.
+            spreads: Of the excess, by the kinds of expectation that there are.
 
         Raises:
             ValueError: If a file is not of the size that follows.
         """
         self._starts, self._counts = starts, counts
         self._k, self._vocab_size, n_rows = sizes
-        self._spread = spread
+        self._spreads = dict(spreads or {})
         self._tokens = _mapped(folder / TOKENS_FILE, (n_rows, row_width(self._k)))
-        self._expected = None if spread is None else _mapped(folder / EXPECTED_FILE, (n_rows, EXPECTED_WIDTH))
+        self._expected = {
+            kind: _mapped(folder / EXPECTED_FILES[kind], (n_rows, EXPECTED_WIDTH)) for kind in self._spreads
+        }
 
-    def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
-        """Gather those of some texts in one indexed read."""
+    def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
+        """Gather those of some texts in one indexed read, with the expectation of a kind where there is one."""
         rows = np.asarray(rows, np.int64)
         counts = self._counts[rows]
         index = row_index(self._starts[rows], counts)
         expectation = None
-        if self._expected is not None and self._spread is not None:
-            expectation = unpack_expectation(np.asarray(self._expected[index]), self._spread)
+        if kind in self._expected:
+            expectation = unpack_expectation(np.asarray(self._expected[kind][index]), self._spreads[kind])
         return RaggedStatistics(
             tokens=unpack_statistics(np.asarray(self._tokens[index]), self._k),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),

@@ -1,16 +1,17 @@
 """The store: what extraction leaves on disk, written batch by batch and read at random by text.
 
 A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
-the order they were written), `expected.f16` (in the same order what to expect of each position, see
-`expectation`), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline
-scores) and `manifest.json`, written last: a store without it does not exist. While writing,
-`journal.jsonl` says which batches are safely on disk, so a killed run goes on behind the last of
-them. Holds no text and no token id.
+the order they were written), `expected.f16` and `expected_lite.f16` (in the same order what to expect
+of each position, by the kinds of `expectation` that were asked for), `texts.parquet` (per text: where
+its rows lie, id, label, group, reason, baseline scores) and `manifest.json`, written last: a store
+without it does not exist. While writing, `journal.jsonl` says which batches are safely on disk, so a
+killed run goes on behind the last of them. Holds no text and no token id.
 """
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,19 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from ltmia.errors import StoreError
+from ltmia.features.columns import expectation_of, needs_expectation
 from ltmia.features.journal import StoredText, journal_entries, text_as_json, text_from_json
 from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
-from ltmia.features.rows import EXPECTED_FILE, TOKENS_FILE, TokenRows, row_index
+from ltmia.features.rows import EXPECTED_FILES, TOKENS_FILE, TokenRows, row_index
 from ltmia.folders import write_whole
 from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
 FORMAT_VERSION = 2
 TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
-FILES = (TOKENS_FILE, EXPECTED_FILE, TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
+SPREADS: Mapping[str, str] = {"full": "excess_spread", "lite": "excess_spread_lite"}
+"""Keys of the manifest, by kind of expectation."""
+FILES = (TOKENS_FILE, *EXPECTED_FILES.values(), TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
 
 
 class StoreWriter:
@@ -79,25 +83,27 @@ class StoreWriter:
         self,
         columns: Mapping[str, Sequence[Any]],
         manifest: Mapping[str, Any],
-        expectation: Expectation | None = None,
+        expectations: Mapping[str, Expectation] | None = None,
     ) -> None:
         """Write what to expect and the table of texts, then the manifest, which makes the store exist.
 
         Args:
             columns: Further per-text columns in input order (ids, labels, groups).
             manifest: What made the store: recipe, models, options.
-            expectation: Of all positions, the texts' in input order.
+            expectations: By kind; of all positions, the texts' in input order.
 
         Raises:
             StoreError: If some input row was never appended.
         """
         self.close()
         order, starts, counts = _places(self._written)
-        (self.folder / EXPECTED_FILE).unlink(missing_ok=True)
-        if expectation is not None:
-            written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
-            written[row_index(starts, counts)] = pack_expectation(expectation)
-            write_whole(self.folder / EXPECTED_FILE, lambda path: path.write_bytes(written.tobytes()))
+        expectations = expectations or {}
+        for kind, file in EXPECTED_FILES.items():
+            (self.folder / file).unlink(missing_ok=True)
+            if kind in expectations:
+                written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
+                written[row_index(starts, counts)] = pack_expectation(expectations[kind])
+                write_whole(self.folder / file, partial(Path.write_bytes, data=written.tobytes()))
         table = _text_table([self._written[i] for i in order], starts, counts, columns)
         write_whole(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
         head = {
@@ -107,8 +113,8 @@ class StoreWriter:
             "vocab_size": self.vocab_size,
             "n_texts": len(self._written),
             "n_tokens": int(counts.sum()),
-            "excess_spread": None if expectation is None else expectation.spread,
         }
+        head |= {key: expectations[kind].spread if kind in expectations else None for kind, key in SPREADS.items()}
         text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
         write_whole(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
@@ -168,9 +174,10 @@ class FeatureStore:
             starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
             self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
             _check_rows(starts, self._counts, n_tokens)
-            self._rows = TokenRows(
-                self.folder, starts, self._counts, (self.k, self.vocab_size, n_tokens), _spread(self.manifest)
-            )
+            spreads = _spreads(self.manifest)
+            self.expectations = frozenset(spreads)
+            sizes = (self.k, self.vocab_size, n_tokens)
+            self._rows = TokenRows(self.folder, starts, self._counts, sizes, spreads)
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
@@ -186,13 +193,31 @@ class FeatureStore:
         """Return one baseline's scores in input order, float64, NaN where unscorable."""
         return self.texts[f"score_{name}"].to_numpy().astype(np.float64)
 
-    def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
-        """Gather the token statistics of some texts in one indexed read."""
-        return self._rows.statistics(rows)
+    def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
+        """Gather the token statistics of some texts in one indexed read, with what to expect by the kind if known."""
+        return self._rows.statistics(rows, kind)
 
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
-        """Gather the features of some texts, padded to the longest of them."""
-        return per_token_features(self.statistics(rows), version=version)
+        """Gather the features of some texts, padded to the longest of them.
+
+        Raises:
+            StoreError: If the store lacks what the features are made from.
+        """
+        self.check_version(version)
+        return per_token_features(self.statistics(rows, expectation_of(version)), version=version)
+
+    def check_version(self, version: str) -> None:
+        """Refuse features that this store cannot give.
+
+        Raises:
+            StoreError: If it lacks the expectation that they are made from.
+        """
+        kind = expectation_of(version)
+        if needs_expectation(version) and kind not in self.expectations:
+            raise StoreError(
+                f"{self.folder}: a store without {EXPECTED_FILES[kind]}, which {version!r} features are made from; "
+                "extract it again by the command that made it (`ltmia lab run` remakes the stores of a lab)"
+            )
 
 
 def _links(folder: Path) -> list[Path]:
@@ -249,12 +274,15 @@ def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _spread(manifest: Mapping[str, Any]) -> float | None:
-    """Return the spread of the excess; None for a store that does not say what to expect."""
-    spread = manifest["excess_spread"]
-    if spread is not None and not (isinstance(spread, float) and 0 < spread < float("inf")):
-        raise ValueError(f"excess_spread = {spread!r}")
-    return spread
+def _spreads(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """Return the spread of the excess, by the kinds of expectation that the store holds."""
+    # Stores made before there was the second kind do not name it.
+    known = {kind: manifest[key] for kind, key in SPREADS.items() if key in manifest or kind == "full"}
+    spreads = {kind: spread for kind, spread in known.items() if spread is not None}
+    for kind, spread in spreads.items():
+        if not (isinstance(spread, float) and 0 < spread < float("inf")):
+            raise ValueError(f"{SPREADS[kind]} = {spread!r}")
+    return spreads
 
 
 def _checked_texts(table: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from ltmia.attacks.probing import SHOTS, Shots
 from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
+from ltmia.classifier.membership import chosen_classifier
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import ControlScores, bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
@@ -31,7 +32,7 @@ from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
-from ltmia.pipelines.scoring import ScoredTexts, chosen_classifier, extraction_config, score_to_store
+from ltmia.pipelines.scoring import ScoredTexts, extraction_config, score_to_store
 from ltmia.pipelines.storing import Report, silent
 from ltmia.pipelines.token_table import token_columns
 from ltmia.records import Texts
@@ -50,7 +51,7 @@ class AuditConfig:
     attacks: str = "fast"
     """"fast", "all", or names with commas."""
     classifier: str | None = None
-    """Folder or hub id; the shipped one when None."""
+    """"full" or "lite", which come along, a folder or a hub id; full when None."""
     fdr: float = 0.05
     """False discovery rate to flag records at."""
     max_length: int = 128
@@ -137,7 +138,7 @@ def _audit(
         pair,
         data.texts,
         folder / "store",
-        extraction_config(names, max_length=config.max_length, batch_size=config.batch_size),
+        extraction_config(names, classifier, max_length=config.max_length, batch_size=config.batch_size),
         identity=identity,
         classifier=classifier,
         report=report,

@@ -21,6 +21,7 @@ from ltmia.evaluation.validity import (
     length_check,
     power_check,
 )
+from ltmia.features.columns import needs_expectation
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.expecting import sampled_texts
 from ltmia.pipelines.labelled import LabelledTexts
@@ -119,8 +120,8 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
 
 
 def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: MembershipClassifier | None) -> Check:
-    reads_excess = classifier is not None and classifier.feature_version == "excess"
-    if not reads_excess and EXCESS not in attacks:
+    learns = classifier is not None and needs_expectation(classifier.feature_version)
+    if not learns and EXCESS not in attacks:
         return expectation_check(None)
     return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
 

@@ -73,12 +73,14 @@ def evaluate(
     Combinations it was trained on are refused: figures on them would say nothing.
 
     Raises:
-        StoreError: If one of the stores was trained on.
+        StoreError: If one of the stores was trained on, or lacks what the classifier reads.
     """
     known = set(classifier.trained_on_)
     trained = [combination.name for combination in combinations if combination.name in known]
     if trained:
         raise StoreError(f"{', '.join(trained)}: the classifier was trained on these; evaluate it on others")
+    for combination in combinations:
+        combination.store.check_version(classifier.feature_version)
     examined = {}
     for i, combination in enumerate(combinations, 1):
         examined[combination.name] = examine(classifier, combination)

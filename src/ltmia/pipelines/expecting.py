@@ -30,16 +30,17 @@ def sampled_texts(n_texts: int) -> range:
     return range(0, n_texts, max(n_texts // N_LEARNED, 1))
 
 
-def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequence[int]) -> ExpectedLogRatio:
+def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequence[int], kind: str) -> ExpectedLogRatio:
     """Learn from texts what the target does to tokens, from a sample where there are many.
 
     Args:
         read: Statistics of the texts.
         encoded: The same texts tokenised.
         folds: One per text.
+        kind: Of the expectation, see `ltmia.features.columns.EXPECTATIONS`.
     """
     sample = np.asarray(sampled_texts(len(encoded)), np.int64)
-    return ExpectedLogRatio().fit(positions(read(sample), sample, encoded, folds))
+    return ExpectedLogRatio().fit(positions(read(sample), sample, encoded, folds, kind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +50,30 @@ class ExpectedTexts:
     expectation: Expectation
     """Of all positions, text by text."""
     excess: Float64[np.ndarray, " texts"]
-    """Score of the attack `excess`; NaN where a text has too few positions."""
+    """Mean over each text; NaN where it has too few positions. By the kind `full` it is the attack `excess`."""
 
 
 def expect_texts(
-    read: Read, encoded: Sequence[EncodedText], folds: Sequence[int], learned: ExpectedLogRatio | None = None
+    read: Read,
+    encoded: Sequence[EncodedText],
+    folds: Sequence[int],
+    kind: str = "full",
+    learned: ExpectedLogRatio | None = None,
 ) -> ExpectedTexts:
     """Return what to expect of all positions of all texts, in their order; learned from them when None."""
-    learned = learned or learn_expectation(read, encoded, folds)
+    learned = learned or learn_expectation(read, encoded, folds, kind)
     parts, excess = [], []
     for start in range(0, max(len(encoded), 1), AT_ONCE):
         rows = np.arange(start, min(start + AT_ONCE, len(encoded)))
         statistics = read(rows)
-        parts.append(learned.expect(positions(statistics, rows, encoded, folds)))
+        parts.append(learned.expect(positions(statistics, rows, encoded, folds, kind)))
         scores = mean_excess(replace(statistics, expectation=parts[-1]))
         excess.append(np.where(np.diff(statistics.offsets) < MIN_POSITIONS, np.nan, scores))
     return ExpectedTexts(expectation=Expectation.concatenate(parts), excess=np.concatenate(excess))
 
 
 def positions(
-    statistics: RaggedStatistics, rows: np.ndarray, encoded: Sequence[EncodedText], folds: Sequence[int]
+    statistics: RaggedStatistics, rows: np.ndarray, encoded: Sequence[EncodedText], folds: Sequence[int], kind: str
 ) -> Positions:
-    """Lay out the positions of some texts."""
-    return Positions.of(statistics, [encoded[row].ids for row in rows], [folds[row] for row in rows])
+    """Lay out the positions of some texts, as a kind of expectation sees them."""
+    return Positions.of(statistics, [encoded[row].ids for row in rows], [folds[row] for row in rows], kind)

@@ -34,6 +34,8 @@ class ExtractionConfig:
     """Most token ids per text; what lies beyond is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass; halved by itself when memory runs out. "auto": measured."""
+    expectations: tuple[str, ...] = ("full",)
+    """Kinds of expectation that a store learns from all its texts, see `ltmia.features.columns.EXPECTATIONS`."""
     encoding: Encoding = "default"
     """How special tokens are placed, see `ltmia.lm.tokens`."""
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ltmia.attacks.table import ATTACKS, CONTROL, fast_attacks
-from ltmia.classifier.combinations import SUMMARY_SCORES
+from ltmia.classifier.combinations import RULES
 from ltmia.data.duplicates import compare_sets, ngram_overlap
 from ltmia.errors import StoreError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc
+from ltmia.features.columns import EXPECTATIONS
 from ltmia.features.store import FeatureStore
 from ltmia.lab.state import read_json, write_json
 from ltmia.lab.steps import CombinationWork, ExtractWork, Step
@@ -41,12 +42,13 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()])
     labels = np.repeat([1, 0], [len(drawn.members), len(drawn.nonmembers)])
     pair = load_pair(combination.target, combination.base.path, dtype="float32", device=combination.device)
-    wanted = {*work.extraction.scores, *SUMMARY_SCORES}  # the classifier leans on the latter
+    wanted = {*work.extraction.scores, *RULES}  # the classifiers lean on the latter
     config = ExtractionConfig(
         attacks=fast_attacks([name for name in ATTACKS if name in wanted]),
         k=work.extraction.k,
         max_length=combination.regime.max_length,
         batch_size=work.extraction.batch_size,
+        expectations=tuple(EXPECTATIONS),
     )
     clock = ExtractionClock()
     columns: dict[str, Any] = {"id": list(texts.ids), "label": labels, "group": list(texts.groups or texts.ids)}

@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.probing import Shots
-from ltmia.attacks.table import CONTROL, EXCESS, LEARNED, fast_attacks, select_attacks
-from ltmia.classifier.combinations import SUMMARY_SCORES
+from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.errors import ConfigError
-from ltmia.features.columns import DEFAULT_K, feature_columns
+from ltmia.features.columns import DEFAULT_K, expectation_of, feature_columns, needs_expectation
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
 from ltmia.lm.batching import BatchSize
@@ -22,7 +21,7 @@ from ltmia.lm.tokens import Encoding
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
-from ltmia.pipelines.scoring import classify_store
+from ltmia.pipelines.scoring import classify_store, extraction_config
 from ltmia.pipelines.storing import StorePlan, fill_store
 from ltmia.records import Texts
 
@@ -42,7 +41,7 @@ def extract_features(
         pair: Target and reference.
         texts: Any strings.
         version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio";
-            "excess", for which the texts say of each other what to expect.
+            "excess" or "lite", for which the texts say of each other what to expect.
         k: Top and bottom tokens per position.
         max_length: Tokens per text, and the length of the result.
         batch_size: Texts per forward pass, or "auto" for as many as fit; results do not depend on it.
@@ -52,10 +51,13 @@ def extract_features(
         prediction of token t + 1, so the last one is always zero and masked. An unscorable text is masked throughout.
     """
     encoding: Encoding = "published" if version == "published" else "default"
-    config = ExtractionConfig(k=k, max_length=max_length, batch_size=batch_size, encoding=encoding)
-    if version == "excess":
+    kind = expectation_of(version)
+    config = ExtractionConfig(
+        k=k, max_length=max_length, batch_size=batch_size, encoding=encoding, expectations=(kind,)
+    )
+    if needs_expectation(version):
         with _stored(pair, texts, config) as store:
-            return per_token_features(store.statistics(range(len(texts))), version=version, seq_len=max_length)
+            return per_token_features(store.statistics(range(len(texts)), kind), version=version, seq_len=max_length)
     width = len(feature_columns(version, k))
     values = np.zeros((len(texts), max_length, width), np.float32)
     mask = np.zeros((len(texts), max_length), np.bool_)
@@ -91,7 +93,7 @@ def score_texts(
         texts: Any strings, best some hundreds: the learned attack and `excess` learn from all of them what the target
             does to tokens at large.
         attacks: "fast", "all", or names. The bag-of-words control needs labels and is part of `audit` only.
-        classifier: The learned attack; the shipped one when None.
+        classifier: The learned attack, for example `shipped_classifier("lite")`; the shipped one `full` when None.
         shots: Texts of known membership, for the attacks that put some before each text.
         max_length: Tokens read of each text.
         batch_size: Texts per forward pass, or "auto" for as many as fit; scores do not depend on it.
@@ -105,14 +107,13 @@ def score_texts(
     names = [name for name in select_attacks(attacks) if attacks not in ("fast", "all") or name != CONTROL]
     if CONTROL in names:
         raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
-    learned = LEARNED in names
-    needed = set(names) | (set(SUMMARY_SCORES) if learned else set())
-    config = ExtractionConfig(attacks=fast_attacks(tuple(needed)), max_length=max_length, batch_size=batch_size)
+    chosen = (classifier or shipped_classifier()) if LEARNED in names else None
+    config = extraction_config(names, chosen, max_length=max_length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}
-    if config.attacks or EXCESS in needed:
+    if config.attacks or config.expectations:
         with _stored(pair, texts, config) as store:
             scores |= {name: store.scores(name) for name in store.score_names if name in names}
-            if learned:
-                scores[LEARNED] = classify_store(classifier or shipped_classifier(), store)
+            if chosen is not None:
+                scores[LEARNED] = classify_store(chosen, store)
     probing = ProbingConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
     return scores | probe_texts(pair, texts, names, probing)

@@ -7,7 +7,7 @@ the same paths.
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import ray
 import ray.data
 import torch
 
-from ltmia.attacks.table import EXCESS, LEARNED
+from ltmia.attacks.table import LEARNED
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
 from ltmia.features.expectation import ExpectedLogRatio
@@ -50,8 +50,8 @@ class ChunkWork:
     """Of the pair that it must load."""
     config: ExtractionConfig
     classifier: MembershipClassifier | None
-    learned: ExpectedLogRatio
-    """Says what to expect of tokens: no chunk could tell by itself."""
+    learned: Mapping[str, ExpectedLogRatio]
+    """Says what to expect of tokens, by kind: no chunk could tell by itself."""
     folder: Path
     """Where the Parquet files belong."""
 
@@ -126,12 +126,16 @@ class RayScorer:
         sample = texts.take(sampled_texts(len(texts)))
         plan = StorePlan(fingerprint=scoring_fingerprint(identity, sample, config), columns={"id": list(sample.ids)})
         store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
+        encoded = encode(pair, sample.texts, config)
         work = ChunkWork(
             load=self.load,
             hashes=identity.hashes,
             config=config,
             classifier=classifier,
-            learned=learn_expectation(store.statistics, encode(pair, sample.texts, config), folds_of(sample)),
+            learned={
+                kind: learn_expectation(store.statistics, encoded, folds_of(sample), kind)
+                for kind in config.expectations
+            },
             folder=files,
         )
         n_done = 0
@@ -150,7 +154,7 @@ class RayScorer:
             report("scoring", n_done, len(texts))
         table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
         reasons = table["reason"].to_pylist()
-        names = [*config.attacks, EXCESS, *([LEARNED] if classifier is not None else [])]
+        names = [*store.score_names, *([LEARNED] if classifier is not None else [])]
         return ScoredTexts(
             scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
             n_tokens=table["n_tokens"].to_numpy(),

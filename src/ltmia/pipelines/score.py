@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ltmia.attacks.table import ATTACKS, LEARNED, select_attacks
+from ltmia.classifier.membership import chosen_classifier
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
@@ -31,7 +32,6 @@ from ltmia.pipelines.scoring import (
     ScoredTexts,
     Scorer,
     StoredTexts,
-    chosen_classifier,
     extraction_config,
     score_to_store,
 )
@@ -49,7 +49,7 @@ class ScoreConfig:
     attack: str = LEARNED
     """The one attack whose scores decide: choosing among several afterwards would spoil the error rates."""
     classifier: str | None = None
-    """Folder or hub id; the shipped one when None."""
+    """"full" or "lite", which come along, a folder or a hub id; full when None."""
     fdr: float = 0.05
     """False discovery rate to flag candidates at."""
     max_length: int = 128
@@ -114,7 +114,9 @@ def _score(
         pair,
         data.texts,
         folder / "store",
-        extraction_config((config.attack, "difference"), max_length=config.max_length, batch_size=config.batch_size),
+        extraction_config(
+            (config.attack, "difference"), classifier, max_length=config.max_length, batch_size=config.batch_size
+        ),
         identity=identity,
         classifier=classifier,
         report=report,

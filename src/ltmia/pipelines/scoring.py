@@ -10,9 +10,10 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ltmia.attacks.table import ATTACKS, LEARNED, fast_attacks
-from ltmia.classifier.combinations import SUMMARY_SCORES, summary_features, with_summary
-from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED, fast_attacks
+from ltmia.classifier.combinations import gather_inputs, rules_of
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.features.columns import expectation_of
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 from ltmia.lm.batching import BatchSize
@@ -117,15 +118,9 @@ def classify_store(
     logits = np.full(len(store), np.nan)
     for start in range(0, len(store), CLASSIFY_AT_ONCE):
         rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
-        logits[rows] = classifier.predict_logit(store_features(store, classifier.feature_version, rows))
+        logits[rows] = classifier.predict_logit(gather_inputs(store, rows, classifier.feature_version))
         report("classifying", int(rows[-1]) + 1, len(store))
     return logits
-
-
-def store_features(store: FeatureStore, version: str, rows: np.ndarray) -> FeatureBatch:
-    """Gather what a classifier reads of some texts: token features, and the scores of hand-made rules."""
-    scores = {name: store.scores(name)[rows] for name in SUMMARY_SCORES}
-    return with_summary(store.gather(rows, version), summary_features(scores))
 
 
 def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
@@ -133,19 +128,22 @@ def sampled_features(store: FeatureStore, classifier: MembershipClassifier | Non
     rows = np.flatnonzero([reason is None for reason in store.texts["reason"].to_pylist()])
     if classifier is None or not len(rows):
         return None
-    return store_features(store, classifier.feature_version, rows[:: max(len(rows) // N_SAMPLED, 1)])
+    return gather_inputs(store, rows[:: max(len(rows) // N_SAMPLED, 1)], classifier.feature_version)
 
 
-def chosen_classifier(source: str | None) -> MembershipClassifier:
-    """Load a classifier from its folder or hub id; the shipped one when None."""
-    return shipped_classifier() if source is None else MembershipClassifier.from_pretrained(source)
-
-
-def extraction_config(names: Sequence[str], *, max_length: int, batch_size: BatchSize) -> ExtractionConfig:
-    """Ask the shared pass for the attacks wanted, and for those the classifier leans on."""
-    needed = set(names) | (set(SUMMARY_SCORES) if LEARNED in names else set())
+def extraction_config(
+    names: Sequence[str], classifier: MembershipClassifier | None, *, max_length: int, batch_size: BatchSize
+) -> ExtractionConfig:
+    """Ask for the attacks wanted, and for the rules and the expectation that the classifier, if given, leans on."""
+    needed, kinds = set(names), {"full"} if EXCESS in names else set()
+    if classifier is not None:
+        needed |= set(rules_of(classifier.feature_version))
+        kinds.add(expectation_of(classifier.feature_version))
     return ExtractionConfig(
-        attacks=fast_attacks([name for name in ATTACKS if name in needed]), max_length=max_length, batch_size=batch_size
+        attacks=fast_attacks([name for name in ATTACKS if name in needed]),
+        max_length=max_length,
+        batch_size=batch_size,
+        expectations=tuple(sorted(kinds)),
     )
 
 

@@ -32,8 +32,8 @@ class StorePlan:
     """Per-text columns in input order."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """What made it."""
-    learned: ExpectedLogRatio | None = None
-    """Says what to expect; None to learn it from the texts themselves."""
+    learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
+    """Says what to expect, by kind; a kind that is not here is learned from the texts themselves."""
 
 
 def fill_store(
@@ -59,7 +59,12 @@ def fill_store(
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
-    report("learning what to expect", 0, 1)
-    expected = expect_texts(writer.statistics, encoded, folds_of(texts), plan.learned)
-    writer.finish({**plan.columns, f"score_{EXCESS}": expected.excess.tolist()}, plan.manifest, expected.expectation)
+    folds, expected = folds_of(texts), {}
+    for i, kind in enumerate(config.expectations):
+        report("learning what to expect", i, len(config.expectations))
+        expected[kind] = expect_texts(writer.statistics, encoded, folds, kind, plan.learned.get(kind))
+    columns = dict(plan.columns)
+    if "full" in expected:
+        columns[f"score_{EXCESS}"] = expected["full"].excess.tolist()
+    writer.finish(columns, plan.manifest, {kind: found.expectation for kind, found in expected.items()})
     return FeatureStore(folder)

@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
+from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import encode_texts
 from ltmia.pipelines.record_table import clean_text
-from ltmia.pipelines.scoring import StoredTexts, store_features
+from ltmia.pipelines.scoring import StoredTexts
 from ltmia.records import Texts
 
 MOST_TEXTS, MOST_POSITIONS = 300, 30_000
@@ -60,7 +61,7 @@ def _attributions(classifier: MembershipClassifier, scored: StoredTexts, rows: n
     found: list[np.ndarray] = []
     for start in range(0, len(rows), ATTRIBUTED_AT_ONCE):
         part = rows[start : start + ATTRIBUTED_AT_ONCE]
-        shares = classifier.attribute(store_features(scored.store, classifier.feature_version, part))
+        shares = classifier.attribute(gather_inputs(scored.store, part, classifier.feature_version))
         found += [share[:n] for share, n in zip(shares, scored.n_tokens[part], strict=True)]
     return found
 
