@@ -39,5 +39,5 @@ bench: setup                  ## speed of extraction on this machine
 	$(BIN)/ltmia bench extract
 
 LAB ?= lab
-study: setup                  ## the tables of docs/study.md, from the stores of the lab in LAB (about an hour of one core)
+study: setup                  ## the tables of docs/study.md, from the stores of the lab in LAB (over half an hour)
 	$(BIN)/python scripts/study.py $(LAB) .cache/study

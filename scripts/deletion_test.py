@@ -46,8 +46,8 @@ def attributions(
     ratio, excess = np.zeros(features.mask.shape), np.zeros(features.mask.shape)
     statistics = store.statistics(rows)
     ratio[features.mask] = statistics.tokens.log_ratio
-    if statistics.expectation is not None:
-        excess[features.mask] = statistics.expectation.excess(statistics.tokens.log_ratio)
+    assert statistics.expectation is not None, "the features were made from it"
+    excess[features.mask] = statistics.expectation.excess(statistics.tokens.log_ratio)
     return {
         "random": np.random.default_rng(0).random(features.mask.shape),
         "log ratio": ratio,
