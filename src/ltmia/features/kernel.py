@@ -1,10 +1,10 @@
 """The rank kernel on CPU: one position pair's logits to the statistics, in few reads of each row.
 
-A row of logits is first turned into integer keys that sort as the floats do, with the largest and
-the smallest key of every block of 64. These block bounds answer most questions without touching
-the row again: the top and bottom k lie in the k best blocks, and a rank is a count in which whole
-blocks fall on one side of the threshold. One further read of both rows gives every sum over the
-vocabulary. Knows nothing of models, texts or torch.
+A first read gives the largest and the smallest logit of every block of 64, as integer keys that sort
+as the floats do. These block bounds answer most questions without touching the row again: the top and
+bottom k lie in the k best blocks, and a rank is a count in which whole blocks fall on one side of the
+threshold. Ranks that most blocks leave open are counted eight to a read. One further read of both rows
+gives every sum over the vocabulary. Knows nothing of models, texts or torch.
 """
 
 from typing import Any
@@ -22,8 +22,10 @@ EXPONENT_FLOOR = np.float32(-87.0)
 """exp of this is the smallest normal float32; lower log-probabilities are taken as this in sums."""
 MINUS_INFINITY_KEY = np.int32(-2139095040)
 """Key of -inf; only a NaN lies below."""
-SCAN_SHARE = 0.25
+SCAN_SHARE = 0.1
 """Above this share of undecided blocks, counting the whole row is cheaper than block by block."""
+SCANNED_AT_ONCE = 8
+"""Thresholds counted in one read of a row: as many as the registers of the smallest processors hold."""
 
 # No `nnan` and `ninf`: rows may hold -inf. `reassoc` lets sums use vector registers.
 _FAST = {"contract", "reassoc", "arcp"}
@@ -74,24 +76,26 @@ def _exp(x: np.float32) -> np.float32:
 
 
 @njit
-def _index_row(row: Any, keys: Any, block_max: Any, block_min: Any) -> None:
-    """Write the keys of a row and the extreme keys of each block."""
+def _bound_blocks(row: Any, block_max: Any, block_min: Any) -> None:
+    """Write the extreme keys of each block of a row."""
     vocab = row.shape[0]
-    for v in range(vocab):
-        keys[v] = _key(row[v])
     for block in range(vocab // BLOCK):
         # A trip count known to the compiler: the whole block becomes a few vector instructions.
         start = block * BLOCK
-        highest = lowest = keys[start]
+        highest = lowest = _key(row[start])
         for j in range(BLOCK):
-            highest = max(highest, keys[start + j])
-            lowest = min(lowest, keys[start + j])
+            key = _key(row[start + j])
+            highest = max(highest, key)
+            lowest = min(lowest, key)
         block_max[block] = highest
         block_min[block] = lowest
     if vocab % BLOCK:
-        rest = keys[vocab - vocab % BLOCK :]
-        block_max[-1] = rest.max()
-        block_min[-1] = rest.min()
+        highest = lowest = _key(row[vocab - 1])
+        for v in range(vocab - vocab % BLOCK, vocab):
+            highest = max(highest, _key(row[v]))
+            lowest = min(lowest, _key(row[v]))
+        block_max[-1] = highest
+        block_min[-1] = lowest
 
 
 @njit
@@ -107,7 +111,7 @@ def _insert(best_keys: Any, best_ids: Any, key: np.int32, v: int) -> None:
 
 
 @njit
-def _extreme_ids(keys: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
+def _extreme_ids(row: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
     """Find the k highest (sign = 1) or lowest (sign = -1) keys, best first, ties by id.
 
     The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are scanned.
@@ -129,40 +133,80 @@ def _extreme_ids(keys: Any, bounds: Any, sign: np.int32, best_keys: Any, best_id
         bound = bounds[block] if sign > 0 else ~bounds[block]
         if bound < floor:
             continue
-        for v in range(block * BLOCK, min((block + 1) * BLOCK, keys.shape[0])):
-            key = keys[v] if sign > 0 else ~keys[v]
+        for v in range(block * BLOCK, min((block + 1) * BLOCK, row.shape[0])):
+            key = _key(row[v]) if sign > 0 else ~_key(row[v])
             if key > best_keys[k - 1] or best_ids[k - 1] < 0:
                 _insert(best_keys, best_ids, key, v)
 
 
 @njit
-def _count_above(keys: Any, threshold: np.int32, start: int, stop: int) -> np.int32:
+def _count_above(row: Any, threshold: np.float32, start: int, stop: int) -> np.int32:
     count = np.int32(0)
     for v in range(start, stop):
-        count += np.int32(keys[v] > threshold)
+        # Narrowed at each step: numba adds two int32 to an int64, which halves the lanes and widens every mask.
+        count = np.int32(count + np.int32(row[v] > threshold))
     return count
 
 
 @njit
-def _rank(keys: Any, block_max: Any, block_min: Any, threshold: np.int32) -> np.int32:
-    """Return 1 + the number of keys above the threshold."""
-    vocab = keys.shape[0]
-    n_blocks = block_max.shape[0]
+def _count_above_each(row: Any, thresholds: Any, counts: Any) -> None:
+    """Count the logits above each of `SCANNED_AT_ONCE` thresholds in one read of the row."""
+    t0, t1, t2, t3 = thresholds[0], thresholds[1], thresholds[2], thresholds[3]
+    t4, t5, t6, t7 = thresholds[4], thresholds[5], thresholds[6], thresholds[7]
+    n0 = n1 = n2 = n3 = n4 = n5 = n6 = n7 = np.int32(0)
+    for v in range(row.shape[0]):
+        x = row[v]
+        n0 = np.int32(n0 + np.int32(x > t0))
+        n1 = np.int32(n1 + np.int32(x > t1))
+        n2 = np.int32(n2 + np.int32(x > t2))
+        n3 = np.int32(n3 + np.int32(x > t3))
+        n4 = np.int32(n4 + np.int32(x > t4))
+        n5 = np.int32(n5 + np.int32(x > t5))
+        n6 = np.int32(n6 + np.int32(x > t6))
+        n7 = np.int32(n7 + np.int32(x > t7))
+    each = (n0, n1, n2, n3, n4, n5, n6, n7)
+    for j in range(len(each)):
+        counts[j] = each[j]
+
+
+@njit
+def _count_by_blocks(row: Any, block_max: Any, block_min: Any, threshold: np.float32) -> np.int32:
+    """Count the logits above a threshold; -1 where too many blocks leave it open."""
+    vocab, n_blocks, key = row.shape[0], block_max.shape[0], _key(threshold)
     undecided = np.int32(0)
     for block in range(n_blocks):
-        undecided += np.int32((block_max[block] > threshold) & (block_min[block] <= threshold))
+        undecided = np.int32(undecided + np.int32((block_max[block] > key) & (block_min[block] <= key)))
     if undecided > SCAN_SHARE * n_blocks:
-        return np.int32(1) + _count_above(keys, threshold, 0, vocab)
+        return np.int32(-1)
     above = np.int32(0)
     for block in range(n_blocks):
-        if block_max[block] > threshold:
+        if block_max[block] > key:
             start = block * BLOCK
             stop = min(start + BLOCK, vocab)
-            if block_min[block] > threshold:
+            if block_min[block] > key:
                 above += np.int32(stop - start)
             else:
-                above += _count_above(keys, threshold, start, stop)
-    return np.int32(1) + above
+                above += _count_above(row, threshold, start, stop)
+    return above
+
+
+@njit
+def _write_ranks(row: Any, bounds: Any, ids: Any, ranks: Any, waiting: Any) -> None:
+    """Write 1 + the number of logits above that of each id; `waiting` holds thresholds, counts and places."""
+    thresholds, counts, places = waiting
+    n_waiting = 0
+    for j in range(ids.shape[0]):
+        threshold = row[ids[j]]
+        above = _count_by_blocks(row, bounds[0], bounds[1], threshold)
+        ranks[j] = np.int32(1) + above
+        if above < 0:
+            thresholds[n_waiting], places[n_waiting] = threshold, j
+            n_waiting += 1
+        if n_waiting == SCANNED_AT_ONCE or (n_waiting and j == ids.shape[0] - 1):
+            _count_above_each(row, thresholds, counts)
+            for i in range(n_waiting):
+                ranks[places[i]] = np.int32(1) + counts[i]
+            n_waiting = 0
 
 
 @njit(fastmath=_FAST)
@@ -232,21 +276,29 @@ def _fill_scalars(i: int, a: Any, b: Any, truth: int, sums: Any, scalars: Any) -
 @njit
 def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -> None:
     """Write every statistic of one position pair; see `statistics` for rows with NaN or no finite maximum."""
-    keys_a, keys_b, bounds_a, bounds_b, best_keys, ids, sums = scratch
+    bounds_a, bounds_b, best_keys, asked_a, asked_b, found, waiting, sums = scratch
     scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = out
-    top, low, reference_top = ids[0], ids[1], ids[2]
-    max_a, min_a, max_b, min_b = bounds_a[0], bounds_a[1], bounds_b[0], bounds_b[1]
-    _index_row(a, keys_a, max_a, min_a)
-    _index_row(b, keys_b, max_b, min_b)
-    _extreme_ids(keys_a, max_a, np.int32(1), best_keys, top)
-    _extreme_ids(keys_b, max_b, np.int32(1), best_keys, reference_top)
-    _extreme_ids(keys_a, min_a, np.int32(-1), best_keys, low)
+    k = top_rank.shape[1]
+    # The true token and the other model's choices are ranked together.
+    asked_a[0] = asked_b[0] = truth
+    reference_top, top, low = asked_a[1:], asked_b[1 : k + 1], asked_b[k + 1 :]
+    _bound_blocks(a, bounds_a[0], bounds_a[1])
+    _bound_blocks(b, bounds_b[0], bounds_b[1])
+    _extreme_ids(a, bounds_a[0], np.int32(1), best_keys, top)
+    _extreme_ids(b, bounds_b[0], np.int32(1), best_keys, reference_top)
+    _extreme_ids(a, bounds_a[1], np.int32(-1), best_keys, low)
     a_max, b_max = a[top[0]], b[reference_top[0]]
-    a_broken = min_a.min() < MINUS_INFINITY_KEY or not np.isfinite(a_max)
-    b_broken = min_b.min() < MINUS_INFINITY_KEY or not np.isfinite(b_max)
-    ranks[i, 0] = 0 if a_broken else _rank(keys_a, max_a, min_a, keys_a[truth])
-    ranks[i, 1] = 0 if b_broken else _rank(keys_b, max_b, min_b, keys_b[truth])
-    if a_broken or b_broken:
+    a_broken = bounds_a[1].min() < MINUS_INFINITY_KEY or not np.isfinite(a_max)
+    b_broken = bounds_b[1].min() < MINUS_INFINITY_KEY or not np.isfinite(b_max)
+    broken = a_broken or b_broken
+    _write_ranks(a, bounds_a, asked_a[:1] if broken else asked_a, found, waiting)
+    ranks[i, 0] = 0 if a_broken else found[0]
+    reference_top_rank[i, :] = found[1 : k + 1]
+    _write_ranks(b, bounds_b, asked_b[:1] if broken else asked_b, found, waiting)
+    ranks[i, 1] = 0 if b_broken else found[0]
+    top_rank[i, :] = found[1 : k + 1]
+    low_rank[i, :] = found[k + 1 :]
+    if broken:
         for block in (scalars, top_logp, top_ratio, low_ratio):
             block[i, :] = np.nan
         for block in (top_rank, reference_top_rank, low_rank):
@@ -256,13 +308,10 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
     sums[10], sums[11] = a_max, b_max
     _fill_scalars(i, a, b, truth, sums, scalars)
     lse_a, lse_b = a_max + np.log(sums[0]), b_max + np.log(sums[3])
-    for j in range(top.shape[0]):
+    for j in range(k):
         top_logp[i, j] = a[top[j]] - lse_a
         top_ratio[i, j] = (a[top[j]] - lse_a) - (b[top[j]] - lse_b)
         low_ratio[i, j] = (a[low[j]] - lse_a) - (b[low[j]] - lse_b)
-        top_rank[i, j] = _rank(keys_b, max_b, min_b, keys_b[top[j]])
-        low_rank[i, j] = _rank(keys_b, max_b, min_b, keys_b[low[j]])
-        reference_top_rank[i, j] = _rank(keys_a, max_a, min_a, keys_a[reference_top[j]])
 
 
 @njit(parallel=True, cache=True)
@@ -280,13 +329,19 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
     n_blocks, k = (vocab + BLOCK - 1) // BLOCK, out[1].shape[1]
     for worker in prange(n_workers):
         # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
+        waiting = (
+            np.full(SCANNED_AT_ONCE, np.inf, np.float32),
+            np.empty(SCANNED_AT_ONCE, np.int32),
+            np.empty(SCANNED_AT_ONCE, np.int64),
+        )
         scratch = (
-            np.empty(vocab, np.int32),
-            np.empty(vocab, np.int32),
             np.empty((2, n_blocks), np.int32),
             np.empty((2, n_blocks), np.int32),
             np.empty(k, np.int32),
-            np.empty((3, k), np.int64),
+            np.empty(1 + k, np.int64),
+            np.empty(1 + 2 * k, np.int64),
+            np.empty(1 + 2 * k, np.int32),
+            waiting,
             np.empty(12, np.float64),
         )
         for i in range(worker, n, n_workers):
