@@ -125,6 +125,12 @@ def test_a_model_that_minds_its_batch_is_refused(spill):
         Pair(target=Sociable(small(1), spill), reference=small(2), tokenizer=TOKENIZER)
 
 
+def test_the_rounding_of_many_layers_in_half_precision_is_not_taken_for_a_minded_batch():
+    shape = TinyConfig(model_type="gpt2", vocab_size=20_000, hidden_size=256, n_layers=24, n_heads=4)
+    target, reference = (build_base(shape, seed=seed).eval().bfloat16() for seed in (1, 2))
+    Pair(target=target, reference=reference, tokenizer=TOKENIZER)
+
+
 @pytest.mark.parametrize("window", [2, 8])
 def test_sliding_windows_shorter_than_the_texts(window):
     target, reference = (small(seed, "mistral", sliding_window=window, num_key_value_heads=2) for seed in (1, 2))
