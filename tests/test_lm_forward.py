@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.features.statistics import token_statistics
-from ltmia.lm.batching import length_batches
-from ltmia.lm.forward import CHUNK_BYTES, ForwardClock, forward_pair, pad_ids
+from ltmia.lm.batching import MOST_TOKENS, length_batches
+from ltmia.lm.forward import CHUNK_BYTES, ForwardClock, forward_pair, pad_ids, scored_states
 from ltmia.lm.pair import Pair
 from ltmia.lm.tiny import train_tokenizer
 from ltmia.lm.tokens import encode_texts
@@ -110,6 +110,22 @@ def test_batches_equal_a_plain_loop(pairs, name):
     shuffled = batched(pair, encode(pair, [TEXTS[i] for i in order]), 3)
     for i, ours in zip(order, shuffled, strict=True):
         np.testing.assert_allclose(ours[0], expected[i][0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("most", "widths"), [(10_000, [[6]]), (48, [[2], [2], [2]]), (1, [[1]] * 6)])
+def test_a_large_batch_goes_in_passes_that_the_device_likes(pairs, monkeypatch, most, widths):
+    pair = pairs["gpt2"]
+    encoded = [text for text in encode(pair, [TEXTS[2], TEXTS[3]] * 3) if len(text.ids) == 24]
+    assert len(encoded) == 6
+    whole = scored_states(pair, pair.target_scorer, encoded)
+    seen = []
+    run = pair.target_scorer.hidden_states
+    monkeypatch.setitem(MOST_TOKENS, "cpu", most)
+    monkeypatch.setattr(
+        pair.target_scorer, "hidden_states", lambda ids, mask: seen.append([len(ids)]) or run(ids, mask)
+    )
+    torch.testing.assert_close(scored_states(pair, pair.target_scorer, encoded), whole, atol=1e-5, rtol=0)
+    assert seen == widths
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -23,8 +23,8 @@ BatchSize = int | Literal["auto"]
 """Texts of full length per forward pass; "auto": as many as memory allows, up to `MOST_TOKENS`."""
 FREE_SHARE = 0.5
 """Share of the free memory that "auto" counts on; the rest is for logits, float32 heads and other processes."""
-MOST_TOKENS = {"cpu": 2**11}
-"""Tokens per pass beyond which it gets no faster per token, by type of device."""
+MOST_TOKENS = {"cpu": 2**10}
+"""Tokens per pass beyond which it gets no faster per token, by type of device; a larger batch goes in several."""
 MOST_TOKENS_ELSEWHERE = 2**14
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Limit and use of a container's memory, in versions 2 and 1."""
@@ -62,13 +62,18 @@ def pick_batch_size(
     """
     if batch_size != "auto":
         return batch_size
-    most = max(MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE) // length, 1)
+    most = max(most_tokens(device) // length, 1)
     free = free_bytes(device)
     if free is None:
         return most
     with PeakMemory() as memory:
         run(EncodedText(ids=np.zeros(length, np.int64)))
     return min(most, max(int(FREE_SHARE * free) // max(memory.peak, 1), 1))
+
+
+def most_tokens(device: torch.device) -> int:
+    """Return the tokens per pass beyond which a device gets no faster per token."""
+    return MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
 
 
 def free_bytes(device: torch.device) -> int | None:

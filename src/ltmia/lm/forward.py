@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
+from ltmia.lm.batching import most_tokens
+from ltmia.lm.heap import trim_heap
 from ltmia.lm.pair import Pair
 from ltmia.lm.scorer import Scorer
 from ltmia.lm.tokens import EncodedText
@@ -72,16 +74,38 @@ def forward_pair(
         )
         clock.seconds += time.perf_counter() - started
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
+        # Held any longer, they would stand beside those of the next turn.
+        del target, reference
 
 
 def scored_states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     """Return one model's last hidden states at the scored positions of a batch, texts end to end."""
+    return torch.cat([_states(pair, scorer, part) for part in _parts(texts, most_tokens(pair.device))])
+
+
+def _parts(texts: Sequence[EncodedText], most: int) -> Iterator[Sequence[EncodedText]]:
+    """Cut a batch where it would be no faster as a whole and only take more memory."""
+    start = 0
+    while start < len(texts):
+        longest, stop = len(texts[start].ids), start + 1
+        while stop < len(texts):
+            longest = max(longest, len(texts[stop].ids))
+            if longest * (stop + 1 - start) > most:
+                break
+            stop += 1
+        yield texts[start:stop]
+        start = stop
+
+
+def _states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     pad_id = pair.tokenizer.pad_token_id
     # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
     known = pad_id is not None and pad_id < pair.vocab_size
     ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
     ids, mask = ids.to(pair.device), mask.to(pair.device)
-    return scorer.hidden_states(ids, mask)[:, :-1][mask[:, 1:].bool()]
+    states = scorer.hidden_states(ids, mask)[:, :-1][mask[:, 1:].bool()]
+    trim_heap()
+    return states
 
 
 def pad_ids(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

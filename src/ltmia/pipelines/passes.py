@@ -97,6 +97,7 @@ class Passes:
             started = time.perf_counter()
             parts.append(token_statistics(logits.target, logits.reference, logits.truth, self._k))
             self._clock.feature_seconds += time.perf_counter() - started
+            del logits  # before the next are made
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([text.n_scored for text in texts])])
         statistics = RaggedStatistics(
             tokens=TokenStatistics.concatenate(parts), offsets=offsets, vocab_size=self._pair.vocab_size
