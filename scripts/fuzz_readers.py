@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ltmia.classifier.membership import CONFIG_FILE, WEIGHTS_FILE, MembershipClassifier
 from ltmia.data.reading import read_texts
+from ltmia.data.recordings import Recording
 from ltmia.data.rows import stream_rows
 from ltmia.errors import LtmiaError
 from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read_records, read_results
@@ -131,6 +132,20 @@ def read_table(folder: Path, case: bytes) -> None:
 def read_stream(_folder: Path, case: bytes) -> None:
     """Read standard input."""
     list(stream_rows(io.BytesIO(case), "standard input"))
+
+
+def read_recording(folder: Path, case: bytes) -> None:
+    """Read a recording of which one value has been changed, or any bytes."""
+    head = {"format_version": 1, "model": "m", "vocab_size": 9, "n_top": 2, "recorded_by": "hand"}
+    line = {"id": "a", "tokens": [1, 2, 3], "logp": [-1.5, None], "rank": [3, 1], "top": [[-0.5, -1], None]}
+    line |= {"text_sha256": "0" * 64}
+    changed = changed_tree([head, line, {"id": "b", "tokens": [], "reason": "why"}], case[1:])
+    lines = "".join(json.dumps(part) + "\n" for part in changed) if isinstance(changed, list) else "null"
+    path = folder / "recording.jsonl"
+    path.write_bytes(case[1:] if case and case[0] % 2 else lines.encode())
+    recording = Recording(path)
+    for text in recording:
+        text.statistics(recording.header.n_top)
 
 
 def read_toml_recipe(folder: Path, case: bytes) -> None:
@@ -299,6 +314,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "txt": lambda folder, case: read_lines(folder, case, ".txt"),
     "parquet": read_table,
     "stdin": read_stream,
+    "recording": read_recording,
     "recipe": read_toml_recipe,
     "policy": read_toml_policy,
     "limit": read_limit,

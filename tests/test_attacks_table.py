@@ -45,6 +45,7 @@ def test_groups() -> None:
     assert set(select_attacks("fast")) == FAST | {EXCESS, LEARNED, CONTROL}
     assert select_attacks("all") == tuple(ATTACKS)
     assert set(fast_attacks(select_attacks("all"))) == FAST
+    assert set(select_attacks("recorded")) == {n for n, attack in ATTACKS.items() if attack.recorded}
     assert set(select_attacks("fast,recall")) == FAST | {EXCESS, LEARNED, CONTROL, "recall"}
 
 

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 
 import ltmia
 from ltmia.classifier.membership import shipped_classifier
+from ltmia.data.recordings import IMPOSSIBLE, RecordedText, RecordingHeader
+from ltmia.features.columns import LITE_TOP
 from ltmia.features.packing import row_width
 from ltmia.pipelines.examine import EXAM_FILE, FIGURE_FILE, TABLES_FILE
 from ltmia.records import TokenStatistics
@@ -71,6 +73,16 @@ def test_classifier(tmp_path: Path) -> None:
     shipped_classifier().save_pretrained(tmp_path / "classifier")
     assert {path.name for path in (tmp_path / "classifier").iterdir()} == set(names("A classifier"))
     shutil.rmtree(tmp_path / "classifier")
+
+
+def test_recording() -> None:
+    assert names("A recording") == list(RecordingHeader.model_fields)
+    assert names("A recording", 1) == list(RecordedText.model_fields)
+    assert dict(first_cells("A recording"))["`format_version`"] == str(
+        RecordingHeader.model_fields["format_version"].default
+    )
+    assert f"{IMPOSSIBLE:g} stands for it" in PAGE
+    assert f"of the target at least {LITE_TOP}" in PAGE
 
 
 def test_exam() -> None:

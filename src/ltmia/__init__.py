@@ -9,35 +9,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ltmia.attacks.table import ATTACKS
     from ltmia.classifier.membership import MembershipClassifier
+    from ltmia.data.prompt_logprobs import from_prompt_logprobs
     from ltmia.data.reading import read_texts
+    from ltmia.data.recordings import RecordingHeader, write_recording
     from ltmia.lm.loading import load_pair
     from ltmia.lm.pair import Pair
     from ltmia.pipelines.audit import audit
     from ltmia.pipelines.memory import extract_features, score_texts
+    from ltmia.pipelines.recorded_pair import load_recorded_pair
     from ltmia.pipelines.score import score
 
 _HOMES = {
     "ATTACKS": "ltmia.attacks.table",
     "MembershipClassifier": "ltmia.classifier.membership",
     "Pair": "ltmia.lm.pair",
+    "RecordingHeader": "ltmia.data.recordings",
     "audit": "ltmia.pipelines.audit",
     "extract_features": "ltmia.pipelines.memory",
+    "from_prompt_logprobs": "ltmia.data.prompt_logprobs",
     "load_pair": "ltmia.lm.loading",
+    "load_recorded_pair": "ltmia.pipelines.recorded_pair",
     "read_texts": "ltmia.data.reading",
     "score": "ltmia.pipelines.score",
     "score_texts": "ltmia.pipelines.memory",
+    "write_recording": "ltmia.data.recordings",
 }
 
 __all__ = [
     "ATTACKS",
     "MembershipClassifier",
     "Pair",
+    "RecordingHeader",
     "audit",
     "extract_features",
+    "from_prompt_logprobs",
     "load_pair",
+    "load_recorded_pair",
     "read_texts",
     "score",
     "score_texts",
+    "write_recording",
 ]
 
 

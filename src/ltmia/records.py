@@ -7,11 +7,12 @@ Axis names, the same in every file:
     k       top / bottom tokens kept        feat   feature columns
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,61 @@ class Texts:
             groups=groups,
             source=self.source,
         )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Texts"]) -> "Texts":
+        """Join several runs of texts, in order; groups are kept if all of them have some."""
+        groups = [part.groups for part in parts if part.groups is not None]
+        return cls(
+            texts=tuple(text for part in parts for text in part.texts),
+            ids=tuple(name for part in parts for name in part.ids),
+            groups=tuple(group for part in groups for group in part) if len(groups) == len(parts) else None,
+            source=", ".join(part.source for part in parts),
+        )
+
+
+def hash_strings(digest: Any, strings: Iterable[str]) -> None:
+    """Feed strings to a hash of `hashlib`, each behind its length: no other strings end to end are the same bytes."""
+    for string in strings:
+        encoded = string.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+
+
+SERVED = frozenset({"target_logp", "reference_logp", "target_rank", "reference_rank", "top_logp", "reference_top_logp"})
+"""Fields of `TokenStatistics` that follow from what two servers of log-probabilities give, of `top_logp` as many
+columns as they give."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelStatistics:
+    """What a server of log-probabilities gives of one model at each scored position.
+
+    NaN, and rank 0, stand for what it did not give.
+    """
+
+    logp: Float32[np.ndarray, " pred"]
+    """Log-probability of the true token."""
+    rank: Int32[np.ndarray, " pred"]
+    """1 + the number of tokens with a strictly higher logit."""
+    top_logp: Float32[np.ndarray, "pred top"]
+    """Log-probabilities of the most likely tokens, falling."""
+
+    def __len__(self) -> int:
+        return len(self.logp)
+
+    def slice(self, start: int, stop: int) -> "ModelStatistics":
+        """Return positions [start, stop) as views."""
+        return ModelStatistics(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["ModelStatistics"]) -> "ModelStatistics":
+        """Join several runs of positions, in order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
+
+    @property
+    def known(self) -> Bool[np.ndarray, " pred"]:
+        """Where nothing is missing."""
+        return np.isfinite(self.logp) & (self.rank > 0) & np.isfinite(self.top_logp).all(axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

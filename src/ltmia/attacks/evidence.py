@@ -71,8 +71,10 @@ def reads(
 
     That is for texts under `MIN_POSITIONS`, and where one of the columns holds NaN.
 
+    What it reads stays written on it, as `reads`: so it is known which statistics suffice for it.
+
     Args:
-        columns: The fields of `TokenStatistics` that the function reads.
+        columns: The fields of `TokenStatistics` that the function reads; "text" if it reads the text itself.
     """
 
     def decorate(
@@ -81,10 +83,12 @@ def reads(
         @wraps(attack)
         def measured(evidence: TextEvidence, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> float:
             tokens = evidence.tokens
-            if len(tokens) < MIN_POSITIONS or any(np.isnan(getattr(tokens, name)).any() for name in columns):
+            known = (getattr(tokens, name) for name in columns if name != "text")
+            if len(tokens) < MIN_POSITIONS or any(np.isnan(column).any() for column in known):
                 return np.nan
             return float(attack(evidence, *args, **kwargs))
 
+        vars(measured)["reads"] = frozenset(columns)
         return measured
 
     return decorate

@@ -19,7 +19,7 @@ def loss(evidence: TextEvidence) -> float:
     return float(evidence.target_logp.mean())
 
 
-@reads("target_logp")
+@reads("target_logp", "text")
 def zlib(evidence: TextEvidence) -> float:
     """Return the mean log-probability over the compressed size in bytes (Carlini et al. 2021, arXiv 2012.07805)."""
     size = len(zlib_module.compress(evidence.text.encode("utf-8", "surrogatepass")))

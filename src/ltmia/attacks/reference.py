@@ -19,7 +19,7 @@ EZ_NO_ERROR = 1e30
 """Score of a text the target predicts without error: the strongest sign there is."""
 
 
-@reads("target_logp", "reference_logp")
+@reads("target_logp", "reference_logp", "target_rank")
 def ez_mia(evidence: TextEvidence, rule: Literal["paper", "published_code"] = "paper") -> float:
     """Return P / N: gains over losses of log-probability at the target's error positions (arXiv 2601.12104).
 

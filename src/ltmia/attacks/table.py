@@ -9,6 +9,7 @@ from ltmia.attacks import likelihood, probing, reference
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.probing import Scores, Shots, TargetProbe
 from ltmia.errors import ConfigError
+from ltmia.records import SERVED
 
 FastFunction = Callable[[TextEvidence], float]
 SlowFunction = Callable[[TargetProbe, Sequence[str], Shots], Scores]
@@ -39,6 +40,8 @@ class Attack:
     """Scores one text from the shared pass."""
     slow: SlowFunction | None = None
     """Scores texts with passes of its own."""
+    reads: frozenset[str] | None = None
+    """Fields of `TokenStatistics` that it can do with, if it is neither fast nor slow; a fast one's function says."""
 
     @property
     def group(self) -> Group:
@@ -48,6 +51,12 @@ class Attack:
         if self.slow:
             return "slow"
         return _GROUP_OF[self.name]
+
+    @property
+    def recorded(self) -> bool:
+        """Whether recorded log-probabilities suffice for it."""
+        reads: frozenset[str] | None = getattr(self.fast, "reads", self.reads)
+        return reads is not None and reads <= SERVED
 
     @property
     def summary(self) -> str:
@@ -75,6 +84,7 @@ _ROWS = (
         needs=_PAIR,
         passes="1/1",
         source="arXiv 2604.03199",
+        reads=SERVED,  # as long as the classifier does with it
     ),
     Attack(
         name="loss",
@@ -217,6 +227,7 @@ _ROWS = (
         needs="labelled texts",
         passes="0/0",
         source="Meeus et al. 2024, arXiv 2406.17975; arXiv 2406.16201",
+        reads=frozenset(),
     ),
 )
 
@@ -227,8 +238,9 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the attacks to run, each once, in the table's order.
 
     Args:
-        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "all", or
-            names, in a list or with commas; "fast,recall" adds one to a group.
+        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "recorded"
+            (all that recorded log-probabilities suffice for), "all", or names, in a list or with commas;
+            "fast,recall" adds one to a group.
 
     Raises:
         ConfigError: If a name is unknown, or there is none.
@@ -272,6 +284,7 @@ def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, fl
 
 _GROUPS = {
     "fast": {attack.name for attack in ATTACKS.values() if attack.group != "slow"},
+    "recorded": {attack.name for attack in ATTACKS.values() if attack.recorded},
     "all": set(ATTACKS),
 }
 

@@ -1,10 +1,9 @@
 """The `ltmia` command. Each command imports what it needs when it runs, so that --help is instant."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,10 +11,12 @@ from ltmia.cli import classifiers, decisions
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.lab import lab_app
-from ltmia.cli.progress import progress
+from ltmia.cli.progress import calm_libraries, progress
+from ltmia.cli.recording import record
 
 if TYPE_CHECKING:
     from ltmia.lm.pair import Pair
+    from ltmia.pipelines.recorded_pair import RecordedPair
     from ltmia.pipelines.scoring import Scorer
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(lab_app, name="lab")
 app.command()(bench)
+app.command()(record)
 app.command()(classifiers.train)
 app.command()(classifiers.evaluate)
 app.command()(decisions.gate)
@@ -41,7 +43,7 @@ def demo(
     quiet: o.Quiet = False,
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
-    _calm_libraries()
+    calm_libraries()
     from ltmia.pipelines.demo import run_demo
 
     with progress(quiet=quiet) as report:
@@ -77,9 +79,8 @@ def audit(
     as_json: o.AsJson = False,
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
-    _calm_libraries()
+    calm_libraries()
     from ltmia.data.reading import read_texts
-    from ltmia.lm.loading import load_pair
     from ltmia.pipelines.audit import AuditConfig
     from ltmia.pipelines.audit import audit as run_audit
 
@@ -87,7 +88,7 @@ def audit(
         read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (members, nonmembers)
     )
-    pair = load_pair(
+    pair = _open_pair(
         target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, sequential=sequential
     )
     config = AuditConfig(
@@ -136,7 +137,7 @@ def score(
     as_json: o.AsJson = False,
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
-    _calm_libraries()
+    calm_libraries()
     from ltmia.data.reading import read_texts
     from ltmia.lm.loading import load_pair
     from ltmia.pipelines.score import ScoreConfig
@@ -148,20 +149,21 @@ def score(
         for source in (candidates, nonmembers)
     )
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
-    load = partial(
-        load_pair,
-        *sources,
-        dtype=dtype.value,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        sequential=sequential,
-    )
+    options: dict[str, Any] = {
+        "dtype": dtype.value,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+        "sequential": sequential,
+    }
     config = ScoreConfig(
         attack=attack, classifier=classifier, fdr=fdr, max_length=max_length, batch_size=batch_size, seed=seed
     )
-    scorer = _ray_scorer(load, workers) if engine is o.EngineName.ray else score_to_store
+    scorer = (
+        _ray_scorer(partial(load_pair, *sources, **options), workers) if engine is o.EngineName.ray else score_to_store
+    )
     with progress(quiet=quiet) as report:
-        run_score(load(), candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
+        pair = _open_pair(*sources, **options)
+        run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, quiet=quiet, as_json=as_json)
 
 
@@ -186,7 +188,7 @@ def finetune(
     device: o.Device = "auto",
 ) -> None:
     """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
-    _calm_libraries()
+    calm_libraries()
     from ltmia.data.reading import read_texts
     from ltmia.lm.finetuning import FinetuneConfig
     from ltmia.lm.finetuning import finetune as run_finetune
@@ -220,7 +222,7 @@ def doctor(
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:
     """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
-    _calm_libraries()
+    calm_libraries()
     from ltmia.pipelines.doctor import diagnose
 
     found = diagnose(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
@@ -248,10 +250,22 @@ def attacks() -> None:
 
     from ltmia.attacks.table import ATTACKS
 
-    table = Table("attack", "group", "needs", "passes", "source", "score")
+    table = Table("attack", "group", "recorded", "needs", "passes", "source", "score")
     for attack in ATTACKS.values():
-        table.add_row(attack.name, attack.group, attack.needs, attack.passes, attack.source, attack.summary)
+        recorded = "yes" if attack.recorded else "no"
+        table.add_row(attack.name, attack.group, recorded, attack.needs, attack.passes, attack.source, attack.summary)
     Console().print(table)
+
+
+def _open_pair(target: str, base: str, **options: Any) -> "Pair | RecordedPair":
+    """Load both models, or open the recordings of both."""
+    from ltmia.data.recordings import is_recording
+    from ltmia.lm.loading import load_pair
+    from ltmia.pipelines.recorded_pair import load_recorded_pair
+
+    if is_recording(target) or is_recording(base):
+        return load_recorded_pair(target, base)
+    return load_pair(target, base, **options)
 
 
 def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
@@ -271,12 +285,3 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     with o.needs_ray():
         from ltmia.pipelines.ray_scoring import RayScorer
     return RayScorer(load=load, n_workers=workers)
-
-
-def _calm_libraries() -> None:
-    """Keep the libraries' own bars and notices out of ours."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)

@@ -33,7 +33,10 @@ def _batch_size(value: int | str) -> int | str:
 
 Target = Annotated[
     str,
-    typer.Argument(help="Fine-tuned LM: folder, hub id, PEFT adapter folder or .gguf file."),
+    typer.Argument(
+        help="Fine-tuned LM: folder, hub id, PEFT adapter folder or .gguf file; audit and score also take what "
+        "`ltmia record` writes."
+    ),
 ]
 Base = Annotated[
     str,
@@ -51,7 +54,7 @@ GroupColumn = Annotated[
 ]
 Attacks = Annotated[
     str,
-    typer.Option("--attacks", help="fast, all, or names with commas; `ltmia attacks` lists them."),
+    typer.Option("--attacks", help="fast, recorded, all, or names with commas; `ltmia attacks` lists them."),
 ]
 Classifier = Annotated[
     str | None,

@@ -1,5 +1,6 @@
 """Progress on anything over two seconds: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -80,3 +81,12 @@ def _as_lines() -> Report:
         print(line, file=sys.stderr, flush=True)
 
     return report
+
+
+def calm_libraries() -> None:
+    """Keep the libraries' own bars and notices out of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("torch").setLevel(logging.ERROR)

@@ -50,12 +50,13 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: cannot be read ({reason}).") from error
 
 
-def iterate_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
+def iterate_lines(stream: BinaryIO, name: str, *, kept: bool = True) -> Iterator[Line]:
     r"""Yield the lines of a UTF-8 stream, split at `\n` only; a byte order mark is left out.
 
     Args:
         stream: Read line by line, never as a whole.
         name: The source's name, for messages.
+        kept: Whether the lines stay in memory; then all of them together may not be too long either.
 
     Raises:
         DataError: A line or the whole stream is too long, or bytes are not UTF-8.
@@ -69,7 +70,7 @@ def iterate_lines(stream: BinaryIO, name: str) -> Iterator[Line]:
                 f"{name}, line {number}: longer than {MAX_TEXT_BYTES // 2**20} MiB. "
                 "Expected one text a line: cut it into passages."
             )
-        if total > MAX_TOTAL_BYTES:
+        if kept and total > MAX_TOTAL_BYTES:
             raise DataError(too_large(f"{name}, line {number}"))
         if number == 1:
             raw = raw.removeprefix(BYTE_ORDER_MARK)

@@ -21,7 +21,7 @@ from ltmia.data.tables import (
     saved_dataset_rows,
 )
 from ltmia.errors import ConfigError, DataError
-from ltmia.records import Texts
+from ltmia.records import Texts, hash_strings
 
 MAX_TEXTS = 5_000_000
 """Most texts read from one source: all are held in memory, with their ids."""
@@ -87,15 +87,13 @@ def content_ids(texts: Sequence[str]) -> list[str]:
 
     Salted with all the texts: who holds a results file and guesses one text cannot tell whether it is among them.
     """
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     whole = hashlib.sha256()
-    for text in encoded:
-        whole.update(len(text).to_bytes(8, "big") + text)
+    hash_strings(whole, texts)
     salt = whole.digest()
     copies: Counter[str] = Counter()
     ids = []
-    for text in encoded:
-        name = hashlib.sha256(salt + text).hexdigest()[:16]
+    for text in texts:
+        name = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         copies[name] += 1
         ids.append(name if copies[name] == 1 else f"{name}-{copies[name]}")
     return ids

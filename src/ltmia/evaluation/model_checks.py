@@ -12,6 +12,18 @@ FAR_APART = 0.5
 SAME_SHAPE_SHARE = 0.5
 """Below this share of parameters with a counterpart in the base, the two are of different kinds."""
 
+RECORDED_BASE = Check(
+    status="not_measured",
+    sentence="Only recordings of the models were at hand, so their weights could not be compared: that the "
+    "reference is the base which the target was fine-tuned from rests on whoever recorded them.",
+)
+RECORDED_BACKEND = Check(
+    status="not_measured",
+    sentence="Only recordings of the models were at hand, so no text could be scored again: how noisy their "
+    "numbers are is not known.",
+)
+"""What the checks say that need the models."""
+
 Details = dict[str, float | int | str | None]
 
 

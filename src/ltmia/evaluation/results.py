@@ -31,20 +31,24 @@ class ModelInfo(_Section):
     """What identifies one of the two models."""
 
     source: str
-    """Path, hub id or `memory`."""
+    """Path, hub id or `memory`; what the recording calls it."""
     revision: str | None = None
     sha256: str
-    """Hash of the weight files; of the parameters for a model in memory."""
-    architecture: str
-    n_parameters: int
-    dtype: str
+    """Hash of the weight files; of the parameters for a model in memory; of the recording where there is one."""
+    architecture: str | None
+    """Null, as the next two, for a model that was only recorded."""
+    n_parameters: int | None
+    dtype: str | None
     trust_remote_code: bool = False
+    recorded_by: str | None = None
+    """What recorded its log-probabilities; null if it was run for this audit."""
 
 
 class TokenizerInfo(_Section):
     """The tokenizer both models share."""
 
-    sha256: str
+    sha256: str | None
+    """Null if the recordings do not say."""
     vocab_size: int
 
 

@@ -132,6 +132,11 @@ def expectation_of(version: str) -> str:
     return "lite" if version == "lite" else "full"
 
 
+def reads_recordings(version: str) -> bool:
+    """Say whether recorded log-probabilities (`ltmia.records.SERVED`) suffice for features of a version."""
+    return version == "lite"
+
+
 def needs_expectation(version: str) -> bool:
     """Say whether features of a version cannot be made without an expectation."""
     return version in ("excess", "lite")

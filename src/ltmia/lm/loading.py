@@ -3,7 +3,7 @@
 Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never resized.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,29 @@ def load_pair(
     return Pair(
         target=model, reference=reference, tokenizer=shared, target_origin=origin, reference_origin=reference_origin
     )
+
+
+def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, options: LoadOptions) -> Pair:
+    """Load one model as the target of a pair of which nothing else is run.
+
+    The reference is the model itself, or an adapter's base.
+
+    Args:
+        source: As for `load_pair`.
+        tokenizer: Whose tokenizer to use in place of its own: that of a target with tokens its base does not know, to
+            read texts alike.
+        options: How.
+
+    Raises:
+        ModelError: If the model is missing, unsafe or unusable.
+        ConfigError: If there is no such dtype or device.
+    """
+    found = None if tokenizer is None else load_tokenizer(str(tokenizer), options)
+    if find_place(str(source)).is_adapter:
+        return load_pair(source, tokenizer=found, **asdict(options))
+    model, origin = load_model(str(source), options)
+    found = found or load_tokenizer(str(source), options)
+    return Pair(target=model, reference=model, tokenizer=found, target_origin=origin, reference_origin=origin)
 
 
 def load_model(source: str, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:

@@ -27,8 +27,8 @@ from ltmia.features.store import FeatureStore
 from ltmia.folders import hold_folder
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
+from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
-from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
@@ -49,7 +49,7 @@ class AuditConfig:
     """What decides the numbers of an audit."""
 
     attacks: str = "fast"
-    """"fast", "all", or names with commas."""
+    """"fast", "recorded", "all", or names with commas."""
     classifier: str | None = None
     """"full" or "lite", which come along, a folder or a hub id; full when None."""
     fdr: float = 0.05
@@ -87,7 +87,7 @@ class AuditResult:
 
 
 def audit(
-    pair: Pair,
+    pair: Pair | AuditedPair,
     members: Texts | Sequence[str],
     nonmembers: Texts | Sequence[str],
     out: Path | str,
@@ -102,7 +102,7 @@ def audit(
     `tokens.parquet`, `report.html` and `store/` into `out`.
 
     Args:
-        pair: Target and reference.
+        pair: Target and reference, by `load_pair` or `load_recorded_pair`.
         members: Texts the target was fine-tuned on.
         nonmembers: Texts of the same kind that it never saw.
         out: Folder for the results.
@@ -112,16 +112,16 @@ def audit(
 
     Raises:
         DataError: If there are no texts at all.
-        ConfigError: If an attack is unknown, or another run is at work in `out`.
+        ConfigError: If an attack is unknown, or recordings hold too little for it, or another run is at work in `out`.
     """
     with hold_folder(Path(out)):
         return _audit(
-            pair, as_texts(members), as_texts(nonmembers), Path(out), config or AuditConfig(), report, command
+            audited(pair), as_texts(members), as_texts(nonmembers), Path(out), config or AuditConfig(), report, command
         )
 
 
 def _audit(
-    pair: Pair,
+    pair: AuditedPair,
     members: Texts,
     nonmembers: Texts,
     folder: Path,
@@ -133,17 +133,18 @@ def _audit(
     names = select_attacks(config.attacks)
     data = label_texts(members, nonmembers, config.deduplicate)
     classifier = chosen_classifier(config.classifier) if LEARNED in names else None
-    identity = PairIdentity.of(pair)
+    pair.refuse(names, None if classifier is None else classifier.feature_version, reveal=config.reveal)
+    identity = pair.identity()
     scored = score_to_store(
         pair,
         data.texts,
         folder / "store",
-        extraction_config(names, classifier, max_length=config.max_length, batch_size=config.batch_size),
+        extraction_config(names, classifier, max_length=config.max_length, batch_size=config.batch_size, k=pair.k),
         identity=identity,
         classifier=classifier,
         report=report,
     )
-    probed = _probe(pair, data, names, config, scored.store, report)
+    probed = {} if pair.models is None else _probe(pair.models, data, names, config, scored.store, report)
     measured = _measure(data, {**scored.scores, **probed}, names, config)
     findings = Findings(
         control=measured.control,
@@ -152,7 +153,7 @@ def _audit(
         decisions=measured.decisions.summary,
         attacks=names,
     )
-    validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
+    validity = check_validity(pair.models, data, scored, findings, classifier=classifier, config=config)
     hashed = hashed_groups(data)
     groups = flagged_hashes(data, hashed, measured.decisions)
     decisions = measured.decisions.summary.model_copy(update={"flagged_groups": groups})
@@ -183,7 +184,7 @@ def _audit(
         scored,
         measured.scores[measured.judge],
         classifier=classifier,
-        revealed=(pair, data.texts, config.max_length) if config.reveal else None,
+        revealed=(pair.models, data.texts, config.max_length) if config.reveal and pair.models else None,
     )
     write_tokens(tokens, folder)
     write_results(results, folder)

@@ -28,6 +28,7 @@ from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
 from ltmia.lm.forward import CHUNK_BYTES
 from ltmia.lm.pair import Pair
+from ltmia.pipelines.audited_pair import LoadedPair
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import StorePlan, fill_store
@@ -260,7 +261,7 @@ def _stored(config: BenchConfig, folder: Path) -> Combination:
     columns: dict[str, Sequence[object]] = {"id": ids, "label": [i % 2 for i in range(len(texts))]}
     named = Texts(texts=tuple(texts), ids=ids)
     plan = StorePlan(fingerprint="bench", columns=columns)
-    fill_store(_pair(config), named, folder, _extraction(config), plan, clock=ExtractionClock())
+    fill_store(LoadedPair(_pair(config)), named, folder, _extraction(config), plan, clock=ExtractionClock())
     return Combination(folder)
 
 

@@ -11,7 +11,13 @@ from ltmia.attacks.table import EXCESS
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.data.duplicates import compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.model_checks import backend_check, base_check, distribution_check
+from ltmia.evaluation.model_checks import (
+    RECORDED_BACKEND,
+    RECORDED_BASE,
+    backend_check,
+    base_check,
+    distribution_check,
+)
 from ltmia.evaluation.results import Check, Decisions, Measure, Validity
 from ltmia.evaluation.validity import (
     OVERLAP_SHARE,
@@ -68,7 +74,7 @@ class Findings:
 
 
 def check_validity(
-    pair: Pair,
+    models: Pair | None,
     data: LabelledTexts,
     scored: ScoredTexts,
     found: Findings,
@@ -79,7 +85,7 @@ def check_validity(
     """Run every check of an audit.
 
     Args:
-        pair: The models, for scoring a few texts again.
+        models: For scoring a few texts again; None where they are not at hand.
         data: Members and non-members.
         scored: What the audit scored.
         found: What the audit measured so far.
@@ -93,8 +99,8 @@ def check_validity(
         length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
-        base=_base(pair, data, scored, config),
-        backend=_backend(pair, data, scored, config),
+        base=RECORDED_BASE if models is None else _base(models, data, scored, config),
+        backend=RECORDED_BACKEND if models is None else _backend(models, data, scored, config),
         power=power_check(data.n_members, n_nonmembers, found.decisions),
     )
 

@@ -1,7 +1,7 @@
 """Texts and a pair to statistics, baseline scores and features: the one pass every command stands on."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,10 +82,49 @@ def extract_batches(
     if config.k > pair.vocab_size:
         raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
     encoded = encode(pair, texts, config) if encoded is None else encoded
-    frequencies = count_tokens(encoded, pair.vocab_size)
+    parts = _run(pair, encoded, config, done, clock, scratch)
+    yield from score_parts(
+        parts, lambda row: _text_read(pair, texts[row], encoded[row]), encoded, config, pair.vocab_size, done, clock
+    )
+
+
+def score_parts(
+    parts: Iterable[Part],
+    text_read: Callable[[int], str],
+    encoded: Sequence[EncodedText],
+    config: ExtractionConfig,
+    vocab_size: int,
+    done: frozenset[int],
+    clock: ExtractionClock,
+) -> Iterator[ExtractedBatch]:
+    """Score parts of an extraction as they come, behind what is unscorable.
+
+    Args:
+        parts: Statistics of all scorable texts that are not done.
+        text_read: Gives what was read of the text of a row.
+        encoded: All texts of the extraction.
+        config: What to take.
+        vocab_size: Ids that both models know.
+        done: Rows that are not needed again.
+        clock: Collects where the time went.
+    """
+    frequencies = count_tokens(encoded, vocab_size)
     unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
     if unscorable:
-        yield _unscorable_batch(unscorable, encoded, config, pair.vocab_size)
+        yield _unscorable_batch(unscorable, encoded, config, vocab_size)
+    for part in parts:
+        yield _score_batch(part, text_read, encoded, frequencies, config, clock)
+
+
+def _run(
+    pair: Pair,
+    encoded: Sequence[EncodedText],
+    config: ExtractionConfig,
+    done: frozenset[int],
+    clock: ExtractionClock,
+    scratch: Path | None,
+) -> Iterator[Part]:
+    """Run both models over what is not done."""
     size = pick_batch_size(
         config.batch_size,
         max((len(text.ids) for text in encoded if text.n_scored), default=1),
@@ -96,8 +135,7 @@ def extract_batches(
     batches = [[row for row in rows if row not in done] for rows in length_batches(encoded, size)]
     batches = [rows for rows in batches if rows]
     passes = Passes(pair, encoded, config.k, clock)
-    for part in passes.in_turns(batches, scratch) if pair.in_turns else passes.side_by_side(batches):
-        yield _score_batch(pair, part, texts, encoded, frequencies, config, clock)
+    yield from passes.in_turns(batches, scratch) if pair.in_turns else passes.side_by_side(batches)
 
 
 def encode(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> list[EncodedText]:
@@ -134,9 +172,8 @@ def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
 
 
 def _score_batch(
-    pair: Pair,
     part: Part,
-    texts: Sequence[str],
+    text_read: Callable[[int], str],
     encoded: Sequence[EncodedText],
     frequencies: TokenFrequencies,
     config: ExtractionConfig,
@@ -146,7 +183,7 @@ def _score_batch(
     stored = []
     for row, tokens in zip(part.rows, part.statistics, strict=True):
         evidence = TextEvidence(
-            text=_text_read(pair, texts[row], encoded[row]),
+            text=text_read(row),
             tokens=tokens,
             token_ids=encoded[row].ids[1:].astype(np.int32),
             token_frequencies=frequencies,

@@ -27,10 +27,10 @@ class PairIdentity:
         else:
             reference = _describe(pair.reference, pair.reference_origin)
         target = _describe(pair.target, pair.target_origin)
-        return cls(target=target, reference=reference, tokenizer=_tokenizer(pair))
+        return cls(target=target, reference=reference, tokenizer=describe_tokenizer(pair))
 
     @property
-    def hashes(self) -> tuple[str, str, str]:
+    def hashes(self) -> tuple[str, str, str | None]:
         """What decides every score."""
         return self.target.sha256, self.reference.sha256, self.tokenizer.sha256
 
@@ -47,7 +47,8 @@ def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
     )
 
 
-def _tokenizer(pair: Pair) -> TokenizerInfo:
+def describe_tokenizer(pair: Pair) -> TokenizerInfo:
+    """Hash a pair's tokenizer."""
     vocabulary = json.dumps(sorted(pair.tokenizer.get_vocab().items()))
     return TokenizerInfo(
         sha256=hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest(),

@@ -21,6 +21,7 @@ from ltmia.lab.steps import CombinationWork, ExtractWork, Step
 from ltmia.lm.loading import load_pair
 from ltmia.lm.pair import Pair
 from ltmia.lm.privacy import PRIVACY_FILE
+from ltmia.pipelines.audited_pair import LoadedPair
 from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
@@ -57,7 +58,7 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
         "overlap": _overlap(texts, len(drawn.members)),
     }
     store = fill_store(
-        pair,
+        LoadedPair(pair),
         texts,
         step.product,
         config,

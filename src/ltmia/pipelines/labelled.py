@@ -64,15 +64,8 @@ def label_texts(members: Texts, nonmembers: Texts, deduplicate: bool) -> Labelle
         overlaps = ngram_overlap(nonmembers.texts, members.texts).shares[kept.nonmembers]
         apart = kept.nonmembers[~(overlaps > OVERLAP_SHARE)]
         members, nonmembers = members.take(kept.members), nonmembers.take(apart)
-    groups = None
-    if members.groups is not None and nonmembers.groups is not None:
-        _, groups = np.unique([*members.groups, *nonmembers.groups], return_inverse=True)
-    texts = Texts(
-        texts=members.texts + nonmembers.texts,
-        ids=members.ids + nonmembers.ids,
-        groups=None if groups is None else (*(members.groups or ()), *(nonmembers.groups or ())),
-        source=f"{members.source}, {nonmembers.source}",
-    )
+    texts = Texts.concatenate([members, nonmembers])
+    groups = None if texts.groups is None else np.unique(texts.groups, return_inverse=True)[1]
     return LabelledTexts(
         texts=texts,
         n_members=len(members),

@@ -18,6 +18,7 @@ from ltmia.features.store import FeatureStore
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.lm.tokens import Encoding
+from ltmia.pipelines.audited_pair import LoadedPair
 from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
@@ -73,7 +74,7 @@ def _stored(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> Itera
     named = Texts(texts=tuple(texts), ids=tuple(map(str, range(len(texts)))))
     plan = StorePlan(fingerprint="", columns={"id": named.ids})
     with TemporaryDirectory() as folder:
-        yield fill_store(pair, named, Path(folder), config, plan, clock=ExtractionClock())
+        yield fill_store(LoadedPair(pair), named, Path(folder), config, plan, clock=ExtractionClock())
 
 
 def score_texts(

@@ -26,8 +26,9 @@ from ltmia.features.expectation import ExpectedLogRatio
 from ltmia.folders import write_whole
 from ltmia.lab.ray_engine import connect
 from ltmia.lm.pair import Pair, parameters_sha256
+from ltmia.pipelines.audited_pair import AuditedPair, LoadedPair
 from ltmia.pipelines.expecting import folds_of, learn_expectation, sampled_texts
-from ltmia.pipelines.extraction import ExtractionConfig, encode
+from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.scoring import ScoredTexts, read_scores, sampled_features, scoring_fingerprint
@@ -46,7 +47,7 @@ class ChunkWork:
 
     load: Callable[[], Pair]
     """Loads the pair, on whatever machine."""
-    hashes: tuple[str, str, str]
+    hashes: tuple[str, str, str | None]
     """Of the pair that it must load."""
     config: ExtractionConfig
     classifier: MembershipClassifier | None
@@ -75,7 +76,7 @@ class ChunkScorer:
         with tempfile.TemporaryDirectory() as folder:
             plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
             clock = ExtractionClock()
-            store = fill_store(self.pair, named, Path(folder), self.work.config, plan, clock=clock)
+            store = fill_store(LoadedPair(self.pair), named, Path(folder), self.work.config, plan, clock=clock)
             scored = read_scores(store, self.work.classifier, clock=clock)
             _write_chunk(self.work.folder, int(rows[0]), rows, scored)
         return pa.table(
@@ -102,7 +103,7 @@ class RayScorer:
 
     def __call__(
         self,
-        pair: Pair,
+        pair: AuditedPair,
         texts: Texts,
         folder: Path,
         config: ExtractionConfig,
@@ -114,8 +115,10 @@ class RayScorer:
         """Score texts with every fast attack of `config`, and the classifier if given.
 
         Raises:
-            ConfigError: If an attack needs all texts at once.
+            ConfigError: If an attack needs all texts at once, or the models are not at hand.
         """
+        if pair.models is None:
+            raise ConfigError("--engine ray: recordings are read in one process; leave it out")
         refused = OF_THE_WHOLE_SET.intersection(config.attacks)
         if refused:
             raise ConfigError(
@@ -126,7 +129,7 @@ class RayScorer:
         sample = texts.take(sampled_texts(len(texts)))
         plan = StorePlan(fingerprint=scoring_fingerprint(identity, sample, config), columns={"id": list(sample.ids)})
         store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
-        encoded = encode(pair, sample.texts, config)
+        encoded = pair.encode(sample, config)
         work = ChunkWork(
             load=self.load,
             hashes=identity.hashes,
@@ -147,7 +150,7 @@ class RayScorer:
             else:
                 missing.append(start)
         report("scoring", n_done, len(texts))
-        for result in self._run(work, _chunks(texts, missing), _on_gpu(pair)):
+        for result in self._run(work, _chunks(texts, missing), _on_gpu(pair.models)):
             n_done += int(result["n_texts"])
             clock.forward.seconds += float(result["forward_seconds"])
             clock.feature_seconds += float(result["feature_seconds"])

@@ -10,6 +10,7 @@ import pyarrow as pa
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.pipelines.labelled import LabelledTexts
 from ltmia.pipelines.scoring import ScoredTexts
+from ltmia.records import hash_strings
 
 
 def hashed_groups(data: LabelledTexts) -> list[str | None]:
@@ -21,9 +22,7 @@ def hashed_groups(data: LabelledTexts) -> list[str | None]:
 
 def _texts_hash(data: LabelledTexts) -> bytes:
     digest = sha256(b"groups")
-    for text in data.texts.texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    hash_strings(digest, data.texts.texts)
     return digest.digest()
 
 

@@ -24,8 +24,8 @@ from ltmia.folders import hold_folder
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audit import AuditResult, timing_of
+from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
-from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.record_table import flagged_hashes, hashed_groups, record_columns
 from ltmia.pipelines.scoring import (
@@ -61,7 +61,7 @@ class ScoreConfig:
 
 
 def score(
-    pair: Pair,
+    pair: Pair | AuditedPair,
     candidates: Texts | Sequence[str],
     nonmembers: Texts | Sequence[str],
     out: Path | str,
@@ -76,7 +76,7 @@ def score(
     `tokens.parquet`, `report.html` and `store/` into `out`.
 
     Args:
-        pair: Target and reference.
+        pair: Target and reference, by `load_pair` or `load_recorded_pair`.
         candidates: Texts that may have been used.
         nonmembers: Texts of the same kind that were surely not; all of them calibrate.
         out: Folder for the results.
@@ -86,16 +86,23 @@ def score(
 
     Raises:
         DataError: If there are no candidates, or no non-members to judge them against.
-        ConfigError: If the attack is unknown or not one that a single pass serves, or another run is at work in `out`.
+        ConfigError: If the attack is unknown or not one that a single pass serves, or recordings hold too little for
+            it, or another run is at work in `out`.
     """
     with hold_folder(Path(out)):
         return _score(
-            pair, as_texts(candidates), as_texts(nonmembers), Path(out), config or ScoreConfig(), scorer, report
+            audited(pair),
+            as_texts(candidates),
+            as_texts(nonmembers),
+            Path(out),
+            config or ScoreConfig(),
+            scorer,
+            report,
         )
 
 
 def _score(
-    pair: Pair,
+    pair: AuditedPair,
     candidates: Texts,
     nonmembers: Texts,
     folder: Path,
@@ -109,13 +116,18 @@ def _score(
         raise DataError("candidates and texts surely not used are both needed, at least one of each")
     _check_attack(config.attack)
     classifier = chosen_classifier(config.classifier) if config.attack == LEARNED else None
-    identity = PairIdentity.of(pair)
+    pair.refuse([config.attack], None if classifier is None else classifier.feature_version)
+    identity = pair.identity()
     scored = scorer(
         pair,
         data.texts,
         folder / "store",
         extraction_config(
-            (config.attack, "difference"), classifier, max_length=config.max_length, batch_size=config.batch_size
+            (config.attack, "difference"),
+            classifier,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            k=pair.k,
         ),
         identity=identity,
         classifier=classifier,
@@ -131,7 +143,7 @@ def _score(
         attacks=(config.attack,),
         labelled=False,
     )
-    validity = check_validity(pair, data, scored, findings, classifier=classifier, config=config)
+    validity = check_validity(pair.models, data, scored, findings, classifier=classifier, config=config)
     hashed = hashed_groups(data)
     groups = flagged_hashes(data, hashed, decisions)
     results = Results(

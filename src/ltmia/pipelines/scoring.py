@@ -13,16 +13,16 @@ from jaxtyping import Float64, Int64
 from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED, fast_attacks
 from ltmia.classifier.combinations import gather_inputs, rules_of
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.features.columns import expectation_of
+from ltmia.features.columns import DEFAULT_K, expectation_of
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 from ltmia.lm.batching import BatchSize
-from ltmia.lm.pair import Pair
+from ltmia.pipelines.audited_pair import AuditedPair
 from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.identity import PairIdentity
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
-from ltmia.records import Texts
+from ltmia.records import Texts, hash_strings
 
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
@@ -55,7 +55,7 @@ class Scorer(Protocol):
 
     def __call__(
         self,
-        pair: Pair,
+        pair: AuditedPair,
         texts: Texts,
         folder: Path,
         config: ExtractionConfig,
@@ -69,7 +69,7 @@ class Scorer(Protocol):
 
 
 def score_to_store(
-    pair: Pair,
+    pair: AuditedPair,
     texts: Texts,
     folder: Path,
     config: ExtractionConfig,
@@ -132,7 +132,12 @@ def sampled_features(store: FeatureStore, classifier: MembershipClassifier | Non
 
 
 def extraction_config(
-    names: Sequence[str], classifier: MembershipClassifier | None, *, max_length: int, batch_size: BatchSize
+    names: Sequence[str],
+    classifier: MembershipClassifier | None,
+    *,
+    max_length: int,
+    batch_size: BatchSize,
+    k: int = DEFAULT_K,
 ) -> ExtractionConfig:
     """Ask for the attacks wanted, and for the rules and the expectation that the classifier, if given, leans on."""
     needed, kinds = set(names), {"full"} if EXCESS in names else set()
@@ -141,6 +146,7 @@ def extraction_config(
         kinds.add(expectation_of(classifier.feature_version))
     return ExtractionConfig(
         attacks=fast_attacks([name for name in ATTACKS if name in needed]),
+        k=k,
         max_length=max_length,
         batch_size=batch_size,
         expectations=tuple(sorted(kinds)),
@@ -152,7 +158,5 @@ def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: Extraction
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
     digest.update(json.dumps([identity.hashes, options], sort_keys=True).encode())
-    for text in (*texts.texts, *(texts.groups or ())):
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
+    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ())))
     return digest.hexdigest()

@@ -8,9 +8,9 @@ from typing import Any
 from ltmia.attacks.table import EXCESS
 from ltmia.features.expectation import ExpectedLogRatio
 from ltmia.features.store import FeatureStore, StoreWriter
-from ltmia.lm.pair import Pair
+from ltmia.pipelines.audited_pair import AuditedPair
 from ltmia.pipelines.expecting import expect_texts, folds_of
-from ltmia.pipelines.extraction import ExtractionConfig, encode, extract_batches
+from ltmia.pipelines.extraction import ExtractionConfig
 from ltmia.pipelines.passes import ExtractionClock
 from ltmia.records import Texts
 
@@ -37,7 +37,7 @@ class StorePlan:
 
 
 def fill_store(
-    pair: Pair,
+    pair: AuditedPair,
     texts: Texts,
     folder: Path,
     config: ExtractionConfig,
@@ -53,9 +53,8 @@ def fill_store(
             return store
     writer = StoreWriter(folder, fingerprint=plan.fingerprint, k=config.k, vocab_size=pair.vocab_size)
     n_done = len(writer.done)
-    encoded = encode(pair, texts.texts, config)
-    batches = extract_batches(pair, texts.texts, config, encoded=encoded, done=writer.done, clock=clock, scratch=folder)
-    for batch in batches:
+    encoded = pair.encode(texts, config)
+    for batch in pair.extract(texts, config, encoded=encoded, done=writer.done, clock=clock, scratch=folder):
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))

@@ -1,0 +1,45 @@
+"""`ltmia record`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltmia.cli import options as o
+from ltmia.cli.progress import calm_libraries, progress
+
+
+def record(
+    model: Annotated[str, typer.Argument(help="LM: folder, hub id, PEFT adapter folder or .gguf file.")],
+    texts: Annotated[
+        list[str], typer.Option("--texts", help="Texts, as audit or score will get them; give it again for more files.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File ending in .jsonl.gz or .jsonl; re-running resumes.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="Model whose tokenizer to use: of a target with tokens its base lacks."),
+    ] = None,
+    text_column: o.TextColumn = "text",
+    id_column: o.IdColumn = None,
+    max_length: o.MaxLength = 128,
+    batch_size: o.BatchSize = 16,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write down what one model says of texts, for audit and score to work from without the model."""
+    calm_libraries()
+    from ltmia.data.reading import read_texts
+    from ltmia.lm.loading import LoadOptions, load_alone
+    from ltmia.pipelines.recording import RecordConfig, record_model
+    from ltmia.records import Texts
+
+    read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
+    options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    pair = load_alone(model, tokenizer=tokenizer, options=options)
+    config = RecordConfig(max_length=max_length, batch_size=batch_size)
+    with progress(quiet=quiet) as report:
+        record_model(pair, read, out, config=config, report=report)
+    if not quiet:
+        print(f"{out}: {len(read)} texts")

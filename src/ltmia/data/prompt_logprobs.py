@@ -1,0 +1,68 @@
+"""Lines of a recording from what vLLM gives as `prompt_logprobs`: plain dicts or its own objects.
+
+Imports nothing of vLLM.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ltmia.data.recordings import RecordedText
+from ltmia.errors import DataError
+from ltmia.records import ModelStatistics
+
+
+def from_prompt_logprobs(
+    name: str,
+    token_ids: Sequence[int],
+    prompt_logprobs: Sequence[Mapping[Any, Any] | None],
+    *,
+    n_top: int,
+    text: str | None = None,
+) -> RecordedText:
+    """Make a line of a recording of one output of vLLM, or of its server's JSON.
+
+    Args:
+        name: Id of the text.
+        token_ids: `prompt_token_ids`.
+        prompt_logprobs: One entry per token; the first is None. An entry maps token ids (in JSON as text) to objects
+            or dicts with `logprob` and `rank`: those of the most likely tokens, and that of the true one.
+        n_top: That of the header: at most what `SamplingParams(prompt_logprobs=...)` asked for.
+        text: The text, to notice later that another one goes by this id.
+
+    Raises:
+        DataError: If an entry lacks the true token, or as many of the most likely ones.
+    """
+    if len(prompt_logprobs) != len(token_ids):
+        raise DataError(
+            f"{name!r}: {len(token_ids)} token ids, but {len(prompt_logprobs)} entries of prompt_logprobs; expected "
+            "one for each"
+        )
+    found = ModelStatistics(
+        logp=np.full(max(len(token_ids) - 1, 0), np.nan, np.float32),
+        rank=np.zeros(max(len(token_ids) - 1, 0), np.int32),
+        top_logp=np.full((max(len(token_ids) - 1, 0), n_top), np.nan, np.float32),
+    )
+    for i, (token, entry) in enumerate(zip(token_ids[1:], prompt_logprobs[1:], strict=True)):
+        if entry:
+            found.logp[i], found.rank[i], found.top_logp[i] = _position(f"{name!r}, token {i + 1}", token, entry, n_top)
+    return RecordedText.of(name, np.asarray(token_ids), found, text)
+
+
+def _position(place: str, token: int, entry: Mapping[Any, Any], n_top: int) -> tuple[float, int, list[float]]:
+    """Return log-probability and rank of the true token, and the log-probabilities of the most likely ones."""
+    said = {int(key): _said(value) for key, value in entry.items()}
+    if token not in said:
+        raise DataError(f"{place}: prompt_logprobs lack the true token; expected it beside the most likely ones")
+    likely = sorted((-logp, rank) for logp, rank in said.values() if not math.isnan(logp))[:n_top]
+    # A true token that is not among the most likely ones stands behind them, and may lie far below.
+    if len(likely) < n_top or any(rank > n_top for _, rank in likely):
+        raise DataError(f"{place}: fewer than the {n_top} most likely tokens; ask for prompt_logprobs={n_top} or more")
+    return *said[token], [-logp for logp, _ in likely]
+
+
+def _said(value: Any) -> tuple[float, int]:
+    logp, rank = (value[key] if isinstance(value, Mapping) else getattr(value, key) for key in ("logprob", "rank"))
+    return (math.nan if logp is None else float(logp)), rank or 0

@@ -1,0 +1,296 @@
+"""Recordings: what a model said of texts elsewhere, a file for each model, checked and read a line at a time.
+
+The first line is the header, every other one a text. Holds token ids, which are as good as the texts themselves.
+"""
+
+import gzip
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from hashlib import file_digest, sha256
+from io import BufferedIOBase
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ltmia.data.lines import iterate_lines, open_bytes
+from ltmia.errors import ConfigError, DataError
+from ltmia.folders import write_whole
+from ltmia.records import ModelStatistics, Texts
+
+ENDINGS = (".jsonl", ".jsonl.gz")
+IMPOSSIBLE = -9999.0
+"""Stands for minus infinity, which JSON lacks; vLLM's server writes the same."""
+SLACK = 1e-3
+"""A log-probability may be this far above 0, or above the most likely token's: servers round."""
+
+LogProbability = Annotated[float, Field(ge=-1e30, le=SLACK)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Part = TypeVar("Part", bound="_Line")
+
+
+class _Line(BaseModel):
+    """Strict base: an unknown key, a number in quotes, NaN are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RecordingHeader(_Line):
+    """First line of a recording."""
+
+    format_version: Literal[1] = 1
+    model: Annotated[str, Field(min_length=1)]
+    """Path, hub id, or name that the server goes by."""
+    revision: str | None = None
+    vocab_size: Annotated[int, Field(ge=1, lt=2**31)]
+    """Ids that the log-probabilities are normalised over: the width of the logits."""
+    n_top: Annotated[int, Field(ge=1, le=1000)]
+    """Most likely tokens whose log-probabilities are there, at each position."""
+    recorded_by: Annotated[str, Field(min_length=1)]
+    """Program, version and dtype."""
+    tokenizer_sha256: Sha256 | None = None
+    fingerprint: Sha256 | None = None
+    """Hash of all that decides the content, of a recording by `ltmia record`: the same work is not done again."""
+
+
+class RecordedText(_Line):
+    """Any other line of a recording: one text."""
+
+    id: Annotated[str, Field(min_length=1)]
+    """That of the text in the file of texts; stands once."""
+    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    """Token ids, special ones included; the first is not predicted."""
+    logp: list[LogProbability | None] = []
+    """Natural log-probability of each token but the first, of the model itself: before temperature, penalties or
+    filters. Null: not given."""
+    rank: list[Annotated[int, Field(ge=1, lt=2**31)] | None] = []
+    """1 + the number of tokens more likely than it."""
+    top: list[list[LogProbability] | None] = []
+    """Log-probabilities of the `n_top` most likely tokens at each of those positions, falling."""
+    text_sha256: Sha256 | None = None
+    """Hash of the text in UTF-8: another text under the same id is then noticed."""
+    reason: Annotated[str, Field(min_length=1)] | None = None
+    """Why there are no log-probabilities; null where there are."""
+
+    def mistake(self, header: RecordingHeader) -> str | None:
+        """Say what contradicts the header, or itself."""
+        if self.reason is not None:
+            return "has both a reason and log-probabilities" if self.logp or self.rank or self.top else None
+        lengths = [len(self.tokens) - 1, len(self.logp), len(self.rank), len(self.top)]
+        if len(set(lengths)) > 1:
+            return "expected for {} tokens behind the first as many logp, rank and top, found {}, {} and {}".format(
+                *lengths
+            )
+        if max([*self.tokens, *(rank - 1 for rank in self.rank if rank)]) >= header.vocab_size:
+            return f"a token id or a rank lies outside the vocabulary of {header.vocab_size}"
+        if any(row is not None and len(row) != header.n_top for row in self.top):
+            return f"expected {header.n_top} log-probabilities (n_top of the header) in each part of top"
+        return _contradiction(self.statistics(header.n_top))
+
+    def statistics(self, n_top: int) -> ModelStatistics:
+        """Return the numbers as arrays."""
+        missing = [np.nan] * n_top
+        top = [missing if row is None else row for row in self.top]
+        return ModelStatistics(
+            logp=np.array(self.logp, np.float32),
+            rank=np.array([rank or 0 for rank in self.rank], np.int32),
+            top_logp=np.array(top, np.float32).reshape(-1, n_top),
+        )
+
+    @classmethod
+    def of(cls, name: str, ids: np.ndarray, found: ModelStatistics, text: str | None = None) -> "RecordedText":
+        """Make a line of arrays, exact to float32."""
+        return cls(
+            id=name,
+            tokens=ids.tolist(),
+            logp=[None if logp != logp else logp for logp in _numbers(found.logp)],
+            rank=[rank or None for rank in found.rank.tolist()],
+            top=[None if np.isnan(row).any() else _numbers(row) for row in found.top_logp],
+            text_sha256=text_sha256(text),
+        )
+
+
+def text_sha256(text: str | None) -> str | None:
+    """Return the hash by which a recording knows a text."""
+    return None if text is None else sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def rows_by_id(texts: Texts) -> dict[str, int]:
+    """Return the row of each id.
+
+    Raises:
+        DataError: If an id stands twice.
+    """
+    rows: dict[str, int] = {}
+    for row, name in enumerate(texts.ids):
+        if rows.setdefault(name, row) != row:
+            raise DataError(
+                f"{texts.source}: the id {name[:80]!r} stands twice, and recordings know texts by their ids; give each "
+                "text its own"
+            )
+    return rows
+
+
+def is_recording(source: str | Path) -> bool:
+    """Say whether a name in place of a model's is that of a recording."""
+    return str(source).lower().endswith(ENDINGS)
+
+
+def recording_path(path: Path | str) -> Path:
+    """Return where a recording is to be written.
+
+    Raises:
+        ConfigError: If that is no name of a recording.
+    """
+    if not is_recording(path):
+        raise ConfigError(f"{path}: expected a name that ends in {' or '.join(ENDINGS)}")
+    return Path(path).absolute()
+
+
+class Recording:
+    """A recording on disk. Iterating reads it anew, a line at a time, and checks all of it."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Read the header.
+
+        Raises:
+            DataError: The file cannot be read, or its first line is no header.
+        """
+        self.path = Path(path)
+        with open_bytes(self.path) as stream:
+            first = next(iterate_lines(stream, str(path)), None)
+        place = f"{path}, line 1"
+        self.header = _parsed(RecordingHeader, "" if first is None else first.text, place)
+        if "format_version" not in self.header.model_fields_set:
+            raise DataError(f"{place}: format_version: missing. Expected the header of a recording.")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file."""
+        with self.path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    def __iter__(self) -> Iterator[RecordedText]:
+        places: dict[str, int] = {}
+        with open_bytes(self.path) as stream:
+            lines = iterate_lines(stream, str(self.path), kept=False)
+            next(lines, None)
+            for line in lines:
+                place = f"{self.path}, line {line.number}"
+                text = _parsed(RecordedText, line.text, place)
+                if text.id in places:
+                    raise DataError(f"{place}: the id {text.id[:80]!r} stands already in line {places[text.id]}.")
+                places[text.id] = line.number
+                if mistake := text.mistake(self.header):
+                    raise DataError(f"{place}: {mistake}. Record the text again.")
+                yield text
+
+
+def join_recordings(
+    target: Recording, reference: Recording, names: Collection[str]
+) -> Iterator[tuple[RecordedText, RecordedText]]:
+    """Yield what both recordings hold of each text, in whatever order: in memory is what waits for its counterpart.
+
+    Args:
+        target: What one model said.
+        reference: What the other said.
+        names: Ids of the texts; what else is there is passed over.
+
+    Raises:
+        DataError: If a text is missing in either.
+    """
+    waiting: tuple[dict[str, RecordedText], dict[str, RecordedText]] = ({}, {})
+    n_joined = 0
+    for lines in zip_longest(target, reference):
+        for side, line in enumerate(lines):
+            if line is None or line.id not in names:
+                continue
+            other = waiting[1 - side].pop(line.id, None)
+            if other is None:
+                waiting[side][line.id] = line
+            else:
+                n_joined += 1
+                yield (other, line) if side else (line, other)
+    if n_joined < len(names):
+        raise DataError(_missing(target, names) or _missing(reference, names))
+
+
+def _missing(recording: Recording, names: Collection[str]) -> str | None:
+    found = {text.id for text in recording}
+    missing = [name for name in names if name not in found]
+    if not missing:
+        return None
+    return (
+        f"{recording.path}: holds nothing of {len(missing)} of the {len(names)} texts, such as {missing[0][:80]!r}. "
+        "Texts are matched by id; those without one get it from all texts of their file, so record the very same "
+        'files. For what cannot be recorded put a line that says so: {"id": ..., "tokens": [], "reason": "..."}'
+    )
+
+
+def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[RecordedText]) -> None:
+    """Write a recording; its name ends in `.jsonl` or `.jsonl.gz`. It has that name only once it is whole.
+
+    Raises:
+        ConfigError: The name has another ending.
+        DataError: A text contradicts the header, or itself.
+    """
+
+    def lines() -> Iterator[str]:
+        for text in texts:
+            if mistake := text.mistake(header):
+                raise DataError(f"the text {text.id[:80]!r}: {mistake}")
+            yield as_line(text)
+
+    write_lines(recording_path(path), header, lines())
+
+
+def write_lines(path: Path, header: RecordingHeader, lines: Iterable[str]) -> None:
+    """Write a recording of lines that `as_line` made."""
+
+    def write(part: Path) -> None:
+        with part.open("wb") as raw, ExitStack() as opened:
+            file: BufferedIOBase = raw
+            if path.suffix.lower() == ".gz":
+                # No name and no time inside: the same recording is the same file.
+                file = opened.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0, compresslevel=6))
+            file.write(as_line(header).encode())
+            file.writelines(line.encode() for line in lines)
+
+    write_whole(path, write)
+
+
+def as_line(part: RecordingHeader | RecordedText) -> str:
+    """Return a header or a text as its line."""
+    return part.model_dump_json(exclude_none=True) + "\n"
+
+
+def _parsed(kind: type[Part], line: str, place: str) -> Part:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(
+            f"{place}: {key + ': ' if key else ''}{first['msg']}. Expected what the page on formats says of recordings."
+        ) from None  # pydantic's own words would show the line
+
+
+def _contradiction(found: ModelStatistics) -> str | None:
+    """Say what cannot be so at any position where all is known."""
+    known = found.known
+    logp, rank, top = found.logp[known], found.rank[known], found.top_logp[known]
+    if (np.diff(top, axis=1) > SLACK).any():
+        return "the log-probabilities of a part of top rise; expected the most likely token's first"
+    if (logp > top[:, 0] + SLACK).any():
+        return "a token is more likely than the most likely one: logp lies above the first of top"
+    if ((rank == 1) & (logp < top[:, 0] - SLACK)).any():
+        return "a token of rank 1 is less likely than the most likely one: its logp lies below the first of top"
+    return None
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    """Write float32 in the nine digits that it takes to read it back."""
+    return [float(f"{value:.9g}") for value in np.where(values == -np.inf, np.float32(IMPOSSIBLE), values)]
