@@ -107,7 +107,7 @@ def test_stores_made_by_ray_equal_those_made_here(tmp_path: Path) -> None:
         status = run_lab(SMOKE, tmp_path / name, workers=2, engine=engine)
         assert status.count("done") == len(status.steps), status.failed
     files = [path for path in sorted((tmp_path / "local" / "stores").rglob("*")) if path.is_file()]
-    assert len(files) == 16
+    assert len({path.parent for path in files}) == 4
     for path in files:
         other = tmp_path / "ray" / path.relative_to(tmp_path / "local")
         if path.name == "manifest.json":
