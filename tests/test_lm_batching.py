@@ -1,13 +1,27 @@
 """Batches fit into memory: measured beforehand, halved when it runs out, and no finished part is run again."""
 
+import itertools
+import math
+
 import numpy as np
 import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ltmia.errors import ModelError
-from ltmia.lm.batching import MOST_TOKENS, Halving, PeakMemory, free_bytes, length_batches, pick_batch_size
+from ltmia.lm.batching import (
+    MOST_TOKENS,
+    PASS_TOKENS,
+    Halving,
+    PeakMemory,
+    free_bytes,
+    length_batches,
+    pass_stops,
+    pick_batch_size,
+)
 from ltmia.lm.forward import scored_states
 from ltmia.lm.pair import Pair
 from ltmia.lm.tiny import train_tokenizer
@@ -38,6 +52,21 @@ def test_batches_are_of_similar_length_and_hold_each_scorable_text_once() -> Non
     assert lengths == sorted(lengths, reverse=True)
     assert all(len(rows) * len(encoded[rows[0]].ids) <= 4 * max(lengths) for rows in batches)
     assert length_batches([], 4) == []
+
+
+def every_way_to_cut(n: int) -> list[list[int]]:
+    inner = range(1, n)
+    return [[*some, n] for size in range(n) for some in itertools.combinations(inner, size)]
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=8), most=st.integers(1, 800))
+def test_a_batch_is_cut_into_the_passes_that_cost_least(lengths: list[int], most: int) -> None:
+    def cost(stops: list[int]) -> float:
+        parts = [lengths[a:b] for a, b in itertools.pairwise([0, *stops])]
+        too_large = any(len(part) > 1 and max(part) * len(part) > most for part in parts)
+        return math.inf if too_large else sum(max(part) * len(part) + PASS_TOKENS for part in parts)
+
+    assert cost(pass_stops(lengths, most)) == min(cost(stops) for stops in every_way_to_cut(len(lengths)))
 
 
 def test_peak_memory_is_what_is_alive_at_once() -> None:

@@ -26,6 +26,8 @@ FREE_SHARE = 0.5
 MOST_TOKENS = {"cpu": 2**10}
 """Tokens per pass beyond which it gets no faster per token, by type of device; a larger batch goes in several."""
 MOST_TOKENS_ELSEWHERE = 2**14
+PASS_TOKENS = 64
+"""What a forward pass costs beside its tokens, in tokens: on a CPU 40 at GPT-2's size, over 100 for a tiny model."""
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Limit and use of a container's memory, in versions 2 and 1."""
 
@@ -74,6 +76,37 @@ def pick_batch_size(
 def most_tokens(device: torch.device) -> int:
     """Return the tokens per pass beyond which a device gets no faster per token."""
     return MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+
+
+def pass_stops(lengths: Sequence[int], most: int) -> list[int]:
+    """Cut a batch into the passes that cost least: padding against `PASS_TOKENS` for each pass.
+
+    Args:
+        lengths: Tokens of the texts, which keep their order.
+        most: Tokens, padding included, that a pass of several texts may have.
+
+    Returns:
+        Where each pass stops; the last is the number of texts.
+    """
+    cheapest, before = [0], [0]
+    for stop in range(1, len(lengths) + 1):
+        found: list[tuple[int, int]] = []
+        longest = 0
+        for start in reversed(range(stop)):
+            longest = max(longest, lengths[start])
+            tokens = longest * (stop - start)
+            if tokens > most and found:
+                break
+            found.append((cheapest[start] + tokens + PASS_TOKENS, start))
+        cost, start = min(found)
+        cheapest.append(cost)
+        before.append(start)
+    stops = []
+    stop = len(lengths)
+    while stop:
+        stops.append(stop)
+        stop = before[stop]
+    return stops[::-1]
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -3,6 +3,7 @@
 Full-batch logits never exist, and padding has none. Knows nothing of what is computed from the logits.
 """
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from ltmia.lm.batching import most_tokens
+from ltmia.lm.batching import most_tokens, pass_stops
 from ltmia.lm.heap import trim_heap
 from ltmia.lm.pair import Pair
 from ltmia.lm.scorer import Scorer
@@ -80,21 +81,9 @@ def forward_pair(
 
 def scored_states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     """Return one model's last hidden states at the scored positions of a batch, texts end to end."""
-    return torch.cat([_states(pair, scorer, part) for part in _parts(texts, most_tokens(pair.device))])
-
-
-def _parts(texts: Sequence[EncodedText], most: int) -> Iterator[Sequence[EncodedText]]:
-    """Cut a batch where it would be no faster as a whole and only take more memory."""
-    start = 0
-    while start < len(texts):
-        longest, stop = len(texts[start].ids), start + 1
-        while stop < len(texts):
-            longest = max(longest, len(texts[stop].ids))
-            if longest * (stop + 1 - start) > most:
-                break
-            stop += 1
-        yield texts[start:stop]
-        start = stop
+    stops = pass_stops([len(text.ids) for text in texts], most_tokens(pair.device))
+    parts = (texts[start:stop] for start, stop in itertools.pairwise([0, *stops]))
+    return torch.cat([_states(pair, scorer, part) for part in parts])
 
 
 def _states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
