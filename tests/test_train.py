@@ -16,7 +16,7 @@ import torch
 from commands import run_ltmia
 from ltmia.classifier import checkpoint
 from ltmia.classifier.checkpoint import CHECKPOINT_FILE, EpochRecord, best_epoch
-from ltmia.classifier.combinations import Combination, TrainingData, n_summary, tensors
+from ltmia.classifier.combinations import Combination, TrainingData, load_ahead, n_summary, tensors
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.networks import build_network
 from ltmia.classifier.training import TrainingConfig, macro_auc, training_step
@@ -258,6 +258,18 @@ def test_the_published_schedule_is_that_of_the_paper_at_its_size() -> None:
     assert TrainingConfig.published(300).batches_per_step == 1
 
 
+def test_batches_loaded_ahead_are_those_asked_for_in_order(stores: list[Combination]) -> None:
+    parts = [(store, np.arange(i, i + 5)) for i in range(7) for store in stores]
+    for loaded, (store, rows) in zip(load_ahead(parts, "logratio"), parts, strict=True):
+        assert loaded.name == store.name
+        assert torch.equal(loaded.labels, torch.from_numpy(store.labels[rows]).float())
+        for mine, direct in zip(loaded.inputs, tensors(store.batch(rows, "logratio")), strict=True):
+            assert torch.equal(mine, direct)
+    assert list(load_ahead([], "logratio")) == []
+    with pytest.raises(IndexError):
+        list(load_ahead([parts[0], (stores[0], np.array([10**6]))], "logratio"))
+
+
 def test_a_step_of_several_combinations_follows_their_common_gradient(stores: list[Combination]) -> None:
     config = TrainingConfig(pairwise_weight=0.0, label_smoothing=0.02, grad_clip=1e9)
     n_features = len(feature_columns("published", K))
@@ -267,7 +279,8 @@ def test_a_step_of_several_combinations_follows_their_common_gradient(stores: li
         networks.append(build_network("published", n_features=n_features, n_summary=n_summary("published")).eval())
     mine, plain = networks
     parts = [(store, np.arange(10 * i, 10 * i + 10)) for i, store in enumerate(stores)]
-    training_step(mine, parts, "published", config, torch.optim.SGD(mine.parameters(), 1.0))
+    optimizer = torch.optim.SGD(mine.parameters(), 1.0)
+    training_step(mine, load_ahead(parts, "published"), len(parts), config, optimizer)
     logits = torch.cat([plain(*tensors(store.batch(rows, "published"))) for store, rows in parts])
     labels = torch.cat([torch.from_numpy(store.labels[rows]) for store, rows in parts]).double() * 0.98 + 0.01
     p = logits.double().sigmoid()

@@ -1,6 +1,8 @@
 """Labelled stores as training data: which texts count, and a batch of them with everything a network reads."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +96,39 @@ class Combination:
     def batch(self, rows: np.ndarray, version: str) -> FeatureBatch:
         """Gather features and summary of some texts."""
         return gather_inputs(self.store, rows, version)
+
+
+Part = tuple[Combination, np.ndarray]
+"""Some texts of one combination."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledBatch:
+    """What a network reads of some texts of one combination, and what it should say of them."""
+
+    name: str
+    """Of the combination."""
+    inputs: tuple[Tensor, Tensor, Tensor]
+    """See `tensors`."""
+    labels: Float32[Tensor, " batch"]
+    """1 for members."""
+
+
+def load_ahead(parts: Iterable[Part], version: str) -> Generator[LabelledBatch, None, None]:
+    """Yield batches in order; while one is learned from, the next is read and made into features."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        waiting: deque[Future[LabelledBatch]] = deque()
+        for combination, rows in parts:
+            waiting.append(reader.submit(_load, combination, rows, version))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _load(combination: Combination, rows: np.ndarray, version: str) -> LabelledBatch:
+    labels = torch.from_numpy(combination.labels[rows]).float()
+    return LabelledBatch(name=combination.name, inputs=tensors(combination.batch(rows, version)), labels=labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

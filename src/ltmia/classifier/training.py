@@ -4,8 +4,10 @@ An epoch depends on the state before it and on (seed, epoch) only, so a training
 weights that it would have come to undisturbed.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.classifier.checkpoint import EpochRecord, TrainingState, best_epoch, load_checkpoint, save_checkpoint
-from ltmia.classifier.combinations import Combination, TrainingData, tensors
+from ltmia.classifier.combinations import Combination, LabelledBatch, Part, TrainingData, load_ahead, tensors
 from ltmia.classifier.networks import ConvNetwork
 from ltmia.errors import ConfigError, LtmiaError
 from ltmia.evaluation.roc import auc
@@ -25,9 +27,6 @@ FIT_TEXTS = 64
 """Texts of each combination that the standardisation is taken from."""
 PUBLISHED_STEPS = 37
 """Steps of a published epoch: 30 combinations of 20,000 texts in batches of 16,384."""
-
-Part = tuple[Combination, np.ndarray]
-"""Some texts of one combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +159,12 @@ def _learn_epoch(
     n_steps = config.epochs * len(steps)
     losses = []
     state.network.train()
-    for step, parts in enumerate(steps, epoch * len(steps)):
-        for group in state.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, n_steps, config.warmup)
-        losses.append(training_step(state.network, parts, data.version, config, state.optimizer))
-        on_step(step + 1, n_steps)
+    with closing(load_ahead(itertools.chain(*steps), data.version)) as batches:
+        for step, parts in enumerate(steps, epoch * len(steps)):
+            for group in state.optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(step, n_steps, config.warmup)
+            losses.append(training_step(state.network, batches, len(parts), config, state.optimizer))
+            on_step(step + 1, n_steps)
     measured = macro_auc(state.network, data.validation, data.version) if data.validation else None
     if measured is not None and math.isnan(measured):
         raise LtmiaError(f"epoch {epoch + 1}: the network's scores are no numbers; lower the learning rate")
@@ -213,24 +213,22 @@ def macro_auc(network: nn.Module, combinations: Sequence[Combination], version: 
 
 def training_step(
     network: nn.Module,
-    parts: Sequence[Part],
-    version: str,
+    batches: Iterator[LabelledBatch],
+    n_batches: int,
     config: TrainingConfig,
     optimizer: torch.optim.Optimizer,
 ) -> float:
-    """Learn from some texts of one combination, or of several; return the mean loss.
+    """Learn from the next batches, each of one combination; return their mean loss.
 
     Raises:
         LtmiaError: If the loss is not a number.
     """
     optimizer.zero_grad()
     total = 0.0
-    for combination, rows in parts:
-        logits = network(*tensors(combination.batch(rows, version)))
-        labels = torch.from_numpy(combination.labels[rows]).float()
-        loss = membership_loss(logits, labels, config) / len(parts)
+    for batch in itertools.islice(batches, n_batches):
+        loss = membership_loss(network(*batch.inputs), batch.labels, config) / n_batches
         if not torch.isfinite(loss):
-            raise LtmiaError(f"{combination.name}: the training loss is {loss.item()}; extract it again")
+            raise LtmiaError(f"{batch.name}: the training loss is {loss.item()}; extract it again")
         loss.backward()
         total += loss.item()
     nn.utils.clip_grad_norm_(network.parameters(), config.grad_clip)
