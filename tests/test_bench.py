@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ltmia.errors import ConfigError
-from ltmia.pipelines.bench import BenchConfig, _resident_gb, bench_extract, bench_store, bench_train
+from ltmia.pipelines.bench import BenchConfig, _pair, _resident_gb, _texts, bench_extract, bench_store, bench_train
+from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
 
 SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
 
@@ -16,6 +17,15 @@ def test_extraction_figures_agree_with_each_other() -> None:
     assert 0.1 < found["loaded_rss_gb"] <= found["peak_rss_gb"] < 4
     assert found["ms_per_position_of_full_length"] > 0
     assert found["kernel_ms_per_position"] > 0
+
+
+def test_a_text_has_the_tokens_that_are_counted() -> None:
+    config = BenchConfig(**SMALL | {"vocab_size": 3000}, mixed_lengths=True)
+    texts = _texts(config)
+    found = extract_batches(_pair(config), texts, ExtractionConfig(batch_size=8, max_length=20))
+    read = {text.row: text.n_tokens for batch in found for text in batch.texts}
+    assert read == {i: len(text.split()) - 1 for i, text in enumerate(texts)}
+    assert len(set(read.values())) > 10
 
 
 def test_a_store_takes_at_most_300_bytes_a_token() -> None:

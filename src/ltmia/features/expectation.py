@@ -13,7 +13,7 @@ away its own D_t.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from itertools import permutations
 
@@ -83,6 +83,11 @@ class Positions:
             previous=np.concatenate([nothing, *(text[:-1] for text in ids)]),
             fold=np.repeat(np.asarray(folds, np.int64), counts),
         )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Positions"]) -> "Positions":
+        """Join several runs of texts, in order."""
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     def __len__(self) -> int:
         return len(self.log_ratio)

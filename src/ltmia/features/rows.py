@@ -1,5 +1,6 @@
 """The rows of a store's positions: where each text's lie, and random access to them."""
 
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,9 +40,9 @@ class TokenRows:
         self._starts, self._counts = starts, counts
         self._k, self._vocab_size, n_rows = sizes
         self._spreads = dict(spreads or {})
-        self._tokens = _mapped(folder / TOKENS_FILE, (n_rows, row_width(self._k)))
+        self._tokens = _MappedRows(folder / TOKENS_FILE, (n_rows, row_width(self._k)))
         self._expected = {
-            kind: _mapped(folder / EXPECTED_FILES[kind], (n_rows, EXPECTED_WIDTH)) for kind in self._spreads
+            kind: _MappedRows(folder / EXPECTED_FILES[kind], (n_rows, EXPECTED_WIDTH)) for kind in self._spreads
         }
 
     def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
@@ -51,9 +52,9 @@ class TokenRows:
         index = row_index(self._starts[rows], counts)
         expectation = None
         if kind in self._expected:
-            expectation = unpack_expectation(np.asarray(self._expected[kind][index]), self._spreads[kind])
+            expectation = unpack_expectation(self._expected[kind][index], self._spreads[kind])
         return RaggedStatistics(
-            tokens=unpack_statistics(np.asarray(self._tokens[index]), self._k),
+            tokens=unpack_statistics(self._tokens[index], self._k),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
             vocab_size=self._vocab_size,
             expectation=expectation,
@@ -66,7 +67,20 @@ def row_index(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.repeat(starts - offsets, counts) + np.arange(int(counts.sum()))
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    if path.stat().st_size != 2 * shape[0] * shape[1]:
-        raise ValueError(f"{path.name} does not hold {shape[0]} rows of {shape[1]} columns")
-    return np.memmap(path, np.float16, "r", shape=shape) if shape[0] else np.zeros(shape, np.float16)
+class _MappedRows:
+    """Rows of float16 in a file, read through a memory map that leaves none of them in this process's memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+        if path.stat().st_size != 2 * shape[0] * shape[1]:
+            raise ValueError(f"{path.name} does not hold {shape[0]} rows of {shape[1]} columns")
+        with path.open("rb") as file:
+            # An empty file cannot be mapped.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if shape[0] else None
+        self._rows = np.frombuffer(self._map or b"", np.float16).reshape(shape)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        gathered = self._rows[index]
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            # The system keeps them cached; but what a process has once read counts as its own, up to the whole file.
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return gathered

@@ -1,6 +1,6 @@
 """What to expect of every position of a set of texts, learned from a sample of the same texts, blind to labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,8 @@ def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequenc
         kind: Of the expectation, see `ltmia.features.columns.EXPECTATIONS`.
     """
     sample = np.asarray(sampled_texts(len(encoded)), np.int64)
-    return ExpectedLogRatio().fit(positions(read(sample), sample, encoded, folds, kind))
+    parts = [positions(read(rows), rows, encoded, folds, kind) for rows in pieces(sample)]
+    return ExpectedLogRatio().fit(Positions.concatenate(parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +64,18 @@ def expect_texts(
     """Return what to expect of all positions of all texts, in their order; learned from them when None."""
     learned = learned or learn_expectation(read, encoded, folds, kind)
     parts, excess = [], []
-    for start in range(0, max(len(encoded), 1), AT_ONCE):
-        rows = np.arange(start, min(start + AT_ONCE, len(encoded)))
+    for rows in pieces(np.arange(len(encoded))):
         statistics = read(rows)
         parts.append(learned.expect(positions(statistics, rows, encoded, folds, kind)))
         scores = mean_excess(replace(statistics, expectation=parts[-1]))
         excess.append(np.where(np.diff(statistics.offsets) < MIN_POSITIONS, np.nan, scores))
     return ExpectedTexts(expectation=Expectation.concatenate(parts), excess=np.concatenate(excess))
+
+
+def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut rows of texts into what may be in memory at a time; one empty piece if there are none."""
+    for start in range(0, max(len(rows), 1), AT_ONCE):
+        yield rows[start : start + AT_ONCE]
 
 
 def positions(
