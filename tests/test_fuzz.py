@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
-from ltmia.evaluation.files import read_records, read_results
+from ltmia.evaluation.files import read_records, read_results, read_tokens, write_tokens
 from ltmia.evaluation.gate import read_policy
 from ltmia.features.store import FeatureStore
 from ltmia.lab.reading import read_recipe
@@ -34,6 +35,10 @@ readers = script("fuzz_readers")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {name: tmp_path_factory.mktemp(name) for name in readers.READERS}
+
+
+def test_the_fuzzer_knows_every_reader() -> None:
+    assert tuple(readers.READERS) == script("fuzz").READERS
 
 
 @pytest.mark.parametrize("reader", readers.READERS)
@@ -90,6 +95,18 @@ def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
         (read_recipe if name == "recipe.toml" else read_policy)(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "token", [[None], [["a", None]], [["a"]], [["a", "b", "c"]]], ids=["no list", "a gap", "too few", "too many"]
+)
+def test_lists_of_tokens_that_do_not_fit_are_refused(tmp_path: Path, token: list) -> None:
+    sound = readers.valid_tokens()
+    write_tokens({name: sound[name] for name in sound.column_names}, tmp_path)
+    assert read_tokens(tmp_path) is not None
+    write_tokens({"row": [0], "difference": [[0.5, -0.5]], "token": pa.array(token, pa.list_(pa.string()))}, tmp_path)
+    with pytest.raises(StoreError, match="gaps or differ"):
+        read_tokens(tmp_path)
+
+
 def texts_outside(start: int, n_tokens: int):
     table = readers.valid_texts()
     for name, value in (("start", start), ("n_tokens", n_tokens)):
@@ -135,7 +152,6 @@ if len(sys.argv) > 1:
 
 
 def test_bombs_take_bounded_memory(tmp_path: Path) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     before = peak_memory(READ)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -88,7 +89,14 @@ def read_tokens(folder: Path) -> pa.Table | None:
         StoreError: If it is damaged.
     """
     path = folder / TOKENS_FILE
-    return _read_table(path, TOKEN_TYPES, ("row", "difference")) if path.exists() else None
+    if not path.exists():
+        return None
+    table = _read_table(path, TOKEN_TYPES, ("row", "difference"))
+    lists = [table[name] for name in TOKEN_TYPES if name != "row" and name in table.column_names]
+    whole = all(not column.null_count and not pc.list_flatten(column).null_count for column in lists)
+    if not whole or any(pc.list_value_length(column) != pc.list_value_length(lists[0]) for column in lists):
+        raise StoreError(f"{path}: a record's lists have gaps or differ in length; run the audit again")
+    return table
 
 
 def _read_table(path: Path, types: Mapping[str, pa.DataType], required: tuple[str, ...]) -> pa.Table:
