@@ -31,6 +31,8 @@ SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
 FORMAT_VERSION = 2
 OUTSIDE_QUANTILE = 0.95
 """Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
+DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError, ConfigError)
+"""What loading a damaged classifier ends in."""
 
 
 class MembershipClassifier:
@@ -198,9 +200,7 @@ class MembershipClassifier:
             loaded.history_ = [EpochRecord(**record) for record in config.get("history", ())]
             weights = load_file(folder / WEIGHTS_FILE)
             loaded._adopt(weights, tuple(config["trained_on"]), float(config["outside_limit"]))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
-            raise _damaged(folder, error) from error
-        except (SafetensorError, ConfigError) as error:
+        except DAMAGE as error:
             raise _damaged(folder, error) from error
         return loaded
 
