@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
-from ltmia.evaluation.files import read_records, read_results, read_tokens, write_tokens
+from ltmia.evaluation.files import read_records, read_results, read_tokens, write_records, write_tokens
 from ltmia.evaluation.gate import read_policy
 from ltmia.features.store import FeatureStore
 from ltmia.lab.reading import read_recipe
@@ -105,6 +105,15 @@ def test_lists_of_tokens_that_do_not_fit_are_refused(tmp_path: Path, token: list
     write_tokens({"row": [0], "difference": [[0.5, -0.5]], "token": pa.array(token, pa.list_(pa.string()))}, tmp_path)
     with pytest.raises(StoreError, match="gaps or differ"):
         read_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["id", "n_tokens"])
+def test_records_without_a_name_or_a_length_are_refused(tmp_path: Path, name: str) -> None:
+    sound = readers.valid_records()
+    columns = {column: sound[column] for column in sound.column_names}
+    write_records(columns | {name: pa.nulls(2)}, tmp_path)
+    with pytest.raises(StoreError, match=f"{name}.*gaps"):
+        read_records(tmp_path)
 
 
 def texts_outside(start: int, n_tokens: int):

@@ -33,6 +33,8 @@ TOKEN_TYPES: Mapping[str, pa.DataType] = {
     "token": pa.list_(pa.string()),
 }
 """Columns of the tokens; the last two may be missing."""
+WITHOUT_GAPS = ("id", "n_tokens", "row")
+"""Columns of either that say something of every record."""
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -114,6 +116,8 @@ def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[
         kind = pa.float64() if name.startswith("score_") else types.get(name, table.schema.field(name).type)
         column = table[name].cast(kind)
         column.validate(full=True)  # strings are UTF-8, lists lie inside their values
+        if name in WITHOUT_GAPS and column.null_count:
+            raise ValueError(f"column {name!r} has gaps")
         table = table.set_column(table.column_names.index(name), name, column)
     if missing := [name for name in required if name not in table.column_names]:
         raise ValueError(f"no column {missing[0]!r}")
