@@ -44,7 +44,7 @@ seeds = [0, 1, 2, 3, 4, 5, 6, 7]
 @ray.remote(num_cpus=1)
 def _import() -> int:
     """Import what the steps need, so that no run pays for it."""
-    import ltmia.pipelines.lab_steps  # noqa: F401
+    import ltmia.pipelines.lab_steps  # noqa: F401  for what it loads
 
     time.sleep(5)  # long enough that each worker gets one of these
     return os.getpid()

@@ -37,7 +37,7 @@ def test_a_model_of_masks_is_refused_with_the_reason() -> None:
 
 def test_the_page_tells_of_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [architectures.Outcome(name=state, state=state, reason="why") for state in ("works", "wrong", "refused")]
-    text = architectures.page(outcomes, "command")
+    text = architectures.page(outcomes)
     assert "3 architectures: 1 work, 1 go wrong, 1 are refused, 0 could not be built" in text
     assert "| wrong | why |" in text
     published = (ROOT / "docs" / "architectures.md").read_text("utf-8")

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from ltmia.errors import ModelError
 from ltmia.lm.batching import (
     MOST_TOKENS,
-    PASS_TOKENS,
+    PASSES,
     Halving,
     PeakMemory,
     free_bytes,
@@ -64,9 +64,10 @@ def test_a_batch_is_cut_into_the_passes_that_cost_least(lengths: list[int], most
     def cost(stops: list[int]) -> float:
         parts = [lengths[a:b] for a, b in itertools.pairwise([0, *stops])]
         too_large = any(len(part) > 1 and max(part) * len(part) > most for part in parts)
-        return math.inf if too_large else sum(max(part) * len(part) + PASS_TOKENS for part in parts)
+        return math.inf if too_large else sum(max(part) * len(part) + most / PASSES for part in parts)
 
-    assert cost(pass_stops(lengths, most)) == min(cost(stops) for stops in every_way_to_cut(len(lengths)))
+    least = min(cost(stops) for stops in every_way_to_cut(len(lengths)))
+    assert cost(pass_stops(lengths, most)) == pytest.approx(least)
 
 
 def test_peak_memory_is_what_is_alive_at_once() -> None:

@@ -1,8 +1,7 @@
 """Labelled stores as training data: which texts count, and a batch of them with everything a network reads."""
 
-from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,13 +116,11 @@ class LabelledBatch:
 def load_ahead(parts: Iterable[Part], version: str) -> Generator[LabelledBatch, None, None]:
     """Yield batches in order; while one is learned from, the next is read and made into features."""
     with ThreadPoolExecutor(max_workers=1) as reader:
-        waiting: deque[Future[LabelledBatch]] = deque()
-        for combination, rows in parts:
-            waiting.append(reader.submit(_load, combination, rows, version))
-            if len(waiting) > 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        loading = (reader.submit(_load, combination, rows, version) for combination, rows in parts)
+        ahead = next(loading, None)
+        while ahead is not None:
+            current, ahead = ahead, next(loading, None)
+            yield current.result()
 
 
 def _load(combination: Combination, rows: np.ndarray, version: str) -> LabelledBatch:

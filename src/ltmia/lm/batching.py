@@ -26,8 +26,9 @@ FREE_SHARE = 0.5
 MOST_TOKENS = {"cpu": 2**10}
 """Tokens per pass beyond which it gets no faster per token, by type of device; a larger batch goes in several."""
 MOST_TOKENS_ELSEWHERE = 2**14
-PASS_TOKENS = 64
-"""What a forward pass costs beside its tokens, in tokens: on a CPU 40 at GPT-2's size, over 100 for a tiny model."""
+PASSES = 16
+"""Passes whose fixed cost is that of a pass with the most tokens. On a CPU that is 64 tokens for each; measured were 40
+at GPT-2's size and over 100 for a tiny model."""
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Limit and use of a container's memory, in versions 2 and 1."""
 
@@ -79,7 +80,7 @@ def most_tokens(device: torch.device) -> int:
 
 
 def pass_stops(lengths: Sequence[int], most: int) -> list[int]:
-    """Cut a batch into the passes that cost least: padding against `PASS_TOKENS` for each pass.
+    """Cut a batch into the passes that cost least: padding against a fixed cost for each pass.
 
     Args:
         lengths: Tokens of the texts, which keep their order.
@@ -88,16 +89,17 @@ def pass_stops(lengths: Sequence[int], most: int) -> list[int]:
     Returns:
         Where each pass stops; the last is the number of texts.
     """
-    cheapest, before = [0], [0]
+    per_pass = most / PASSES
+    cheapest, before = [0.0], [0]
     for stop in range(1, len(lengths) + 1):
-        found: list[tuple[int, int]] = []
+        found: list[tuple[float, int]] = []
         longest = 0
         for start in reversed(range(stop)):
             longest = max(longest, lengths[start])
             tokens = longest * (stop - start)
             if tokens > most and found:
                 break
-            found.append((cheapest[start] + tokens + PASS_TOKENS, start))
+            found.append((cheapest[start] + tokens + per_pass, start))
         cost, start = min(found)
         cheapest.append(cost)
         before.append(start)

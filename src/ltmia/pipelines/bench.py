@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -164,17 +163,14 @@ def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
         rows = np.resize(np.arange(len(combination.labels)), 2 * settings.half_batch)
         optimizer = torch.optim.AdamW(classifier.network_.parameters(), 1e-4)
         waits, steps = [], []
-        with closing(load_ahead([(combination, rows)] * TRAIN_STEPS, classifier.feature_version)) as batches:
-            while True:
-                started = time.perf_counter()
-                batch = next(batches, None)
-                waits.append(time.perf_counter() - started)
-                if batch is None:
-                    break
-                training_step(classifier.network_, iter([batch]), 1, settings, optimizer)
-                steps.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        for batch in load_ahead([(combination, rows)] * TRAIN_STEPS, classifier.feature_version):
+            waits.append(time.perf_counter() - started)
+            training_step(classifier.network_, iter([batch]), 1, settings, optimizer)
+            steps.append(time.perf_counter() - started)
+            started = time.perf_counter()
         # The first has nothing to be loaded behind, and runs before what torch keeps is warm.
-        wait, step = statistics.median(waits[1:-1]), statistics.median(steps[1:])
+        wait, step = statistics.median(waits[1:]), statistics.median(steps[1:])
         seconds = _median(lambda: combination.batch(rows, classifier.feature_version))
     return {
         "texts_per_step": len(rows),
