@@ -256,8 +256,7 @@ def valid_manifest() -> dict[str, Any]:
     return head | {
         "n_texts": 2,
         "n_tokens": N_TOKENS,
-        "excess_spread": 0.5,
-        "excess_spread_lite": 0.5,
+        "expectations": ["full", "lite"],
         "recipe": {"seed": 0},
     }
 

@@ -104,7 +104,7 @@ def test_few_texts_give_finite_expectations(n_texts: int, length: int, seed: int
     found = learned.predict(positions)
     assert found.shape == (n_texts * length, 3)
     assert np.isfinite(found).all()
-    assert learned.spread_ > 0
+    assert (learned.spreads_ > 0).all()
     if n_texts == 1:  # no other text: nothing is expected
         assert not found.any()
 
@@ -117,7 +117,7 @@ def test_broken_positions_spoil_nobody() -> None:
     spoilt = replace(positions, inputs=inputs, log_ratio=broken)
     learned = ExpectedLogRatio().fit(spoilt)
     assert np.isfinite(learned.predict(spoilt)).all()
-    assert np.isfinite(learned.spread_)
+    assert np.isfinite(learned.spreads_).all()
 
 
 def test_members_stand_out_by_their_excess_where_their_difference_hides() -> None:
@@ -143,16 +143,18 @@ def test_members_stand_out_by_their_excess_where_their_difference_hides() -> Non
     assert auc(excess[labels == 1], excess[labels == 0]) > 0.9
 
 
-def test_mean_excess_is_the_mean_of_the_excess() -> None:
+def test_mean_excess_weighs_by_precision() -> None:
     statistics, _ = drawn(4, 6, 6)
     expectation = Expectation(
         log_ratio=np.full(24, 0.5, np.float32),
         token_count=np.zeros(24, np.float32),
         pair_count=np.zeros(24, np.float32),
-        spread=2.0,
+        spread=np.tile(np.array([4, 2, 2, 1, 1, 1], np.float32), 4),
     )
     known = replace(statistics, expectation=expectation)
-    naive = [((text.log_ratio - 0.5) / 2.0).mean() for text in statistics]
+    precision = np.array([1 / 16, 1 / 4, 1 / 4, 1, 1, 1])
+    scale = np.array([4, 2, 2, 1, 1, 1])
+    naive = [((text.log_ratio - 0.5) * precision).sum() / (1 / scale).sum() for text in statistics]
     np.testing.assert_allclose(mean_excess(known), naive, rtol=1e-5)
     assert np.isnan(mean_excess(statistics)).all()
 

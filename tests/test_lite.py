@@ -67,7 +67,8 @@ def test_lite_columns_are_what_a_naive_loop_makes_of_logits() -> None:
     truth = rng.integers(0, vocab, n)
     tokens = token_statistics(torch.tensor(target), torch.tensor(reference), torch.tensor(truth), 4)
     said = [rng.normal(0, 1, n).astype(np.float32), *rng.integers(0, 9, (2, n)).astype(np.float32)]
-    expectation = Expectation(log_ratio=said[0], token_count=said[1], pair_count=said[2], spread=0.7)
+    spread = rng.uniform(0.5, 2, n).astype(np.float32)
+    expectation = Expectation(log_ratio=said[0], token_count=said[1], pair_count=said[2], spread=spread)
     texts = RaggedStatistics(tokens=tokens, offsets=np.array([0, n]), vocab_size=vocab, expectation=expectation)
     found = per_token_features(texts, version="lite").values[0]
     for t in range(n):
@@ -82,13 +83,13 @@ def test_lite_columns_are_what_a_naive_loop_makes_of_logits() -> None:
             row[f"{name}_rank"] = math.log(1 + rank) / math.log(1 + vocab)
             row[f"{name}_top_gap"] = own - logps[name][0]
         ratio = row["target_logp"] - row["reference_logp"]
-        excess = (ratio - float(said[0][t])) / 0.7
+        excess = (ratio - float(said[0][t])) / float(spread[t])
         row |= {f"target_top_logp_{i + 1}": logps["target"][i] for i in range(3)}
         row |= {"reference_top_logp": logps["reference"][0], "log_ratio": ratio, "log_ratio_tanh": math.tanh(ratio)}
         row |= {"log_ratio_tanh4": math.tanh(4 * ratio), "log_ratio_asinh": math.asinh(4 * ratio)}
         row |= {"rank_gain": row["reference_rank"] - row["target_rank"], "p_gain": row["target_p"] - row["reference_p"]}
         row |= {"excess": max(min(excess, 20), -20), "excess_tanh": math.tanh(excess)}
-        row |= {"excess_tanh3": math.tanh(3 * excess), "expected_log_ratio": float(said[0][t]) / 0.7}
+        row |= {"excess_tanh3": math.tanh(3 * excess), "expected_log_ratio": float(said[0][t]) / float(spread[t])}
         row |= {"token_count": math.log1p(said[1][t]), "pair_count": math.log1p(said[2][t])}
         np.testing.assert_allclose(found[t], [row[name] for name in LITE_COLUMNS], rtol=1e-4, atol=1e-5)
 
@@ -153,11 +154,11 @@ def test_a_lite_classifier_learns_a_planted_signal(tmp_path: Path) -> None:
     assert "server of log-probabilities" in (tmp_path / "saved" / "README.md").read_text("utf-8")
 
 
-def test_a_store_made_before_lite_is_read_for_excess_and_refused_for_lite(tmp_path: Path) -> None:
+def test_a_store_without_lite_is_read_for_excess_and_refused_for_lite(tmp_path: Path) -> None:
     folder = make_store(tmp_path / "old", gain=1.0, seed=4)
     (folder / "expected_lite.f16").unlink()
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    del manifest["excess_spread_lite"]
+    manifest["expectations"].remove("lite")
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     old = Combination(folder)
     assert old.batch(np.arange(5), "excess").mask.any()

@@ -161,7 +161,7 @@ def small_store(folder: Path) -> Path:
     tokens = named_statistics(tuple(np.zeros_like(column) for column in empty_statistics(3, 2)))
     writer.append(tokens, [StoredText(row=0, n_tokens=3, scores={"loss": 0.0})])
     nothing = np.zeros(3, np.float32)
-    expectation = Expectation(log_ratio=nothing, token_count=nothing, pair_count=nothing, spread=1.0)
+    expectation = Expectation(log_ratio=nothing, token_count=nothing, pair_count=nothing, spread=np.ones_like(nothing))
     writer.finish({"id": ["a"]}, {}, dict.fromkeys(EXPECTATIONS, expectation))
     return folder
 

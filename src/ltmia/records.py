@@ -185,18 +185,17 @@ class Expectation:
     """How often the token was counted in other texts."""
     pair_count: Float32[np.ndarray, " pred"]
     """How often it was, behind the same token as here."""
-    spread: float
-    """Standard deviation of D_t less its expectation over the target's texts, in nats."""
+    spread: Float32[np.ndarray, " pred"]
+    """Standard deviation of D_t less its expectation at such a place of a text, over the target's texts, in nats."""
 
     def excess(self, log_ratio: Float32[np.ndarray, " pred"]) -> Float32[np.ndarray, " pred"]:
         """Return (D_t - expected D_t) / spread."""
-        return (log_ratio - self.log_ratio) / np.float32(self.spread)
+        return (log_ratio - self.log_ratio) / self.spread
 
     @classmethod
     def concatenate(cls, parts: Sequence["Expectation"]) -> "Expectation":
         """Join the expectations of several runs of positions of one target, in order."""
-        joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("log_ratio", "token_count", "pair_count")}
-        return cls(**joined, spread=parts[0].spread)
+        return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

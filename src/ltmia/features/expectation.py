@@ -3,7 +3,8 @@
 Fine-tuning moves whole kinds of tokens, in texts it read and in texts it did not: common words of the domain, endings,
 punctuation, whatever the reference was unsure of. That shift is no trace of membership, and it differs from target to
 target. Here it is learned from the candidates themselves, without their labels, and cross-fitted: what is expected of
-a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text.
+a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text. It is told
+in units of its spread at such a place: where a text begins little can be foreseen, and D_t is mostly noise.
 
 Texts fall into three folds by the hash of their group. For a text of one fold, the second counts tokens and the third
 learns to predict D_t from them and from what is said of the position (by both models, or, of the kind `lite`, by the
@@ -35,6 +36,8 @@ LEAST_POSITIONS = 200
 """With fewer positions to learn from their mean is expected everywhere: trees could not even split once."""
 LEAST_SPREAD = 1e-3
 """Floor of the excess's spread: a target equal to its reference has none."""
+SPREAD_PRIOR = 50.0
+"""Positions that the spread over all places weighs in that of a band of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,8 @@ class Positions:
     """The scored positions of some texts, end to end, as the expectation sees them."""
 
     inputs: Float64[np.ndarray, "pred n_inputs"]
-    """What is said of the position, the true token's log-ratio apart: by both models, or by the reference alone."""
+    """What is said of the position, the true token's log-ratio apart: by both models, or by the reference alone. The
+    last is its place in the text."""
     log_ratio: Float64[np.ndarray, " pred"]
     """D_t, finite."""
     token: Int64[np.ndarray, " pred"]
@@ -93,6 +97,11 @@ class Positions:
         return len(self.log_ratio)
 
     @property
+    def band(self) -> Int64[np.ndarray, " pred"]:
+        """Number of the band of places in the text, each twice as wide as the one before: 0, 1 to 2, 3 to 6, ..."""
+        return np.floor(np.log2(self.inputs[:, -1] + 1.0)).astype(np.int64)
+
+    @property
     def pair(self) -> Int64[np.ndarray, " pred"]:
         """One number for the token and the one before it."""
         return self.previous * 2**31 + self.token
@@ -111,8 +120,8 @@ class Positions:
 class ExpectedLogRatio:
     """Predicts D_t at any position of the same target, for a text of one fold from texts of the two others.
 
-    Attributes set by `fit` end in an underscore: `spread_` is the standard deviation of the excess over the texts it
-    was fitted on, the unit in which the excess is told.
+    Attributes set by `fit` end in an underscore: `spreads_`, (bands,), are the standard deviations of the excess over
+    the texts it was fitted on, by band of places: the units in which the excess is told.
     """
 
     def fit(self, positions: Positions) -> "ExpectedLogRatio":
@@ -124,8 +133,7 @@ class ExpectedLogRatio:
             (counting, learning): _Regression(folds[counting], folds[learning])
             for counting, learning in permutations(range(N_FOLDS), 2)
         }
-        excess = usable.log_ratio - self.predict(usable)[:, 0]
-        self.spread_ = max(float(excess.std()) if len(usable) else 0.0, LEAST_SPREAD)
+        self.spreads_ = _spreads(usable.log_ratio - self.predict(usable)[:, 0], usable.band)
         return self
 
     def predict(self, positions: Positions) -> Float64[np.ndarray, "pred 3"]:
@@ -141,23 +149,38 @@ class ExpectedLogRatio:
     def expect(self, positions: Positions) -> Expectation:
         """Return the prediction in the form that features are made from."""
         found = self.predict(positions).astype(np.float32)
-        return Expectation(log_ratio=found[:, 0], token_count=found[:, 1], pair_count=found[:, 2], spread=self.spread_)
+        # Places beyond those of the texts it was fitted on are as the last of these.
+        spread = self.spreads_[np.minimum(positions.band, len(self.spreads_) - 1)].astype(np.float32)
+        return Expectation(log_ratio=found[:, 0], token_count=found[:, 1], pair_count=found[:, 2], spread=spread)
 
 
 def mean_excess(statistics: RaggedStatistics) -> Float64[np.ndarray, " texts"]:
-    """Return each text's mean excess, the attack of that name; NaN without scored positions or expectation."""
+    """Return each text's mean excess, the attack of that name; NaN without scored positions or expectation.
+
+    Positions weigh by the inverse of their spread, so that in nats they weigh by that of their variance: the best mean
+    of what a text gained at every place alike.
+    """
     if statistics.expectation is None:
         return np.full(len(statistics), np.nan)
     excess = statistics.expectation.excess(statistics.tokens.log_ratio).astype(np.float64)
-    counts = np.diff(statistics.offsets)
+    weight = 1.0 / statistics.expectation.spread.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return segment_sums(excess, statistics.offsets) / counts
+        return segment_sums(excess * weight, statistics.offsets) / segment_sums(weight, statistics.offsets)
 
 
 def fold_of(group: str) -> int:
     """Return the fold of a text, by its group: texts of one document never tell what to expect of each other."""
     digest = blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % N_FOLDS
+
+
+def _spreads(excess: Float64[np.ndarray, " pred"], band: Int64[np.ndarray, " pred"]) -> Float64[np.ndarray, " bands"]:
+    """Return the standard deviation in each band of places, drawn towards that over all where a band is thin."""
+    if not len(excess):
+        return np.array([LEAST_SPREAD])
+    overall = float((excess**2).mean())
+    sums, counts = np.bincount(band, excess**2), np.bincount(band)
+    return np.maximum(np.sqrt((sums + SPREAD_PRIOR * overall) / (counts + SPREAD_PRIOR)), LEAST_SPREAD)
 
 
 class _Regression:

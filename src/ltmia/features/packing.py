@@ -9,7 +9,7 @@ from jaxtyping import Float16
 from ltmia.records import Expectation, TokenStatistics
 
 FLOAT16_LIMIT = 65504.0
-EXPECTED_WIDTH = 3
+EXPECTED_WIDTH = 4
 """Columns of one position's expectation."""
 
 _RANKS = frozenset(
@@ -69,14 +69,14 @@ def unpack_statistics(rows: Float16[np.ndarray, "pred width"], k: int) -> TokenS
     return TokenStatistics(**columns)
 
 
-def pack_expectation(expectation: Expectation) -> Float16[np.ndarray, "pred 3"]:
-    """Round to float16 rows: the expected log-ratio, and log(1 + n) of the counts."""
+def pack_expectation(expectation: Expectation) -> Float16[np.ndarray, "pred 4"]:
+    """Round to float16 rows: the expected log-ratio, log(1 + n) of the counts, and the spread."""
     counts = np.log1p(np.stack([expectation.token_count, expectation.pair_count], 1))
-    return np.column_stack([expectation.log_ratio, counts]).astype(np.float16)
+    return np.column_stack([expectation.log_ratio, counts, expectation.spread]).astype(np.float16)
 
 
-def unpack_expectation(rows: Float16[np.ndarray, "pred 3"], spread: float) -> Expectation:
+def unpack_expectation(rows: Float16[np.ndarray, "pred 4"]) -> Expectation:
     """Turn float16 rows back into an expectation, exact to float16."""
     wide = rows.astype(np.float32)
-    counts = np.rint(np.expm1(wide[:, 1:]))
-    return Expectation(log_ratio=wide[:, 0], token_count=counts[:, 0], pair_count=counts[:, 1], spread=spread)
+    counts = np.rint(np.expm1(wide[:, 1:3]))
+    return Expectation(log_ratio=wide[:, 0], token_count=counts[:, 0], pair_count=counts[:, 1], spread=wide[:, 3])

@@ -1,7 +1,7 @@
 """The rows of a store's positions: where each text's lie, and random access to them."""
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ class TokenRows:
         starts: np.ndarray,
         counts: np.ndarray,
         sizes: tuple[int, int, int],
-        spreads: Mapping[str, float] | None = None,
+        expectations: Iterable[str] = (),
     ) -> None:
         """Open the files.
 
@@ -32,17 +32,16 @@ class TokenRows:
             starts: First row of each text.
             counts: Rows of each text.
             sizes: k, vocabulary size and number of rows.
-            spreads: Of the excess, by the kinds of expectation that there are.
+            expectations: The kinds that there are.
 
         Raises:
             ValueError: If a file is not of the size that follows.
         """
         self._starts, self._counts = starts, counts
         self._k, self._vocab_size, n_rows = sizes
-        self._spreads = dict(spreads or {})
         self._tokens = _MappedRows(folder / TOKENS_FILE, (n_rows, row_width(self._k)))
         self._expected = {
-            kind: _MappedRows(folder / EXPECTED_FILES[kind], (n_rows, EXPECTED_WIDTH)) for kind in self._spreads
+            kind: _MappedRows(folder / EXPECTED_FILES[kind], (n_rows, EXPECTED_WIDTH)) for kind in expectations
         }
 
     def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
@@ -50,9 +49,7 @@ class TokenRows:
         rows = np.asarray(rows, np.int64)
         counts = self._counts[rows]
         index = row_index(self._starts[rows], counts)
-        expectation = None
-        if kind in self._expected:
-            expectation = unpack_expectation(self._expected[kind][index], self._spreads[kind])
+        expectation = unpack_expectation(self._expected[kind][index]) if kind in self._expected else None
         return RaggedStatistics(
             tokens=unpack_statistics(self._tokens[index], self._k),
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),

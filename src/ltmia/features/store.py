@@ -29,10 +29,8 @@ from ltmia.features.rows import EXPECTED_FILES, TOKENS_FILE, TokenRows, row_inde
 from ltmia.folders import write_whole
 from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
-SPREADS: Mapping[str, str] = {"full": "excess_spread", "lite": "excess_spread_lite"}
-"""Keys of the manifest, by kind of expectation."""
 FILES = (TOKENS_FILE, *EXPECTED_FILES.values(), TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
 
 
@@ -113,8 +111,8 @@ class StoreWriter:
             "vocab_size": self.vocab_size,
             "n_texts": len(self._written),
             "n_tokens": int(counts.sum()),
+            "expectations": sorted(expectations),
         }
-        head |= {key: expectations[kind].spread if kind in expectations else None for kind, key in SPREADS.items()}
         text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
         write_whole(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
         (self.folder / "journal.jsonl").unlink(missing_ok=True)
@@ -174,10 +172,9 @@ class FeatureStore:
             starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
             self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
             _check_rows(starts, self._counts, n_tokens)
-            spreads = _spreads(self.manifest)
-            self.expectations = frozenset(spreads)
+            self.expectations = _kinds(self.manifest)
             sizes = (self.k, self.vocab_size, n_tokens)
-            self._rows = TokenRows(self.folder, starts, self._counts, sizes, spreads)
+            self._rows = TokenRows(self.folder, starts, self._counts, sizes, self.expectations)
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
@@ -274,15 +271,12 @@ def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _spreads(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Return the spread of the excess, by the kinds of expectation that the store holds."""
-    # Stores made before there was the second kind do not name it.
-    known = {kind: manifest[key] for kind, key in SPREADS.items() if key in manifest or kind == "full"}
-    spreads = {kind: spread for kind, spread in known.items() if spread is not None}
-    for kind, spread in spreads.items():
-        if not (isinstance(spread, float) and 0 < spread < float("inf")):
-            raise ValueError(f"{SPREADS[kind]} = {spread!r}")
-    return spreads
+def _kinds(manifest: Mapping[str, Any]) -> frozenset[str]:
+    """Return the kinds of expectation that the store holds."""
+    kinds = manifest["expectations"]
+    if not isinstance(kinds, list) or any(kind not in EXPECTED_FILES for kind in kinds):
+        raise ValueError(f"expectations = {kinds!r}")
+    return frozenset(kinds)
 
 
 def _checked_texts(table: pa.Table) -> pa.Table:
