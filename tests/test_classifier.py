@@ -9,7 +9,7 @@ import torch
 
 from ltmia.classifier.combinations import RULES, Combination, TrainingData, n_summary, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
-from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
+from ltmia.classifier.networks import LEAN, NETWORKS, Standardize, build_network, sinusoids
 from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss, train_network
 from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.evaluation.roc import auc
@@ -17,7 +17,8 @@ from ltmia.features.columns import feature_columns
 from ltmia.features.per_token import FeatureBatch
 from planted_stores import K, make_store
 
-N_FEATURES, N_SUMMARY = len(feature_columns("excess", K)), n_summary("excess")
+COLUMNS, N_SUMMARY = feature_columns("excess", K), n_summary("excess")
+N_FEATURES = len(COLUMNS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def fitted(stores: list[Combination]) -> MembershipClassifier:
 
 
 def test_the_published_network_has_its_published_size() -> None:
-    network = build_network("published", n_features=154, n_summary=7)
+    network = build_network("published", columns=feature_columns("published", 20), n_summary=7)
     assert sum(p.numel() for p in network.parameters()) == 827_906
 
 
@@ -43,7 +44,7 @@ def test_a_planted_signal_is_learned_and_carries_over(fitted: MembershipClassifi
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_padding_and_batch_size_do_not_matter(name: str) -> None:
-    network = build_network(name, n_features=N_FEATURES, n_summary=N_SUMMARY).eval()
+    network = build_network(name, columns=COLUMNS, n_summary=N_SUMMARY).eval()
     values, mask = torch.randn(3, 11, N_FEATURES), torch.ones(3, 11, dtype=torch.bool)
     mask[1, 6:] = False
     values[~mask] = 0
@@ -59,12 +60,23 @@ def test_padding_and_batch_size_do_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_empty_text_poisons_nothing(name: str) -> None:
-    network = build_network(name, n_features=N_FEATURES, n_summary=N_SUMMARY)
+    network = build_network(name, columns=COLUMNS, n_summary=N_SUMMARY)
     mask = torch.tensor([[True, True], [False, False]])
     logits = network(torch.randn(2, 2, N_FEATURES), mask, torch.randn(2, N_SUMMARY))
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_what_is_not_learned_yet_is_the_mean_excess() -> None:
+    network = build_network("conv", columns=COLUMNS, n_summary=N_SUMMARY).eval()
+    values, mask = torch.randn(4, 7, N_FEATURES), torch.ones(4, 7, dtype=torch.bool)
+    mask[2, 3:] = False
+    values[~mask] = 0
+    excess = [values[i, : int(mask[i].sum()), COLUMNS.index("excess")].mean().item() for i in range(4)]
+    with torch.inference_mode():
+        logits = network(values, mask, torch.randn(4, N_SUMMARY))
+    np.testing.assert_allclose(logits - network.head[-1].bias.item(), LEAN * np.array(excess), rtol=1e-4, atol=1e-5)
 
 
 def test_pairwise_loss_equals_a_double_loop() -> None:
@@ -144,7 +156,7 @@ def test_a_planted_pickle_is_not_run(tmp_path: Path) -> None:
 
 
 def test_a_broken_loss_names_the_combination(tmp_path: Path, stores: list[Combination]) -> None:
-    network = build_network("conv", n_features=N_FEATURES, n_summary=N_SUMMARY)
+    network = build_network("conv", columns=COLUMNS, n_summary=N_SUMMARY)
     with torch.no_grad():
         network.embed.weight.fill_(torch.nan)
     data = TrainingData(training=stores[:1], validation=[], version="excess")

@@ -272,11 +272,11 @@ def test_batches_loaded_ahead_are_those_asked_for_in_order(stores: list[Combinat
 
 def test_a_step_of_several_combinations_follows_their_common_gradient(stores: list[Combination]) -> None:
     config = TrainingConfig(pairwise_weight=0.0, label_smoothing=0.02, grad_clip=1e9)
-    n_features = len(feature_columns("published", K))
+    sizes = {"columns": feature_columns("published", K), "n_summary": n_summary("published")}
     networks = []
     for _ in range(2):
         torch.manual_seed(3)
-        networks.append(build_network("published", n_features=n_features, n_summary=n_summary("published")).eval())
+        networks.append(build_network("published", **sizes).eval())
     mine, plain = networks
     parts = [(store, np.arange(10 * i, 10 * i + 10)) for i, store in enumerate(stores)]
     optimizer = torch.optim.SGD(mine.parameters(), 1.0)

@@ -70,7 +70,7 @@ class Attack:
 _GROUP_OF: dict[str, Group] = {LEARNED: "learned", EXCESS: "set", CONTROL: "control"}
 
 _SUMMARIES = {
-    EXCESS: "Return the mean of D_t less what this target does to such tokens in other texts, in units of its spread.",
+    EXCESS: "Return the mean of D_t less what this target does to such tokens in other texts, weighed by precision.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
     CONTROL: "Control: tell members from non-members by their words alone, without any model.",
 }

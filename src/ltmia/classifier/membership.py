@@ -219,8 +219,8 @@ class MembershipClassifier:
         return sum(p.numel() for p in self.network_.parameters())
 
     def _untrained(self) -> nn.Module:
-        n_features = len(feature_columns(self.feature_version, self.k))
-        return build_network(self.network, n_features=n_features, n_summary=n_summary(self.feature_version))
+        columns = feature_columns(self.feature_version, self.k)
+        return build_network(self.network, columns=columns, n_summary=n_summary(self.feature_version))
 
     def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...], limit: float) -> None:
         if not 0 < limit < float("inf"):

@@ -1,11 +1,11 @@
 """Networks that read a text's per-token features and give one logit: the published one, and ours.
 
-Both take `values` (batch, seq, feat), `mask` (batch, seq) and `summary` (batch, n_summary); a text without any scored
-position yields a finite logit that the caller must not use.
+Both are built for named feature columns, and take `values` (batch, seq, feat), `mask` (batch, seq) and `summary`
+(batch, n_summary); a text without any scored position yields a finite logit that the caller must not use.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 SUMMARY_LIMIT = 8.0
 """Standardised inputs are clipped here."""
+LEAN = 10.0
+"""What a text's mean excess counts for in the logit, in logits a unit, beside what is learned."""
 
 
 class PublishedNetwork(nn.Module):
     """The network of the LT-MIA paper (arXiv 2604.03199): 827,906 parameters on 154 features."""
 
-    def __init__(self, *, n_features: int, n_summary: int) -> None:
+    def __init__(self, *, columns: Sequence[str], n_summary: int) -> None:
         super().__init__()
         del n_summary  # the published network reads tokens only
         width = 192
-        self.embed = nn.Sequential(nn.Linear(n_features, width), nn.LayerNorm(width))
+        self.embed = nn.Sequential(nn.Linear(len(columns), width), nn.LayerNorm(width))
         self.dropout = nn.Dropout(0.05)
         layer = nn.TransformerEncoderLayer(width, 8, 576, 0.05, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
@@ -44,14 +46,17 @@ class ConvNetwork(nn.Module):
     """Ours: two residual convolutions, pooled by mean, spread and four attentions, beside the hand-made rules.
 
     Inputs are standardised by what the training data showed. The head also sees `summary`, the scores of hand-made
-    rules, so that it can fall back on them where token patterns are new.
+    rules. Where there are columns of the excess, the logit is the mean excess, times a fixed weight, and what the head
+    adds to it: so the network learns what that rule misses, and on a target unlike all training data the rule still
+    speaks.
     """
 
-    def __init__(self, *, n_features: int, n_summary: int, width: int = 64) -> None:
+    def __init__(self, *, columns: Sequence[str], n_summary: int, width: int = 64) -> None:
         super().__init__()
-        self.standardize = Standardize(n_features)
+        self.excess_column = columns.index("excess") if "excess" in columns else None
+        self.standardize = Standardize(len(columns))
         self.standardize_summary = Standardize(n_summary)
-        self.embed = nn.Linear(n_features, width)
+        self.embed = nn.Linear(len(columns), width)
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.attention = nn.Linear(width, 4)
@@ -59,6 +64,7 @@ class ConvNetwork(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(6 * width + n_summary, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1)
         )
+        nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]  # a Linear's weight is a tensor
 
     def forward(self, values: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
         """Return one logit per text, (batch,)."""
@@ -74,7 +80,11 @@ class ConvNetwork(nn.Module):
         spread = (((hidden - mean[:, None]) * weight).square().sum(1) / count + 1e-6).sqrt()
         attended = _attend(self.attention(hidden), hidden, safe).flatten(1)
         rules = self.standardize_summary(summary)
-        return self.head(torch.cat([mean, spread, attended, rules], 1))[:, 0]
+        learned = self.head(torch.cat([mean, spread, attended, rules], 1))[:, 0]
+        if self.excess_column is None:
+            return learned
+        excess = (values[:, :, self.excess_column] * weight[:, :, 0]).sum(1) / count[:, 0]
+        return learned + LEAN * excess
 
 
 class Standardize(nn.Module):
