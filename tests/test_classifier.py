@@ -9,7 +9,7 @@ import torch
 
 from ltmia.classifier.combinations import RULES, Combination, TrainingData, n_summary, summary_features
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
-from ltmia.classifier.networks import LEAN, NETWORKS, Standardize, build_network, sinusoids
+from ltmia.classifier.networks import NETWORKS, Standardize, build_network, sinusoids
 from ltmia.classifier.training import TrainingConfig, macro_auc, membership_loss, train_network
 from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.evaluation.roc import auc
@@ -68,15 +68,21 @@ def test_an_empty_text_poisons_nothing(name: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
-def test_what_is_not_learned_yet_is_the_mean_excess() -> None:
-    network = build_network("conv", columns=COLUMNS, n_summary=N_SUMMARY).eval()
+def test_the_logit_leans_on_the_mean_excess_once_it_has_learned() -> None:
+    network = build_network("conv", columns=COLUMNS, n_summary=N_SUMMARY, lean=7.0).eval()
     values, mask = torch.randn(4, 7, N_FEATURES), torch.ones(4, 7, dtype=torch.bool)
     mask[2, 3:] = False
     values[~mask] = 0
+    summary = torch.randn(4, N_SUMMARY)
     excess = [values[i, : int(mask[i].sum()), COLUMNS.index("excess")].mean().item() for i in range(4)]
+    dropout = [module for module in network.modules() if isinstance(module, torch.nn.Dropout)]
     with torch.inference_mode():
-        logits = network(values, mask, torch.randn(4, N_SUMMARY))
-    np.testing.assert_allclose(logits - network.head[-1].bias.item(), LEAN * np.array(excess), rtol=1e-4, atol=1e-5)
+        leaning = network(values, mask, summary)
+        network.train()
+        for module in dropout:
+            module.eval()
+        learned = network(values, mask, summary)
+    np.testing.assert_allclose(leaning - learned, 7.0 * np.array(excess), rtol=1e-4, atol=1e-4)
 
 
 def test_pairwise_loss_equals_a_double_loop() -> None:

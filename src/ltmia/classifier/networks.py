@@ -13,16 +13,14 @@ from torch import Tensor, nn
 
 SUMMARY_LIMIT = 8.0
 """Standardised inputs are clipped here."""
-LEAN = 10.0
-"""What a text's mean excess counts for in the logit, in logits a unit, beside what is learned."""
 
 
 class PublishedNetwork(nn.Module):
     """The network of the LT-MIA paper (arXiv 2604.03199): 827,906 parameters on 154 features."""
 
-    def __init__(self, *, columns: Sequence[str], n_summary: int) -> None:
+    def __init__(self, *, columns: Sequence[str], n_summary: int, lean: float = 0.0) -> None:
         super().__init__()
-        del n_summary  # the published network reads tokens only
+        del n_summary, lean  # the published network reads tokens only
         width = 192
         self.embed = nn.Sequential(nn.Linear(len(columns), width), nn.LayerNorm(width))
         self.dropout = nn.Dropout(0.05)
@@ -46,14 +44,14 @@ class ConvNetwork(nn.Module):
     """Ours: two residual convolutions, pooled by mean, spread and four attentions, beside the hand-made rules.
 
     Inputs are standardised by what the training data showed. The head also sees `summary`, the scores of hand-made
-    rules. Where there are columns of the excess, the logit is the mean excess, times a fixed weight, and what the head
-    adds to it: so the network learns what that rule misses, and on a target unlike all training data the rule still
-    speaks.
+    rules. Once it has learned, its logit may lean on the mean excess, `lean` logits a unit: on a target unlike all
+    training data this rule still holds when what was learned from others does not.
     """
 
-    def __init__(self, *, columns: Sequence[str], n_summary: int, width: int = 64) -> None:
+    def __init__(self, *, columns: Sequence[str], n_summary: int, lean: float = 0.0, width: int = 64) -> None:
         super().__init__()
-        self.excess_column = columns.index("excess") if "excess" in columns else None
+        self.lean = lean
+        self.excess_column = columns.index("excess") if lean else None
         self.standardize = Standardize(len(columns))
         self.standardize_summary = Standardize(n_summary)
         self.embed = nn.Linear(len(columns), width)
@@ -64,7 +62,6 @@ class ConvNetwork(nn.Module):
         self.head = nn.Sequential(
             nn.Linear(6 * width + n_summary, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1)
         )
-        nn.init.zeros_(self.head[-1].weight)  # type: ignore[arg-type]  # a Linear's weight is a tensor
 
     def forward(self, values: Tensor, mask: Tensor, summary: Tensor) -> Tensor:
         """Return one logit per text, (batch,)."""
@@ -81,10 +78,10 @@ class ConvNetwork(nn.Module):
         attended = _attend(self.attention(hidden), hidden, safe).flatten(1)
         rules = self.standardize_summary(summary)
         learned = self.head(torch.cat([mean, spread, attended, rules], 1))[:, 0]
-        if self.excess_column is None:
+        if self.training or self.excess_column is None:
             return learned
         excess = (values[:, :, self.excess_column] * weight[:, :, 0]).sum(1) / count[:, 0]
-        return learned + LEAN * excess
+        return learned + self.lean * excess
 
 
 class Standardize(nn.Module):
