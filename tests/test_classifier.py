@@ -136,6 +136,7 @@ def test_unscorable_texts_are_nan_and_probabilities_follow_logits(fitted: Member
         ("config.json", lambda p: p.write_text("{")),
         ("config.json", lambda p: p.write_text(json.dumps({"format_version": 9}))),
         ("config.json", lambda p: p.write_text(json.dumps(json.loads(p.read_text()) | {"outside_limit": 10**400}))),
+        ("config.json", lambda p: p.write_text(json.dumps(json.loads(p.read_text()) | {"lean": float("inf")}))),
         ("config.json", lambda p: p.unlink()),
         ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:100])),
         ("model.safetensors", lambda p: p.unlink()),

@@ -19,6 +19,8 @@ them finds most likely. It gives each text one logit, higher for texts the model
 {%- else -%}
 {{ n_parameters }} parameters. It reads per-token statistics of a fine-tuned language model against its pretrained
 base and gives each text one logit, higher for texts the model was fine-tuned on.
+{%- endif %}{% if lean %} Beside what it learned, each unit of a text's mean excess
+counts {{ "%g" | format(lean) }} logits.
 {%- endif %}
 
 ## Trained on

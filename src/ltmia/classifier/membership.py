@@ -51,6 +51,7 @@ class MembershipClassifier:
         self.network = network
         self.feature_version = feature_version
         self.k = k
+        self.lean = LEANS.get(feature_version, 0.0)
 
     def fit(
         self,
@@ -151,6 +152,7 @@ class MembershipClassifier:
             "network": self.network,
             "feature_version": self.feature_version,
             "k": self.k,
+            "lean": self.lean,
             "trained_on": list(self.trained_on_),
             "outside_limit": self.outside_limit_,
             "settings": self.settings_,
@@ -199,6 +201,8 @@ class MembershipClassifier:
                 feature_version=config["feature_version"],
                 k=int(config["k"]),
             )
+            # Those saved before a network could lean do not.
+            loaded.lean = float(config.get("lean", 0.0))
             loaded.settings_ = dict(config.get("settings", {}))
             loaded.history_ = [EpochRecord(**record) for record in config.get("history", ())]
             weights = load_file(folder / WEIGHTS_FILE)
@@ -223,12 +227,11 @@ class MembershipClassifier:
 
     def _untrained(self) -> nn.Module:
         columns = feature_columns(self.feature_version, self.k)
-        lean = LEANS.get(self.feature_version, 0.0)
-        return build_network(self.network, columns=columns, n_summary=n_summary(self.feature_version), lean=lean)
+        return build_network(self.network, columns=columns, n_summary=n_summary(self.feature_version), lean=self.lean)
 
     def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...], limit: float) -> None:
-        if not 0 < limit < float("inf"):
-            raise ValueError(f"outside_limit = {limit}")
+        if not (0 < limit < float("inf") and 0 <= self.lean < float("inf")):
+            raise ValueError(f"outside_limit = {limit}, lean = {self.lean}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise ValueError("weights that are not numbers")
         self.feature_means_ = weights.pop("feature_means").numpy()
