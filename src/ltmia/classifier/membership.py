@@ -28,7 +28,7 @@ from ltmia.folders import write_folder
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
 """Feature version of each classifier that comes with the package."""
-LEANS: Mapping[str, float] = {"excess": 20.0}
+LEANS: Mapping[str, float] = {"excess": 10.0}
 """How much a network leans on the mean excess, see `ConvNetwork`, by feature version. Chosen on targets of bases that
 nothing was trained on, one of 135M parameters (docs/log.md); the excess of `lite` is too weak a rule to lean on."""
 FORMAT_VERSION = 2
