@@ -42,10 +42,22 @@ def data(stores: list[Combination]) -> TrainingData:
     return training.hold_out(stores, ["c2"], "excess")
 
 
-def run(data: TrainingData, out: Path, *, config: TrainingConfig = CONFIG, network: str = "conv", **told) -> list[str]:
+def run(
+    data: TrainingData,
+    out: Path,
+    *,
+    config: TrainingConfig = CONFIG,
+    network: str = "conv",
+    start: Path | None = None,
+    **told,
+) -> list[str]:
     """Train into `out`; return the lines told."""
     lines: list[str] = []
-    training.train(training.untrained(network, data), data, config, out, tell=lines.append, **told)
+    if start is None:
+        classifier = training.untrained(network, data)
+    else:
+        classifier = training.going_on_from(MembershipClassifier.from_pretrained(start), data)
+    training.train(classifier, data, config, out, tell=lines.append, **told)
     return lines
 
 
@@ -149,11 +161,49 @@ def test_killed_while_files_are_written_it_comes_to_the_same_bits(
 
 def test_the_published_network_resumes_too(stores: list[Combination], tmp_path: Path) -> None:
     data = training.hold_out(stores, ["c2"], "published")
-    how = {"network": "published", "config": training.usual_config("published", data, epochs=2)}
+    config = training.usual_config(training.untrained("published", data), data, epochs=2)
+    how = {"network": "published", "config": config}
     run(data, tmp_path / "whole", **how)
     killed_at_step(data, tmp_path / "model", 3, **how)
     run(data, tmp_path / "model", **how)
     assert same_files(tmp_path / "model", tmp_path / "whole")
+
+
+def test_training_goes_on_from_a_trained_classifier(
+    stores: list[Combination], undisturbed: Path, tmp_path: Path
+) -> None:
+    more, start = training.hold_out(stores[2:], [], "excess"), MembershipClassifier.from_pretrained(undisturbed)
+    batch = stores[2].batch(np.arange(30), "excess")
+    run(more, tmp_path / "hardly", start=undisturbed, config=TrainingConfig(epochs=1, learning_rate=1e-12))
+    hardly = MembershipClassifier.from_pretrained(tmp_path / "hardly")
+    np.testing.assert_allclose(hardly.predict_logit(batch), start.predict_logit(batch), atol=1e-5)
+    assert hardly.trained_on_ == (*start.trained_on_, "c2")
+    assert hardly.distance(batch) < start.distance(batch), "it has seen this one now"
+    assert hardly.outside_limit_ == start.outside_limit_
+    assert hardly.settings_["start"] == start.settings_
+
+    faint = training.hold_out([Combination(make_store(tmp_path / "faint", gain=0.3, seed=7))], [], "excess")
+    run(faint, tmp_path / "further", start=undisturbed, config=TrainingConfig.going_on(half_batch=20))
+    further = MembershipClassifier.from_pretrained(tmp_path / "further")
+    before, after = (macro_auc(c.network_, faint.training, "excess") for c in (start, further))
+    assert after > before
+    assert torch.equal(further.network_.standardize.mean, start.network_.standardize.mean)
+
+
+def test_going_on_resumes_too(stores: list[Combination], undisturbed: Path, tmp_path: Path) -> None:
+    data = training.hold_out(stores, ["c2"], "excess")
+    run(data, tmp_path / "whole", start=undisturbed)
+    killed_at_step(data, tmp_path / "model", STEPS + 1, start=undisturbed)
+    run(data, tmp_path / "model", start=undisturbed)
+    assert same_files(tmp_path / "model", tmp_path / "whole")
+
+
+def test_a_start_of_another_width_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    start = MembershipClassifier.from_pretrained(undisturbed)
+    start.feature_version = "published"
+    narrow = [Combination(make_store(tmp_path / "narrow", gain=1.0, seed=5, k=3))]
+    with pytest.raises(ConfigError, match=r"the stores keep 3 top tokens, the classifier to start from reads 5"):
+        training.going_on_from(start, training.hold_out(narrow, [], "published"))
 
 
 def test_other_settings_start_anew_and_say_so(data: TrainingData, undisturbed: Path, tmp_path: Path) -> None:
@@ -336,6 +386,7 @@ def test_the_command_retrains_the_published_method(folder: str, tmp_path: Path) 
     [
         (("--network", "convolution"), "'convolution': expected published, conv"),
         (("--feature-version", "excessive"), "'excessive': expected published, logratio, excess"),
+        (("--start", "full", "--network", "conv"), "has a network and features already"),
         (("--patience", "3"), "needs --hold-out"),
         (("--seed", "-1"), "--seed"),
     ],

@@ -46,7 +46,7 @@ Not evaluated.
 
 ## Limits
 
-Trained on tiny language models only. On a target unlike these the audit says that it extrapolates. It reads what the
+What it learned from stands above; on a target unlike all of it the audit says that it extrapolates. It reads what the
 target does to tokens in other texts, so it needs company: {% if feature_version == "lite" -%}
 some hundreds of candidates; fewer were
 not tried with it.

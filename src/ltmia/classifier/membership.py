@@ -19,7 +19,7 @@ from ltmia.classifier.card import model_card
 from ltmia.classifier.checkpoint import EpochRecord
 from ltmia.classifier.combinations import Combination, TrainingData, n_summary, tensors
 from ltmia.classifier.networks import NETWORKS, build_network
-from ltmia.classifier.training import PREDICT_AT_ONCE, TrainingConfig, train_network
+from ltmia.classifier.training import PREDICT_AT_ONCE, TrainingConfig, standardize_by, train_network
 from ltmia.errors import ConfigError, StoreError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
@@ -47,11 +47,28 @@ class MembershipClassifier:
     training data).
     """
 
+    trained_on_: tuple[str, ...]
+    feature_means_: np.ndarray
+    feature_spread_: np.ndarray
+    outside_limit_: float
+
     def __init__(self, *, network: str = "conv", feature_version: str = "excess", k: int = DEFAULT_K) -> None:
         self.network = network
         self.feature_version = feature_version
         self.k = k
         self.lean = LEANS.get(feature_version, 0.0)
+        self.start: MembershipClassifier | None = None
+
+    @classmethod
+    def going_on_from(cls, start: "MembershipClassifier") -> "MembershipClassifier":
+        """Return a classifier that is yet to be fitted, whose training goes on from the weights of a fitted one.
+
+        It reads the same features, standardised alike, and tells distances in the same units.
+        """
+        classifier = cls(network=start.network, feature_version=start.feature_version, k=start.k)
+        classifier.lean = start.lean
+        classifier.start = start
+        return classifier
 
     def fit(
         self,
@@ -85,22 +102,36 @@ class MembershipClassifier:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.network_ = self._untrained()
+        if self.start is None:
+            standardize_by(self.network_, data)
+        else:
+            self.network_.load_state_dict(self.start.network_.state_dict())
         self.history_ = train_network(
             self.network_, data, config, checkpoint=checkpoint, report=report, on_step=on_step
         )
-        self.trained_on_ = tuple(combination.name for combination in training)
-        means = [feature_means(_sample(c, self.feature_version)) for c in training]
-        self.feature_means_ = np.stack(means)
-        self.feature_spread_ = np.maximum(self.feature_means_.std(axis=0), 1e-3)
-        self.outside_limit_ = self._outside_limit([combination.origin for combination in training])
+        self._remember(training)
         return self
+
+    def _remember(self, training: Sequence[Combination]) -> None:
+        """Keep what was trained on, and how far from all of it a strange target would lie."""
+        names = tuple(combination.name for combination in training)
+        means = np.stack([feature_means(_sample(c, self.feature_version)) for c in training])
+        if self.start is not None:
+            self.trained_on_ = (*self.start.trained_on_, *names)
+            self.feature_means_ = np.concatenate([self.start.feature_means_, means])
+            self.feature_spread_, self.outside_limit_ = self.start.feature_spread_, self.start.outside_limit_
+            return
+        self.trained_on_, self.feature_means_ = names, means
+        self.feature_spread_ = np.maximum(means.std(axis=0), 1e-3)
+        self.outside_limit_ = self._outside_limit([combination.origin for combination in training])
 
     def settings(self, data: TrainingData, config: TrainingConfig) -> dict[str, Any]:
         """Return all that training depends on, as JSON values: stores by name and fingerprint, network, config."""
         stores = {"combinations": data.training, "held_out": data.validation}
         named = {kind: [[c.name, c.store.manifest["fingerprint"]] for c in some] for kind, some in stores.items()}
         shape = {"network": self.network, "feature_version": self.feature_version, "k": self.k}
-        return named | shape | asdict(config)
+        before = {} if self.start is None else {"start": self.start.settings_}
+        return named | shape | asdict(config) | before
 
     def predict_logit(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
         """Return one logit per text, higher for members; NaN for a text without scored positions.

@@ -98,6 +98,29 @@ class TrainingConfig:
             **changes,
         )
 
+    @classmethod
+    def going_on(cls, **changes: Any) -> "TrainingConfig":
+        """Return how a trained network learns from more: at a lower rate, so that it forgets little.
+
+        Args:
+            **changes: Fields that differ from that.
+        """
+        return cls(**({"learning_rate": 3e-4} | changes))
+
+
+def standardize_by(network: nn.Module, data: TrainingData) -> None:
+    """Take what inputs are standardised by from some texts of each combination; a step the published network lacks."""
+    if not isinstance(network, ConvNetwork):
+        return
+    rows, summaries = [], []
+    for combination in data.training:
+        chosen = np.concatenate([combination.members[:FIT_TEXTS], combination.nonmembers[:FIT_TEXTS]])
+        values, mask, summary = tensors(combination.batch(chosen, data.version))
+        rows.append(values[mask])
+        summaries.append(summary)
+    network.standardize.fit(torch.cat(rows))
+    network.standardize_summary.fit(torch.cat(summaries))
+
 
 def train_network(
     network: nn.Module,
@@ -111,7 +134,7 @@ def train_network(
     """Train in place; the weights left are those of the epoch best on the held-out combinations, else the last.
 
     Args:
-        network: Untrained.
+        network: Untrained, or trained on other data; standardised.
         data: What to learn from.
         config: How.
         checkpoint: File to keep the state in after each epoch, and to go on from where it is there. It must be of the
@@ -130,8 +153,6 @@ def train_network(
     state = TrainingState(network=network, optimizer=optimizer)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(state, checkpoint)
-    else:
-        _fit_standardization(network, data)
     with torch.random.fork_rng(devices=[]):
         while not _finished(state.records, config):
             _learn_epoch(state, data, config, on_step)
@@ -252,16 +273,3 @@ def _epoch_steps(
     order = rng.permutation(len(batches))
     together = config.batches_per_step
     return [[batches[i] for i in order[start : start + together]] for start in range(0, len(batches), together)]
-
-
-def _fit_standardization(network: nn.Module, data: TrainingData) -> None:
-    if not isinstance(network, ConvNetwork):
-        return
-    rows, summaries = [], []
-    for combination in data.training:
-        chosen = np.concatenate([combination.members[:FIT_TEXTS], combination.nonmembers[:FIT_TEXTS]])
-        values, mask, summary = tensors(combination.batch(chosen, data.version))
-        rows.append(values[mask])
-        summaries.append(summary)
-    network.standardize.fit(torch.cat(rows))
-    network.standardize_summary.fit(torch.cat(summaries))

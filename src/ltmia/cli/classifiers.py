@@ -13,20 +13,20 @@ from ltmia.cli.progress import progress
 Stores = Annotated[list[Path], typer.Argument(help="Stores, or folders that hold stores, such as LAB/stores.")]
 
 
-def _network(value: str) -> str:
+def _network(value: str | None) -> str | None:
     from ltmia.classifier.networks import NETWORKS
 
     return _one_of(value, NETWORKS)
 
 
-def _feature_version(value: str) -> str:
+def _feature_version(value: str | None) -> str | None:
     from ltmia.features.columns import FEATURE_VERSIONS
 
     return _one_of(value, FEATURE_VERSIONS)
 
 
-def _one_of(value: str, names: Collection[str]) -> str:
-    if value not in names:
+def _one_of(value: str | None, names: Collection[str]) -> str | None:
+    if value is not None and value not in names:
         raise typer.BadParameter(f"{value!r}: expected {', '.join(names)}")
     return value
 
@@ -40,24 +40,30 @@ def train(
             "--hold-out", help="Base, corpus or store whose combinations choose the epoch and are not learnt from."
         ),
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", help="Classifier whose weights to go on from: full, lite, a folder or a hub id. Default: none."
+        ),
+    ] = None,
     network: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--network",
             callback=_network,
             metavar="conv|published",
-            help="Ours, or that of the LT-MIA paper, with its loss and schedule.",
+            help="Ours, or that of the LT-MIA paper, with its loss and schedule. Default: conv, or that of --start.",
         ),
-    ] = "conv",
+    ] = None,
     feature_version: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--feature-version",
             callback=_feature_version,
             metavar="excess|lite|logratio|published",
-            help="Columns it reads; docs/features.md describes them.",
+            help="Columns it reads; docs/features.md describes them. Default: excess, or those of --start.",
         ),
-    ] = "excess",
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: 6; published: 80.")] = None,
     patience: Annotated[
         int | None,
@@ -69,13 +75,20 @@ def train(
     """Train a classifier on labelled stores."""
     if patience is not None and not hold_out:
         raise typer.BadParameter("needs --hold-out: what is not learnt from says when to stop", param_hint="--patience")
+    if start is not None and (network or feature_version):
+        raise typer.BadParameter(
+            "has a network and features already: leave out --network and --feature-version", param_hint="--start"
+        )
+    from ltmia.classifier.membership import chosen_classifier
     from ltmia.pipelines import train as training
     from ltmia.pipelines.examine import find_combinations
 
-    data = training.hold_out(find_combinations(stores), hold_out or [], feature_version)
-    classifier = training.untrained(network, data)
+    started = None if start is None else chosen_classifier(start)
+    version = started.feature_version if started else feature_version or "excess"
+    data = training.hold_out(find_combinations(stores), hold_out or [], version)
+    classifier = training.going_on_from(started, data) if started else training.untrained(network or "conv", data)
     chosen = {"epochs": epochs} if epochs else {}
-    config = training.usual_config(network, data, patience=patience, seed=seed, **chosen)
+    config = training.usual_config(classifier, data, patience=patience, seed=seed, **chosen)
 
     def tell(line: str) -> None:
         if not quiet:

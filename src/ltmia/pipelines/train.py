@@ -36,15 +36,35 @@ def untrained(network: str, data: TrainingData) -> MembershipClassifier:
     Raises:
         ConfigError: If the stores keep so different numbers of top tokens that their features differ in width.
     """
+    return MembershipClassifier(network=network, feature_version=data.version, k=_top_tokens(data))
+
+
+def going_on_from(start: MembershipClassifier, data: TrainingData) -> MembershipClassifier:
+    """Return a classifier whose training goes on from a fitted one, with the data.
+
+    Raises:
+        ConfigError: If the data's features are not as wide as those it was fitted to.
+    """
+    k = _top_tokens(data)
+    if feature_columns(data.version, k) != feature_columns(data.version, start.k):
+        raise ConfigError(
+            f"the stores keep {k} top tokens, the classifier to start from reads {start.k}: extract again"
+        )
+    return MembershipClassifier.going_on_from(start)
+
+
+def _top_tokens(data: TrainingData) -> int:
     ks = sorted({combination.store.k for combination in (*data.training, *data.validation)})
     if len({feature_columns(data.version, k) for k in ks}) > 1:
         raise ConfigError(f"the stores keep {ks} top tokens, so their {data.version!r} features differ: use one kind")
-    return MembershipClassifier(network=network, feature_version=data.version, k=ks[0])
+    return ks[0]
 
 
-def usual_config(network: str, data: TrainingData, **changes: Any) -> TrainingConfig:
-    """Return how a network is trained unless told otherwise: the published one as published."""
-    return TrainingConfig.published(data.n_texts, **changes) if network == "published" else TrainingConfig(**changes)
+def usual_config(classifier: MembershipClassifier, data: TrainingData, **changes: Any) -> TrainingConfig:
+    """Return how a classifier is trained unless told otherwise: the published network as published."""
+    if classifier.network == "published":
+        return TrainingConfig.published(data.n_texts, **changes)
+    return TrainingConfig(**changes) if classifier.start is None else TrainingConfig.going_on(**changes)
 
 
 def train(
