@@ -38,7 +38,7 @@ def main() -> None:
     drawn = draw_membership(pool, n_members=args.members, n_nonmembers=args.nonmembers, n_validation=0, seed=args.seed)
     members, nonmembers = pool.take(drawn.members), pool.take(drawn.nonmembers)
     target = args.out / "target"
-    if not (target / "config.json").is_file():
+    if not target.is_dir():
         options = LoadOptions(dtype="float32", device="cpu")
         config = FinetuneConfig(
             epochs=args.epochs,

@@ -30,7 +30,7 @@ SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
 """Feature version of each classifier that comes with the package."""
 LEANS: Mapping[str, float] = {"excess": 10.0}
 """How much a network leans on the mean excess, see `ConvNetwork`, by feature version. Chosen on targets of bases that
-nothing was trained on, one of 135M parameters (docs/log.md); the excess of `lite` is too weak a rule to lean on."""
+nothing had been trained on then, one of 135M parameters (docs/log.md); that of `lite` is too weak to lean on."""
 FORMAT_VERSION = 2
 OUTSIDE_QUANTILE = 0.95
 """Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
