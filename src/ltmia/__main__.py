@@ -50,7 +50,7 @@ def _message(error: Exception) -> str:
 
 
 def _stop(message: str) -> None:
-    print(f"ltmia: {message}", file=sys.stderr)  # noqa: T201
+    print(f"ltmia: {message}", file=sys.stderr)  # noqa: T201  the command's one message to its user
     sys.exit(COULD_NOT_RUN)
 
 

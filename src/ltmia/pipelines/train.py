@@ -82,7 +82,7 @@ def train(
     there to the same weights; a call with other settings starts anew. A finished classifier is never replaced.
 
     Args:
-        classifier: Untrained.
+        classifier: Not fitted yet, see `untrained` and `going_on_from`.
         data: What to learn from, and what is held out.
         config: How.
         out: Folder of the classifier.
