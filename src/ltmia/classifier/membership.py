@@ -24,6 +24,7 @@ from ltmia.errors import ConfigError, StoreError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
 from ltmia.folders import write_folder
+from ltmia.lm.pair import parameters_sha256
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
@@ -130,7 +131,7 @@ class MembershipClassifier:
         stores = {"combinations": data.training, "held_out": data.validation}
         named = {kind: [[c.name, c.store.manifest["fingerprint"]] for c in some] for kind, some in stores.items()}
         shape = {"network": self.network, "feature_version": self.feature_version, "k": self.k}
-        before = {} if self.start is None else {"start": self.start.settings_}
+        before = {} if self.start is None else {"start": parameters_sha256(self.start.network_)}
         return named | shape | asdict(config) | before
 
     def predict_logit(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
