@@ -53,7 +53,7 @@ def attributions(
         "log ratio": ratio,
         "excess": excess,
         "attention": torch.cat(seen).softmax(1).mean(-1).numpy(),
-        "integrated gradients": integrated_gradients(network, features, classifier.average_token),
+        "integrated gradients": integrated_gradients(network, features, classifier.domain_.average_token),
     }
 
 

@@ -104,7 +104,7 @@ def realised(combination: Combination, attack: str, classifier: MembershipClassi
     )
     return Realised(
         name=combination.name,
-        trained_on=classifier is not None and combination.name in classifier.trained_on_,
+        trained_on=classifier is not None and combination.name in classifier.domain_.names,
         decisions=judged[0],
         mean_fdp=float(np.mean([d.realized_fdp.value or 0.0 for d in judged])),
         mean_flagged=float(np.mean([d.n_flagged for d in judged])),

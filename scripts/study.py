@@ -214,7 +214,7 @@ def _mean_excess(asked: Asked, change: Change) -> np.ndarray:
 def _averaged(asked: Asked, model: MembershipClassifier, columns: Sequence[int]) -> FeatureBatch:
     batch = asked.features(model.feature_version)
     values = batch.values.copy()
-    values[..., columns] = model.average_token.numpy()[list(columns)]
+    values[..., columns] = model.domain_.average_token.numpy()[list(columns)]
     return replace(batch, values=values * batch.mask[..., None])
 
 

@@ -37,7 +37,8 @@ def learn(name: str, tiny: list[Combination], real: list[Combination], out: Path
     data = hold_out(tiny, [], SHIPPED[name])
     start = train(untrained("conv", data), data, TrainingConfig(epochs=EPOCHS), out / f"{name}-tiny", tell=print)
     data = hold_out(real, [], SHIPPED[name])
-    return train(going_on_from(start, data), data, TrainingConfig.going_on(epochs=EPOCHS_REAL), out / name, tell=print)
+    config = TrainingConfig(epochs=EPOCHS_REAL).going_on()
+    return train(going_on_from(start, data), data, config, out / name, tell=print)
 
 
 if __name__ == "__main__":

@@ -103,8 +103,8 @@ def test_saved_and_loaded_it_says_the_same(
     fitted.save_pretrained(tmp_path / "saved")
     again = MembershipClassifier.from_pretrained(tmp_path / "saved")
     np.testing.assert_array_equal(again.predict_logit(batch), fitted.predict_logit(batch))
-    assert again.trained_on_ == ("c0", "c1")
-    assert again.distance(batch) == pytest.approx(fitted.distance(batch), rel=1e-5)
+    assert again.domain_.names == ("c0", "c1")
+    assert again.domain_.distance(batch) == pytest.approx(fitted.domain_.distance(batch), rel=1e-5)
     assert "c0" in (tmp_path / "saved" / "README.md").read_text("utf-8")
 
 

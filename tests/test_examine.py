@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from commands import run_ltmia
+from ltmia.classifier.domain import TrainingDomain
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
@@ -170,6 +171,6 @@ def test_stores_are_found_at_any_depth_and_their_absence_is_named(stores: Path, 
 def test_what_was_trained_on_is_not_examined(stores: Path, tmp_path: Path) -> None:
     combinations = find_combinations([stores])
     classifier = MembershipClassifier()
-    classifier.trained_on_ = (combinations[0].name,)
+    classifier.domain_ = TrainingDomain.of(combinations[:1], "excess")
     with pytest.raises(StoreError, match="trained on these"):
         evaluate(classifier, combinations, tmp_path)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -178,17 +179,26 @@ def test_training_goes_on_from_a_trained_classifier(
     run(more, tmp_path / "hardly", start=undisturbed, config=TrainingConfig(epochs=1, learning_rate=1e-12))
     hardly = MembershipClassifier.from_pretrained(tmp_path / "hardly")
     np.testing.assert_allclose(hardly.predict_logit(batch), start.predict_logit(batch), atol=1e-5)
-    assert hardly.trained_on_ == (*start.trained_on_, "c2")
-    assert hardly.distance(batch) < start.distance(batch), "it has seen this one now"
-    assert hardly.outside_limit_ == start.outside_limit_
+    assert hardly.domain_.names == (*start.domain_.names, "c2")
+    assert hardly.domain_.distance(batch) < start.domain_.distance(batch), "it has seen this one now"
+    assert hardly.domain_.limit == start.domain_.limit
     assert hardly.settings_["start"] == parameters_sha256(start.network_) != parameters_sha256(hardly.network_)
 
     faint = training.hold_out([Combination(make_store(tmp_path / "faint", gain=0.3, seed=7))], [], "excess")
-    run(faint, tmp_path / "further", start=undisturbed, config=TrainingConfig.going_on(half_batch=20))
+    run(faint, tmp_path / "further", start=undisturbed, config=TrainingConfig(half_batch=20).going_on())
     further = MembershipClassifier.from_pretrained(tmp_path / "further")
     before, after = (macro_auc(c.network_, faint.training, "excess") for c in (start, further))
     assert after > before
     assert torch.equal(further.network_.standardize.mean, start.network_.standardize.mean)
+
+
+@pytest.mark.parametrize("network", ["conv", "published"])
+def test_going_on_is_gentler(data: TrainingData, network: str) -> None:
+    first = training.untrained(network, data)
+    again = MembershipClassifier.going_on_from(first)
+    before, after = (training.usual_config(classifier, data, epochs=2) for classifier in (first, again))
+    assert after.learning_rate == pytest.approx(0.15 * before.learning_rate)
+    assert replace(after, learning_rate=before.learning_rate) == before
 
 
 def test_going_on_resumes_too(stores: list[Combination], undisturbed: Path, tmp_path: Path) -> None:

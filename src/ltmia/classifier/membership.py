@@ -18,6 +18,7 @@ from ltmia.classifier.attribution import integrated_gradients
 from ltmia.classifier.card import model_card
 from ltmia.classifier.checkpoint import EpochRecord
 from ltmia.classifier.combinations import Combination, TrainingData, n_summary, tensors
+from ltmia.classifier.domain import TrainingDomain
 from ltmia.classifier.networks import NETWORKS, build_network
 from ltmia.classifier.training import PREDICT_AT_ONCE, TrainingConfig, standardize_by, train_network
 from ltmia.errors import ConfigError, StoreError
@@ -33,8 +34,6 @@ LEANS: Mapping[str, float] = {"excess": 10.0}
 """How much a network leans on the mean excess, see `ConvNetwork`, by feature version. Chosen on targets of bases that
 nothing had been trained on then, one of 135M parameters (docs/log.md); that of `lite` is too weak to lean on."""
 FORMAT_VERSION = 2
-OUTSIDE_QUANTILE = 0.95
-"""Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
 DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError, ConfigError)
 """What loading a damaged classifier ends in."""
 
@@ -42,16 +41,11 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticE
 class MembershipClassifier:
     """A network with the feature version it reads and what it was trained on.
 
-    Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `trained_on_`, `history_` (what each
-    epoch came to), `settings_` (all that training depended on), `feature_means_` (one row of feature means per training
-    combination), `feature_spread_` and `outside_limit_` (the distance beyond which a target counts as unlike all
-    training data).
+    Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `domain_` (what it was trained on),
+    `history_` (what each epoch came to) and `settings_` (all that training depended on).
     """
 
-    trained_on_: tuple[str, ...]
-    feature_means_: np.ndarray
-    feature_spread_: np.ndarray
-    outside_limit_: float
+    domain_: TrainingDomain
 
     def __init__(self, *, network: str = "conv", feature_version: str = "excess", k: int = DEFAULT_K) -> None:
         self.network = network
@@ -110,21 +104,13 @@ class MembershipClassifier:
         self.history_ = train_network(
             self.network_, data, config, checkpoint=checkpoint, report=report, on_step=on_step
         )
-        self._remember(training)
+        version = self.feature_version
+        self.domain_ = (
+            TrainingDomain.of(training, version)
+            if self.start is None
+            else self.start.domain_.widened(training, version)
+        )
         return self
-
-    def _remember(self, training: Sequence[Combination]) -> None:
-        """Keep what was trained on, and how far from all of it a strange target would lie."""
-        names = tuple(combination.name for combination in training)
-        means = np.stack([feature_means(_sample(c, self.feature_version)) for c in training])
-        if self.start is not None:
-            self.trained_on_ = (*self.start.trained_on_, *names)
-            self.feature_means_ = np.concatenate([self.start.feature_means_, means])
-            self.feature_spread_, self.outside_limit_ = self.start.feature_spread_, self.start.outside_limit_
-            return
-        self.trained_on_, self.feature_means_ = names, means
-        self.feature_spread_ = np.maximum(means.std(axis=0), 1e-3)
-        self.outside_limit_ = self._outside_limit([combination.origin for combination in training])
 
     def settings(self, data: TrainingData, config: TrainingConfig) -> dict[str, Any]:
         """Return all that training depends on, as JSON values: stores by name and fingerprint, network, config."""
@@ -156,27 +142,6 @@ class MembershipClassifier:
         """Return the logistic of the logit. Rank by the logit: this saturates at 1."""
         return 1.0 / (1.0 + np.exp(-self.predict_logit(features)))
 
-    def distance(self, features: FeatureBatch) -> float:
-        """Return how far a target's features lie from the nearest training combination.
-
-        Root mean square, over columns, of the difference of column means in units of their spread between training
-        combinations. Around 1 the target is as far from all of them as they are from each other.
-        """
-        return float(self._distances(feature_means(features)).min())
-
-    def _distances(self, means: np.ndarray) -> Float64[np.ndarray, " combinations"]:
-        gaps = (self.feature_means_ - means) / self.feature_spread_
-        return np.sqrt((gaps**2).mean(axis=1)).astype(np.float64)
-
-    def _outside_limit(self, origins: Sequence[tuple[str, str]]) -> float:
-        """Return how far from all others lies a combination of a base and a corpus that are both new."""
-        nearest = []
-        for means, (base, corpus) in zip(self.feature_means_, origins, strict=True):
-            strange = np.array([base != other and corpus != topic for other, topic in origins])
-            if strange.any():
-                nearest.append(self._distances(means)[strange].min())
-        return float(np.quantile(nearest, OUTSIDE_QUANTILE)) if nearest else 1.0
-
     def save_pretrained(self, folder: Path | str, results: Mapping[str, Any] | None = None) -> None:
         """Write config, weights and model card; the folder appears whole or not at all."""
         config = {
@@ -185,15 +150,15 @@ class MembershipClassifier:
             "feature_version": self.feature_version,
             "k": self.k,
             "lean": self.lean,
-            "trained_on": list(self.trained_on_),
-            "outside_limit": self.outside_limit_,
+            "trained_on": list(self.domain_.names),
+            "outside_limit": self.domain_.limit,
             "settings": self.settings_,
             "history": [asdict(record) for record in self.history_],
             "results": dict(results or {}),
         }
         weights = {f"network.{n}": t.contiguous() for n, t in self.network_.state_dict().items()}
-        weights["feature_means"] = torch.from_numpy(self.feature_means_).float()
-        weights["feature_spread"] = torch.from_numpy(self.feature_spread_).float()
+        weights["feature_means"] = torch.from_numpy(self.domain_.means).float()
+        weights["feature_spread"] = torch.from_numpy(self.domain_.spread).float()
 
         def write(part: Path) -> None:
             (part / CONFIG_FILE).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", "utf-8")
@@ -245,12 +210,7 @@ class MembershipClassifier:
 
     def attribute(self, features: FeatureBatch) -> Float32[np.ndarray, "batch seq"]:
         """Return how much each token adds to its text's logit; 0 where nothing is scored."""
-        return integrated_gradients(self.network_, features, self.average_token)
-
-    @property
-    def average_token(self) -> Float32[Tensor, " feat"]:
-        """Features of an average token of the training data."""
-        return torch.from_numpy(self.feature_means_.mean(axis=0)).float()
+        return integrated_gradients(self.network_, features, self.domain_.average_token)
 
     @property
     def n_parameters(self) -> int:
@@ -261,18 +221,16 @@ class MembershipClassifier:
         columns = feature_columns(self.feature_version, self.k)
         return build_network(self.network, columns=columns, n_summary=n_summary(self.feature_version), lean=self.lean)
 
-    def _adopt(self, weights: dict[str, torch.Tensor], trained_on: tuple[str, ...], limit: float) -> None:
-        if not (0 < limit < float("inf") and 0 <= self.lean < float("inf")):
-            raise ValueError(f"outside_limit = {limit}, lean = {self.lean}")
+    def _adopt(self, weights: dict[str, Tensor], trained_on: tuple[str, ...], limit: float) -> None:
+        if not 0 <= self.lean < float("inf"):
+            raise ValueError(f"lean = {self.lean}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise ValueError("weights that are not numbers")
-        self.feature_means_ = weights.pop("feature_means").numpy()
-        self.feature_spread_ = weights.pop("feature_spread").numpy()
+        means, spread = (weights.pop(name).double().numpy() for name in ("feature_means", "feature_spread"))
+        self.domain_ = TrainingDomain(names=trained_on, means=means, spread=spread, limit=limit)
         self.network_ = self._untrained()
         self.network_.load_state_dict({n.removeprefix("network."): t for n, t in weights.items()})
         self.network_.eval()
-        self.trained_on_ = trained_on
-        self.outside_limit_ = limit
 
 
 def shipped_classifier(name: str = "full") -> MembershipClassifier:
@@ -295,17 +253,6 @@ def chosen_classifier(source: str | None) -> MembershipClassifier:
     if source is None or source in SHIPPED:
         return shipped_classifier(source or "full")
     return MembershipClassifier.from_pretrained(source)
-
-
-def feature_means(features: FeatureBatch) -> np.ndarray:
-    """Return the mean of each feature column over the scored positions of all texts."""
-    positions = features.values[features.mask]
-    return positions.mean(axis=0) if len(positions) else np.zeros(features.values.shape[2])
-
-
-def _sample(combination: Combination, version: str) -> FeatureBatch:
-    rows = np.concatenate([combination.members[:100], combination.nonmembers[:100]])
-    return combination.batch(rows, version)
 
 
 def _download(repo_id: str) -> Path:

@@ -122,7 +122,7 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     features = scored.sample()
     if classifier is None or features is None:
         return distribution_check(None, 0.0)
-    return distribution_check(classifier.distance(features), classifier.outside_limit_)
+    return distribution_check(classifier.domain_.distance(features), classifier.domain_.limit)
 
 
 def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: MembershipClassifier | None) -> Check:

@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         StoreError: If one of the stores was trained on, or lacks what the classifier reads.
     """
-    known = set(classifier.trained_on_)
+    known = set(classifier.domain_.names)
     trained = [combination.name for combination in combinations if combination.name in known]
     if trained:
         raise StoreError(f"{', '.join(trained)}: the classifier was trained on these; evaluate it on others")

@@ -62,9 +62,9 @@ def _top_tokens(data: TrainingData) -> int:
 
 def usual_config(classifier: MembershipClassifier, data: TrainingData, **changes: Any) -> TrainingConfig:
     """Return how a classifier is trained unless told otherwise: the published network as published."""
-    if classifier.network == "published":
-        return TrainingConfig.published(data.n_texts, **changes)
-    return TrainingConfig(**changes) if classifier.start is None else TrainingConfig.going_on(**changes)
+    published = classifier.network == "published"
+    config = TrainingConfig.published(data.n_texts, **changes) if published else TrainingConfig(**changes)
+    return config if classifier.start is None else config.going_on()
 
 
 def train(
