@@ -117,6 +117,7 @@ def test_an_audit_says_that_it_rests_on_recordings(
     assert all(getattr(found.validity, name).status != "not_measured" for name in others)
     page = (tmp_path / "audit" / "report.html").read_text("utf-8")
     assert "not run here" in page
+    assert found.data.n_cut is None, "a recording does not say whether its texts went on"
     assert found.target.sha256 in page
 
 

@@ -59,6 +59,9 @@ class DataInfo(_Section):
     n_nonmembers: int
     n_candidates: int = 0
     n_unscorable: int = 0
+    n_cut: int | None = None
+    """Texts as long as what is read of each, or longer: nothing was looked at beyond. Null where only recordings
+    were at hand, which do not say, and in files from before it was counted."""
     n_groups: int | None = None
     """Distinct groups over all texts; null when the data have none."""
 

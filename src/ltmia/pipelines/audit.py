@@ -29,6 +29,7 @@ from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
+from ltmia.pipelines.extraction import usable_length
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
@@ -167,7 +168,7 @@ def _audit(
         target=identity.target,
         reference=identity.reference,
         tokenizer=identity.tokenizer,
-        data=_data_info(data, scored),
+        data=data_info(pair, data, scored, config.max_length),
         attacks=measured.attacks,
         decisions=decisions,
         set_test=measured.set_test,
@@ -268,13 +269,23 @@ def _shots(data: LabelledTexts, seed: int) -> Shots:
     return Shots(members=members, nonmembers=nonmembers)
 
 
-def _data_info(data: LabelledTexts, scored: ScoredTexts) -> DataInfo:
+def data_info(
+    pair: AuditedPair, data: LabelledTexts, scored: ScoredTexts, max_length: int, *, labelled: bool = True
+) -> DataInfo:
+    """Count texts of each kind; without labels those that come first are candidates."""
+    first = "n_members" if labelled else "n_candidates"
     return DataInfo(
-        n_members=data.n_members,
+        **{"n_members": 0, first: data.n_members},
         n_nonmembers=len(data.texts) - data.n_members,
         n_unscorable=sum(reason is not None for reason in scored.reasons),
+        n_cut=None if pair.models is None else _n_cut(scored, usable_length(pair.models, max_length)),
         n_groups=None if data.groups is None else len(np.unique(data.groups)),
     )
+
+
+def _n_cut(scored: ScoredTexts, n_ids: int) -> int:
+    """Count the texts that fill all ids read of each; the first id is not scored."""
+    return int((scored.n_tokens + 1 >= n_ids).sum())
 
 
 def timing_of(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:

@@ -17,13 +17,13 @@ from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import DataInfo, Results, SetTest
+from ltmia.evaluation.results import Results, SetTest
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.folders import hold_folder
 from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.audit import AuditResult, timing_of
+from ltmia.pipelines.audit import AuditResult, data_info, timing_of
 from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
@@ -156,7 +156,7 @@ def _score(
         target=identity.target,
         reference=identity.reference,
         tokenizer=identity.tokenizer,
-        data=_data_info(data, scored),
+        data=data_info(pair, data, scored, config.max_length, labelled=False),
         attacks={},
         decisions=decisions.summary.model_copy(update={"flagged_groups": groups}),
         set_test=set_test,
@@ -186,13 +186,3 @@ def _decide(data: LabelledTexts, scored: ScoredTexts, config: ScoreConfig) -> tu
     named = {"candidate_groups": groups["member_groups"], "nonmember_groups": groups["nonmember_groups"]}
     decisions = judge_candidates(candidates, nonmembers, attack=config.attack, fdr=config.fdr, **named)
     return decisions, collection_test(candidates, nonmembers, **named, seed=config.seed)
-
-
-def _data_info(data: LabelledTexts, scored: ScoredTexts) -> DataInfo:
-    return DataInfo(
-        n_members=0,
-        n_nonmembers=len(data.texts) - data.n_members,
-        n_candidates=data.n_members,
-        n_unscorable=sum(reason is not None for reason in scored.reasons),
-        n_groups=None if data.groups is None else len(set(data.groups.tolist())),
-    )

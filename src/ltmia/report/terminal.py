@@ -13,7 +13,7 @@ from rich.text import Text
 from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE
 from ltmia.evaluation.results import Measure, Results
 from ltmia.report.page import REPORT_FILE
-from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks
+from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks, unread
 
 STYLES = {"warning": "yellow", "failed": "bold red"}
 
@@ -31,6 +31,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         if check.status in STYLES:
             light = LIGHTS[check.status]
             _print(console, f"{light.mark} {light.word}: {name}. {check.sentence}", STYLES[check.status])
+    if cut := unread(results):
+        _print(console, cut)
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
 

@@ -86,6 +86,18 @@ def telling_rate(results: Results) -> str:
     return next((fpr for fpr, best in found.items() if best is not None and (best[1].value or 0.0) >= 0.5), "0.1")
 
 
+def unread(results: Results) -> str | None:
+    """Say of how many texts only the beginning may have been read; None if all were read whole, or nobody counted."""
+    data = results.data
+    if not data.n_cut:
+        return None
+    n_texts = data.n_members + data.n_candidates + data.n_nonmembers
+    return (
+        f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} are as "
+        "long as that or longer, and what they give away further on is not seen. --max-length reads more."
+    )
+
+
 def not_shown(results: Results) -> list[str]:
     """Say what the verdict does not show: short sentences composed from figures, for the side of the verdict."""
     d = results.decisions
@@ -101,6 +113,8 @@ def not_shown(results: Results) -> list[str]:
             f"None flagged is not “nothing leaks”: {d.n_calibration} non-members to calibrate on give no "
             f"p-value below {d.smallest_p:.2g}.{clue}"
         )
+    if cut := unread(results):
+        said.append(cut)
     return [
         *said,
         "A record that is not flagged may still have been used: an attack can miss it.",
