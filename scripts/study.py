@@ -35,8 +35,8 @@ EPOCHS = 4
 """As of the shipped classifier."""
 GROWTH = (1, 3, 7, 14, 28)
 """Numbers of training combinations; the shipped classifier saw all."""
-LENGTHS = (16, 32, 64, 128)
-"""Tokens left of each text."""
+LENGTHS, LONGER = (16, 32, 64, 128), (128, 256, 384)
+"""Tokens left of each text, where targets were trained on as many as in training, and on more."""
 COLUMN_GROUPS = {
     "excess and expectation": ("excess", "expected"),
     "how often token and pair occur in other texts": ("token_count", "pair_count"),
@@ -60,6 +60,11 @@ class Asked:
         self.rows = np.concatenate(chosen)
         self.is_member = np.repeat([True, False], [len(side) for side in chosen])
         self.recipe = recipe_of(combination)
+
+    @property
+    def n_tokens(self) -> int:
+        """Most tokens of a text that the target was trained on."""
+        return int(self.recipe["finetuning"]["max_length"])
 
     @cached_property
     def best_rule(self) -> float:
@@ -93,7 +98,9 @@ class Study:
         combinations = find_combinations([stores])
         self.training = [c for c in combinations if recipe_of(c)["role"] == "train"]
         self.asked = [Asked(c) for c in combinations]
-        self.exam = [a for a in self.asked if a.recipe["role"] == "exam"]
+        exam = [a for a in self.asked if a.recipe["role"] == "exam"]
+        self.exam = [a for a in exam if a.n_tokens <= max(LENGTHS)]
+        self.long = [a for a in exam if a.n_tokens > max(LENGTHS)]
         self.out = out
         self.file = out / "figures.json"
         self.found: dict[str, float] = json.loads(self.file.read_text("utf-8")) if self.file.is_file() else {}
@@ -161,14 +168,21 @@ class Study:
         table = [_row("training combinations", "AUC on the exam", "(1 - AUC) over the best published rule's")]
         return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.exam)) for n, aucs in curve)]
 
-    def lengths(self) -> list[str]:
+    def shorter(self) -> list[str]:
         """Leave the first tokens of each text of the exam only."""
+        return self._first_tokens(self.exam, LENGTHS)
+
+    def longer(self) -> list[str]:
+        """The same, of targets that were trained on more of each text."""
+        return self._first_tokens(self.long, LONGER)
+
+    def _first_tokens(self, asked: Sequence[Asked], lengths: Sequence[int]) -> list[str]:
         model = self._whole()
         table = [_row("tokens", "AUC of the classifier", "AUC of `excess`"), _row("---", "---", "---")]
-        for length in LENGTHS:
+        for length in lengths:
             cut = partial(_cut, model=model, length=length)
-            own = [self.ask(f"first {length}", a, partial(_logits, model=model, change=cut)) for a in self.exam]
-            rule = [self.ask(f"excess of first {length}", a, partial(_mean_excess, change=cut)) for a in self.exam]
+            own = [self.ask(f"first {length}", a, partial(_logits, model=model, change=cut)) for a in asked]
+            rule = [self.ask(f"excess of first {length}", a, partial(_mean_excess, change=cut)) for a in asked]
             table.append(_row(length, *(format_measure(mean_with_interval(aucs)) for aucs in (own, rule))))
         return table
 
@@ -276,7 +290,8 @@ def main() -> None:
         "One family to learn from": study.families,
         "Regimes, on families not learned from": study.regimes,
         "More combinations": study.growth,
-        "Shorter texts": study.lengths,
+        "Shorter texts": study.shorter,
+        "Longer texts": study.longer,
         "What it leans on": study.columns,
     }
     text = "\n\n".join(f"## {title}\n\n" + "\n".join(part()) for title, part in parts.items())
