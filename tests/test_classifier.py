@@ -115,9 +115,11 @@ def test_the_card_shows_the_results_it_is_given(fitted: MembershipClassifier, tm
         "tpr_at_0.01": "0.5",
         "best_baseline_tpr_at_0.01": "loss 0.1",
     }
-    fitted.save_pretrained(tmp_path / "saved", {"a.b.c": row})
-    card = (tmp_path / "saved" / "README.md").read_text("utf-8")
-    assert f"| a.b.c | {' | '.join(row.values())} |" in card
+    strict = {"tpr_at_0.001": "0.3", "best_baseline_tpr_at_0.001": "zlib 0.05"}
+    fitted.save_pretrained(tmp_path / "saved", {"a.b.c": row, "d.e.f": row | strict})
+    card = (tmp_path / "saved" / "README.md").read_text("utf-8").splitlines()
+    assert f"| a.b.c | {' | '.join(row.values())} | – | – |" in card
+    assert f"| d.e.f | {' | '.join((row | strict).values())} |" in card
 
 
 def test_unscorable_texts_are_nan_and_probabilities_follow_logits(fitted: MembershipClassifier) -> None:

@@ -33,12 +33,16 @@ counts {{ "%g" | format(lean) }} logits.
 ## Results
 
 {% if results -%}
-AUC and TPR at 1 % FPR on combinations whose architecture and corpus it never saw, beside the best published rule.
+AUC and TPR at two FPRs on combinations whose architecture and corpus it never saw, beside the best published rule. A
+dash where there are too few non-members for the FPR.
 
-| combination | AUC | best published rule | TPR@1 % | best published rule |
-|---|---|---|---|---|
-{% for name, r in results | dictsort -%}
-| {{ name }} | {{ r.auc }} | {{ r.best_baseline_auc }} | {{ r["tpr_at_0.01"] }} | {{ r["best_baseline_tpr_at_0.01"] }} |
+| combination | AUC | best published rule | TPR@1 % | best published rule | TPR@0.1 % | best published rule |
+|---|---|---|---|---|---|---|
+{% for name, row in results | dictsort -%}
+| {{ name }} |
+{%- for figure in ("auc", "tpr_at_0.01", "tpr_at_0.001") %} {{ row.get(figure, "–") }} |
+{{- " " ~ row.get("best_baseline_" ~ figure, "–") }} |
+{%- endfor %}
 {% endfor %}
 {%- else -%}
 Not evaluated.
