@@ -1,16 +1,16 @@
 """Print the tree of source files with a few words each, for the README: python scripts/source_tree.py."""
 
 import ast
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "ltmia"
 
 
 def first_words(path: Path) -> str:
-    """Return the first clause of a module's docstring."""
-    text = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").splitlines()
-    first = text[0] if text else ""
-    return first.split(": ")[0].split(";")[0].split(", ")[0].rstrip(".")
+    """Return a module's docstring up to the first colon or the first end of a sentence."""
+    first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
+    return re.split(r":|;|\.(?:\s|$)|(?<=\?)\s", first)[0]
 
 
 def source_tree() -> str:
