@@ -27,7 +27,7 @@ WRONG_JSON = {
     "digits": (b'{"text": ' + b"1" * 10_000 + b"}", r"line 2: JSON value out of range"),
     "number": (b'{"text": 3.5}', r"line 2: column 'text' holds a float.*--text-column"),
     "texts": (b'{"text": ["a"]}', r"line 2: column 'text' holds a list"),
-    "lacks": (b'{"prompt": "a", "completion": "b"}', r"line 2.*'prompt', 'completion'.*--text-col"),
+    "lacks": (b'{"prompt": "a", "answer": "b"}', r"line 2.*'prompt', 'answer'.*--text-col"),
     "no columns": (b"{}", r"line 2: no column 'text'. Columns found: none"),
     "bytes": (b'{"text": "caf\xe9"}', r"line 2, byte 14: not UTF-8 \(0xe9\)"),
     "raw surrogate": (b'{"text": "\xed\xa0\x80"}', r"line 2, byte 11: not UTF-8"),

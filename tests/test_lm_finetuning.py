@@ -18,7 +18,7 @@ from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.lm.lora import add_lora
 from ltmia.lm.tiny import ARCHITECTURES, END_ID, TinyConfig, build_base, train_tokenizer
 from ltmia.lm.training import make_trainer, save_model
-from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
+from ltmia.lm.training_rows import RightPadding, TextRow, TokenRows, training_rows
 
 TEXTS = [f"Crate {i * 37 % 101} of the cargo holds {i} lamps and a letter." for i in range(40)]
 OTHERS = [f"Crate {i * 53 % 101} of the cargo holds {i} lamps and a letter." for i in range(10)]
@@ -49,12 +49,12 @@ def test_rows_end_with_eos_unless_cut_off():
     long, short = TEXTS[0] * 5, "the lamps of the cargo"
     n = len(ids_of(short))
     rows = training_rows(TOKENIZER, [long, short, "", "\ud800"], n + 1)
-    assert rows == [ids_of(long)[: n + 1], [*ids_of(short), END_ID], [*ids_of("?"), END_ID]]
-    assert training_rows(TOKENIZER, [short], n) == [ids_of(short)]
+    assert [row.ids for row in rows] == [ids_of(long)[: n + 1], [*ids_of(short), END_ID], [*ids_of("?"), END_ID]]
+    assert training_rows(TOKENIZER, [short], n) == [TextRow(ids_of(short))]
 
 
 def test_labels_follow_the_mask_and_keep_the_eos_that_is_also_padding():
-    batch = RightPadding(END_ID)([{"input_ids": torch.tensor(ids)} for ids in ([5, 6, 0], [7, 0])])
+    batch = RightPadding(END_ID)([TextRow(ids).tensors() for ids in ([5, 6, 0], [7, 0])])
     assert batch["input_ids"].tolist() == [[5, 6, 0], [7, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[-100, 6, 0], [-100, 0, -100]]
@@ -70,8 +70,8 @@ def test_losses_are_nats_per_predicted_token(model_type):
     total, n_predicted = 0.0, 0
     with torch.no_grad():
         for row in training_rows(TOKENIZER, OTHERS, config.max_length):
-            logs = torch.log_softmax(model(input_ids=torch.tensor([row])).logits[0], dim=-1)
-            total -= logs[range(len(row) - 1), row[1:]].sum().item()
+            logs = torch.log_softmax(model(input_ids=torch.tensor([row.ids])).logits[0], dim=-1)
+            total -= logs[range(len(row) - 1), row.ids[1:]].sum().item()
             n_predicted += len(row) - 1
     assert outcome.validation_loss == pytest.approx(total / n_predicted, rel=1e-4)
     assert outcome.train_loss == pytest.approx(total / n_predicted, rel=1e-3)
@@ -259,7 +259,7 @@ def test_adapters_do_not_depend_on_the_callers_generator():
 
 
 def test_rows_are_a_dataset():
-    rows = TokenRows([[1, 2], [3]])
+    rows = TokenRows([TextRow([1, 2]), TextRow([3])])
     assert len(rows) == 2
     assert rows[1]["input_ids"].tolist() == [3]
 

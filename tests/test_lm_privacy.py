@@ -61,11 +61,11 @@ def test_one_step_moves_by_no_more_than_the_clipped_gradients_and_the_noise():
     privacy = private.plan_privacy(DpConfig(epsilon=1e6, delta=1e-3, max_grad_norm=1e-3), 40, 8, 1)
     model = small()
     collate = private.private_collate(model, RightPadding(0))
-    batch = collate([{"input_ids": torch.tensor(row)} for row in ROWS[:8]])
+    batch = collate([row.tensors() for row in ROWS[:8]])
     model.eval()
     total = [torch.zeros_like(weight) for weight in model.parameters()]
     for row in ROWS[:8]:
-        loss = private.text_loss(model, collate([{"input_ids": torch.tensor(row)}]))
+        loss = private.text_loss(model, collate([row.tensors()]))
         own = torch.autograd.grad(loss, list(model.parameters()))
         norm = torch.stack([g.norm() for g in own]).norm()
         total = [t + g * min(1.0, privacy.max_grad_norm / float(norm)) for t, g in zip(total, own, strict=True)]

@@ -270,12 +270,12 @@ def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
     texts = [text[:n] for text, n in zip(demo_texts().texts, [60, 60, 2000, 2000, 2000, 0] * 10, strict=False)]
     lengths = [len(pair.tokenizer(text)["input_ids"]) for text in texts]
     limit = sorted(lengths)[-20]
-    n_long = sum(length >= limit for length in lengths)
+    n_long = sum(length > limit for length in lengths)
     assert 0 < n_long < 40
     config = AuditConfig(attacks="difference", max_length=limit)
     some = audit(pair, texts[:30], texts[30:], tmp_path / "some", config=config)
     assert some.results.data.n_cut == n_long
-    said = f"Of each text no more than {limit} tokens are read: {n_long} of 60 are as long as that or longer"
+    said = f"Of each text no more than {limit} tokens are read: {n_long} of 60 are longer"
     print_results(some.results, some.folder, Console())
     assert said in capsys.readouterr().out
     assert said in page_of(some.folder)
@@ -284,6 +284,7 @@ def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
     whole = score(pair, texts[:30], texts[30:], tmp_path / "whole", config=config)
     assert whole.results.data.n_cut == 0
     assert "are read:" not in page_of(whole.folder)
+    assert "10 of 60 texts could not be scored" in page_of(whole.folder)
 
 
 @pytest.mark.parametrize("no_color", [True, False])

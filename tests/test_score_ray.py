@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ltmia.errors import ConfigError
 from ltmia.lm.finetuning import FinetuneConfig, finetune
 from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.pipelines.identity import PairIdentity
+from ltmia.pipelines.labelled import as_texts
 from ltmia.pipelines.score import ScoreConfig, score
 from ltmia.pipelines.scoring import extraction_config
 from ltmia.records import Texts
@@ -79,9 +81,11 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_equal_those_of_one_process_and_a_torn_chunk_is_made_again(load: partial, tmp_path: Path) -> None:
     config = ScoreConfig(max_length=64)
-    local = score(load(), CANDIDATES, NONMEMBERS, tmp_path / "local", config=config)
+    candidates = replace(as_texts(CANDIDATES), starts=tuple(len(text) // 10 for text in CANDIDATES))
+    local = score(load(), candidates, NONMEMBERS, tmp_path / "local", config=config)
     scorer = RayScorer(load=load, n_workers=2)
-    spread = score(load(), CANDIDATES, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
+    spread = score(load(), candidates, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
+    assert spread.records["n_tokens"] == local.records["n_tokens"]
     ours, theirs = local.records, spread.records
     assert ours["id"] == theirs["id"]
     assert ours["reason"] == theirs["reason"]
@@ -98,7 +102,7 @@ def test_scores_equal_those_of_one_process_and_a_torn_chunk_is_made_again(load: 
     chunks[1].write_bytes(chunks[1].read_bytes()[:-20])
     chunks[2].unlink()
     before = [chunks[i].stat().st_mtime_ns for i in (0, 3)]
-    again = score(load(), CANDIDATES, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
+    again = score(load(), candidates, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
     assert [chunks[i].stat().st_mtime_ns for i in (0, 3)] == before
     np.testing.assert_array_equal(again.records["score_ltmia"], theirs["score_ltmia"])  # NaN where unscorable
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ltmia.data.prompt_logprobs import from_prompt_logprobs
     from ltmia.data.reading import read_texts
     from ltmia.data.recordings import RecordingHeader, write_recording
+    from ltmia.lm.chat import chat_template
     from ltmia.lm.loading import load_pair
     from ltmia.lm.pair import Pair
     from ltmia.pipelines.audit import audit
@@ -25,6 +26,7 @@ _HOMES = {
     "Pair": "ltmia.lm.pair",
     "RecordingHeader": "ltmia.data.recordings",
     "audit": "ltmia.pipelines.audit",
+    "chat_template": "ltmia.lm.chat",
     "extract_features": "ltmia.pipelines.memory",
     "from_prompt_logprobs": "ltmia.data.prompt_logprobs",
     "load_pair": "ltmia.lm.loading",
@@ -41,6 +43,7 @@ __all__ = [
     "Pair",
     "RecordingHeader",
     "audit",
+    "chat_template",
     "extract_features",
     "from_prompt_logprobs",
     "load_pair",

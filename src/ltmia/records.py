@@ -7,12 +7,17 @@ Axis names, the same in every file:
     k       top / bottom tokens kept        feat   feature columns
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
+
+Messages = Sequence[Mapping[str, str]]
+"""A conversation: `role` and `content` of each message."""
+Chat = Callable[[Messages, bool], str]
+"""Writes a conversation out as a model reads it; if asked, up to where the next answer begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,24 +29,26 @@ class Texts:
     """One per text, unique; the user's own, or made from the content."""
     groups: tuple[str, ...] | None = None
     """Patient, author or document of each text; None when the data have no groups."""
+    starts: tuple[int, ...] | None = None
+    """Character from which on each text is scored; what stands before it, its prompt, is only read. None: all of it."""
     source: str = "memory"
     """Where the rows came from, for messages and provenance."""
 
     def __post_init__(self) -> None:
-        n_groups = len(self.texts) if self.groups is None else len(self.groups)
-        if not len(self.texts) == len(self.ids) == n_groups:
-            raise ValueError(f"{len(self.texts)} texts, {len(self.ids)} ids and {n_groups} groups do not align")
+        lengths = {len(column) for column in (self.texts, self.ids, self.groups, self.starts) if column is not None}
+        if len(lengths) > 1:
+            raise ValueError(f"texts, ids, groups and starts of {sorted(lengths)} rows do not align")
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> "Texts":
         """Return the given rows, in the order of `rows`."""
-        groups = None if self.groups is None else tuple(self.groups[i] for i in rows)
         return Texts(
             texts=tuple(self.texts[i] for i in rows),
             ids=tuple(self.ids[i] for i in rows),
-            groups=groups,
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
+            starts=None if self.starts is None else tuple(self.starts[i] for i in rows),
             source=self.source,
         )
 
@@ -49,12 +56,20 @@ class Texts:
     def concatenate(cls, parts: Sequence["Texts"]) -> "Texts":
         """Join several runs of texts, in order; groups are kept if all of them have some."""
         groups = [part.groups for part in parts if part.groups is not None]
+        prompted = any(part.starts is not None for part in parts)
         return cls(
             texts=tuple(text for part in parts for text in part.texts),
             ids=tuple(name for part in parts for name in part.ids),
             groups=tuple(group for part in groups for group in part) if len(groups) == len(parts) else None,
+            starts=tuple(start for part in parts for start in part.starts or (0,) * len(part)) if prompted else None,
             source=", ".join(part.source for part in parts),
         )
+
+
+def shared_beginning(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many signs of two texts, or ids of two rows, are the same from the start on."""
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def hash_strings(digest: Any, strings: Iterable[str]) -> None:

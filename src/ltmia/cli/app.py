@@ -80,12 +80,12 @@ def audit(
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
     calm_libraries()
-    from ltmia.data.reading import read_texts
     from ltmia.pipelines.audit import AuditConfig
     from ltmia.pipelines.audit import audit as run_audit
 
+    read = o.reader(target, base, trust_remote_code=trust_remote_code)
     member_texts, nonmember_texts = (
-        read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
+        read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (members, nonmembers)
     )
     pair = _open_pair(
@@ -138,14 +138,14 @@ def score(
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
     calm_libraries()
-    from ltmia.data.reading import read_texts
     from ltmia.lm.loading import load_pair
     from ltmia.pipelines.score import ScoreConfig
     from ltmia.pipelines.score import score as run_score
     from ltmia.pipelines.scoring import score_to_store
 
+    read = o.reader(target, base, trust_remote_code=trust_remote_code)
     candidate_texts, nonmember_texts = (
-        read_texts(source, text_column=text_column, id_column=id_column, group_column=group_column)
+        read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (candidates, nonmembers)
     )
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
@@ -189,14 +189,13 @@ def finetune(
 ) -> None:
     """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
     calm_libraries()
-    from ltmia.data.reading import read_texts
     from ltmia.lm.finetuning import FinetuneConfig
     from ltmia.lm.finetuning import finetune as run_finetune
     from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
     from ltmia.lm.privacy import DpConfig
 
     loading = LoadOptions(dtype="float32", device=device)
-    members = read_texts(texts, text_column=text_column)
+    members = o.reader(base)(texts, text_column=text_column)
     config = FinetuneConfig(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -207,7 +206,7 @@ def finetune(
         dp=None if epsilon is None else DpConfig(epsilon=epsilon, delta=0.1 / max(len(members), 1)),
     )
     model, _ = load_model(base, loading)
-    outcome = run_finetune(model, load_tokenizer(base, loading), members.texts, config, out)
+    outcome = run_finetune(model, load_tokenizer(base, loading), members, config, out)
     print(f"{out}: last epoch's training loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s")
     if outcome.privacy is not None:
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")

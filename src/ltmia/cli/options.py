@@ -1,12 +1,16 @@
 """Options that several commands share, written once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ltmia.records import Texts
 
 
 class Dtype(StrEnum):
@@ -43,7 +47,13 @@ Base = Annotated[
     typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
-TextColumn = Annotated[str, typer.Option("--text-column", help="Column that holds the text.")]
+TextColumn = Annotated[
+    str,
+    typer.Option(
+        "--text-column",
+        help="Column that holds the text. Where it is missing: prompt and completion, or messages.",
+    ),
+]
 IdColumn = Annotated[
     str | None,
     typer.Option("--id-column", help="Column of ids; default: id, else made from the text."),
@@ -94,6 +104,17 @@ Reveal = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
+
+
+def reader(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> "Callable[..., Texts]":
+    """Return `read_texts` for a model: what writes messages out as it reads them is known."""
+    from ltmia.data.reading import read_texts
+    from ltmia.data.recordings import is_recording
+    from ltmia.lm.chat import chat_template
+
+    if is_recording(model):
+        return read_texts
+    return partial(read_texts, chat=chat_template(model, base, trust_remote_code=trust_remote_code))
 
 
 @contextmanager

@@ -30,11 +30,11 @@ def record(
 ) -> None:
     """Write down what one model says of texts, for audit and score to work from without the model."""
     calm_libraries()
-    from ltmia.data.reading import read_texts
     from ltmia.lm.loading import LoadOptions, load_alone
     from ltmia.pipelines.recording import RecordConfig, record_model
     from ltmia.records import Texts
 
+    read_texts = o.reader(tokenizer or model, trust_remote_code=trust_remote_code)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
     options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     pair = load_alone(model, tokenizer=tokenizer, options=options)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from ltmia.data.conversations import TEXT, missing, possible_columns, text_of
 from ltmia.data.lines import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, too_large
 from ltmia.data.rows import Row, csv_rows, folder_rows, json_rows, plain_rows, stream_rows
 from ltmia.data.tables import (
@@ -21,7 +22,7 @@ from ltmia.data.tables import (
     saved_dataset_rows,
 )
 from ltmia.errors import ConfigError, DataError
-from ltmia.records import Texts, hash_strings
+from ltmia.records import Chat, Texts, hash_strings
 
 MAX_TEXTS = 5_000_000
 """Most texts read from one source: all are held in memory, with their ids."""
@@ -32,7 +33,7 @@ FORMATS = ".jsonl, .jsonl.gz, .csv, .parquet, .txt, a folder of .txt files, hf:N
 class Columns:
     """Which columns hold what."""
 
-    text: str = "text"
+    text: str = TEXT
     id: str | None = None
     """None: the column `id` where there is one."""
     group: str | None = None
@@ -42,10 +43,11 @@ class Columns:
 def read_texts(
     source: str | Path,
     *,
-    text_column: str = "text",
+    text_column: str = TEXT,
     id_column: str | None = None,
     group_column: str | None = None,
     limit: int | None = None,
+    chat: Chat | None = None,
 ) -> Texts:
     """Read texts from a file, a folder, a dataset or standard input.
 
@@ -54,11 +56,13 @@ def read_texts(
             folder of `.txt` files (ids are their relative paths), a folder written by
             `save_to_disk`, `hf:name:config[split]` for the hub, or `-` for standard input (JSON
             lines where it starts with `{`, else one text a line).
-        text_column: Column of the texts. A null is an empty text.
+        text_column: Column of the texts. A null is an empty text. Where `text` is missing, the columns `prompt` and
+            `completion` stand in, of which the completion is scored, or `messages`.
         id_column: Column of the ids; by default `id` where there is one. A text without an id gets
             16 hex digits made of it and of all the other texts, see `content_ids`.
         group_column: Column of the patient, author or document of each text.
         limit: Read the first rows only.
+        chat: Writes messages out as the target reads them, see `ltmia.chat_template`; without it they are refused.
 
     Raises:
         DataError: The source is missing, of an unknown format, damaged, empty or too large, or it
@@ -69,7 +73,7 @@ def read_texts(
         raise ConfigError(f"limit is {limit}: expected 1 or more, or none for all rows.")
     columns = Columns(text=text_column, id=id_column, group=group_column)
     name = "standard input" if str(source) == "-" else str(source)
-    collected = _Collected(columns)
+    collected = _Collected(columns, chat)
     for row in islice(_rows(str(source), columns), limit):
         collected.add(row)
     if not collected.texts:
@@ -78,6 +82,7 @@ def read_texts(
         texts=tuple(collected.texts),
         ids=_complete_ids(collected.texts, collected.ids),
         groups=None if group_column is None else tuple(collected.groups),
+        starts=tuple(collected.starts) if any(collected.starts) else None,
         source=name,
     )
 
@@ -114,8 +119,8 @@ def _rows(source: str, columns: Columns) -> Iterator[Row]:
 
 def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
     if path.suffix.lower() == ".parquet":
-        named = [columns.text, columns.id, columns.group]
-        return parquet_rows(path, [name for name in named if name is not None])
+        named = [columns.id, columns.group]
+        return parquet_rows(path, [name for name in named if name is not None], possible_columns(columns.text))
     readers = {".jsonl": json_rows, ".jsonl.gz": json_rows, ".csv": csv_rows, ".txt": plain_rows}
     for ending, reader in readers.items():
         if path.name.lower().endswith(ending):
@@ -137,7 +142,9 @@ class _Collected:
     """Columns taken from the rows so far."""
 
     columns: Columns
+    chat: Chat | None
     texts: list[str] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     ids: list[str | None] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
@@ -145,7 +152,8 @@ class _Collected:
     size: int = 0
 
     def add(self, row: Row) -> None:
-        text = _text_of(row, self.columns.text)
+        text, start = text_of(row, self.columns.text, self.chat)
+        _check_size(text, row)
         self.size += len(text)
         if self.size > MAX_TOTAL_BYTES:
             raise DataError(too_large(row.place))
@@ -158,6 +166,7 @@ class _Collected:
         if self.columns.group is not None:
             self.groups.append(_label_of(row, self.columns.group, "--group-column"))
         self.texts.append(text)
+        self.starts.append(start)
 
     def _id_of(self, row: Row) -> str | None:
         if self.columns.id is not None:
@@ -175,29 +184,18 @@ class _Collected:
         return name
 
 
-def _text_of(row: Row, column: str) -> str:
-    if column not in row.columns:
-        raise DataError(_missing(row, column, "--text-column"))
-    text = row.columns[column]
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise DataError(
-            f"{row.place}: column {column!r} holds a {type(text).__name__}. "
-            "Expected a text; put it in quotes, or name another column with --text-column."
-        )
+def _check_size(text: str, row: Row) -> None:
     if len(text) > MAX_TEXT_BYTES:
         raise DataError(
             f"{row.place}: a text of {len(text):,} characters; at most {MAX_TEXT_BYTES:,} are read."
             " Cut it into passages."
         )
-    return text
 
 
 def _label_of(row: Row, column: str, option: str) -> str:
     """Return an id or a group: a text or a whole number, never empty, writable as UTF-8."""
     if column not in row.columns:
-        raise DataError(_missing(row, column, option))
+        raise DataError(missing(row, column, option))
     value = row.columns[column]
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -213,11 +211,6 @@ def _label_of(row: Row, column: str, option: str) -> str:
             "no result file can hold. Write it again as UTF-8."
         )
     return value
-
-
-def _missing(row: Row, column: str, option: str) -> str:
-    found = ", ".join(_shown(name) for name in list(row.columns)[:20]) or "none"
-    return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with {option}."
 
 
 def _shown(value: str) -> str:

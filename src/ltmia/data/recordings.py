@@ -63,8 +63,10 @@ class RecordedText(_Line):
     """That of the text in the file of texts; stands once."""
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
     """Token ids, special ones included; the first is not predicted."""
+    start: Annotated[int, Field(ge=1)] | None = None
+    """Place in `tokens` of the first that is predicted, where a prompt of several stands before it; null: 1."""
     logp: list[LogProbability | None] = []
-    """Natural log-probability of each token but the first, of the model itself: before temperature, penalties or
+    """Natural log-probability of each token from `start` on, of the model itself: before temperature, penalties or
     filters. Null: not given."""
     rank: list[Annotated[int, Field(ge=1, lt=2**31)] | None] = []
     """1 + the number of tokens more likely than it."""
@@ -79,16 +81,22 @@ class RecordedText(_Line):
         """Say what contradicts the header, or itself."""
         if self.reason is not None:
             return "has both a reason and log-probabilities" if self.logp or self.rank or self.top else None
-        lengths = [len(self.tokens) - 1, len(self.logp), len(self.rank), len(self.top)]
+        lengths = [len(self.tokens) - self.n_read, len(self.logp), len(self.rank), len(self.top)]
         if len(set(lengths)) > 1:
-            return "expected for {} tokens behind the first as many logp, rank and top, found {}, {} and {}".format(
-                *lengths
+            behind = "the first" if self.start is None else "the prompt"
+            return f"expected for {lengths[0]} tokens behind {behind} as many " + (
+                "logp, rank and top, found {}, {} and {}".format(*lengths[1:])
             )
         if max([*self.tokens, *(rank - 1 for rank in self.rank if rank)]) >= header.vocab_size:
             return f"a token id or a rank lies outside the vocabulary of {header.vocab_size}"
         if any(row is not None and len(row) != header.n_top for row in self.top):
             return f"expected {header.n_top} log-probabilities (n_top of the header) in each part of top"
         return _contradiction(self.statistics(header.n_top))
+
+    @property
+    def n_read(self) -> int:
+        """How many tokens stand before the first that is predicted."""
+        return self.start or 1
 
     def statistics(self, n_top: int) -> ModelStatistics:
         """Return the numbers as arrays."""
@@ -101,11 +109,14 @@ class RecordedText(_Line):
         )
 
     @classmethod
-    def of(cls, name: str, ids: np.ndarray, found: ModelStatistics, text: str | None = None) -> "RecordedText":
+    def of(
+        cls, name: str, ids: np.ndarray, found: ModelStatistics, text: str | None = None, start: int = 1
+    ) -> "RecordedText":
         """Make a line of arrays, exact to float32."""
         return cls(
             id=name,
             tokens=ids.tolist(),
+            start=None if start == 1 else start,
             logp=[None if logp != logp else logp for logp in _numbers(found.logp)],
             rank=[rank or None for rank in found.rank.tolist()],
             top=[None if np.isnan(row).any() else _numbers(row) for row in found.top_logp],

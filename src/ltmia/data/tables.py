@@ -44,12 +44,13 @@ class HubName:
         return cls(*match.groups())
 
 
-def parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a Parquet file: the required columns, and `id` where there is one.
+def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of a Parquet file: the columns named, and `id` where there is one.
 
     Args:
         path: The file.
         required: Columns to read; when one is missing, a single row shows all names, with nulls.
+        wanted: Others, of which one at least must be there.
 
     Raises:
         DataError: The file is damaged or no Parquet file.
@@ -58,8 +59,8 @@ def parquet_rows(path: Path, required: Sequence[str]) -> Iterator[Row]:
     try:
         metadata = pq.read_metadata(path)
         names = metadata.schema.to_arrow_schema().names
-        columns = [name for name in dict.fromkeys([*required, "id"]) if name in names]
-        if not set(required) <= set(columns):
+        columns = [name for name in dict.fromkeys([*wanted, *required, "id"]) if name in names]
+        if not set(required) <= set(columns) or not set(wanted) & set(columns):
             yield Row(f"{path}, row 1", dict.fromkeys(names))
             return
         _check_columns(path, names, columns)

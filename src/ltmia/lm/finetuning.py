@@ -1,6 +1,6 @@
 """Fine-tuning a causal LM on texts, in full or by LoRA: what makes members.
 
-Knows texts only as a sequence of strings; what is a member, and why, is the caller's.
+What is a member, and why, is the caller's.
 """
 
 import json
@@ -35,7 +35,8 @@ from ltmia.lm.training import (
     train_or_resume,
     training_arguments,
 )
-from ltmia.lm.training_rows import RightPadding, TokenRows, training_rows
+from ltmia.lm.training_rows import RightPadding, TextRow, TokenRows, training_rows
+from ltmia.records import Texts
 from ltmia.runtime import computes_bfloat16
 
 Schedule = Literal["constant", "linear"]
@@ -130,10 +131,10 @@ class FinetuneOutcome:
 def finetune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Texts | Sequence[str],
     config: FinetuneConfig,
     out: Path | None = None,
-    validation: Sequence[str] = (),
+    validation: Texts | Sequence[str] = (),
 ) -> FinetuneOutcome:
     """Fine-tune `model` in place on one text per row.
 
@@ -145,7 +146,7 @@ def finetune(
         model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
             stay as it is.
         tokenizer: Of the model.
-        texts: The members. Those without a token are left out and counted.
+        texts: The members. Those without a token are left out and counted; a prompt is read but not learned.
         config: Length, speed, method, seed.
         out: Folder to be made.
         validation: Texts measured after training, after each epoch when the best is kept.
@@ -156,11 +157,10 @@ def finetune(
         DataError: No training text has a token, or none of the validation texts.
         ModelError: The training diverged; nothing is written.
     """
-    rows = training_rows(tokenizer, texts, config.max_length)
-    measured = training_rows(tokenizer, validation, config.max_length)
+    rows, measured = (_rows(tokenizer, some, config.max_length) for some in (texts, validation))
     if not rows:
         raise DataError(f"none of {len(texts)} training texts has a token to predict")
-    if validation and not measured:
+    if len(validation) and not measured:
         raise DataError(f"none of {len(validation)} validation texts has a token to predict")
     _check(model, config, out, bool(measured))
     started = time.monotonic()
@@ -200,6 +200,12 @@ def finetune(
     )
 
 
+def _rows(tokenizer: PreTrainedTokenizerBase, texts: Texts | Sequence[str], max_length: int) -> list[TextRow]:
+    if isinstance(texts, Texts):
+        return training_rows(tokenizer, texts.texts, max_length, texts.starts)
+    return training_rows(tokenizer, texts, max_length)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
     """How the rows are trained on."""
@@ -212,7 +218,7 @@ class _Way:
     privacy: PrivacySpent | None = None
 
 
-def _way(model: PreTrainedModel | PeftModel, rows: list[list[int]], config: FinetuneConfig, pad: RightPadding) -> _Way:
+def _way(model: PreTrainedModel | PeftModel, rows: list[TextRow], config: FinetuneConfig, pad: RightPadding) -> _Way:
     if config.dp is None:
         return _Way(train=TokenRows(rows), collate=pad)
     try:
@@ -284,7 +290,7 @@ def _work(
     out: Path | None,
     model: PreTrainedModel,
     config: FinetuneConfig,
-    rows: tuple[list[list[int]], list[list[int]]],
+    rows: tuple[list[TextRow], list[TextRow]],
 ) -> Iterator[Path]:
     """Give the folder for checkpoints: beside `out`, to resume from; else one that goes away."""
     if out is None:

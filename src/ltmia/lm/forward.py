@@ -59,7 +59,7 @@ def forward_pair(
         target_states: What `scored_states` gave of the target; it is run when None.
     """
     clock = clock or ForwardClock()
-    truth = torch.from_numpy(np.concatenate([text.ids[1:] for text in texts]))
+    truth = torch.from_numpy(np.concatenate([text.scored_ids for text in texts]))
     started = time.perf_counter()
     if target_states is None:
         target_states = scored_states(pair, pair.target_scorer, texts)
@@ -92,7 +92,10 @@ def _states(pair: Pair, scorer: Scorer, texts: Sequence[EncodedText]) -> Shaped[
     known = pad_id is not None and pad_id < pair.vocab_size
     ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
     ids, mask = ids.to(pair.device), mask.to(pair.device)
-    states = scorer.hidden_states(ids, mask)[:, :-1][mask[:, 1:].bool()]
+    scored = mask[:, 1:].bool()
+    for row, text in zip(scored, texts, strict=True):
+        row[: text.start - 1] = False
+    states = scorer.hidden_states(ids, mask)[:, :-1][scored]
     trim_heap()
     return states
 

@@ -133,6 +133,16 @@ def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase
     return _tokenizer_at(find_place(source), options)
 
 
+def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Load a target's tokenizer, or its base's where none lies beside the target.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    place = find_place(target)
+    return _tokenizer_at(place if place.has_tokenizer else _base_place(place, base), options)
+
+
 def shared_tokenizer(target: Place, base: Place, options: LoadOptions) -> PreTrainedTokenizerBase:
     """Return the target's tokenizer after checking that the base's gives every id the same token.
 

@@ -25,7 +25,7 @@ from transformers import Trainer
 from ltmia.errors import ConfigError, ModelError
 from ltmia.lm.privacy import DpConfig, PrivacySpent
 from ltmia.lm.training import IGNORED_LABEL, Row
-from ltmia.lm.training_rows import RightPadding
+from ltmia.lm.training_rows import RightPadding, TextRow
 
 SAME_GRADIENT = 1e-3
 """Relative distance up to which two computations of one gradient count as equal."""
@@ -35,14 +35,14 @@ SAME_GRADIENT = 1e-3
 class PrivateBatches(Dataset[dict[str, Any]]):
     """All batches of a run, drawn beforehand so that it can be resumed: each text with the same chance, alone."""
 
-    rows: Sequence[list[int]]
+    rows: Sequence[TextRow]
     batches: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"rows": [{"input_ids": torch.tensor(self.rows[i])} for i in self.batches[index]]}
+        return {"rows": [self.rows[i].tensors() for i in self.batches[index]]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class PrivateCollate:
     def __call__(self, items: list[dict[str, Any]]) -> Row:
         """Return ids, mask, labels and position ids, each (batch, longest) int64."""
         rows = [row for item in items for row in item.get("rows", [item])]
-        batch = self.padding(rows or [{"input_ids": torch.zeros(2, dtype=torch.int64)}])
+        batch = self.padding(rows or [TextRow([0, 0]).tensors()])
         if not rows:
             batch["labels"] = torch.full_like(batch["labels"], IGNORED_LABEL)
         if self.with_positions:
@@ -94,7 +94,7 @@ def plan_privacy(dp: DpConfig, n_rows: int, batch_size: int, epochs: int) -> Pri
     )
 
 
-def draw_batches(rows: Sequence[list[int]], privacy: PrivacySpent, seed: int) -> PrivateBatches:
+def draw_batches(rows: Sequence[TextRow], privacy: PrivacySpent, seed: int) -> PrivateBatches:
     """Draw every batch of a run, each text into each batch with the same chance (Poisson sampling)."""
     sampler = UniformWithReplacementSampler(
         num_samples=len(rows),
@@ -153,7 +153,7 @@ def text_loss(model: nn.Module, inputs: Row) -> torch.Tensor:
 
 @contextmanager
 def per_text_gradients(
-    model: nn.Module, collate: Callable[[list[Any]], Row], rows: Sequence[list[int]]
+    model: nn.Module, collate: Callable[[list[Any]], Row], rows: Sequence[TextRow]
 ) -> Iterator[None]:
     """Let Opacus take each text's gradient from a model while the block runs.
 
@@ -183,10 +183,10 @@ def per_text_gradients(
 
 
 def _wrong_gradients(
-    model: nn.Module, hooks: GradSampleHooks, collate: Callable[[list[Any]], Row], rows: Sequence[list[int]]
+    model: nn.Module, hooks: GradSampleHooks, collate: Callable[[list[Any]], Row], rows: Sequence[TextRow]
 ) -> list[str]:
     """Name the weights whose per-text gradients, taken from a batch of two, are not those of each text alone."""
-    pair = [{"input_ids": torch.tensor(row)} for row in (min(rows, key=len), max(rows, key=len))]
+    pair = [row.tensors() for row in (min(rows, key=len), max(rows, key=len))]
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     model.eval()  # no dropout: it would differ between the two computations
     for module in model.modules():

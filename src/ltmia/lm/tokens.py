@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Int64
 from transformers import PreTrainedTokenizerBase
 
+from ltmia.records import shared_beginning
+
 ENCODE_AT_ONCE = 1000
 CHARACTERS_PER_TOKEN = 256
 """Text beyond this many characters per token asked for is not even tokenised: no token is that
@@ -20,9 +22,11 @@ LEAST_IDS: Mapping[Encoding, int] = {"default": 3, "published": 2}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedText:
-    """Ids of one text, ready for the models; every id but the first is predicted and scored."""
+    """Ids of one text, ready for the models; every id from `start` on is predicted and scored."""
 
     ids: Int64[np.ndarray, " seq"]
+    start: int = 1
+    """First scored id: the one behind the first, or behind the prompt."""
     reason: str | None = None
     """Why the text cannot be scored; None when it can."""
     truncated: bool = False
@@ -31,7 +35,12 @@ class EncodedText:
     @property
     def n_scored(self) -> int:
         """Predicted positions."""
-        return 0 if self.reason else len(self.ids) - 1
+        return 0 if self.reason else len(self.ids) - self.start
+
+    @property
+    def scored_ids(self) -> Int64[np.ndarray, " pred"]:
+        """The ids that are predicted and scored."""
+        return self.ids[self.start :]
 
 
 def encode_texts(
@@ -41,12 +50,14 @@ def encode_texts(
     max_length: int,
     vocab_size: int,
     encoding: Encoding = "default",
+    starts: Sequence[int] | None = None,
 ) -> list[EncodedText]:
     """Tokenise texts, one result per text in the same order.
 
     Args:
         tokenizer: Of both models.
         texts: Any strings; a lone surrogate is read as "?".
+        starts: Character from which on each text is scored; see `Texts`. A token that reaches over it is scored.
         max_length: Most ids per text, special tokens included.
         vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
         encoding: "default": the special tokens that the tokenizer itself puts before a text, so that with a BOS
@@ -59,16 +70,44 @@ def encode_texts(
     if max_length < 2:
         raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
     encoded = []
-    for start in range(0, len(texts), ENCODE_AT_ONCE):
-        part = [_clean(text, max_length) for text in texts[start : start + ENCODE_AT_ONCE]]
-        rows = tokenizer(
-            part,
-            add_special_tokens=encoding == "default",
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        encoded += [_finish(list(row), tokenizer, max_length, vocab_size, encoding) for row in rows]
+    for first in range(0, len(texts), ENCODE_AT_ONCE):
+        part = slice(first, first + ENCODE_AT_ONCE)
+        cleaned = [_clean(text, max_length) for text in texts[part]]
+        rows = _token_ids(tokenizer, cleaned, encoding)
+        lengths = prompt_lengths(tokenizer, cleaned, rows, None if starts is None else starts[part], encoding)
+        encoded += [
+            _finish(row, max(n_prompt, 1), tokenizer, max_length, vocab_size, encoding)
+            for row, n_prompt in zip(rows, lengths, strict=True)
+        ]
     return encoded
+
+
+def prompt_lengths(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int] | None,
+    encoding: Encoding = "default",
+) -> list[int]:
+    """Return how many ids of each text belong to its prompt alone: a token that reaches over its end does not.
+
+    Args:
+        tokenizer: What made the ids.
+        texts: Any strings.
+        rows: Their ids.
+        starts: Character at which each prompt ends; None where there are none.
+        encoding: How the ids were made.
+    """
+    if starts is None:
+        return [0] * len(rows)
+    prompts = _token_ids(tokenizer, [text[:start] for text, start in zip(texts, starts, strict=True)], encoding)
+    triples = zip(prompts, rows, starts, strict=True)
+    return [shared_beginning(prompt, row) if start else 0 for prompt, row, start in triples]
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoding: Encoding) -> list[list[int]]:
+    found = tokenizer(list(texts), add_special_tokens=encoding == "default", return_attention_mask=False, verbose=False)
+    return [list(row) for row in found["input_ids"]]
 
 
 def _clean(text: str, max_length: int) -> str:
@@ -78,6 +117,7 @@ def _clean(text: str, max_length: int) -> str:
 
 def _finish(
     ids: list[int],
+    start: int,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     vocab_size: int,
@@ -93,6 +133,11 @@ def _finish(
     array = np.array(kept, np.int64)
     if len(kept) < LEAST_IDS[encoding]:
         return EncodedText(ids=array, reason=f"{len(kept)} token(s): too few to score")
+    if len(kept) - start < LEAST_IDS[encoding] - 1:
+        cut = len(ids) > len(kept)
+        whole = f", since no more than {max_length} are read of both together" if cut else ""
+        reason = f"{max(len(kept) - start, 0)} token(s) behind the prompt: too few to score{whole}"
+        return EncodedText(ids=array, reason=reason, truncated=cut)
     if array.max() >= vocab_size:
         return EncodedText(ids=array, reason=f"token id {array.max()} is unknown to one of the two models")
-    return EncodedText(ids=array, truncated=len(ids) > len(kept))
+    return EncodedText(ids=array, start=start, truncated=len(ids) > len(kept))

@@ -29,7 +29,7 @@ from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
-from ltmia.pipelines.extraction import usable_length
+from ltmia.pipelines.extraction import ExtractionConfig, encode
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
@@ -278,14 +278,15 @@ def data_info(
         **{"n_members": 0, first: data.n_members},
         n_nonmembers=len(data.texts) - data.n_members,
         n_unscorable=sum(reason is not None for reason in scored.reasons),
-        n_cut=None if pair.models is None else _n_cut(scored, usable_length(pair.models, max_length)),
+        n_cut=None if pair.models is None else _n_cut(pair.models, data.texts, max_length),
         n_groups=None if data.groups is None else len(np.unique(data.groups)),
     )
 
 
-def _n_cut(scored: ScoredTexts, n_ids: int) -> int:
-    """Count the texts that fill all ids read of each; the first id is not scored."""
-    return int((scored.n_tokens + 1 >= n_ids).sum())
+def _n_cut(pair: Pair, texts: Texts, max_length: int) -> int:
+    """Count the texts that go on behind what is read of them."""
+    encoded = encode(pair, texts.texts, ExtractionConfig(max_length=max_length), texts.starts)
+    return sum(text.truncated for text in encoded)
 
 
 def timing_of(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:

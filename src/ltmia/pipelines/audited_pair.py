@@ -92,7 +92,7 @@ class LoadedPair:
 
     def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:
         """Tokenise texts."""
-        return encode(self.models, texts.texts, config)
+        return encode(self.models, texts.texts, config, texts.starts)
 
     def extract(
         self,

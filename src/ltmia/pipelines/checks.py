@@ -138,7 +138,7 @@ def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOpt
     nonmembers = np.flatnonzero(usable & (data.labels == 0))
     rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)
     chosen = rows[:: max(len(rows) // N_COMPARED, 1)][:N_COMPARED]
-    return base_check(kinship(pair, [data.texts.texts[row] for row in chosen], config.max_length))
+    return base_check(kinship(pair, data.texts.take(chosen), config.max_length))
 
 
 def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
@@ -146,7 +146,7 @@ def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: Check
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
-    found = rescore(pair, [data.texts.texts[row] for row in chosen], difference[chosen].tolist(), config.max_length)
+    found = rescore(pair, data.texts.take(chosen), difference[chosen].tolist(), config.max_length)
     members, nonmembers = data.by_label(difference)
     return backend_check(
         found,

@@ -82,4 +82,6 @@ def positions(
     statistics: RaggedStatistics, rows: np.ndarray, encoded: Sequence[EncodedText], folds: Sequence[int], kind: str
 ) -> Positions:
     """Lay out the positions of some texts, as a kind of expectation sees them."""
-    return Positions.of(statistics, [encoded[row].ids for row in rows], [folds[row] for row in rows], kind)
+    return Positions.of(
+        statistics, [encoded[row].ids[encoded[row].start - 1 :] for row in rows], [folds[row] for row in rows], kind
+    )

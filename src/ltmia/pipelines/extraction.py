@@ -69,7 +69,7 @@ def extract_batches(
         pair: The two models.
         texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
         config: What to take.
-        encoded: The texts as `encode` gives them, if that is done already.
+        encoded: The texts as `encode` gives them, if that is done already; texts with prompts need it.
         done: Rows that are not needed again.
         clock: Collects where the time went.
         scratch: Folder for the hidden states of a model that waits on disk; None is the system's own.
@@ -138,7 +138,9 @@ def _run(
     yield from passes.in_turns(batches, scratch) if pair.in_turns else passes.side_by_side(batches)
 
 
-def encode(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> list[EncodedText]:
+def encode(
+    pair: Pair, texts: Sequence[str], config: ExtractionConfig, starts: Sequence[int] | None = None
+) -> list[EncodedText]:
     """Tokenise texts as the pass reads them."""
     return encode_texts(
         pair.tokenizer,
@@ -146,6 +148,7 @@ def encode(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> list[E
         max_length=usable_length(pair, config.max_length),
         vocab_size=pair.vocab_size,
         encoding=config.encoding,
+        starts=starts,
     )
 
 
@@ -157,7 +160,7 @@ def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFreque
     counts = np.zeros(vocab_size, np.int64)
     for text in encoded:
         if text.n_scored:
-            counts += np.bincount(text.ids[1:], minlength=vocab_size)
+            counts += np.bincount(text.scored_ids, minlength=vocab_size)
     return TokenFrequencies.from_counts(counts)
 
 
@@ -168,7 +171,9 @@ def usable_length(pair: Pair, max_length: int) -> int:
 
 
 def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
-    """Return what the models read of a text."""
+    """Return what the models read of a text and what is scored of it: without a prompt all of it."""
+    if encoded.start > 1:
+        return str(pair.tokenizer.decode(encoded.scored_ids, skip_special_tokens=True))
     return str(pair.tokenizer.decode(encoded.ids, skip_special_tokens=True)) if encoded.truncated else text
 
 
@@ -186,7 +191,7 @@ def _score_batch(
         evidence = TextEvidence(
             text=text_read(row),
             tokens=tokens,
-            token_ids=encoded[row].ids[1:].astype(np.int32),
+            token_ids=encoded[row].scored_ids.astype(np.int32),
             token_frequencies=frequencies,
         )
         broken = not np.isfinite(tokens.target_logp + tokens.reference_logp).all()

@@ -92,10 +92,10 @@ def _finetune(work: CombinationWork) -> Result:
     outcome = finetune(
         model,
         load_tokenizer(work.base.path, options),
-        pool.take(drawn.members.tolist()).texts,
+        pool.take(drawn.members),
         work.regime.finetuning(work.draw_seed),
         work.target,
-        pool.take(drawn.validation.tolist()).texts,
+        pool.take(drawn.validation),
     )
     return {
         "train_loss": outcome.train_loss,

@@ -1,6 +1,7 @@
 """The texts of a lab: which documents are pretrained on, which are drawn from, which are never touched."""
 
 import random
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from hashlib import sha256
@@ -35,7 +36,7 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
     kept = texts.take([i for i, group in enumerate(groups) if group in wanted])
     if not len(kept):
         raise DataError(f"corpora.{corpus.name}: no document matches {corpus.documents!r} in {corpus.path}")
-    return Texts(texts=kept.texts, ids=kept.ids, groups=kept.groups, source=corpus.name)
+    return replace(kept, source=corpus.name)
 
 
 def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:

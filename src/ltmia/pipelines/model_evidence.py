@@ -13,8 +13,8 @@ from torch import nn
 from ltmia.evaluation.model_checks import Kinship, Rescored
 from ltmia.lm.head import HALF
 from ltmia.lm.pair import Pair
-from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
-from ltmia.records import TokenStatistics
+from ltmia.pipelines.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
+from ltmia.records import Texts, TokenStatistics
 
 N_FLOAT32 = 2
 """Texts scored in float32: it takes twice the memory of half precision for a moment."""
@@ -70,9 +70,9 @@ def _leading_weights(model: nn.Module) -> dict[str, _Leading]:
     }
 
 
-def kinship(pair: Pair, texts: Sequence[str], max_length: int) -> Kinship:
+def kinship(pair: Pair, texts: Texts, max_length: int) -> Kinship:
     """Compare target and reference by weights, and by what they say of some texts (non-members, best)."""
-    batches = extract_batches(pair, texts, ExtractionConfig(max_length=max_length))
+    batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
     tokens = TokenStatistics.concatenate([batch.statistics.tokens for batch in batches])
     return kinship_on(pair, tokens.target_logp, tokens.reference_logp)
 
@@ -93,7 +93,7 @@ def kinship_on(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarray) 
     )
 
 
-def rescore(pair: Pair, texts: Sequence[str], in_batches: Sequence[float], max_length: int) -> Rescored:
+def rescore(pair: Pair, texts: Texts, in_batches: Sequence[float], max_length: int) -> Rescored:
     """Score a few texts again, each alone, and the first of them once more in float32 where the models are in less.
 
     Args:
@@ -102,28 +102,32 @@ def rescore(pair: Pair, texts: Sequence[str], in_batches: Sequence[float], max_l
         in_batches: Mean log-ratio of each text in the audit.
         max_length: Token ids read of each text.
     """
-    alone = [_difference(pair, text, max_length) for text in texts]
+    alone = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))]
     noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
     if pair.in_turns:
         return Rescored(noise=noise, float32=None, reason="only one of the models is in memory at a time")
     half = [p for model in _models(pair) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
-    if not half or not texts:
+    if not half or not len(texts):
         return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")
     needed = 2 * sum(p.numel() for p in half)
     if MEMORY_RESERVE * needed > _free_memory(pair.device):
         return Rescored(noise=noise, float32=None, reason=f"float32 takes {needed / 2**30:.1f} GiB more than is free")
     try:
         with _as_float32(half):
-            exact = [_difference(pair, text, max_length) for text in texts[:N_FLOAT32]]
+            exact = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))[:N_FLOAT32]]
     except (MemoryError, torch.OutOfMemoryError):
         return Rescored(noise=noise, float32=None, reason="memory did not suffice")
     shift = max(abs(a - b) for a, b in zip(exact, alone[:N_FLOAT32], strict=True))
     return Rescored(noise=noise, float32=shift)
 
 
-def _difference(pair: Pair, text: str, max_length: int) -> float:
+def _difference(pair: Pair, text: Texts, max_length: int) -> float:
     config = ExtractionConfig(attacks=("difference",), max_length=max_length)
-    return next(batch.texts[0].scores["difference"] for batch in extract_batches(pair, [text], config))
+    return next(batch.texts[0].scores["difference"] for batch in _extracted(pair, text, config))
+
+
+def _extracted(pair: Pair, texts: Texts, config: ExtractionConfig) -> Iterator[ExtractedBatch]:
+    return extract_batches(pair, texts.texts, config, encoded=encode(pair, texts.texts, config, texts.starts))
 
 
 @contextmanager

@@ -71,7 +71,8 @@ class ChunkScorer:
         """Score a chunk; return how many texts it had and what they took."""
         rows = chunk["row"].to_numpy()
         groups = _strings(chunk["group"]) if "group" in chunk.column_names else None
-        named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups)
+        starts = tuple(chunk["start"].to_pylist()) if "start" in chunk.column_names else None
+        named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups, starts=starts)
         # By way of a store as in one process: what the classifier reads has passed through its float16.
         with tempfile.TemporaryDirectory() as folder:
             plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
@@ -229,6 +230,8 @@ def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
         columns = {"row": np.arange(len(texts))[part], "text": _bytes(texts.texts[part])}
         if texts.groups is not None:
             columns["group"] = _bytes(texts.groups[part])
+        if texts.starts is not None:
+            columns["start"] = pa.array(texts.starts[part])
         tables.append(pa.table(columns))
     return tables
 

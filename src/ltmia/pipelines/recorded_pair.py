@@ -148,18 +148,22 @@ class RecordedPair:
         for name, line in (("target", target), ("reference", reference)):
             if line.reason is not None:
                 return EncodedText(ids=ids, reason=f"the recording of the {name} says: {line.reason}")
-        if target.tokens[:max_length] != reference.tokens[:max_length]:
+        if target.tokens[:max_length] != reference.tokens[:max_length] or target.n_read != reference.n_read:
             raise DataError(
                 f"{self.target.path} and {self.reference.path}: {target.id[:80]!r} has other token ids in the one than "
                 "in the other. Record both models with one tokenizer (`ltmia record --tokenizer`) and one --max-length"
             )
-        if len(ids) < LEAST_IDS["default"]:
-            return EncodedText(ids=ids, reason=f"{len(ids)} token(s): too few to score")
-        for name, found in zip(("target", "reference"), self._numbers(target, reference, len(ids) - 1), strict=True):
+        encoded = EncodedText(ids=ids, start=target.n_read)
+        if encoded.n_scored < LEAST_IDS["default"] - 1:
+            behind = "" if target.start is None else " and a prompt"
+            return EncodedText(ids=ids, reason=f"{len(ids)} token(s){behind}: too few to score")
+        for name, found in zip(
+            ("target", "reference"), self._numbers(target, reference, encoded.n_scored), strict=True
+        ):
             if n_missing := int((~found.known).sum()):
                 reason = f"the recording of the {name} lacks log-probability or rank of {n_missing} token(s)"
                 return EncodedText(ids=ids, reason=reason)
-        return EncodedText(ids=ids)
+        return encoded
 
     def _numbers(
         self, target: RecordedText, reference: RecordedText, n: int

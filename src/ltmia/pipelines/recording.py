@@ -85,7 +85,7 @@ def record_model(
 def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
     tokenizer = describe_tokenizer(pair).sha256
     digest = sha256(json.dumps([parameters_sha256(pair.target), tokenizer, config.max_length, LITE_TOP]).encode())
-    hash_strings(digest, (*texts.texts, *texts.ids))
+    hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
     dtype = str(pair.dtype).removeprefix("torch.")
     return RecordingHeader(
         model=pair.target_origin.source,
@@ -110,7 +110,7 @@ def _recorded(
 ) -> Iterator[list[tuple[int, RecordedText]]]:
     """Run the target over what is not done, by the same batches as an extraction does; unscorable texts first."""
     reading = ExtractionConfig(max_length=config.max_length, batch_size=config.batch_size)
-    encoded = encode(pair, texts.texts, reading)
+    encoded = encode(pair, texts.texts, reading, texts.starts)
     unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
     yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
     longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
@@ -128,7 +128,10 @@ def _recorded(
 def _statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
     """Run the target on one batch, the head on a chunk of positions at a time."""
     states = scored_states(pair, pair.target_scorer, texts)
-    head, truth = pair.target_scorer.float32_head(), torch.from_numpy(np.concatenate([text.ids[1:] for text in texts]))
+    head, truth = (
+        pair.target_scorer.float32_head(),
+        torch.from_numpy(np.concatenate([text.scored_ids for text in texts])),
+    )
     step = max(CHUNK_BYTES // (4 * pair.target_scorer.vocab_size), 1)
     chunks = [
         model_statistics(head(states[start : start + step]), truth[start : start + step], LITE_TOP)
@@ -147,4 +150,4 @@ def _line(texts: Texts, row: int, encoded: EncodedText, found: ModelStatistics |
         return RecordedText(
             id=texts.ids[row], tokens=encoded.ids.tolist(), text_sha256=text_sha256(texts.texts[row]), reason=reason
         )
-    return RecordedText.of(texts.ids[row], encoded.ids, found, texts.texts[row])
+    return RecordedText.of(texts.ids[row], encoded.ids, found, texts.texts[row], encoded.start)

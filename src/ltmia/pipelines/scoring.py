@@ -158,5 +158,5 @@ def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: Extraction
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
     digest.update(json.dumps([identity.hashes, options], sort_keys=True).encode())
-    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ())))
+    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ()), *map(str, texts.starts or ())))
     return digest.hexdigest()

@@ -67,8 +67,10 @@ def _attributions(classifier: MembershipClassifier, scored: StoredTexts, rows: n
 
 
 def _tokens(pair: Pair, texts: Texts, counts: np.ndarray, max_length: int) -> list[list[str]]:
-    encoded = encode_texts(pair.tokenizer, texts.texts, max_length=max_length, vocab_size=pair.vocab_size)
+    encoded = encode_texts(
+        pair.tokenizer, texts.texts, max_length=max_length, vocab_size=pair.vocab_size, starts=texts.starts
+    )
     return [
-        [clean_text(str(pair.tokenizer.decode([int(i)]))) for i in text.ids[1 : 1 + n]]
+        [clean_text(str(pair.tokenizer.decode([int(i)]))) for i in text.scored_ids[:n]]
         for text, n in zip(encoded, counts, strict=True)
     ]

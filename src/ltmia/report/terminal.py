@@ -31,8 +31,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         if check.status in STYLES:
             light = LIGHTS[check.status]
             _print(console, f"{light.mark} {light.word}: {name}. {check.sentence}", STYLES[check.status])
-    if cut := unread(results):
-        _print(console, cut)
+    if unseen := unread(results):
+        _print(console, unseen)
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
 

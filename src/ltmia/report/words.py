@@ -87,15 +87,20 @@ def telling_rate(results: Results) -> str:
 
 
 def unread(results: Results) -> str | None:
-    """Say of how many texts only the beginning may have been read; None if all were read whole, or nobody counted."""
+    """Say of how many texts only the beginning was read, and of how many nothing; None if all were read whole."""
     data = results.data
-    if not data.n_cut:
-        return None
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
-    return (
-        f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} are as "
-        "long as that or longer, and what they give away further on is not seen. --max-length reads more."
-    )
+    said = []
+    if data.n_cut:
+        said.append(
+            f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} "
+            "are longer, and what they give away further on is not seen. --max-length reads more."
+        )
+    if data.n_unscorable:
+        said.append(
+            f"{data.n_unscorable} of {n_texts} texts could not be scored; `reason` in records.parquet says why."
+        )
+    return " ".join(said) or None
 
 
 def not_shown(results: Results) -> list[str]:
@@ -113,8 +118,8 @@ def not_shown(results: Results) -> list[str]:
             f"None flagged is not “nothing leaks”: {d.n_calibration} non-members to calibrate on give no "
             f"p-value below {d.smallest_p:.2g}.{clue}"
         )
-    if cut := unread(results):
-        said.append(cut)
+    if unseen := unread(results):
+        said.append(unseen)
     return [
         *said,
         "A record that is not flagged may still have been used: an attack can miss it.",
