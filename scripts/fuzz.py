@@ -22,8 +22,8 @@ HANG_SECONDS = 60
 """The same by the clock on the wall."""
 INSTRUMENTED = ["ltmia", "json", "csv", "tomllib"]
 READERS = (
-    "jsonl", "jsonl_gz", "csv", "txt", "parquet", "stdin", "recording", "recipe", "policy", "limit", "results",
-    "records", "report", "manifest", "store_texts", "journal", "classifier_config", "classifier_weights",
+    "jsonl", "jsonl_gz", "csv", "txt", "conversations", "parquet", "stdin", "recording", "recipe", "policy", "limit",
+    "results", "records", "report", "manifest", "store_texts", "journal", "classifier_config", "classifier_weights",
 )  # fmt: skip
 """Those of `fuzz_readers`, which can be imported only once atheris watches."""
 

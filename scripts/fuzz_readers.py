@@ -121,6 +121,18 @@ def read_lines(folder: Path, case: bytes, ending: str) -> None:
     read_texts(path)
 
 
+def read_conversations(folder: Path, case: bytes) -> None:
+    """Read prompts with completions, and messages, of which some values have been changed, or any bytes."""
+    asked, answered = ([{"role": role, "content": "a"}] for role in ("user", "assistant"))
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": asked, "completion": answered}, {"messages": asked}]
+    changed = changed_tree(rows, case[1:])
+    lines = "".join(json.dumps(row) + "\n" for row in changed) if isinstance(changed, list) else "null"
+    path = folder / "conversations.jsonl"
+    path.write_bytes(case[1:] if case and case[0] % 2 else lines.encode())
+    texts = read_texts(path, chat=lambda messages, ask: "".join(m["role"] + m["content"] for m in messages) + ">" * ask)
+    assert texts.starts is None or all(0 <= s <= len(t) for s, t in zip(texts.starts, texts.texts, strict=True))
+
+
 def read_table(folder: Path, case: bytes) -> None:
     """Read texts, ids and groups from a Parquet file."""
     table = pa.table({"text": ["a", "b", None], "id": ["1", "2", "3"], "patient": [1, 2, 3]})
@@ -139,7 +151,8 @@ def read_recording(folder: Path, case: bytes) -> None:
     head = {"format_version": 1, "model": "m", "vocab_size": 9, "n_top": 2, "recorded_by": "hand"}
     line = {"id": "a", "tokens": [1, 2, 3], "logp": [-1.5, None], "rank": [3, 1], "top": [[-0.5, -1], None]}
     line |= {"text_sha256": "0" * 64}
-    changed = changed_tree([head, line, {"id": "b", "tokens": [], "reason": "why"}], case[1:])
+    prompted = line | {"id": "c", "tokens": [4, 1, 2, 3], "start": 2}
+    changed = changed_tree([head, line, {"id": "b", "tokens": [], "reason": "why"}, prompted], case[1:])
     lines = "".join(json.dumps(part) + "\n" for part in changed) if isinstance(changed, list) else "null"
     path = folder / "recording.jsonl"
     path.write_bytes(case[1:] if case and case[0] % 2 else lines.encode())
@@ -311,6 +324,7 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
     "jsonl_gz": lambda folder, case: read_lines(folder, case, ".jsonl.gz"),
     "csv": lambda folder, case: read_lines(folder, case, ".csv"),
     "txt": lambda folder, case: read_lines(folder, case, ".txt"),
+    "conversations": read_conversations,
     "parquet": read_table,
     "stdin": read_stream,
     "recording": read_recording,

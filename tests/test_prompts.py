@@ -93,6 +93,9 @@ def test_messages_are_written_out_and_a_text_column_comes_first(tmp_path: Path) 
     found = read_texts(path, chat=written_out)
     assert found.texts == ("<user> Who spoke?\n<assistant> The President.\n", "plain")
     assert found.starts is None
+    table = tmp_path / "chats.parquet"
+    pq.write_table(pa.Table.from_pylist([{"messages": ASKED + ANSWERED}]), table)
+    assert read_texts(table, chat=written_out).texts == found.texts[:1]
     other = write_jsonl(tmp_path / "other.jsonl", [{"turns": ASKED}])
     assert read_texts(other, text_column="turns", chat=written_out).texts == ("<user> Who spoke?\n",)
 
