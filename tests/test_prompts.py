@@ -253,8 +253,9 @@ def test_a_chat_template_is_found_beside_the_target_or_its_base(tmp_path: Path) 
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     tokenizer.save_pretrained(base)
-    with pytest.raises(DataError, match=r"refuses a conversation .*roles must alternate"):
-        chat_template(base)(ASKED, False)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "a"}, {"messages": ASKED}])
+    with pytest.raises(DataError, match=r"rows.jsonl, line 2: .*refuses the conversation \(roles must alternate\)"):
+        read_texts(rows, chat=chat_template(base))
 
 
 def test_a_beginning_that_the_tokenizer_adds_itself_stands_there_once(tmp_path: Path) -> None:

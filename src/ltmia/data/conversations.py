@@ -68,7 +68,10 @@ def _chatted(row: Row, messages: Messages, chat: Chat | None, ask: bool) -> str:
             f"{row.place}: holds messages, and without the target there is no chat template to write them out by. "
             "Give the target itself, or texts; in Python: read_texts(..., chat=chat_template(TARGET))."
         )
-    return chat(messages, ask)
+    try:
+        return chat(messages, ask)
+    except DataError as error:
+        raise DataError(f"{row.place}: {error}") from error
 
 
 def _plain(row: Row, column: str) -> str:

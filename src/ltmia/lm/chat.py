@@ -10,6 +10,9 @@ from ltmia.errors import DataError, ModelError
 from ltmia.lm.loading import LoadOptions, find_tokenizer
 from ltmia.records import Chat, Messages
 
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What templates raise, on purpose or by tripping over a conversation."""
+
 
 def chat_template(target: str | Path, base: str | Path | None = None, *, trust_remote_code: bool = False) -> Chat:
     """Return what writes messages out as a target reads them, for `read_texts`.
@@ -21,7 +24,7 @@ def chat_template(target: str | Path, base: str | Path | None = None, *, trust_r
 
     Raises:
         ModelError: When the first conversation comes, if there is no tokenizer, or none with a chat template.
-        DataError: If the template refuses a conversation.
+        DataError: When a conversation comes that the template refuses.
     """
 
     @cache
@@ -35,14 +38,12 @@ def chat_template(target: str | Path, base: str | Path | None = None, *, trust_r
         return found
 
     def write(messages: Messages, ask: bool) -> str:
+        reader, rows = tokenizer(), [dict(message) for message in messages]
         try:
-            rows = [dict(message) for message in messages]
-            text = tokenizer().apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
-        except TemplateError as error:
-            raise DataError(
-                f"{target}: its chat template refuses a conversation ({error}); mend or leave it out"
-            ) from error
-        return _without_bos(str(text), tokenizer())
+            text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
+        except REFUSALS as error:
+            raise DataError(f"the chat template of {target} refuses the conversation ({error}); mend it") from error
+        return _without_bos(str(text), reader)
 
     return write
 
