@@ -258,6 +258,26 @@ def test_a_chat_template_is_found_beside_the_target_or_its_base(tmp_path: Path) 
         read_texts(rows, chat=chat_template(base))
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append({}) }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ messages[99].content }}",
+        "{{ 1 / 0 }}",
+        "{% if %}",
+    ],
+)
+def test_a_chat_template_runs_in_a_sandbox(tmp_path: Path, template: str) -> None:
+    base = chat_base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    with pytest.raises(DataError, match="refuses the conversation"):
+        chat_template(base)(ASKED, False)
+
+
 def test_a_beginning_that_the_tokenizer_adds_itself_stands_there_once(tmp_path: Path) -> None:
     base = chat_base(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -10,7 +10,7 @@ from ltmia.errors import DataError, ModelError
 from ltmia.lm.loading import LoadOptions, find_tokenizer
 from ltmia.records import Chat, Messages
 
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What templates raise, on purpose or by tripping over a conversation."""
 
 
