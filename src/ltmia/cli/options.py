@@ -51,7 +51,7 @@ TextColumn = Annotated[
     str,
     typer.Option(
         "--text-column",
-        help="Column that holds the text. Where it is missing: prompt and completion, or messages.",
+        help="Column that holds the text; where there is no `text`: prompt and completion, or messages.",
     ),
 ]
 IdColumn = Annotated[
