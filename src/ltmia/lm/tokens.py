@@ -125,19 +125,20 @@ def _finish(
 ) -> EncodedText:
     eos = tokenizer.eos_token_id
     if encoding == "published":
-        kept = ids[: max_length - 1] + ([] if eos is None else [eos])
+        n_read, ending = max_length - 1, [] if eos is None else [eos]
     else:
+        n_read, ending = max_length, []
         if len(ids) > 1 and ids[-1] in (eos, tokenizer.sep_token_id):
             ids = ids[:-1]
-        kept = ids[:max_length]
+    kept = ids[:n_read] + ending
+    truncated = len(ids) > n_read
     array = np.array(kept, np.int64)
     if len(kept) < LEAST_IDS[encoding]:
         return EncodedText(ids=array, reason=f"{len(kept)} token(s): too few to score")
     if len(kept) - start < LEAST_IDS[encoding] - 1:
-        cut = len(ids) > len(kept)
-        whole = f", since no more than {max_length} are read of both together" if cut else ""
+        whole = f", since no more than {max_length} are read of both together" if truncated else ""
         reason = f"{max(len(kept) - start, 0)} token(s) behind the prompt: too few to score{whole}"
-        return EncodedText(ids=array, reason=reason, truncated=cut)
+        return EncodedText(ids=array, reason=reason, truncated=truncated)
     if array.max() >= vocab_size:
         return EncodedText(ids=array, reason=f"token id {array.max()} is unknown to one of the two models")
-    return EncodedText(ids=array, start=start, truncated=len(ids) > len(kept))
+    return EncodedText(ids=array, start=start, truncated=truncated)
