@@ -22,7 +22,7 @@ check: setup                  ## format, lint, types, layers
 	$(BIN)/lint-imports
 
 test: check                   ## check + the suite, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 torture: setup                ## what is too heavy for every day: slow tests, 200 interruptions, fuzzers, a soak
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[fuzz]' 'pip-audit<3'

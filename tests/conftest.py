@@ -27,6 +27,18 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_
 hypothesis.settings.load_profile("ci")
 torch.set_num_threads(1)
 
+LONGEST = (
+    "test_lab", "test_docs_blocks", "test_end_to_end", "test_torture", "test_validity", "test_report_browser",
+    "test_lm_finetuning", "test_report", "test_examples",
+)  # fmt: skip
+"""Files of about a minute: they begin first, so that none is left to one process while the other has nothing to do."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

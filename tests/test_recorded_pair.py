@@ -21,7 +21,8 @@ from ltmia.errors import ConfigError, DataError, LtmiaError
 from ltmia.features.statistics import token_statistics
 from ltmia.lm.finetuning import FinetuneConfig, finetune
 from ltmia.lm.loading import LoadOptions, load_alone, load_model, load_pair, load_tokenizer
-from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.pipelines.audit import AuditConfig, audit, data_info
+from ltmia.pipelines.labelled import label_texts
 from ltmia.pipelines.memory import score_texts
 from ltmia.pipelines.recorded_pair import RecordedPair, load_recorded_pair
 from ltmia.pipelines.recording import RecordConfig, record_model
@@ -117,8 +118,31 @@ def test_an_audit_says_that_it_rests_on_recordings(
     assert all(getattr(found.validity, name).status != "not_measured" for name in others)
     page = (tmp_path / "audit" / "report.html").read_text("utf-8")
     assert "not run here" in page
-    assert found.data.n_cut is None, "a recording does not say whether its texts went on"
     assert found.target.sha256 in page
+
+
+def test_how_many_texts_go_on_is_known_if_the_recordings_say_so(
+    materials: Path,
+    files: tuple[Path, Path],
+    sets: tuple[Texts, Texts],
+    changed: Callable[..., RecordedPair],
+    tmp_path: Path,
+) -> None:
+    pair = load_pair(materials / "my-model", materials / "my-base", dtype="float32", device="cpu")
+    texts = Texts.concatenate(sets)
+    lengths = [len(ids) for ids in pair.tokenizer(list(texts.texts))["input_ids"]]
+    for most in (128, 40):
+        found = scored(load_recorded_pair(*files), sets, tmp_path / str(most), "loss", most)
+        assert list(found.truncated) == [length > most for length in lengths]
+    assert 0 < sum(found.truncated) < len(texts)
+
+    def silent(lines: list[RecordedText]) -> list[RecordedText]:
+        return [line.model_copy(update={"truncated": None}) for line in lines]
+
+    unsaid = scored(changed(silent), sets, tmp_path / "unsaid", "loss", 40)
+    assert list(unsaid.truncated) == [True if length > 40 else None for length in lengths]
+    counted = [data_info(label_texts(*sets, deduplicate=False), some).n_cut for some in (found, unsaid)]
+    assert counted == [sum(length > 40 for length in lengths), None]
 
 
 def test_record_and_score_by_command(materials: Path, tmp_path: Path) -> None:

@@ -211,6 +211,9 @@ def test_vllm_prompt_logprobs_become_the_statistics_of_the_logits(form: str) -> 
     np.testing.assert_allclose(found.logp, expected.logp, atol=1e-6)
     np.testing.assert_array_equal(found.rank, expected.rank)
     np.testing.assert_allclose(found.top_logp, expected.top_logp, atol=1e-6)
+    behind = from_prompt_logprobs("a", ids.tolist(), entries, n_top=3, start=20, truncated=True)
+    assert (behind.tokens, behind.start, behind.truncated) == (line.tokens, 20, True)
+    assert (behind.logp, behind.rank, behind.top) == (line.logp[19:], line.rank[19:], line.top[19:])
 
 
 def test_vllm_output_with_too_little_is_refused() -> None:

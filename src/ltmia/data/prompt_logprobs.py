@@ -21,6 +21,8 @@ def from_prompt_logprobs(
     *,
     n_top: int,
     text: str | None = None,
+    start: int = 1,
+    truncated: bool | None = None,
 ) -> RecordedText:
     """Make a line of a recording of one output of vLLM, or of its server's JSON.
 
@@ -31,6 +33,8 @@ def from_prompt_logprobs(
             or dicts with `logprob` and `rank`: those of the most likely tokens, and that of the true one.
         n_top: That of the header: at most what `SamplingParams(prompt_logprobs=...)` asked for.
         text: The text, to notice later that another one goes by this id.
+        start: Place of the first token that is to be scored, where a prompt of several stands before it.
+        truncated: Whether the text goes on behind these tokens, so that a report can say so; None is not known.
 
     Raises:
         DataError: If an entry lacks the true token, or as many of the most likely ones.
@@ -40,15 +44,17 @@ def from_prompt_logprobs(
             f"{name!r}: {len(token_ids)} token ids, but {len(prompt_logprobs)} entries of prompt_logprobs; expected "
             "one for each"
         )
+    n_scored = max(len(token_ids) - start, 0)
     found = ModelStatistics(
-        logp=np.full(max(len(token_ids) - 1, 0), np.nan, np.float32),
-        rank=np.zeros(max(len(token_ids) - 1, 0), np.int32),
-        top_logp=np.full((max(len(token_ids) - 1, 0), n_top), np.nan, np.float32),
+        logp=np.full(n_scored, np.nan, np.float32),
+        rank=np.zeros(n_scored, np.int32),
+        top_logp=np.full((n_scored, n_top), np.nan, np.float32),
     )
-    for i, (token, entry) in enumerate(zip(token_ids[1:], prompt_logprobs[1:], strict=True)):
+    for i, (token, entry) in enumerate(zip(token_ids[start:], prompt_logprobs[start:], strict=True)):
         if entry:
-            found.logp[i], found.rank[i], found.top_logp[i] = _position(f"{name!r}, token {i + 1}", token, entry, n_top)
-    return RecordedText.of(name, np.asarray(token_ids), found, text)
+            place = f"{name!r}, token {start + i}"
+            found.logp[i], found.rank[i], found.top_logp[i] = _position(place, token, entry, n_top)
+    return RecordedText.of(name, np.asarray(token_ids), found, text, start=start, truncated=truncated)
 
 
 def _position(place: str, token: int, entry: Mapping[Any, Any], n_top: int) -> tuple[float, int, list[float]]:

@@ -72,6 +72,8 @@ class RecordedText(_Line):
     """1 + the number of tokens more likely than it."""
     top: list[list[LogProbability] | None] = []
     """Log-probabilities of the `n_top` most likely tokens at each of those positions, falling."""
+    truncated: bool | None = None
+    """Whether the text goes on behind these tokens; null: not known."""
     text_sha256: Sha256 | None = None
     """Hash of the text in UTF-8: another text under the same id is then noticed."""
     reason: Annotated[str, Field(min_length=1)] | None = None
@@ -110,7 +112,14 @@ class RecordedText(_Line):
 
     @classmethod
     def of(
-        cls, name: str, ids: np.ndarray, found: ModelStatistics, text: str | None = None, start: int = 1
+        cls,
+        name: str,
+        ids: np.ndarray,
+        found: ModelStatistics,
+        text: str | None = None,
+        *,
+        start: int = 1,
+        truncated: bool | None = None,
     ) -> "RecordedText":
         """Make a line of arrays, exact to float32."""
         return cls(
@@ -120,6 +129,7 @@ class RecordedText(_Line):
             logp=[None if logp != logp else logp for logp in _numbers(found.logp)],
             rank=[rank or None for rank in found.rank.tolist()],
             top=[None if np.isnan(row).any() else _numbers(row) for row in found.top_logp],
+            truncated=truncated,
             text_sha256=text_sha256(text),
         )
 

@@ -60,8 +60,8 @@ class DataInfo(_Section):
     n_candidates: int = 0
     n_unscorable: int = 0
     n_cut: int | None = None
-    """Texts that go on behind what is read of each: nothing was looked at there. Null where only recordings were at
-    hand, which do not say, and in files from before it was counted."""
+    """Texts that go on behind what is read of each: nothing was looked at there. Null where recordings do not
+    say, and in files from before it was counted."""
     n_groups: int | None = None
     """Distinct groups over all texts; null when the data have none."""
 

@@ -29,8 +29,8 @@ class EncodedText:
     """First scored id: the one behind the first, or behind the prompt."""
     reason: str | None = None
     """Why the text cannot be scored; None when it can."""
-    truncated: bool = False
-    """The text goes on behind these ids."""
+    truncated: bool | None = False
+    """The text goes on behind these ids. None: a recording does not say."""
 
     @property
     def n_scored(self) -> int:

@@ -29,7 +29,6 @@ from ltmia.lm.batching import BatchSize
 from ltmia.lm.pair import Pair
 from ltmia.pipelines.audited_pair import AuditedPair, audited
 from ltmia.pipelines.checks import Findings, check_validity
-from ltmia.pipelines.extraction import ExtractionConfig, encode
 from ltmia.pipelines.labelled import LabelledTexts, as_texts, label_texts
 from ltmia.pipelines.probing import ProbingConfig, probe_texts
 from ltmia.pipelines.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
@@ -168,7 +167,7 @@ def _audit(
         target=identity.target,
         reference=identity.reference,
         tokenizer=identity.tokenizer,
-        data=data_info(pair, data, scored, config.max_length),
+        data=data_info(data, scored),
         attacks=measured.attacks,
         decisions=decisions,
         set_test=measured.set_test,
@@ -269,24 +268,22 @@ def _shots(data: LabelledTexts, seed: int) -> Shots:
     return Shots(members=members, nonmembers=nonmembers)
 
 
-def data_info(
-    pair: AuditedPair, data: LabelledTexts, scored: ScoredTexts, max_length: int, *, labelled: bool = True
-) -> DataInfo:
+def data_info(data: LabelledTexts, scored: ScoredTexts, *, labelled: bool = True) -> DataInfo:
     """Count texts of each kind; without labels those that come first are candidates."""
     first = "n_members" if labelled else "n_candidates"
     return DataInfo(
         **{"n_members": 0, first: data.n_members},
         n_nonmembers=len(data.texts) - data.n_members,
         n_unscorable=sum(reason is not None for reason in scored.reasons),
-        n_cut=None if pair.models is None else _n_cut(pair.models, data.texts, max_length),
+        n_cut=_n_cut(scored.truncated),
         n_groups=None if data.groups is None else len(np.unique(data.groups)),
     )
 
 
-def _n_cut(pair: Pair, texts: Texts, max_length: int) -> int:
-    """Count the texts that go on behind what is read of them."""
-    encoded = encode(pair, texts.texts, ExtractionConfig(max_length=max_length), texts.starts)
-    return sum(text.truncated for text in encoded)
+def _n_cut(truncated: Sequence[bool | None]) -> int | None:
+    """Count the texts that go on behind what is read of them; None if of some that is not known."""
+    known = [cut for cut in truncated if cut is not None]
+    return sum(known) if len(known) == len(truncated) else None
 
 
 def timing_of(seconds: float, data: LabelledTexts, scored: ScoredTexts) -> Timing:

@@ -157,12 +157,12 @@ class RayScorer:
             clock.feature_seconds += float(result["feature_seconds"])
             report("scoring", n_done, len(texts))
         table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
-        reasons = table["reason"].to_pylist()
         names = [*store.score_names, *([LEARNED] if classifier is not None else [])]
         return ScoredTexts(
             scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
             n_tokens=table["n_tokens"].to_numpy(),
-            reasons=reasons,
+            reasons=table["reason"].to_pylist(),
+            truncated=table["truncated"].to_pylist(),
             sample=lambda: sampled_features(store, classifier),
             clock=clock,
         )
@@ -249,6 +249,7 @@ def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts
         "row": rows,
         "n_tokens": scored.n_tokens,
         "reason": pa.array(list(scored.reasons), pa.string()),
+        "truncated": pa.array(list(scored.truncated), pa.bool_()),
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }
     write_whole(_file(folder, start), lambda part: pq.write_table(pa.table(columns), part))

@@ -1,7 +1,7 @@
 """A pair whose models are not at hand: what both said of the texts was recorded elsewhere, and is read from files."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,24 +145,27 @@ class RecordedPair:
 
     def _encoded(self, target: RecordedText, reference: RecordedText, max_length: int) -> EncodedText:
         ids = np.asarray(target.tokens[:max_length], np.int64)
+        truncated = True if len(target.tokens) > max_length else target.truncated
         for name, line in (("target", target), ("reference", reference)):
             if line.reason is not None:
-                return EncodedText(ids=ids, reason=f"the recording of the {name} says: {line.reason}")
+                return EncodedText(
+                    ids=ids, reason=f"the recording of the {name} says: {line.reason}", truncated=truncated
+                )
         if target.tokens[:max_length] != reference.tokens[:max_length] or target.n_read != reference.n_read:
             raise DataError(
                 f"{self.target.path} and {self.reference.path}: {target.id[:80]!r} has other token ids in the one than "
                 "in the other. Record both models with one tokenizer (`ltmia record --tokenizer`) and one --max-length"
             )
-        encoded = EncodedText(ids=ids, start=target.n_read)
+        encoded = EncodedText(ids=ids, start=target.n_read, truncated=truncated)
         if encoded.n_scored < LEAST_IDS["default"] - 1:
             behind = "" if target.start is None else " and a prompt"
-            return EncodedText(ids=ids, reason=f"{len(ids)} token(s){behind}: too few to score")
+            return replace(encoded, start=1, reason=f"{len(ids)} token(s){behind}: too few to score")
         for name, found in zip(
             ("target", "reference"), self._numbers(target, reference, encoded.n_scored), strict=True
         ):
             if n_missing := int((~found.known).sum()):
                 reason = f"the recording of the {name} lacks log-probability or rank of {n_missing} token(s)"
-                return EncodedText(ids=ids, reason=reason)
+                return replace(encoded, start=1, reason=reason)
         return encoded
 
     def _numbers(

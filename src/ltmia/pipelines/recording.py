@@ -148,6 +148,17 @@ def _line(texts: Texts, row: int, encoded: EncodedText, found: ModelStatistics |
         reason = "the model gives NaN logits on it"
     if found is None or reason is not None:
         return RecordedText(
-            id=texts.ids[row], tokens=encoded.ids.tolist(), text_sha256=text_sha256(texts.texts[row]), reason=reason
+            id=texts.ids[row],
+            tokens=encoded.ids.tolist(),
+            truncated=encoded.truncated,
+            text_sha256=text_sha256(texts.texts[row]),
+            reason=reason,
         )
-    return RecordedText.of(texts.ids[row], encoded.ids, found, texts.texts[row], encoded.start)
+    return RecordedText.of(
+        texts.ids[row],
+        encoded.ids,
+        found,
+        texts.texts[row],
+        start=encoded.start,
+        truncated=encoded.truncated,
+    )

@@ -156,7 +156,7 @@ def _score(
         target=identity.target,
         reference=identity.reference,
         tokenizer=identity.tokenizer,
-        data=data_info(pair, data, scored, config.max_length, labelled=False),
+        data=data_info(data, scored, labelled=False),
         attacks={},
         decisions=decisions.summary.model_copy(update={"flagged_groups": groups}),
         set_test=set_test,

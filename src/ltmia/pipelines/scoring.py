@@ -24,6 +24,8 @@ from ltmia.pipelines.passes import ExtractionClock
 from ltmia.pipelines.storing import Report, StorePlan, fill_store, silent
 from ltmia.records import Texts, hash_strings
 
+CONTENT = 2
+"""Of what a store of scores holds of each text: one of another content is not read but made again."""
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
 N_SAMPLED = 200
@@ -38,6 +40,8 @@ class ScoredTexts:
     """By attack; NaN where unscorable."""
     n_tokens: Int64[np.ndarray, " texts"]
     reasons: Sequence[str | None]
+    truncated: Sequence[bool | None]
+    """Whether each text goes on behind what was read of it; None: not known."""
     sample: Callable[[], FeatureBatch | None]
     """Gives what the classifier reads of some of the texts, see `sampled_features`."""
     clock: ExtractionClock = field(default_factory=ExtractionClock)
@@ -98,13 +102,13 @@ def read_scores(
 ) -> StoredTexts:
     """Take the scores of a finished store, and let the classifier, if given, score its texts."""
     scores = {name: store.scores(name) for name in store.score_names}
-    reasons = store.texts["reason"].to_pylist()
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
     return StoredTexts(
         scores=scores,
         n_tokens=store.texts["n_tokens"].to_numpy(),
-        reasons=reasons,
+        reasons=store.texts["reason"].to_pylist(),
+        truncated=store.texts["truncated"].to_pylist(),
         sample=lambda: sampled_features(store, classifier),
         store=store,
         clock=clock,
@@ -157,6 +161,6 @@ def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: Extraction
     """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
     digest = hashlib.sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
-    digest.update(json.dumps([identity.hashes, options], sort_keys=True).encode())
+    digest.update(json.dumps([CONTENT, identity.hashes, options], sort_keys=True).encode())
     hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ()), *map(str, texts.starts or ())))
     return digest.hexdigest()

@@ -62,7 +62,7 @@ def fill_store(
     for i, kind in enumerate(config.expectations):
         report("learning what to expect", i, len(config.expectations))
         expected[kind] = expect_texts(writer.statistics, encoded, folds, kind, plan.learned.get(kind))
-    columns = dict(plan.columns)
+    columns = {**plan.columns, "truncated": [text.truncated for text in encoded]}
     if "full" in expected:
         columns[f"score_{EXCESS}"] = expected["full"].excess.tolist()
     writer.finish(columns, plan.manifest, {kind: found.expectation for kind, found in expected.items()})
