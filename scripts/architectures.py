@@ -102,10 +102,12 @@ PADDED = (
     "xmod",
 )
 """Positions are counted from the padding token on, so there must be one."""
+TOKENS: dict[str, Any] = {"vocab_size": 300, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}
 SPECIAL: dict[str, dict[str, Any]] = {
     **{name: {"num_key_value_heads": 4} for name in LATENT},
     **{name: {"pad_token_id": 1} for name in PADDED},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    **{name: {"num_key_value_heads": 4} for name in ("dots3_note", "dots3_note_text")},
+    **{name: {"pad_token_id": 1} for name in ("emu3", "gemma4", "gemma4_unified")},
     "bamba": {"mamba_n_heads": 8, "attn_layer_indices": [1]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["mamba", "attention"]},
@@ -138,11 +140,19 @@ class Outcome:
 
 def tiny_config(name: str) -> PreTrainedConfig:
     """Return a config of a model of a few thousand parameters."""
-    plain = AutoConfig.for_model(name)
-    nested = SPECIAL.get(name, {}).get("text_config") is not None
-    known = {} if nested else {key: value for key, value in SMALL.items() if key in plain.to_dict()}
-    shared = {"vocab_size": 300, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}
-    return AutoConfig.for_model(name, **(shared | known | SPECIAL.get(name, {})))
+    special = TOKENS | SPECIAL.get(name, {})
+    return AutoConfig.for_model(name, **(small_values(AutoConfig.for_model(name), special) | special))
+
+
+def small_values(plain: PreTrainedConfig, special: dict[str, Any]) -> dict[str, Any]:
+    """Return small sizes under the names that a config knows, and that the configs in it know: of text, of images."""
+    wanted = SMALL | special
+    found = {key: wanted[key] for key in plain.to_dict() if key in wanted}
+    for name in plain.sub_configs:
+        part = getattr(plain, name, None)
+        if isinstance(part, PreTrainedConfig):
+            found[name] = {"model_type": part.model_type, **small_values(part, special)}
+    return found
 
 
 def build(name: str, seed: int = 0) -> PreTrainedModel:

@@ -1,24 +1,17 @@
 """A sample of the architectures that scripts/architectures.py runs through the whole pass; all are a slow test."""
 
-import importlib.util
 from pathlib import Path
 
+import architectures
 import pytest
+import torch
+
+from ltmia.lm.lora import add_lora
 
 ROOT = Path(__file__).parent.parent
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("architectures", ROOT / "scripts" / "architectures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-architectures = script()
 SAMPLE = (
-    "bart", "bert", "deepseek_v3", "falcon", "falcon_mamba", "gemma3_text", "gpt_oss", "gptj", "jamba", "mamba2",
-    "olmo2", "qwen3_next", "xglm",
+    "bart", "bert", "deepseek_v3", "falcon", "falcon_mamba", "gemma3", "gemma3_text", "gemma4", "gpt_oss", "gptj",
+    "jamba", "mamba2", "olmo2", "qwen3_next", "xglm",
 )  # fmt: skip
 
 
@@ -33,6 +26,16 @@ def test_a_model_of_masks_is_refused_with_the_reason() -> None:
     outcome = architectures.examine("cpmant")
     assert outcome.state == "refused"
     assert "no causal LM" in outcome.reason
+
+
+@pytest.mark.parametrize("name", ["llama4", "deepseek_v4"])
+def test_adapters_leave_alone_what_answers_otherwise_than_a_linear_layer(name: str) -> None:
+    tuned = add_lora(architectures.build(name), rank=4, alpha=8, seed=0)
+    ids = torch.arange(3, 15)[None]
+    tuned(input_ids=ids, labels=ids).loss.backward()
+    trained = {place for place, weight in tuned.named_parameters() if weight.requires_grad}
+    assert any("q_" in place for place in trained)
+    assert not any("router" in place or "o_a_proj" in place for place in trained)
 
 
 def test_the_page_tells_of_every_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,14 @@
 """Hostile files of every kind: each is read or refused with an error of ours, by search and by example."""
 
 import gzip
-import importlib.util
 import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import fuzz
+import fuzz_readers as readers
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -19,18 +20,6 @@ from ltmia.evaluation.gate import read_policy
 from ltmia.features.store import FeatureStore
 from ltmia.lab.reading import read_recipe
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-readers = script("fuzz_readers")
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -38,7 +27,7 @@ def folders(tmp_path_factory):
 
 
 def test_the_fuzzer_knows_every_reader() -> None:
-    assert tuple(readers.READERS) == script("fuzz").READERS
+    assert tuple(readers.READERS) == fuzz.READERS
 
 
 @pytest.mark.parametrize("reader", readers.READERS)

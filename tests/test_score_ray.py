@@ -93,6 +93,8 @@ def test_scores_equal_those_of_one_process_and_a_torn_chunk_is_made_again(load: 
     # Batches hold other texts, so padding differs: float noise, and roundings of the store's float16 that it tips.
     np.testing.assert_allclose(theirs["score_ltmia"].to_numpy(), ours["score_ltmia"].to_numpy(), atol=2e-3)
     assert np.nanstd(ours["score_ltmia"].to_numpy()) > 0.5, "the tolerance must be small beside the spread"
+    assert spread.results.data == local.results.data
+    assert spread.results.data.n_cut > 0
     assert spread.results.set_test == local.results.set_test
     assert spread.results.validity.out_of_distribution.status == local.results.validity.out_of_distribution.status
     assert spread.results.timing.forward_seconds > 0

@@ -8,15 +8,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 MAMBA_FAMILY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+READ_WITHOUT_A_CALL = ("out_proj", "dt_proj", "conv1d")
+"""Layers whose weights the Mamba family's mixer reads: an adapter has no effect there, and PEFT refuses some."""
+NOT_QUITE_LINEAR = ("router", "o_a_proj")
+"""Layers of a linear kind that answer otherwise, so that no adapter can be put on them: routers, which choose the
+experts of a token, with more than one tensor; DeepSeek V4's grouped projection with another shape."""
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
-    """Wrap a model in fresh adapters of all its linear layers but the output head.
-
-    The layers whose weights the Mamba family's mixer reads without calling them are left out: an
-    adapter has no effect there, and PEFT refuses some of them.
-    """
-    reads_weights = model.config.model_type in MAMBA_FAMILY
+    """Wrap a model in fresh adapters of all its linear layers but the output head and where they cannot work."""
+    left_out = NOT_QUITE_LINEAR + (READ_WITHOUT_A_CALL if model.config.model_type in MAMBA_FAMILY else ())
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -24,7 +25,7 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> Pef
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        exclude_modules=["out_proj", "dt_proj", "conv1d"] if reads_weights else None,
+        exclude_modules=list(left_out),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
