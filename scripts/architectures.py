@@ -25,6 +25,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ltmia.attacks.table import LEARNED
 from ltmia.errors import ModelError
 from ltmia.lm.moved import move_weights
 from ltmia.lm.pair import Pair
@@ -45,6 +46,8 @@ TOKENIZER = train_tokenizer(TEXTS * 3, 300)
 MAX_LENGTH = 40
 TOLERANCE = 1e-4
 """Between batch sizes, and between our pass and the plain loop, in nats and in scores relative to their size."""
+ROUNDED = {LEARNED: 2e-3}
+"""The same of what is made from the store's float16: noise in the last digit tips its roundings."""
 MOST_PARAMETERS = 3_000_000
 MAY_BE_NAN = ("surp",)
 """NaN by definition where the target is nowhere sure of anything."""
@@ -217,7 +220,8 @@ def faults(pair: Pair) -> Iterator[str]:
             yield f"{name} is not finite"
         if not np.isnan(scores[~scorable]).all():
             yield f"{name} scores an empty text"
-        if not np.allclose(scores, many[name], atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True):
+        tolerance = ROUNDED.get(name, TOLERANCE)
+        if not np.allclose(scores, many[name], atol=tolerance, rtol=TOLERANCE, equal_nan=True):
             yield f"{name} depends on the batch by {np.nanmax(np.abs(scores - many[name])):.1e}"
     for kind in ("published", "logratio"):
         first, second = (
@@ -318,7 +322,8 @@ def page(outcomes: Sequence[Outcome]) -> str:
         f"{len(by_state['refused'])} are refused, {len(by_state['not built'])} could not be built. *Works* means: "
         "every log-probability equals that of a plain float32 loop over single texts within 1e-4 nats (largest "
         f"deviation {worst:.0e}); scores of every fast attack and of the classifier, and both kinds of features, are "
-        "finite, and the same in batches of 1 and of 4 within 1e-4. *Refused* and *not built* say why. What is not "
+        "finite, and the same in batches of 1 and of 4 within 1e-4, the classifier's logit, which is made from the "
+        "store's float16, within 2e-3. *Refused* and *not built* say why. What is not "
         "listed as working may still work at its real size: `ltmia doctor` tells.",
         "",
         "## Works",
