@@ -59,7 +59,8 @@ def test_store(materials: Path) -> None:
     assert {path.name for path in store.iterdir()} == set(names("A store")) - {"journal.jsonl", "expected_lite.f16"}
     assert set(json.loads((store / "manifest.json").read_text("utf-8"))) == set(names("A store", 1))
     columns = pq.read_table(store / "texts.parquet").column_names
-    assert [name for name in columns if not name.startswith("score_")] == ["id", "start", "n_tokens", "reason"]
+    expected = ["id", "truncated", "start", "n_tokens", "reason"]
+    assert [name for name in columns if not name.startswith("score_")] == expected
 
 
 def test_rows_of_tokens() -> None:
