@@ -17,7 +17,8 @@ experts of a token, with more than one tensor; DeepSeek V4's grouped projection 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
     """Wrap a model in fresh adapters of all its linear layers but the output head and where they cannot work."""
-    left_out = NOT_QUITE_LINEAR + (READ_WITHOUT_A_CALL if model.config.model_type in MAMBA_FAMILY else ())
+    unsuitable = NOT_QUITE_LINEAR + (READ_WITHOUT_A_CALL if model.config.model_type in MAMBA_FAMILY else ())
+    present = {place.rpartition(".")[2] for place, _ in model.named_modules()}
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -25,7 +26,7 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> Pef
         lora_dropout=0.0,
         target_modules="all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        exclude_modules=list(left_out),
+        exclude_modules=[name for name in unsuitable if name in present] or None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
