@@ -146,26 +146,24 @@ class RecordedPair:
     def _encoded(self, target: RecordedText, reference: RecordedText, max_length: int) -> EncodedText:
         ids = np.asarray(target.tokens[:max_length], np.int64)
         truncated = True if len(target.tokens) > max_length else target.truncated
+        encoded = EncodedText(ids=ids, start=target.n_read, truncated=truncated)
         for name, line in (("target", target), ("reference", reference)):
             if line.reason is not None:
-                return EncodedText(
-                    ids=ids, reason=f"the recording of the {name} says: {line.reason}", truncated=truncated
-                )
+                return replace(encoded, reason=f"the recording of the {name} says: {line.reason}")
         if target.tokens[:max_length] != reference.tokens[:max_length] or target.n_read != reference.n_read:
             raise DataError(
                 f"{self.target.path} and {self.reference.path}: {target.id[:80]!r} has other token ids in the one than "
                 "in the other. Record both models with one tokenizer (`ltmia record --tokenizer`) and one --max-length"
             )
-        encoded = EncodedText(ids=ids, start=target.n_read, truncated=truncated)
         if encoded.n_scored < LEAST_IDS["default"] - 1:
             behind = "" if target.start is None else " and a prompt"
-            return replace(encoded, start=1, reason=f"{len(ids)} token(s){behind}: too few to score")
+            return replace(encoded, reason=f"{len(ids)} token(s){behind}: too few to score")
         for name, found in zip(
             ("target", "reference"), self._numbers(target, reference, encoded.n_scored), strict=True
         ):
             if n_missing := int((~found.known).sum()):
                 reason = f"the recording of the {name} lacks log-probability or rank of {n_missing} token(s)"
-                return replace(encoded, start=1, reason=reason)
+                return replace(encoded, reason=reason)
         return encoded
 
     def _numbers(
