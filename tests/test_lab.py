@@ -141,7 +141,14 @@ def simple_step(name: str, *needs: str) -> Step:
 
 ACT = """
 import os, signal
+from dataclasses import dataclass
 from ltmia.errors import DataError
+
+@dataclass(frozen=True)
+class Simple:
+    name: str
+    needs: tuple = ()
+    key = label = property(lambda self: self.name)
 
 def act(step, folder):
     if step.name.startswith("raise"):
@@ -152,7 +159,10 @@ def act(step, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     return {"pid": str(os.getpid())}
 """
-"""What the engine's workers do in these tests: the step's name says. In a file, where new processes find it."""
+"""What the engine's workers do, and steps whose names say it. In a file, where new processes find it.
+
+The steps are not a lab's own, with which every new process would load all that a lab can need.
+"""
 
 
 def test_a_failed_step_takes_along_only_those_that_need_it() -> None:
@@ -170,17 +180,17 @@ def test_workers_that_die_are_replaced_and_failures_stay_where_they_are(
 ) -> None:
     (tmp_path / "acting_steps.py").write_text(ACT, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    act = importlib.import_module("acting_steps").act
+    acting = importlib.import_module("acting_steps")
     diary = Diary()
     steps = [
-        simple_step("die once"),
-        simple_step("after", "die once"),
-        simple_step("raise"),
-        simple_step("lost", "raise"),
-        simple_step("always die"),
-        simple_step("fine"),
+        acting.Simple("die once"),
+        acting.Simple("after", ("die once",)),
+        acting.Simple("raise"),
+        acting.Simple("lost", ("raise",)),
+        acting.Simple("always die"),
+        acting.Simple("fine"),
     ]
-    LocalEngine(n_workers=2).run(steps, act, tmp_path, diary)
+    LocalEngine(n_workers=2).run(steps, acting.act, tmp_path, diary)
     ends = {name: what for what, name in diary.entries if not what.startswith("begun")}
     assert ends["die once"] == ends["after"] == ends["fine"] == "done"
     assert ends["raise"] == "failed: no texts"
@@ -250,7 +260,7 @@ def test_a_killed_lab_goes_on_where_it_was_and_comes_to_the_same(lab: Path, tmp_
         process.wait(8.0)  # the clock decides when the lab is killed, not when the test passes
     process.kill()
     process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_ltmia(*command[3:])
     assert done.returncode == 0, done.stderr
     assert fingerprint(out) == fingerprint(lab, "demo.early.*") != {}
 

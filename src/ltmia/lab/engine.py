@@ -3,6 +3,8 @@
 Knows order, retries and dead processes; what a step does is the function it is given.
 """
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import signal
@@ -15,10 +17,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ltmia.errors import LtmiaError
-from ltmia.lab.steps import Step
+
+if TYPE_CHECKING:  # a worker loads what its steps need, which takes seconds, and the engine needs none of it
+    from ltmia.lab.steps import Step
 
 MAX_ATTEMPTS = 2
 """A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
@@ -33,7 +37,7 @@ ONE_THREAD = {
 """What a worker must find in its environment before it imports a numeric library."""
 
 Result = Mapping[str, Any]
-Perform = Callable[[Step, Path], Result]
+Perform = Callable[["Step", Path], Result]
 """Does a step of the lab in a folder; a function of a module, so that a new process can find it."""
 
 
