@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import importlib
 import runpy
 import shutil
 from collections.abc import Callable
@@ -26,6 +27,10 @@ ROOT = Path(__file__).parent.parent
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
 hypothesis.settings.load_profile("ci")
 torch.set_num_threads(1)
+
+# Where the package is the first to import them, jaxtyping's import hook compiles them anew: half a minute.
+for name in ("datasets", "peft", "pyarrow.parquet", "scipy.stats", "sklearn.ensemble", "transformers.trainer"):
+    importlib.import_module(name)
 
 LONGEST = (
     "test_lab", "test_docs_blocks", "test_end_to_end", "test_torture", "test_validity", "test_report_browser",
