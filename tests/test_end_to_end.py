@@ -12,6 +12,7 @@ import pytest
 
 import ltmia
 from commands import run_ltmia
+from ltmia.__main__ import main
 from ltmia.attacks.probing import Shots
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError
@@ -42,6 +43,19 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.mark.parametrize("own", [None, "active"])
+def test_threads_that_wait_do_not_spin_unless_the_user_wants_it(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["ltmia", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_WAIT_POLICY"] == (own or "passive")
 
 
 AUDIT = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--group-column", "document")

@@ -19,7 +19,6 @@ from hashlib import blake2b
 from itertools import permutations
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
@@ -183,6 +182,15 @@ def _spreads(excess: Float64[np.ndarray, " pred"], band: Int64[np.ndarray, " pre
     return np.maximum(np.sqrt((sums + SPREAD_PRIOR * overall) / (counts + SPREAD_PRIOR)), LEAST_SPREAD)
 
 
+def _one_thread() -> threadpool_limits:
+    """Keep the trees to one thread.
+
+    They wait for each other some ten thousand times in a fit of .4 s, and where another program has one of the cores
+    each wait lasts until that lets go: 100 s.
+    """
+    return threadpool_limits(1, "openmp")
+
+
 class _Regression:
     """Trees over what one fold counted, fitted on another."""
 
@@ -202,14 +210,14 @@ class _Regression:
                 early_stopping=False,
                 random_state=0,
             )
-            with threadpool_limits(torch.get_num_threads(), "openmp"):
+            with _one_thread():
                 self._trees = trees.fit(self._inputs(learned)[0], learned.log_ratio)
 
     def predict(self, positions: Positions) -> Float64[np.ndarray, "pred 3"]:
         inputs, counts = self._inputs(positions)
         expected = np.full(len(positions), self._constant)
         if self._trees is not None:
-            with threadpool_limits(torch.get_num_threads(), "openmp"):
+            with _one_thread():
                 # To the trees NaN is a missing value; infinities they refuse.
                 expected = self._trees.predict(np.nan_to_num(inputs, nan=np.nan, posinf=1e30, neginf=-1e30))
         return np.column_stack([expected, counts])
