@@ -28,7 +28,7 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_
 hypothesis.settings.load_profile("ci")
 torch.set_num_threads(1)
 
-# Where the package is the first to import them, jaxtyping's import hook compiles them anew: half a minute.
+# Where the package is the first to import them, jaxtyping's import hook compiles them anew: ten seconds.
 for name in ("datasets", "peft", "pyarrow.parquet", "scipy.stats", "sklearn.ensemble", "transformers.trainer"):
     importlib.import_module(name)
 

@@ -12,8 +12,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; whatever goes wrong exits 2 with one message, or a traceback with --debug."""
-    # Read when torch is loaded. Threads that wait spinning take the core from whoever they wait for: where another
-    # program has one of two cores, an audit takes many times as long, and on a quiet machine no less.
+    # Read when torch is loaded. Threads that spin while they wait keep the core from the one they wait for: beside
+    # another program an audit takes many times as long. Sleeping costs nothing, on a quiet machine either.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
