@@ -17,7 +17,7 @@ from statistics import median
 import ray
 
 from ltmia.lab.ray_engine import RayEngine, connect
-from ltmia.pipelines.lab import run_lab
+from ltmia.lab.run import run_lab
 
 RECIPE = """
 [corpora.late]
@@ -44,7 +44,7 @@ seeds = [0, 1, 2, 3, 4, 5, 6, 7]
 @ray.remote(num_cpus=1)
 def _import() -> int:
     """Import what the steps need, so that no run pays for it."""
-    import ltmia.pipelines.lab_steps  # noqa: F401  for what it loads
+    import ltmia.lab.work  # noqa: F401  for what it loads
 
     time.sleep(5)  # long enough that each worker gets one of these
     return os.getpid()

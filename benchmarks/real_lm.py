@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ltmia.audit.audit import AuditConfig, audit
 from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
-from ltmia.lm.finetuning import FinetuneConfig, finetune
-from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
-from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.report.terminal import print_results
 
 

@@ -8,13 +8,13 @@ import argparse
 from pathlib import Path
 
 from ltmia import audit, load_pair
+from ltmia.audit.audit import AuditConfig, AuditResult
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.gate import Limit, hold_against
-from ltmia.lm.finetuning import FinetuneConfig, finetune
-from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.pipelines.audit import AuditConfig, AuditResult
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.records import Texts
 
 LIMITS = [Limit.parse("auc:0.6"), Limit.parse("tpr@fpr=0.1:0.2")]

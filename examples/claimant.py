@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ltmia import load_pair, score
+from ltmia.audit.score import ScoreConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
-from ltmia.lm.finetuning import FinetuneConfig, finetune
-from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.pipelines.score import ScoreConfig
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 
 
 def main(out: Path) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ltmia import load_pair
+from ltmia.audit.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import Measure
 from ltmia.features.store import FeatureStore
-from ltmia.lm.finetuning import FinetuneConfig, finetune
-from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.records import TokenStatistics
 
 

@@ -27,12 +27,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ltmia.attacks.table import LEARNED
 from ltmia.errors import ModelError
-from ltmia.lm.moved import move_weights
-from ltmia.lm.pair import Pair
-from ltmia.lm.tiny import train_tokenizer
-from ltmia.lm.tokens import encode_texts
-from ltmia.pipelines.extraction import ExtractionConfig, extract_batches
-from ltmia.pipelines.memory import extract_features, score_texts
+from ltmia.finetuning.perturbed import move_weights
+from ltmia.finetuning.tiny import train_tokenizer
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import encode_texts
+from ltmia.scoring.extraction import ExtractionConfig, extract_batches
+from ltmia.scoring.in_memory import extract_features, score_texts
 
 TEXTS = (
     "The lamp burns low.",
@@ -258,7 +258,7 @@ def examine(name: str) -> Outcome:
         state="wrong" if found else "works",
         reason="; ".join(found),
         seconds=time.monotonic() - began,
-        head_apart=pair.target_scorer.runs_head_apart,
+        head_apart=pair.target_runner.runs_head_apart,
         difference=difference,
     )
 

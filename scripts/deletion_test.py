@@ -15,7 +15,7 @@ from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
-from ltmia.pipelines.scoring import classify_store
+from ltmia.scoring.stored_scores import classify_store
 
 TEXTS, SHARE = 200, 0.1
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ltmia.data.reading import read_texts
-from ltmia.lm.pretraining import PretrainConfig, pretrain
-from ltmia.lm.tiny import TinyConfig, build_base, train_tokenizer
+from ltmia.finetuning.pretraining import PretrainConfig, pretrain
+from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 
 CORPORA = ("commentary", "novels", "scripture")
 FOLDER = Path(__file__).parent.parent / "src" / "ltmia" / "data" / "demo" / "base"

@@ -17,8 +17,8 @@ from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.calibration import judge_audit, judge_groups, split_halves
 from ltmia.evaluation.results import Decisions, Measure
-from ltmia.pipelines.examine import find_combinations
-from ltmia.pipelines.scoring import classify_store
+from ltmia.lab.evaluate import find_combinations
+from ltmia.scoring.stored_scores import classify_store
 
 N_SPLITS = 20
 

@@ -1,7 +1,7 @@
 """Run what a page of the documentation shows, in the current folder: python scripts/run_page.py PAGE.
 
-What a block is, its fence says; tests/test_docs_blocks.py lists the kinds. Here `python` and `sh {.run}` are run from
-top to bottom, in one process, and `text {.output}` is compared with what the block before it printed ("..." stands
+What a block is, its fence says; tests/docs/test_docs_blocks.py lists the kinds. Here `python` and `sh {.run}` are run
+from top to bottom, in one process, and `text {.output}` is compared with what the block before it printed ("..." stands
 for anything). The folder must hold what examples/materials.py writes, and a model fine-tuned on it.
 """
 

@@ -26,8 +26,8 @@ from torture import LIMIT_SECONDS, ended, start
 from ltmia.evaluation.files import read_results
 from ltmia.features.packing import row_width
 from ltmia.features.store import FeatureStore
-from ltmia.lm.tiny import TinyConfig, build_base, train_tokenizer
-from ltmia.lm.training import save_model
+from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
+from ltmia.finetuning.training import save_model
 
 WORDS = (
     "lot",

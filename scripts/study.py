@@ -26,7 +26,7 @@ from ltmia.evaluation.macro import mean_with_interval
 from ltmia.evaluation.roc import auc
 from ltmia.features.columns import feature_columns
 from ltmia.features.per_token import FeatureBatch
-from ltmia.pipelines.examine import find_combinations, recipe_of
+from ltmia.lab.evaluate import find_combinations, recipe_of
 from ltmia.report.words import format_measure
 
 N_TEXTS = 400

@@ -21,8 +21,8 @@ from ltmia.evaluation.roc import auc
 from ltmia.lab.plan import Plan, make_plan
 from ltmia.lab.reading import read_recipe
 from ltmia.lab.steps import CombinationWork, ExtractWork
-from ltmia.lm.pair import Pair
-from ltmia.pipelines.lab_texts import corpus_texts, draw_texts, pool_buckets
+from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
+from ltmia.models.pair import Pair
 
 COMBINATIONS = ("gemma.python_code.exam_weak", "recurrent_gemma.dictionary.exam_weak", "rwkv.python_code.exam_weak")
 N_TEXTS = 400

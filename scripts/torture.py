@@ -26,15 +26,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from kill_lab import Figures, compare
 
+import ltmia.audit.audit
+import ltmia.audit.score
 import ltmia.cli.app
 import ltmia.evaluation.intervals
-import ltmia.pipelines.audit
-import ltmia.pipelines.examine
-import ltmia.pipelines.lab
-import ltmia.pipelines.score
+import ltmia.lab.evaluate
+import ltmia.lab.run
 from ltmia.__main__ import main as run_ltmia
 from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.lm.moved import save_moved
+from ltmia.finetuning.perturbed import save_perturbed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STRIKES = 4
@@ -85,7 +85,7 @@ class Tally:
 
 def prepare(work: Path) -> None:
     """Write models and texts: the target is the embedded base moved a little."""
-    save_moved(demo_base_path(), work / "target")
+    save_perturbed(demo_base_path(), work / "target")
     texts = demo_texts()
     for name, rows in (("members", range(N_MEMBERS)), ("nonmembers", range(N_MEMBERS, N_MEMBERS + N_NONMEMBERS))):
         lines = [json.dumps({"id": texts.ids[i], "text": texts.texts[i]}) for i in rows]

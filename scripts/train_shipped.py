@@ -13,8 +13,8 @@ from pathlib import Path
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import SHIPPED, MembershipClassifier
 from ltmia.classifier.training import TrainingConfig
-from ltmia.pipelines.examine import card_row, evaluate, find_combinations, recipe_of
-from ltmia.pipelines.train import going_on_from, hold_out, train, untrained
+from ltmia.lab.evaluate import card_row, evaluate, find_combinations, recipe_of
+from ltmia.lab.train import going_on_from, hold_out, train, untrained
 
 EPOCHS, EPOCHS_REAL = 4, 6
 """Chosen on bases and corpora left out of the training grid together, and on corpora left out of REAL; docs/log.md."""

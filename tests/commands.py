@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MODULES = (
-    "ltmia.cli.app", "ltmia.data.reading", "ltmia.lm.loading", "ltmia.lm.finetuning", "ltmia.pipelines.audit",
-    "ltmia.pipelines.score", "ltmia.pipelines.lab", "ltmia.pipelines.examine", "ltmia.pipelines.doctor",
+    "ltmia.cli.app", "ltmia.data.reading", "ltmia.models.loading", "ltmia.finetuning.finetune", "ltmia.audit.audit",
+    "ltmia.audit.score", "ltmia.lab.run", "ltmia.lab.evaluate", "ltmia.audit.doctor",
 )  # fmt: skip
 
 

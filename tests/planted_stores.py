@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ltmia.expectation.fit import expect_texts
+from ltmia.expectation.model import fold_of
 from ltmia.features.columns import EXPECTATIONS
-from ltmia.features.expectation import fold_of
 from ltmia.features.journal import StoredText
 from ltmia.features.statistics import token_statistics
 from ltmia.features.store import StoreWriter
-from ltmia.lm.tokens import EncodedText
-from ltmia.pipelines.expecting import expect_texts
+from ltmia.models.tokens import EncodedText
 
 K, VOCAB = 5, 60
 SCORES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ltmia.audit.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.files import write_records, write_results, write_tokens
@@ -21,10 +22,9 @@ from ltmia.evaluation.results import (
     TokenizerInfo,
     Validity,
 )
-from ltmia.lm.finetuning import FinetuneConfig, finetune
-from ltmia.lm.loading import LoadOptions, load_model, load_pair, load_tokenizer
-from ltmia.lm.pair import Pair
-from ltmia.pipelines.audit import AuditConfig, audit
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.pair import Pair
 from ltmia.records import Texts
 
 HOSTILE = (

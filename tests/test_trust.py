@@ -21,7 +21,7 @@ from ltmia.features.journal import StoredText
 from ltmia.features.statistics import empty_statistics, named_statistics
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
-from ltmia.lm.loading import load_pair
+from ltmia.models.loading import load_pair
 from ltmia.records import Expectation
 from ltmia.report.page import write_report
 from report_samples import made_up_audit

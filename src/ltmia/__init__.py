@@ -8,32 +8,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltmia.attacks.table import ATTACKS
+    from ltmia.audit.audit import audit
+    from ltmia.audit.score import score
     from ltmia.classifier.membership import MembershipClassifier
     from ltmia.data.prompt_logprobs import from_prompt_logprobs
     from ltmia.data.reading import read_texts
     from ltmia.data.recordings import RecordingHeader, write_recording
-    from ltmia.lm.chat import chat_template
-    from ltmia.lm.loading import load_pair
-    from ltmia.lm.pair import Pair
-    from ltmia.pipelines.audit import audit
-    from ltmia.pipelines.memory import extract_features, score_texts
-    from ltmia.pipelines.recorded_pair import load_recorded_pair
-    from ltmia.pipelines.score import score
+    from ltmia.models.chat import chat_template
+    from ltmia.models.loading import load_pair
+    from ltmia.models.pair import Pair
+    from ltmia.scoring.in_memory import extract_features, score_texts
+    from ltmia.scoring.recorded_pair import load_recorded_pair
 
 _HOMES = {
     "ATTACKS": "ltmia.attacks.table",
     "MembershipClassifier": "ltmia.classifier.membership",
-    "Pair": "ltmia.lm.pair",
+    "Pair": "ltmia.models.pair",
     "RecordingHeader": "ltmia.data.recordings",
-    "audit": "ltmia.pipelines.audit",
-    "chat_template": "ltmia.lm.chat",
-    "extract_features": "ltmia.pipelines.memory",
+    "audit": "ltmia.audit.audit",
+    "chat_template": "ltmia.models.chat",
+    "extract_features": "ltmia.scoring.in_memory",
     "from_prompt_logprobs": "ltmia.data.prompt_logprobs",
-    "load_pair": "ltmia.lm.loading",
-    "load_recorded_pair": "ltmia.pipelines.recorded_pair",
+    "load_pair": "ltmia.models.loading",
+    "load_recorded_pair": "ltmia.scoring.recorded_pair",
     "read_texts": "ltmia.data.reading",
-    "score": "ltmia.pipelines.score",
-    "score_texts": "ltmia.pipelines.memory",
+    "score": "ltmia.audit.score",
+    "score_texts": "ltmia.scoring.in_memory",
     "write_recording": "ltmia.data.recordings",
 }
 

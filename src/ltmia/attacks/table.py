@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ltmia.attacks import likelihood, probing, reference
+from ltmia.attacks import likelihood, multi_pass, reference
 from ltmia.attacks.evidence import TextEvidence
-from ltmia.attacks.probing import Scores, Shots, TargetProbe
+from ltmia.attacks.multi_pass import Scores, Shots, TargetProbe
 from ltmia.errors import ConfigError
 from ltmia.records import SERVED
 
@@ -18,7 +18,7 @@ Group = Literal["fast", "slow", "set", "learned", "control"]
 LEARNED = "ltmia"
 """The learned classifier, computed by `ltmia.classifier`."""
 EXCESS = "excess"
-"""The mean excess of D_t over what is expected of it, computed by `ltmia.features.expectation` from all texts."""
+"""The mean excess of D_t over what is expected of it, computed by `ltmia.expectation.model` from all texts."""
 CONTROL = "bag_of_words"
 """The control that never sees a model, computed by `ltmia.evaluation`."""
 
@@ -187,7 +187,7 @@ _ROWS = (
         needs=_TARGET,
         passes="2/0",
         source="Carlini et al. 2021, arXiv 2012.07805",
-        slow=probing.lowercase,
+        slow=multi_pass.lowercase,
     ),
     Attack(
         name="recall",
@@ -195,7 +195,7 @@ _ROWS = (
         needs="target, known non-members",
         passes="2/0",
         source="Xie et al. 2024, arXiv 2406.15968",
-        slow=probing.recall,
+        slow=multi_pass.recall,
     ),
     Attack(
         name="con_recall",
@@ -203,15 +203,15 @@ _ROWS = (
         needs="target, known members and non-members",
         passes="3/0",
         source="Wang et al. 2024, arXiv 2409.03363",
-        slow=probing.con_recall,
+        slow=multi_pass.con_recall,
     ),
     Attack(
         name="neighbourhood",
         title="Neighbourhood",
         needs=_PAIR,
-        passes=f"{1 + probing.NEIGHBOURS}/1",
+        passes=f"{1 + multi_pass.NEIGHBOURS}/1",
         source="Mattern et al. 2023, arXiv 2305.18462",
-        slow=probing.neighbourhood,
+        slow=multi_pass.neighbourhood,
     ),
     Attack(
         name="gradient_norm",
@@ -219,7 +219,7 @@ _ROWS = (
         needs="target, gradients",
         passes="1/0 + backward",
         source="Wang et al. 2024, arXiv 2402.17012",
-        slow=probing.gradient_norm,
+        slow=multi_pass.gradient_norm,
     ),
     Attack(
         name=CONTROL,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ltmia.attacks.table import EXCESS
 from ltmia.errors import ConfigError, StoreError
+from ltmia.expectation.model import mean_excess
 from ltmia.features.columns import expectation_of
-from ltmia.features.expectation import mean_excess
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
 

@@ -25,7 +25,7 @@ from ltmia.errors import ConfigError, StoreError
 from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
 from ltmia.folders import write_folder
-from ltmia.lm.pair import parameters_sha256
+from ltmia.models.identity import parameters_sha256
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}

@@ -15,9 +15,9 @@ from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
 
 if TYPE_CHECKING:
-    from ltmia.lm.pair import Pair
-    from ltmia.pipelines.recorded_pair import RecordedPair
-    from ltmia.pipelines.scoring import Scorer
+    from ltmia.models.pair import Pair
+    from ltmia.scoring.recorded_pair import RecordedPair
+    from ltmia.scoring.stored_scores import Scorer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +44,7 @@ def demo(
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
     calm_libraries()
-    from ltmia.pipelines.demo import run_demo
+    from ltmia.audit.demo import run_demo
 
     with progress(quiet=quiet) as report:
         result = run_demo(out, report=report)
@@ -80,8 +80,8 @@ def audit(
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
     calm_libraries()
-    from ltmia.pipelines.audit import AuditConfig
-    from ltmia.pipelines.audit import audit as run_audit
+    from ltmia.audit.audit import AuditConfig
+    from ltmia.audit.audit import audit as run_audit
 
     read = o.reader(target, base, trust_remote_code=trust_remote_code)
     member_texts, nonmember_texts = (
@@ -138,10 +138,10 @@ def score(
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
     calm_libraries()
-    from ltmia.lm.loading import load_pair
-    from ltmia.pipelines.score import ScoreConfig
-    from ltmia.pipelines.score import score as run_score
-    from ltmia.pipelines.scoring import score_to_store
+    from ltmia.audit.score import ScoreConfig
+    from ltmia.audit.score import score as run_score
+    from ltmia.models.loading import load_pair
+    from ltmia.scoring.stored_scores import score_to_store
 
     read = o.reader(target, base, trust_remote_code=trust_remote_code)
     candidate_texts, nonmember_texts = (
@@ -189,10 +189,10 @@ def finetune(
 ) -> None:
     """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
     calm_libraries()
-    from ltmia.lm.finetuning import FinetuneConfig
-    from ltmia.lm.finetuning import finetune as run_finetune
-    from ltmia.lm.loading import LoadOptions, load_model, load_tokenizer
-    from ltmia.lm.privacy import DpConfig
+    from ltmia.finetuning.finetune import FinetuneConfig
+    from ltmia.finetuning.finetune import finetune as run_finetune
+    from ltmia.finetuning.privacy import DpConfig
+    from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 
     loading = LoadOptions(dtype="float32", device=device)
     members = o.reader(base)(texts, text_column=text_column)
@@ -222,7 +222,7 @@ def doctor(
 ) -> None:
     """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
     calm_libraries()
-    from ltmia.pipelines.doctor import diagnose
+    from ltmia.audit.doctor import diagnose
 
     found = diagnose(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     for finding in found.findings:
@@ -259,8 +259,8 @@ def attacks() -> None:
 def _open_pair(target: str, base: str, **options: Any) -> "Pair | RecordedPair":
     """Load both models, or open the recordings of both."""
     from ltmia.data.recordings import is_recording
-    from ltmia.lm.loading import load_pair
-    from ltmia.pipelines.recorded_pair import load_recorded_pair
+    from ltmia.models.loading import load_pair
+    from ltmia.scoring.recorded_pair import load_recorded_pair
 
     if is_recording(target) or is_recording(base):
         return load_recorded_pair(target, base)
@@ -282,5 +282,5 @@ def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
 
 def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     with o.needs_ray():
-        from ltmia.pipelines.ray_scoring import RayScorer
+        from ltmia.scoring.ray_scoring import RayScorer
     return RayScorer(load=load, n_workers=workers)

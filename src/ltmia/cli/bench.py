@@ -31,7 +31,7 @@ def bench(
     as_json: o.AsJson = False,
 ) -> None:
     """Measure extraction, the store or training on fixed synthetic work: random models of GPT-2's shape."""
-    from ltmia.pipelines.bench import BenchConfig, bench_extract, bench_store, bench_train
+    from ltmia.scoring.bench import BenchConfig, bench_extract, bench_store, bench_train
 
     config = BenchConfig(
         n_texts=n_texts,

@@ -80,8 +80,8 @@ def train(
             "has a network and features already: leave out --network and --feature-version", param_hint="--start"
         )
     from ltmia.classifier.membership import chosen_classifier
-    from ltmia.pipelines import train as training
-    from ltmia.pipelines.examine import find_combinations
+    from ltmia.lab import train as training
+    from ltmia.lab.evaluate import find_combinations
 
     started = None if start is None else chosen_classifier(start)
     version = started.feature_version if started else feature_version or "excess"
@@ -111,8 +111,8 @@ def evaluate(
 ) -> None:
     """Evaluate a classifier on stores it was not trained on, beside every baseline."""
     from ltmia.classifier.membership import chosen_classifier
-    from ltmia.pipelines.examine import TABLES_FILE, find_combinations
-    from ltmia.pipelines.examine import evaluate as run_evaluate
+    from ltmia.lab.evaluate import TABLES_FILE, find_combinations
+    from ltmia.lab.evaluate import evaluate as run_evaluate
 
     classifier = chosen_classifier(model)
     with progress(quiet=quiet) as report:

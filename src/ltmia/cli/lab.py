@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Do all that a recipe asks for and is not there yet; exit 2 if a combination failed, the others done."""
     n_workers = workers or os.cpu_count() or 1
-    from ltmia.pipelines.lab import plan_lab, run_lab
+    from ltmia.lab.run import plan_lab, run_lab
 
     if dry_run:
         _print_forecast(plan_lab(recipe, out, workers=n_workers, corpora=corpora, bases=bases))
@@ -74,7 +74,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print every step as JSON instead of a table.")] = False,
 ) -> None:
     """Show what is done, running, failed and to do, and how long it took."""
-    from ltmia.pipelines.lab import lab_status
+    from ltmia.lab.run import lab_status
 
     found = lab_status(folder)
     if as_json:

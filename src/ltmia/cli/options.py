@@ -110,7 +110,7 @@ def reader(model: str, base: str | None = None, *, trust_remote_code: bool = Fal
     """Return `read_texts` for a model: what writes messages out as it reads them is known."""
     from ltmia.data.reading import read_texts
     from ltmia.data.recordings import is_recording
-    from ltmia.lm.chat import chat_template
+    from ltmia.models.chat import chat_template
 
     if is_recording(model):
         return read_texts

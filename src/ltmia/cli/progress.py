@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -16,11 +16,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ltmia.progress import Report
+
 LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
 
 
 @contextmanager

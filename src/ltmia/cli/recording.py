@@ -30,9 +30,9 @@ def record(
 ) -> None:
     """Write down what one model says of texts, for audit and score to work from without the model."""
     calm_libraries()
-    from ltmia.lm.loading import LoadOptions, load_alone
-    from ltmia.pipelines.recording import RecordConfig, record_model
+    from ltmia.models.loading import LoadOptions, load_alone
     from ltmia.records import Texts
+    from ltmia.scoring.recording import RecordConfig, record_model
 
     read_texts = o.reader(tokenizer or model, trust_remote_code=trust_remote_code)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])

@@ -94,7 +94,7 @@ def _share(part: float) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kinship:
+class BaseComparison:
     """How closely target and reference are related."""
 
     shared: float
@@ -111,7 +111,7 @@ class Kinship:
     reference_loss: float
 
 
-def base_check(kin: Kinship) -> Check:
+def base_check(kin: BaseComparison) -> Check:
     """Judge whether the reference is the base that the target was fine-tuned from."""
     losses = f"loss on non-members {kin.target_loss:.2f} against {kin.reference_loss:.2f} nats per token"
     details: Details = {
@@ -137,7 +137,7 @@ def base_check(kin: Kinship) -> Check:
     return Check(status="warning", sentence=sentence, details=details)
 
 
-def _doubt_of_base(kin: Kinship) -> str | None:
+def _doubt_of_base(kin: BaseComparison) -> str | None:
     if kin.shared < SAME_SHAPE_SHARE:
         return f"Only {kin.shared:.0%} of the target's parameters have one like it in the base, another kind of model"
     if kin.change is not None and kin.change > FAR_APART:

@@ -22,19 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ltmia.errors import LtmiaError
 
 if TYPE_CHECKING:  # a worker loads what its steps need, which takes seconds, and the engine needs none of it
-    from ltmia.lab.steps import Step
+    from ltmia.workers import ONE_THREAD
+from ltmia.lab.steps import Step
 
 MAX_ATTEMPTS = 2
 """A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""What a worker must find in its environment before it imports a numeric library."""
 
 Result = Mapping[str, Any]
 Perform = Callable[["Step", Path], Result]

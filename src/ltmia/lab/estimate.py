@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ltmia.features.packing import row_width
+from ltmia.finetuning.tiny import build_base
 from ltmia.lab.recipe import Regime
 from ltmia.lab.state import read_json
 from ltmia.lab.steps import BaseSource, CombinationWork, ExtractWork, PretrainWork, Step
-from ltmia.lm.tiny import build_base
 
 TRAINING_SPEED = {"mamba": 2.5e9, "rwkv": 3.5e9, "recurrent_gemma": 9e9}
 """Parameters x training tokens per second of the slow kinds, on one core under bfloat16 autocast."""

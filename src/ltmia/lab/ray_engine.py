@@ -3,7 +3,6 @@
 All machines must see the lab's folder, the corpora and the bases under the same paths.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ltmia.errors import ConfigError
-from ltmia.lab.engine import MAX_ATTEMPTS, ONE_THREAD, Failure, Perform, Result, Schedule, Watcher, attempt, settle
+from ltmia.lab.engine import MAX_ATTEMPTS, Failure, Perform, Result, Schedule, Watcher, attempt, settle
 from ltmia.lab.steps import CombinationWork, ExtractWork, Step
+from ltmia.workers import connect
 
 
 @dataclass(slots=True)
@@ -83,22 +83,6 @@ class RayEngine:
                 return
             answer = Failure(f"its worker died {MAX_ATTEMPTS} times ({type(error).__name__})", str(error))
         settle(step, seconds, answer, schedule, watcher)
-
-
-def connect(n_workers: int | None) -> None:
-    """Join the Ray cluster that is there; without one, start Ray on this machine with `n_workers` CPUs.
-
-    Raises:
-        ConfigError: If RAY_ADDRESS names a cluster that does not answer.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that a lab runs
-    shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": ONE_THREAD}}
-    try:
-        ray.init(address="auto", **shared)
-    except ConnectionError:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it, or start one") from None
-        ray.init(address="local", num_cpus=n_workers or os.cpu_count(), include_dashboard=False, **shared)
 
 
 def _check_gpus(steps: Sequence[Step]) -> None:

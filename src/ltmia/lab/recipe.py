@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from ltmia.attacks.table import fast_attacks, select_attacks
 from ltmia.errors import ConfigError
-from ltmia.lm.finetuning import FinetuneConfig, Keep, Schedule
-from ltmia.lm.pretraining import PretrainConfig
-from ltmia.lm.privacy import DpConfig
-from ltmia.lm.tiny import TinyConfig
+from ltmia.finetuning.finetune import FinetuneConfig, Keep, Schedule
+from ltmia.finetuning.pretraining import PretrainConfig
+from ltmia.finetuning.privacy import DpConfig
+from ltmia.finetuning.tiny import TinyConfig
 
 EMBEDDED = "embedded"
 """As a path: the texts, or the base, that come with the package."""

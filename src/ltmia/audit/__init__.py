@@ -1,0 +1,1 @@
+"""Audits, scores for claimants, and the checks of both."""

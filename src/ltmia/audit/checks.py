@@ -1,0 +1,161 @@
+"""The validity checks of an audit: gathers what they need from texts, scores and models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float64
+
+from ltmia.attacks.table import EXCESS
+from ltmia.audit.labelled import LabelledTexts
+from ltmia.audit.model_evidence import compare_with_base, rescore
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.data.duplicates import compare_sets, ngram_overlap
+from ltmia.evaluation.controls import ControlScores
+from ltmia.evaluation.model_checks import (
+    RECORDED_BACKEND,
+    RECORDED_BASE,
+    backend_check,
+    base_check,
+    distribution_check,
+)
+from ltmia.evaluation.results import Check, Decisions, Measure, Validity
+from ltmia.evaluation.validity import (
+    OVERLAP_SHARE,
+    control_check,
+    duplicates_check,
+    expectation_check,
+    length_check,
+    power_check,
+)
+from ltmia.expectation.fit import sampled_texts
+from ltmia.features.columns import needs_expectation
+from ltmia.models.pair import Pair
+from ltmia.scoring.stored_scores import ScoredTexts
+
+
+class CheckOptions(Protocol):
+    """What the checks read of a command's options."""
+
+    @property
+    def max_length(self) -> int:
+        """Token ids read of each text."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of folds."""
+        ...
+
+
+N_RESCORED = 4
+"""Texts scored a second time, alone, for the backend check."""
+N_COMPARED = 16
+"""Texts that both models read again to compare their losses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the checks need of an audit's own measurements."""
+
+    control: ControlScores
+    """The bag-of-words control."""
+    blind: Measure
+    """Its AUC."""
+    judge: Float64[np.ndarray, " texts"]
+    """Scores of the attack that the decisions rest on."""
+    attacks: Sequence[str]
+    """Those that took part."""
+    labelled: bool = True
+    """Whether the first texts are known members; else they are candidates."""
+    decisions: Decisions
+    """What was decided, against how many non-members."""
+
+
+def check_validity(
+    models: Pair | None,
+    data: LabelledTexts,
+    scored: ScoredTexts,
+    found: Findings,
+    *,
+    classifier: MembershipClassifier | None,
+    config: CheckOptions,
+) -> Validity:
+    """Run every check of an audit.
+
+    Args:
+        models: For scoring a few texts again; None where they are not at hand.
+        data: Members and non-members.
+        scored: What the audit scored.
+        found: What the audit measured so far.
+        classifier: The learned classifier, if it took part.
+        config: The audit's options.
+    """
+    n_nonmembers = len(data.texts) - data.n_members
+    return Validity(
+        blind=control_check(found.control, found.blind, "words"),
+        near_duplicates=_duplicates(data, "member" if found.labelled else "candidate"),
+        length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
+        out_of_distribution=_distribution(scored, classifier),
+        expectation=_expectation(scored, found.attacks, classifier),
+        base=RECORDED_BASE if models is None else _base(models, data, scored, config),
+        backend=RECORDED_BACKEND if models is None else _backend(models, data, scored, config),
+        power=power_check(data.n_members, n_nonmembers, found.decisions),
+    )
+
+
+def _duplicates(data: LabelledTexts, candidates: str) -> Check:
+    members = data.texts.texts[: data.n_members]
+    nonmembers = data.texts.texts[data.n_members :]
+    found = compare_sets(members, nonmembers)
+    return duplicates_check(
+        n_within=len(found.members.rows) + len(found.nonmembers.rows),
+        n_across=len(found.across.rows),
+        n_overlapping=ngram_overlap(nonmembers, members).n_over(OVERLAP_SHARE),
+        n_left_out=data.n_left_out,
+        candidates=candidates,
+    )
+
+
+def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) -> Check:
+    features = scored.sample()
+    if classifier is None or features is None:
+        return distribution_check(None, 0.0)
+    return distribution_check(classifier.domain_.distance(features), classifier.domain_.limit)
+
+
+def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: MembershipClassifier | None) -> Check:
+    learns = classifier is not None and needs_expectation(classifier.feature_version)
+    if not learns and EXCESS not in attacks:
+        return expectation_check(None)
+    return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
+
+
+def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
+    """Compare the models on non-members, since what members were taught would blur it; on members if need be."""
+    usable = np.array([reason is None for reason in scored.reasons])
+    nonmembers = np.flatnonzero(usable & (data.labels == 0))
+    rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)
+    chosen = rows[:: max(len(rows) // N_COMPARED, 1)][:N_COMPARED]
+    return base_check(compare_with_base(pair, data.texts.take(chosen), config.max_length))
+
+
+def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
+    """Score a few texts again, in batches as small as can be."""
+    difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
+    rows = np.flatnonzero(~np.isnan(difference))
+    chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
+    found = rescore(pair, data.texts.take(chosen), difference[chosen].tolist(), config.max_length)
+    members, nonmembers = data.by_label(difference)
+    return backend_check(
+        found,
+        gap=_mean(members) - _mean(nonmembers),
+        spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
+        dtype=str(pair.dtype).removeprefix("torch."),
+    )
+
+
+def _mean(scores: np.ndarray) -> float:
+    usable = scores[~np.isnan(scores)]
+    return float(usable.mean()) if len(usable) else float("nan")

@@ -1,0 +1,157 @@
+"""What scoring again, and comparing weights, says of a pair: numeric noise, and whether the base is the right one."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ltmia.evaluation.model_checks import BaseComparison, Rescored
+from ltmia.models.head import HALF
+from ltmia.models.pair import Pair
+from ltmia.records import Texts, TokenStatistics
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
+
+N_FLOAT32 = 2
+"""Texts scored in float32: it takes twice the memory of half precision for a moment."""
+N_COMPARED_WEIGHTS = 65_536
+"""Numbers compared of each parameter, from its start."""
+MEMORY_RESERVE = 2.0
+"""Free memory must be this many times what float32 takes more."""
+
+
+def weight_change(pair: Pair) -> tuple[float, float | None]:
+    """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
+
+    The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
+    enough to wait for the other model's turn. None for an adapter, which changes none.
+    """
+    if pair.reference is None:
+        return 1.0, None
+    theirs, ours = _leading_weights(pair.reference), _leading_weights(pair.target)
+    shared = {name for name in ours.keys() & theirs.keys() if ours[name].fits(theirs[name])}
+    moved = size = 0.0
+    for name in shared:
+        n = min(len(ours[name].values), len(theirs[name].values))
+        a, b = ours[name].values[:n], theirs[name].values[:n]
+        moved += float((a - b).abs().sum())
+        size += float(b.abs().sum())
+    matched = sum(min(ours[name].numel, theirs[name].numel) for name in shared)
+    total = sum(weights.numel for weights in ours.values())
+    return matched / max(total, 1), moved / size if size else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Leading:
+    """The leading numbers of a parameter, and what it was."""
+
+    values: torch.Tensor
+    row: tuple[int, ...]
+    """Its shape without the first axis."""
+    numel: int
+
+    def fits(self, other: "_Leading") -> bool:
+        """Say whether the two can be one parameter; a grown vocabulary changes the first axis only."""
+        return self.row == other.row
+
+
+def _leading_weights(model: nn.Module) -> dict[str, _Leading]:
+    return {
+        name: _Leading(
+            parameter.detach().flatten()[:N_COMPARED_WEIGHTS].float().cpu(),
+            tuple(parameter.shape[1:]),
+            parameter.numel(),
+        )
+        for name, parameter in model.named_parameters()
+    }
+
+
+def compare_with_base(pair: Pair, texts: Texts, max_length: int) -> BaseComparison:
+    """Compare target and reference by weights, and by what they say of some texts (non-members, best)."""
+    batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
+    tokens = TokenStatistics.concatenate([batch.statistics.tokens for batch in batches])
+    return compare_losses(pair, tokens.target_logp, tokens.reference_logp)
+
+
+def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarray) -> BaseComparison:
+    """Compare target and reference by weights, and by their log-probabilities of the same tokens."""
+    shared, change = weight_change(pair)
+    target, reference = target_logp.astype(np.float64), reference_logp.astype(np.float64)
+    usable = np.isfinite(target + reference)
+    target, reference = target[usable], reference[usable]
+    varied = len(target) > 1 and target.std() > 0 and reference.std() > 0
+    return BaseComparison(
+        shared=shared,
+        change=change,
+        agreement=float(np.corrcoef(target, reference)[0, 1]) if varied else math.nan,
+        target_loss=-float(target.mean()) if len(target) else math.nan,
+        reference_loss=-float(reference.mean()) if len(target) else math.nan,
+    )
+
+
+def rescore(pair: Pair, texts: Texts, in_batches: Sequence[float], max_length: int) -> Rescored:
+    """Score a few texts again, each alone, and the first of them once more in float32 where the models are in less.
+
+    Args:
+        pair: The models.
+        texts: What to score.
+        in_batches: Mean log-ratio of each text in the audit.
+        max_length: Token ids read of each text.
+    """
+    alone = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))]
+    noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
+    if pair.is_sequential:
+        return Rescored(noise=noise, float32=None, reason="only one of the models is in memory at a time")
+    half = [p for model in _models(pair) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
+    if not half or not len(texts):
+        return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")
+    needed = 2 * sum(p.numel() for p in half)
+    if MEMORY_RESERVE * needed > _free_memory(pair.device):
+        return Rescored(noise=noise, float32=None, reason=f"float32 takes {needed / 2**30:.1f} GiB more than is free")
+    try:
+        with _as_float32(half):
+            exact = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))[:N_FLOAT32]]
+    except (MemoryError, torch.OutOfMemoryError):
+        return Rescored(noise=noise, float32=None, reason="memory did not suffice")
+    shift = max(abs(a - b) for a, b in zip(exact, alone[:N_FLOAT32], strict=True))
+    return Rescored(noise=noise, float32=shift)
+
+
+def _difference(pair: Pair, text: Texts, max_length: int) -> float:
+    config = ExtractionConfig(attacks=("difference",), max_length=max_length)
+    return next(batch.texts[0].scores["difference"] for batch in _extracted(pair, text, config))
+
+
+def _extracted(pair: Pair, texts: Texts, config: ExtractionConfig) -> Iterator[ExtractedBatch]:
+    return extract_batches(pair, texts.texts, config, encoded=encode(pair, texts.texts, config, texts.starts))
+
+
+@contextmanager
+def _as_float32(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Widen weights for a while: every half-precision number is a float32 one, so nothing is lost either way."""
+    dtypes = [tensor.dtype for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
+
+
+def _models(pair: Pair) -> list[nn.Module]:
+    return [pair.target] if pair.reference is None else [pair.target, pair.reference]
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the free bytes of a device; unknown counts as none."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        return 0.0

@@ -1,0 +1,68 @@
+"""The columns of `records.parquet`: one row per text, in input order."""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ltmia.audit.labelled import LabelledTexts
+from ltmia.evaluation.calibration import AuditDecisions
+from ltmia.records import hash_strings
+from ltmia.scoring.stored_scores import ScoredTexts
+
+
+def hashed_groups(data: LabelledTexts) -> list[str | None]:
+    """Hash the groups with a salt made of all the texts and written nowhere: without them nothing can be looked up."""
+    salt = _texts_hash(data)
+    groups = data.texts.groups or (None,) * len(data.texts)
+    return [None if g is None else sha256(salt + g.encode("utf-8", "replace")).hexdigest()[:12] for g in groups]
+
+
+def _texts_hash(data: LabelledTexts) -> bytes:
+    digest = sha256(b"groups")
+    hash_strings(digest, data.texts.texts)
+    return digest.digest()
+
+
+def flagged_hashes(data: LabelledTexts, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
+    """Return the hashes of the groups flagged as a whole; None without groups."""
+    if decisions.flagged_groups is None or data.groups is None:
+        return None
+    flagged = set(decisions.flagged_groups.tolist())
+    return sorted({h for h, number in zip(hashed, data.groups.tolist(), strict=True) if h and number in flagged})
+
+
+def record_columns(
+    data: LabelledTexts,
+    scored: ScoredTexts,
+    scores: Mapping[str, np.ndarray],
+    decisions: AuditDecisions,
+    groups: list[str | None],
+) -> dict[str, Any]:
+    """Lay out records.parquet: members, or candidates, first."""
+    p_values, q_values = (np.full(len(data.texts), np.nan) for _ in range(2))
+    flagged = np.zeros(len(data.texts), np.bool_)
+    held_out = data.n_members + decisions.held_out_rows
+    for rows, part in (
+        (np.arange(data.n_members), decisions.members),
+        (held_out, decisions.held_out),
+    ):
+        p_values[rows], q_values[rows], flagged[rows] = part.p_values, part.q_values, part.flagged
+    return {
+        "id": list(data.texts.ids),
+        "label": data.labels,
+        "group": pa.array(groups, pa.string()),
+        "n_tokens": scored.n_tokens,
+        **{f"score_{name}": values for name, values in scores.items()},
+        "p_value": p_values,
+        "q_value": q_values,
+        "flagged": flagged,
+        "reason": pa.array(list(scored.reasons), pa.string()),
+    }
+
+
+def clean_text(text: str) -> str:
+    """Return a text as UTF-8 can hold it: a lone surrogate becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")

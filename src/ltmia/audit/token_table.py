@@ -1,0 +1,76 @@
+"""The columns of `tokens.parquet`: what each token of the records that stand out most contributes."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64
+
+from ltmia.audit.record_table import clean_text
+from ltmia.classifier.combinations import gather_inputs
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import encode_texts
+from ltmia.records import Texts
+from ltmia.scoring.stored_scores import StoredTexts
+
+MOST_TEXTS, MOST_POSITIONS = 300, 30_000
+"""Bounds on what is kept: records with the highest scores, as long as both hold."""
+ATTRIBUTED_AT_ONCE = 64
+"""Texts whose features are in memory at a time."""
+
+
+def token_columns(
+    scored: StoredTexts,
+    judge: Float64[np.ndarray, " texts"],
+    *,
+    classifier: MembershipClassifier | None,
+    revealed: tuple[Pair, Texts, int] | None = None,
+) -> dict[str, Any]:
+    """Lay out `tokens.parquet`; see `ltmia.evaluation.files.write_tokens`.
+
+    Args:
+        scored: What was scored.
+        judge: Scores that decide which records are kept.
+        classifier: The learned attack, if it took part.
+        revealed: The pair, the texts and the most tokens read of each, to write the tokens themselves;
+            None keeps them out.
+    """
+    rows = _kept_rows(judge, scored.n_tokens)
+    found = scored.store.statistics(rows)
+    columns: dict[str, Any] = {
+        "row": pa.array(rows, pa.int64()),
+        "difference": pa.array([tokens.log_ratio for tokens in found], pa.list_(pa.float32())),
+    }
+    if classifier is not None:
+        columns["attribution"] = pa.array(_attributions(classifier, scored, rows), pa.list_(pa.float32()))
+    if revealed is not None:
+        pair, texts, max_length = revealed
+        columns["token"] = pa.array(_tokens(pair, texts.take(rows), scored.n_tokens[rows], max_length))
+    return columns
+
+
+def _kept_rows(judge: Float64[np.ndarray, " texts"], n_tokens: np.ndarray) -> np.ndarray:
+    """Return the rows with the highest scores, highest first."""
+    order = np.argsort(-judge, kind="stable")[: int((~np.isnan(judge)).sum())][:MOST_TEXTS]
+    kept = order[np.cumsum(n_tokens[order]) <= MOST_POSITIONS]
+    return np.asarray(kept, np.int64)
+
+
+def _attributions(classifier: MembershipClassifier, scored: StoredTexts, rows: np.ndarray) -> list[np.ndarray]:
+    found: list[np.ndarray] = []
+    for start in range(0, len(rows), ATTRIBUTED_AT_ONCE):
+        part = rows[start : start + ATTRIBUTED_AT_ONCE]
+        shares = classifier.attribute(gather_inputs(scored.store, part, classifier.feature_version))
+        found += [share[:n] for share, n in zip(shares, scored.n_tokens[part], strict=True)]
+    return found
+
+
+def _tokens(pair: Pair, texts: Texts, counts: np.ndarray, max_length: int) -> list[list[str]]:
+    encoded = encode_texts(
+        pair.tokenizer, texts.texts, max_length=max_length, vocab_size=pair.vocab_size, starts=texts.starts
+    )
+    return [
+        [clean_text(str(pair.tokenizer.decode([int(i)]))) for i in text.scored_ids[:n]]
+        for text, n in zip(encoded, counts, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""What a target does to tokens at large, learned without labels."""

@@ -1,0 +1,309 @@
+"""Fine-tuning a causal LM on texts, in full or by LoRA: what makes members.
+
+What is a member, and why, is the caller's.
+"""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal, get_args
+
+import torch
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from ltmia.errors import ConfigError, DataError
+from ltmia.finetuning.lora import add_lora
+from ltmia.finetuning.privacy import PRIVACY_FILE, DpConfig, PrivacySpent
+from ltmia.finetuning.training import (
+    Row,
+    check_learned,
+    forget_gguf,
+    make_trainer,
+    save_model,
+    train_or_resume,
+    training_arguments,
+)
+from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
+from ltmia.folders import remove_work_folder, work_folder, write_folder
+from ltmia.models.identity import parameters_sha256
+from ltmia.records import Texts
+from ltmia.runtime import computes_bfloat16
+
+Schedule = Literal["constant", "linear"]
+Keep = Literal["last", "best"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneConfig:
+    """How a model is fine-tuned."""
+
+    epochs: int = 3
+    """Times each text is seen."""
+    learning_rate: float = 5e-5
+    """Of AdamW, after the warm-up."""
+    batch_size: int = 16
+    """Texts per step."""
+    max_length: int = 128
+    """Most tokens of a text; the rest is cut off."""
+    lora: bool = False
+    """Train low-rank adapters of all linear layers but the output head, instead of all weights."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
+    seed: int = 0
+    """Of the order of texts, of dropout and of the adapters' first weights."""
+    schedule: Schedule = "constant"
+    """Learning rate after the warm-up: constant, or falling in a line to nought."""
+    warmup: float = 0.0
+    """Share of the steps over which the rate rises."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
+    keep: Keep = "last"
+    """The model after the last epoch, or after the epoch of lowest validation loss."""
+    autocast: bool = True
+    """bfloat16 autocast where the hardware has it."""
+    dp: DpConfig | None = None
+    """Train under differential privacy, in full float32; needs the extra `dp`."""
+    checkpoint_minutes: float = 5.0
+    """Time between checkpoints of a run that writes a folder; a kill costs at most this."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings.
+
+        Raises:
+            ConfigError: Naming the field.
+        """
+        whole = ("epochs", "batch_size", "lora_rank", "lora_alpha")
+        for name in (*whole, "learning_rate", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} = {value}: expected more than 0")
+        if self.max_length < 2:
+            raise ConfigError(f"max_length = {self.max_length}: expected at least 2")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup = {self.warmup}: expected a share, 0 to under 1")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(f"weight_decay = {self.weight_decay}: expected 0 or more")
+        _check_choices(self)
+
+
+def _check_choices(config: FinetuneConfig) -> None:
+    for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
+        if getattr(config, name) not in choices:
+            raise ConfigError(f"{name} = {getattr(config, name)!r}: expected {' or '.join(choices)}")
+    if config.dp is not None and config.keep == "best":
+        raise ConfigError('keep = "best" is not possible under dp: expected "last"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneOutcome:
+    """A fine-tuned model and how it came about."""
+
+    model: PreTrainedModel | PeftModel
+    """The model given, changed in place; wrapped in its adapter when LoRA was asked for."""
+    train_loss: float
+    """Mean loss of the last epoch's steps, while it was trained, nats per token."""
+    validation_loss: float | None
+    """Mean over the batches of validation texts under the model kept, nats per token, or None."""
+    seconds: float
+    """Of this process; after a resumption only its own share."""
+    tokens_seen: int
+    """Predicted and unpredicted tokens over all epochs, padding not counted."""
+    n_left_out: int
+    """Training texts without a token, which took no part."""
+    path: Path | None
+    """The folder written, if one was asked for."""
+    privacy: PrivacySpent | None = None
+    """What was spent under differential privacy; None without it."""
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Texts | Sequence[str],
+    config: FinetuneConfig,
+    out: Path | None = None,
+    validation: Texts | Sequence[str] = (),
+) -> FinetuneOutcome:
+    """Fine-tune `model` in place on one text per row.
+
+    With `out`, a plain Hugging Face folder (with LoRA a PEFT adapter that names its base) appears
+    there when it is whole, replacing what was there, and the same call after a kill goes on from
+    its last checkpoint.
+
+    Args:
+        model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
+            stay as it is.
+        tokenizer: Of the model.
+        texts: The members. Those without a token are left out and counted; a prompt is read but not learned.
+        config: Length, speed, method, seed.
+        out: Folder to be made.
+        validation: Texts measured after training, after each epoch when the best is kept.
+
+    Raises:
+        ConfigError: The best epoch is wanted without validation texts, or an adapter of a model
+            that has no name is to be written.
+        DataError: No training text has a token, or none of the validation texts.
+        ModelError: The training diverged; nothing is written.
+    """
+    rows, measured = (_rows(tokenizer, some, config.max_length) for some in (texts, validation))
+    if not rows:
+        raise DataError(f"none of {len(texts)} training texts has a token to predict")
+    if len(validation) and not measured:
+        raise DataError(f"none of {len(validation)} validation texts has a token to predict")
+    _check(model, config, out, bool(measured))
+    started = time.monotonic()
+    forget_gguf(model)
+    with _work(out, model, config, (rows, measured)) as work:
+        tuned: PreTrainedModel | PeftModel = model
+        if config.lora:
+            tuned = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        way = _way(tuned, rows, config, RightPadding(tokenizer.pad_token_id or 0))
+        trainer = make_trainer(
+            tuned,
+            _arguments(work, model.device, config, len(rows)),
+            train=way.train,
+            validation=TokenRows(measured) if measured else None,
+            collate=way.collate,
+            checkpoint_minutes=None if out is None else config.checkpoint_minutes,
+            build=way.build,
+        )
+        with way.around:
+            train_or_resume(trainer)
+        validation_loss = trainer.evaluate()["eval_loss"] if measured else None
+    tuned.eval()
+    train_loss = _last_epoch_loss(trainer, config.epochs)
+    check_learned(tuned, train_loss, config.learning_rate)
+    if out is not None:
+        write_folder(out, lambda folder: _save(tuned, tokenizer, way.privacy, folder))
+        remove_work_folder(out)
+    return FinetuneOutcome(
+        model=tuned,
+        train_loss=train_loss,
+        validation_loss=validation_loss,
+        seconds=round(time.monotonic() - started, 3),
+        tokens_seen=config.epochs * sum(map(len, rows)),
+        n_left_out=len(texts) - len(rows),
+        path=out,
+        privacy=way.privacy,
+    )
+
+
+def _rows(tokenizer: PreTrainedTokenizerBase, texts: Texts | Sequence[str], max_length: int) -> list[TextRow]:
+    if isinstance(texts, Texts):
+        return training_rows(tokenizer, texts.texts, max_length, texts.starts)
+    return training_rows(tokenizer, texts, max_length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """How the rows are trained on."""
+
+    train: Dataset[Any]
+    collate: Callable[[list[Row]], Row]
+    build: Callable[..., Trainer] = Trainer
+    around: AbstractContextManager[None] = field(default_factory=nullcontext)
+    """Entered while training."""
+    privacy: PrivacySpent | None = None
+
+
+def _way(model: PreTrainedModel | PeftModel, rows: list[TextRow], config: FinetuneConfig, pad: RightPadding) -> _Way:
+    if config.dp is None:
+        return _Way(train=TokenRows(rows), collate=pad)
+    try:
+        from ltmia.finetuning import dp_sgd as private
+    except ModuleNotFoundError as error:
+        raise ConfigError('dp needs Opacus: pip install "ltmia[dp]"') from error
+    privacy = private.plan_privacy(config.dp, len(rows), config.batch_size, config.epochs)
+    collate = private.private_collate(model, pad)
+    return _Way(
+        train=private.draw_batches(rows, privacy, config.seed),
+        collate=collate,
+        build=partial(private.PrivateTrainer, privacy=privacy, batch_size=config.batch_size),
+        around=private.per_text_gradients(model, collate, rows),
+        privacy=privacy,
+    )
+
+
+def _save(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, privacy: PrivacySpent | None, folder: Path
+) -> None:
+    save_model(model, tokenizer, folder)
+    if privacy is not None:
+        (folder / PRIVACY_FILE).write_text(json.dumps(asdict(privacy), indent=1), encoding="utf-8")
+
+
+def _check(model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool) -> None:
+    if config.keep == "best" and not measured:
+        raise ConfigError('keep = "best" needs validation texts to choose by: give some, or "last"')
+    if config.lora and out is not None and not model.name_or_path:
+        raise ConfigError(
+            f"{out}: an adapter must name its base, and this model was built in memory: "
+            "save the base and load it from its folder"
+        )
+
+
+def _arguments(work: Path, device: torch.device, config: FinetuneConfig, n_rows: int) -> TrainingArguments:
+    n_steps = config.epochs * math.ceil(n_rows / config.batch_size)
+    best = {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+    settings: dict[str, Any] = {
+        "num_train_epochs": config.epochs,
+        "per_device_train_batch_size": config.batch_size,
+        "bf16": config.autocast and computes_bfloat16(device),
+    }
+    if config.dp is not None:  # batches are drawn beforehand for all epochs, and gradients are clipped one by one
+        private: dict[str, Any] = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0}
+        settings = {"num_train_epochs": 1, "per_device_train_batch_size": 1, **private}
+    return training_arguments(
+        work,
+        device,
+        per_device_eval_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear" if config.schedule == "linear" else "constant_with_warmup",
+        warmup_steps=math.ceil(config.warmup * n_steps),
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        logging_steps=1,
+        **(settings | (best if config.keep == "best" else {})),
+    )
+
+
+@contextmanager
+def _work(
+    out: Path | None,
+    model: PreTrainedModel,
+    config: FinetuneConfig,
+    rows: tuple[list[TextRow], list[TextRow]],
+) -> Iterator[Path]:
+    """Give the folder for checkpoints: beside `out`, to resume from; else one that goes away."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        made_of = {
+            "rows": sha256(repr(rows).encode()).hexdigest(),
+            "base": parameters_sha256(model),
+        }
+        yield work_folder(out, asdict(config) | made_of)
+
+
+def _last_epoch_loss(trainer: Trainer, epochs: int) -> float:
+    before = trainer.state.max_steps * (epochs - 1) // epochs
+    return fmean(row["loss"] for row in trainer.state.log_history if "loss" in row and row["step"] > before)

@@ -1,0 +1,174 @@
+"""Training a classifier on stores: which are held out, and going on where an interrupted run stopped."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ltmia.classifier.checkpoint import CHECKPOINT_FILE, EpochRecord, best_epoch
+from ltmia.classifier.combinations import Combination, TrainingData
+from ltmia.classifier.membership import CONFIG_FILE, MembershipClassifier
+from ltmia.classifier.training import TrainingConfig
+from ltmia.errors import ConfigError
+from ltmia.features.columns import feature_columns
+from ltmia.folders import SETTINGS_FILE, hold_folder, remove_work_folder, work_folder, work_path
+from ltmia.progress import Report, silent
+
+
+def hold_out(combinations: Sequence[Combination], names: Iterable[str], version: str) -> TrainingData:
+    """Set aside the combinations of some bases, corpora or stores.
+
+    Raises:
+        ConfigError: If a name is of none of them, or nothing is left to train on.
+    """
+    known = {name for combination in combinations for name in _names(combination)}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--hold-out {name}: no such base, corpus or store; there are {', '.join(sorted(known))}")
+    validation = [c for c in combinations if _names(c) & set(names)]
+    training = [c for c in combinations if not _names(c) & set(names)]
+    return TrainingData(training=training, validation=validation, version=version)
+
+
+def untrained(network: str, data: TrainingData) -> MembershipClassifier:
+    """Return a classifier for the data's features.
+
+    Raises:
+        ConfigError: If the stores keep so different numbers of top tokens that their features differ in width.
+    """
+    return MembershipClassifier(network=network, feature_version=data.version, k=_top_tokens(data))
+
+
+def going_on_from(start: MembershipClassifier, data: TrainingData) -> MembershipClassifier:
+    """Return a classifier whose training goes on from a fitted one, with the data.
+
+    Raises:
+        ConfigError: If the data's features are not as wide as those it was fitted to.
+    """
+    k = _top_tokens(data)
+    if feature_columns(data.version, k) != feature_columns(data.version, start.k):
+        raise ConfigError(
+            f"the stores keep {k} top tokens, the classifier to start from reads {start.k}: extract again"
+        )
+    return MembershipClassifier.going_on_from(start)
+
+
+def _top_tokens(data: TrainingData) -> int:
+    ks = sorted({combination.store.k for combination in (*data.training, *data.validation)})
+    if len({feature_columns(data.version, k) for k in ks}) > 1:
+        raise ConfigError(f"the stores keep {ks} top tokens, so their {data.version!r} features differ: use one kind")
+    return ks[0]
+
+
+def usual_config(classifier: MembershipClassifier, data: TrainingData, **changes: Any) -> TrainingConfig:
+    """Return how a classifier is trained unless told otherwise: the published network as published."""
+    published = classifier.network == "published"
+    config = TrainingConfig.published(data.n_texts, **changes) if published else TrainingConfig(**changes)
+    return config if classifier.start is None else config.going_on()
+
+
+def train(
+    classifier: MembershipClassifier,
+    data: TrainingData,
+    config: TrainingConfig,
+    out: Path,
+    *,
+    report: Report = silent,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> MembershipClassifier:
+    """Train a classifier and save it, once it is finished, as `out`.
+
+    After each epoch the state is kept in a hidden folder beside `out`. The same call after an interruption goes on from
+    there to the same weights; a call with other settings starts anew. A finished classifier is never replaced.
+
+    Args:
+        classifier: Not fitted yet, see `untrained` and `going_on_from`.
+        data: What to learn from, and what is held out.
+        config: How.
+        out: Folder of the classifier.
+        report: Told the progress.
+        tell: Told in a line what each epoch came to, and what was found of earlier runs.
+
+    Raises:
+        ConfigError: If `out` exists and is no classifier of these settings, or another run is at work on it.
+    """
+    out = Path(out).absolute()
+    settings = json.loads(json.dumps(classifier.settings(data, config)))
+    if not _is_done(out, settings):
+        with hold_folder(work_path(out)):
+            _say_what_was_found(work_path(out), settings, tell)
+            work = work_folder(out, settings)
+            classifier.fit(
+                data.training,
+                data.validation,
+                config=config,
+                checkpoint=work / CHECKPOINT_FILE,
+                report=lambda record: tell(epoch_line(record, config.epochs)),
+                on_step=lambda done, total: report("training", done, total),
+            )
+            classifier.save_pretrained(work / "classifier")
+            (work / "classifier").rename(out)
+            remove_work_folder(out)
+        return classifier
+    tell(f"{out}: trained by these settings already")
+    remove_work_folder(out)
+    return MembershipClassifier.from_pretrained(out)
+
+
+def epoch_line(record: EpochRecord, epochs: int) -> str:
+    """Say what an epoch came to."""
+    line = f"epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}"
+    return line if record.validation_auc is None else f"{line}, held-out AUC {record.validation_auc:.4f}"
+
+
+def kept_line(classifier: MembershipClassifier) -> str:
+    """Say which epoch's weights a fitted classifier has."""
+    kept = best_epoch(classifier.history_)
+    measured = classifier.history_[kept].validation_auc
+    line = f"the weights are those of epoch {kept + 1} of {len(classifier.history_)}"
+    return line if measured is None else f"{line}, held-out AUC {measured:.4f}"
+
+
+def _names(combination: Combination) -> set[str]:
+    return {combination.name, *combination.origin}
+
+
+def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Say whether a classifier of these settings is there.
+
+    Raises:
+        ConfigError: If something else is.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    other = _differing(_read(out / CONFIG_FILE).get("settings"), settings)
+    if other:
+        raise ConfigError(
+            f"{out}: exists already and is no classifier of these settings (other {', '.join(other)}); remove it, or "
+            "choose another folder"
+        )
+    return True
+
+
+def _say_what_was_found(work: Path, settings: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    if (work / CHECKPOINT_FILE).exists():
+        other = _differing(_read(work / SETTINGS_FILE), settings)
+        if other:
+            tell(f"an unfinished training with other {', '.join(other)} is dropped; starting anew")
+        else:
+            tell("going on from the last finished epoch")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _differing(found: Any, settings: Mapping[str, Any]) -> list[str]:
+    """Name the settings that are not the same."""
+    known = found if isinstance(found, dict) else {}
+    return [name for name in settings if known.get(name, ...) != settings[name]]

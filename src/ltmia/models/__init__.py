@@ -1,0 +1,1 @@
+"""Models: where they are, loading, the pair, tokens, batches, forward passes."""

@@ -1,0 +1,111 @@
+"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a time, then gone.
+
+Full-batch logits never exist, and padding has none. Knows nothing of what is computed from the logits.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, Shaped
+from torch import Tensor
+
+from ltmia.models.allocator import trim_heap
+from ltmia.models.batching import most_tokens, pass_stops
+from ltmia.models.pair import Pair
+from ltmia.models.runner import ModelRunner
+from ltmia.models.tokens import EncodedText
+
+CHUNK_BYTES = 32 * 2**20
+"""Most memory the logits of one model may take at a time, whatever the vocabulary. Larger is no faster."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitsPair:
+    """Both models' logits for a run of scored positions of one batch, texts end to end.
+
+    They last for one turn of the loop: the next turn overwrites them.
+    """
+
+    target: Float32[Tensor, "pred vocab"]
+    reference: Float32[Tensor, "pred vocab"]
+    truth: Int64[Tensor, " pred"]
+    """Ids that really followed."""
+
+
+@dataclass(slots=True)
+class ForwardClock:
+    """Seconds spent inside the two models."""
+
+    seconds: float = 0.0
+
+
+def forward_pair(
+    pair: Pair,
+    texts: Sequence[EncodedText],
+    clock: ForwardClock | None = None,
+    *,
+    target_states: Shaped[Tensor, "pred hidden"] | None = None,
+) -> Iterator[LogitsPair]:
+    """Run both models on one batch and yield their logits over the shared ids, chunk by chunk.
+
+    Args:
+        pair: The two models.
+        texts: Scorable texts of the batch.
+        clock: Collects the seconds spent in the models.
+        target_states: What `scored_states` gave of the target; it is run when None.
+    """
+    clock = clock or ForwardClock()
+    truth = torch.from_numpy(np.concatenate([text.scored_ids for text in texts]))
+    started = time.perf_counter()
+    if target_states is None:
+        target_states = scored_states(pair, pair.target_runner, texts)
+    hidden = target_states.to(pair.device), scored_states(pair, pair.reference_runner, texts)
+    heads = pair.target_runner.float32_head(), pair.reference_runner.float32_head()
+    clock.seconds += time.perf_counter() - started
+    step = max(CHUNK_BYTES // (4 * pair.vocab_size), 1)
+    for start in range(0, len(truth), step):
+        part = slice(start, start + step)
+        started = time.perf_counter()
+        target, reference = (
+            head(states[part])[:, : pair.vocab_size] for head, states in zip(heads, hidden, strict=True)
+        )
+        clock.seconds += time.perf_counter() - started
+        yield LogitsPair(target=target, reference=reference, truth=truth[part])
+        # Held any longer, they would stand beside those of the next turn.
+        del target, reference
+
+
+def scored_states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
+    """Return one model's last hidden states at the scored positions of a batch, texts end to end."""
+    stops = pass_stops([len(text.ids) for text in texts], most_tokens(pair.device))
+    parts = (texts[start:stop] for start, stop in itertools.pairwise([0, *stops]))
+    return torch.cat([_states(pair, runner, part) for part in parts])
+
+
+def _states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
+    pad_id = pair.tokenizer.pad_token_id
+    # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
+    known = pad_id is not None and pad_id < pair.vocab_size
+    ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
+    ids, mask = ids.to(pair.device), mask.to(pair.device)
+    scored = mask[:, 1:].bool()
+    for row, text in zip(scored, texts, strict=True):
+        row[: text.start - 1] = False
+    states = runner.hidden_states(ids, mask)[:, :-1][scored]
+    trim_heap()
+    return states
+
+
+def pad_ids(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Pad ids on the right; padding comes after every real token, so causal models never see it."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.from_numpy(row)
+        mask[i, : len(row)] = 1
+    return ids, mask

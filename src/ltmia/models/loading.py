@@ -1,0 +1,231 @@
+"""Loading a pair from wherever its models are. Safetensors only, remote code only when asked for.
+
+Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never resized.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ltmia.errors import ModelError
+from ltmia.models.pair import ModelOrigin, Pair
+from ltmia.models.sequential import SequentialModels
+from ltmia.models.sources import ModelSource, check_adapter, check_weights, find_base, find_source, refuse_clearly
+from ltmia.runtime import pick_device, pick_dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How models are brought in, the same for target and reference."""
+
+    dtype: str = "auto"
+    """"auto", "float32", "bfloat16" or "float16"."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    trust_remote_code: bool = False
+    """Run code that comes with a model. Off unless the user asks."""
+
+
+def load_pair(
+    target: str | Path | nn.Module,
+    base: str | Path | nn.Module | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    sequential: bool = False,
+) -> Pair:
+    """Load a fine-tuned target and its pretrained reference.
+
+    Args:
+        target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter, GGUF file, or a module.
+        base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
+        tokenizer: Only needed when both models are modules.
+        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it, else float32.
+        device: "auto" takes an accelerator if there is one.
+        trust_remote_code: Allow code that comes with the models to run.
+        sequential: Have only one model in memory at a time, for two that do not fit together: each is loaded when its
+            turn comes, and the target's hidden states wait on disk. An adapter's weights are one copy anyway.
+
+    Raises:
+        ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer and vocabulary.
+        ConfigError: If there is no such dtype or device.
+    """
+    options = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if isinstance(target, nn.Module):
+        return _pair_in_memory(target, base, tokenizer)
+    if isinstance(base, nn.Module):
+        raise ModelError("the target is a path but the base a module: give both in the same form")
+    place = find_source(str(target))
+    if place.is_adapter:
+        check_adapter(place)
+    base_place = _base_source(place, base)
+    if sequential and not place.is_adapter:
+        return _pair_sequential(place, base_place, tokenizer, options)
+    reference, reference_origin = load_model(base_place.source, options)
+    shared = tokenizer or shared_tokenizer(place, base_place, options)
+    if place.is_adapter:
+        return Pair(
+            target=_adapted(reference, place),
+            tokenizer=shared,
+            target_origin=_origin(place, options),
+            reference_origin=reference_origin,
+        )
+    model, origin = load_model(place.source, options)
+    return Pair(
+        target=model, reference=reference, tokenizer=shared, target_origin=origin, reference_origin=reference_origin
+    )
+
+
+def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, options: LoadOptions) -> Pair:
+    """Load one model as the target of a pair of which nothing else is run.
+
+    The reference is the model itself, or an adapter's base.
+
+    Args:
+        source: As for `load_pair`.
+        tokenizer: Whose tokenizer to use in place of its own: that of a target with tokens its base does not know, to
+            read texts alike.
+        options: How.
+
+    Raises:
+        ModelError: If the model is missing, unsafe or unusable.
+        ConfigError: If there is no such dtype or device.
+    """
+    found = None if tokenizer is None else load_tokenizer(str(tokenizer), options)
+    if find_source(str(source)).is_adapter:
+        return load_pair(source, tokenizer=found, **asdict(options))
+    model, origin = load_model(str(source), options)
+    found = found or load_tokenizer(str(source), options)
+    return Pair(target=model, reference=model, tokenizer=found, target_origin=origin, reference_origin=origin)
+
+
+def load_model(source: str, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
+    """Load one causal LM in evaluation mode.
+
+    Raises:
+        ModelError: If there is no such model, or only pickled weights.
+        ConfigError: If there is no such dtype or device.
+    """
+    place = find_source(source)
+    check_weights(place)
+    device = pick_device(options.device)
+    # GGUF weights are unpacked to float32; a quantised file has no dtype of its own to keep.
+    keywords: dict[str, Any] = place.keywords | {"dtype": torch.float32 if place.is_gguf else "auto"}
+    keywords |= {"trust_remote_code": options.trust_remote_code, "use_safetensors": True}
+    model = refuse_clearly(place, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
+    model.to(device=device, dtype=pick_dtype(options.dtype, model.dtype, device))
+    return model, _origin(place, options)
+
+
+def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model.
+
+    Raises:
+        ModelError: If there is none, or it is damaged.
+    """
+    return _tokenizer_at(find_source(source), options)
+
+
+def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Load a target's tokenizer, or its base's where none lies beside the target.
+
+    Raises:
+        ModelError: If there is neither.
+    """
+    place = find_source(target)
+    return _tokenizer_at(place if place.has_tokenizer else _base_source(place, base), options)
+
+
+def shared_tokenizer(target: ModelSource, base: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
+    """Return the target's tokenizer after checking that the base's gives every id the same token.
+
+    Tokens that only one of the two has (added while fine-tuning) are fine: they lie outside the shared ids.
+
+    Raises:
+        ModelError: If one id means two different tokens.
+    """
+    if not target.has_tokenizer:
+        return _tokenizer_at(base, options)
+    ours = _tokenizer_at(target, options)
+    if base.has_tokenizer:
+        check_same_tokens(ours, _tokenizer_at(base, options))
+    return ours
+
+
+def check_same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    """Compare two tokenizers id by id.
+
+    Raises:
+        ModelError: If an id that both know stands for different tokens; names the first such id.
+    """
+    by_id = {index: token for token, index in theirs.get_vocab().items()}
+    for token, index in sorted(ours.get_vocab().items(), key=lambda item: item[1]):
+        other = by_id.get(index, token)
+        if other != token:
+            raise ModelError(
+                f"target and base have different tokenizers: id {index} is {token!r} for the target and {other!r} "
+                "for the base; their scores cannot be compared. Is this really the base it was fine-tuned from?"
+            )
+
+
+def _base_source(place: ModelSource, base: str | Path | None) -> ModelSource:
+    if base not in (None, "auto"):
+        return find_source(str(base))
+    named = find_base(place)
+    try:
+        return find_source(named)
+    except ModelError as error:
+        raise ModelError(f"{place.source} names {named!r} as its base; give it with --base ({error})") from error
+
+
+def _tokenizer_at(place: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
+    keywords = place.keywords | {"trust_remote_code": options.trust_remote_code}
+    tokenizer = refuse_clearly(place, lambda: AutoTokenizer.from_pretrained(**keywords))
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.get_vocab():
+        raise ModelError(f"{place.source}: its tokenizer has no tokens; put the base's tokenizer files beside it")
+    return tokenizer
+
+
+def _adapted(model: PreTrainedModel, place: ModelSource) -> PeftModel:
+    # Said outright, or PEFT would look for an accelerator of its own.
+    return refuse_clearly(
+        place, lambda: PeftModel.from_pretrained(model, str(place.path), torch_device=str(model.device))
+    )
+
+
+def _origin(place: ModelSource, options: LoadOptions) -> ModelOrigin:
+    revision = place.commit or place.revision
+    return ModelOrigin(source=place.source, revision=revision, trust_remote_code=options.trust_remote_code)
+
+
+def _pair_sequential(
+    target: ModelSource, base: ModelSource, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions
+) -> Pair:
+    sequential = SequentialModels(
+        target=lambda: load_model(target.source, options)[0], reference=lambda: load_model(base.source, options)[0]
+    )
+    pair = Pair(sequential=sequential, tokenizer=tokenizer or shared_tokenizer(target, base, options))
+    # Said last: the commit of a hub model is known once it is fetched.
+    pair.target_origin, pair.reference_origin = _origin(target, options), _origin(base, options)
+    return pair
+
+
+def _pair_in_memory(
+    target: nn.Module,
+    base: str | Path | nn.Module | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Pair:
+    if tokenizer is None:
+        raise ModelError("models in memory need their tokenizer: load_pair(..., tokenizer=...)")
+    if isinstance(base, nn.Module):
+        return Pair(target=target, reference=base, tokenizer=tokenizer)
+    if base not in (None, "auto"):
+        raise ModelError("the target is a module but the base a path: give both in the same form")
+    return Pair(target=target, tokenizer=tokenizer)

@@ -1,0 +1,122 @@
+"""The two models of an audit, side by side: target, reference, and the tokenizer both share.
+
+Does not know where models come from (`loading`) nor how texts are batched (`forward`).
+"""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ltmia.errors import ModelError
+from ltmia.models.runner import ModelRunner
+from ltmia.models.sequential import SequentialModels
+
+LENGTH_LIMITS = ("max_position_embeddings", "max_seq_len")
+"""What configs call the longest input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOrigin:
+    """Where a model came from, for provenance."""
+
+    source: str = "memory"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+IN_MEMORY = ModelOrigin()
+"""Of a model that was given, not loaded."""
+
+
+class Pair:
+    """A target, its reference, and their tokenizer."""
+
+    def __init__(
+        self,
+        *,
+        target: nn.Module | None = None,
+        reference: nn.Module | None = None,
+        sequential: SequentialModels | None = None,
+        tokenizer: PreTrainedTokenizerBase,
+        target_origin: ModelOrigin = IN_MEMORY,
+        reference_origin: ModelOrigin = IN_MEMORY,
+    ) -> None:
+        """Look at both models, and find out how they are run.
+
+        Args:
+            target: The fine-tuned model.
+            reference: Its base. Without one, the target must be a PEFT model: the reference is then the same weights
+                with the adapter switched off, so one copy serves both.
+            sequential: In place of both, if they do not fit into memory together.
+            tokenizer: Of both.
+            target_origin: Where the target came from.
+            reference_origin: Where the reference came from.
+
+        Raises:
+            ModelError: If the two cannot be run, or not side by side.
+        """
+        self.tokenizer = tokenizer
+        self.target_origin = target_origin
+        self.reference_origin = reference_origin
+        self._target, self._reference, self._sequential = target, reference, sequential
+        if sequential is None and reference is None and not hasattr(target, "disable_adapter"):
+            raise ModelError("a pair needs a reference: give the base model, or a PEFT model as the target")
+        limits = [*self._look_at_target(), *self._look_at_reference()]
+        self.max_positions = min(limits, default=None)
+        """Longest input both models take; None when neither says."""
+        if sequential is not None and not self.target_runner.runs_head_apart:
+            raise ModelError(
+                "the target does more after its output head than is known here, so its logits, not its "
+                "hidden states, would have to wait on disk: leave out --sequential-models"
+            )
+
+    def _look_at_target(self) -> list[int]:
+        """Find out where and how the target runs; return its limits on length."""
+        model = self.target.eval()
+        self.device = next(model.parameters()).device
+        """Device of the target's weights."""
+        self.dtype = next(model.parameters()).dtype
+        """Dtype of the target's weights."""
+        self.target_runner = ModelRunner(lambda: self.target, nullcontext)
+        return _length_limits(model)
+
+    def _look_at_reference(self) -> list[int]:
+        model = self.reference
+        if model is None:
+            self.reference_runner = ModelRunner(lambda: self.target, self.target.disable_adapter)
+            return []
+        device = next(model.eval().parameters()).device
+        if device != self.device:
+            raise ModelError(f"target and reference lie on different devices, {self.device}, {device}: move one")
+        self.reference_runner = ModelRunner(lambda: self.reference, nullcontext)
+        return _length_limits(model)
+
+    @property
+    def target(self) -> Any:
+        """The fine-tuned model; loaded now if it is its turn."""
+        return self._target if self._sequential is None else self._sequential("target")
+
+    @property
+    def reference(self) -> Any:
+        """The base, loaded now if it is its turn; None if it is the target with its adapter switched off."""
+        return self._reference if self._sequential is None else self._sequential("reference")
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether only one of the models is in memory at a time."""
+        return self._sequential is not None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids both models know: logits are compared on [0, vocab_size)."""
+        return min(self.target_runner.vocab_size, self.reference_runner.vocab_size)
+
+
+def _length_limits(model: Any) -> list[int]:
+    config = model.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limits = [getattr(text_config, name, None) for name in LENGTH_LIMITS]
+    return [int(limit) for limit in limits if limit]

@@ -1,0 +1,227 @@
+"""How one model's last hidden states become float32 logits.
+
+Does not know that models come in pairs, nor how texts are batched.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltmia.errors import ModelError
+from ltmia.models.head import HALF, Head, float32_head
+
+PROBE_LOGIT = 100.0
+"""The probe scales hidden states until the largest logit is this, where no soft cap stays hidden."""
+PROBE_TOLERANCE = {torch.float32: 1e-4}
+"""Difference, relative to the largest logit, up to which our head counts as the model's own."""
+HALF_TOLERANCE = 1e-2
+"""The same for half precision: a few roundings to 8 bits."""
+AHEAD_TOLERANCE = 1e-5
+"""Change of a token's logits with the token after it, relative to the largest, that is float noise."""
+BATCH_TOLERANCE = 1e-4
+"""The same for what else is in the batch: other shapes are summed in another order."""
+HALF_BATCH_TOLERANCE = 5e-2
+"""The same for half precision, where another order is another rounding in every layer, and more so on processors that
+have no such arithmetic: 12 random layers of GPT-2's size differ by up to 0.014 in bfloat16."""
+PADDED_LENGTH = 9
+"""Tokens of the padded text of the batch that a model is tried on."""
+RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+"""What a model raises that cannot take plain ids and a mask."""
+
+
+class ModelRunner:
+    """One model as a source of float32 logits: hidden states first, then the head on the positions asked for.
+
+    Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the head runs apart, in
+    float32 whatever the model's dtype, and on real tokens only. A model that does anything else after its head is run
+    whole.
+
+    Args:
+        model: Returns the model; asked at each use, so that models can take turns in memory. The head stays.
+        context: What to run it in.
+
+    Raises:
+        ModelError: When made of a model that cannot be run on ids alone, gives logits of a wrong shape, looks
+            ahead, or minds what else is in the batch.
+    """
+
+    def __init__(self, model: Callable[[], Any], context: Callable[[], AbstractContextManager[Any]]) -> None:
+        # Any: torch's types call a module's methods tensors.
+        self._loaded = model
+        self._context = context
+        loaded = self._model
+        self._name = getattr(getattr(loaded, "config", None), "name_or_path", "") or type(loaded).__name__
+        if not (hasattr(loaded, "config") and hasattr(loaded, "get_output_embeddings")):
+            raise ModelError(f"{self._name}: not a causal LM of transformers or PEFT")
+        self._head: Any = loaded.get_output_embeddings()
+        self._vocab_size = self._check_forward()
+        self._check_batch()
+        self._after_head = self._probe_head()
+
+    @property
+    def _model(self) -> Any:
+        return self._loaded()
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._vocab_size
+
+    @property
+    def runs_head_apart(self) -> bool:
+        """Whether hidden states and logits can be computed separately."""
+        return self._after_head is not None
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Run the model without its head; (batch, seq) ids to (batch, seq, hidden).
+
+        For a model that is run whole these are the logits themselves.
+        """
+        with self._context():
+            if not self.runs_head_apart:
+                return self._logits(ids, mask)
+            # A model that was loaded again has a new head.
+            self._head = self._model.get_output_embeddings()
+            # One position is enough to keep the model's own head happy.
+            with _head_input(self._head, lambda hidden: hidden[..., :1, :]) as captured:
+                self._logits(ids, mask)
+            return captured[0]
+
+    def float32_head(self) -> Head:
+        """Return the function from hidden states of some positions to raw float32 logits; see `head.float32_head`."""
+        after_head = self._after_head
+        if self._head is None or after_head is None:
+            return Tensor.float
+        with torch.inference_mode(), self._context():
+            head = float32_head(self._head)
+
+        def logits(hidden: Tensor) -> Tensor:
+            with torch.inference_mode(), self._context():
+                return after_head(head(hidden))
+
+        return logits
+
+    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    def _is_half(self) -> bool:
+        return any(parameter.dtype in HALF for parameter in self._model.parameters())
+
+    def _probe_ids(self) -> tuple[Tensor, Tensor]:
+        ids = torch.arange(4, device=next(self._model.parameters()).device)[None]
+        return ids, torch.ones_like(ids)
+
+    @torch.inference_mode()
+    def _check_forward(self) -> int:
+        """Run four tokens twice, with another last one; return the width of the logits."""
+        ids, mask = self._probe_ids()
+        other = ids.clone()
+        other[0, -1] = 0
+        try:
+            with self._context():
+                logits, changed = (self._logits(x, mask).float() for x in (ids, other))
+        except RUN_ERRORS as error:
+            raise ModelError(
+                f"{self._name}: does not run on token ids and a mask alone, as a causal LM does: "
+                f"{type(error).__name__}: {str(error)[:300]}"
+            ) from error
+        if logits.shape[:-1] != ids.shape:
+            raise ModelError(
+                f"{self._name}: gives logits of shape {tuple(logits.shape)} for ids of shape {tuple(ids.shape)}; "
+                "expected one row per id (adapters that prepend virtual tokens cannot be audited)"
+            )
+        ahead = (logits - changed)[:, :-1].abs().max()
+        tolerance = HALF_TOLERANCE if self._is_half() else AHEAD_TOLERANCE
+        # Written so that NaN passes: broken weights make texts unscorable, which is said text by text.
+        if ahead > tolerance * _largest(logits):
+            raise ModelError(
+                f"{self._name}: a token's logits change with the token after it, so this is no causal LM "
+                "(a masked or bidirectional model?)"
+            )
+        return logits.shape[-1]
+
+    @torch.inference_mode()
+    def _check_batch(self) -> None:
+        """Run four tokens alone, and beside a longer text with padding behind them: the same logits are expected."""
+        ids, mask = self._probe_ids()
+        row = torch.arange(PADDED_LENGTH, device=ids.device)
+        padded, kept = row % ids.shape[1], (row < ids.shape[1]).long()
+        batch, both = torch.stack([padded, padded.flip(0)]), torch.stack([kept, torch.ones_like(kept)])
+        try:
+            with self._context():
+                alone, beside = self._logits(ids, mask).float()[0], self._logits(batch, both).float()[0]
+        except RUN_ERRORS as error:
+            raise ModelError(f"{self._name}: does not run on a padded batch: {str(error)[:300]}") from error
+        noise = (alone - beside[: len(alone)]).abs().max()
+        tolerance = HALF_BATCH_TOLERANCE if self._is_half() else BATCH_TOLERANCE
+        # As above, NaN passes.
+        if noise > tolerance * _largest(alone):
+            raise ModelError(
+                f"{self._name}: a text's logits change with the padding behind it or the texts beside it, so its "
+                "scores would depend on the batch; it cannot be audited"
+            )
+
+    @torch.inference_mode()
+    def _probe_head(self) -> Callable[[Tensor], Tensor] | None:
+        """Find how the model's logits follow from its head, by running four tokens both ways."""
+        if self._head is None:
+            return None
+        ids, mask = self._probe_ids()
+        with self._context():
+            gain = max(PROBE_LOGIT / _largest(self._logits(ids, mask).float()), 1.0)
+            with _head_input(self._head, lambda hidden: hidden * gain) as captured:
+                logits = self._logits(ids, mask).float()
+            if len(captured) != 1 or captured[0].shape[:2] != ids.shape:
+                return None
+            head = float32_head(self._head)((captured[0] * gain).flatten(0, 1)).unflatten(0, ids.shape)
+        tolerance = PROBE_TOLERANCE.get(captured[0].dtype, HALF_TOLERANCE) * _largest(logits)
+        for candidate in _after_head_candidates(self._model.config, head, logits):
+            found = candidate(head)
+            if found.shape == logits.shape and _all_close(found, logits, tolerance):
+                return candidate
+        return None
+
+
+def _largest(logits: Tensor) -> float:
+    """Return the largest finite magnitude; 1 when there is none, or nothing but zeros."""
+    largest = float(torch.where(logits.isfinite(), logits, 0.0).abs().max())
+    return largest or 1.0
+
+
+def _all_close(found: Tensor, logits: Tensor, tolerance: float) -> bool:
+    # Equality first: the difference of two -inf is NaN.
+    return bool(((found == logits) | ((found - logits).abs() <= tolerance)).all())
+
+
+def _after_head_candidates(config: Any, head: Tensor, logits: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Yield what models are known to do after the head: nothing, scale the logits, cap them softly."""
+    yield lambda x: x
+    usable = head.isfinite() & (head.abs() > head.abs().median())
+    if head.shape == logits.shape and bool(usable.any()):
+        factor = float((logits[usable] / head[usable]).median())
+        yield lambda x: x * factor
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
+        cap = getattr(text_config, name, None)
+        if cap:
+            yield lambda x, cap=cap: torch.tanh(x / cap) * cap  # type: ignore[misc]  # mypy types no defaults
+
+
+@contextmanager
+def _head_input(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Catch what the model feeds its head, and feed the head something else instead."""
+    captured: list[Tensor] = []
+
+    def catch(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        captured.append(inputs[0])
+        return (change(inputs[0]), *inputs[1:])
+
+    handle = head.register_forward_pre_hook(catch)
+    try:
+        yield captured
+    finally:
+        handle.remove()

@@ -1,0 +1,73 @@
+"""Two models that do not fit into memory together: each is loaded when its turn comes, and then makes room.
+
+Every statistic of a position needs the logits of both models. But logits are the head times the last hidden states, so
+what waits for the other model's turn is little: the head in memory, the hidden states on disk, one row per scored
+position in the dtype they were computed in (2 to 4 bytes times the hidden size), which loses nothing.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+
+class SequentialModels:
+    """Gives either model by name, loading it if the other was the last one asked for."""
+
+    def __init__(self, *, target: Callable[[], nn.Module], reference: Callable[[], nn.Module]) -> None:
+        self._load = {"target": target, "reference": reference}
+        self._name = ""
+        self._model: nn.Module | None = None
+
+    def __call__(self, name: str) -> nn.Module:
+        """Return the model called "target" or "reference", in evaluation mode."""
+        if self._model is None or self._name != name:
+            self._model = None
+            clear_device_cache(garbage_collection=True)
+            self._model, self._name = self._load[name]().eval(), name
+        return self._model
+
+
+class KeptStates:
+    """Hidden states of texts in an unnamed file, which vanishes when closed, however the process ends."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Open the file in a folder; None is the system's own for temporary files, which may lie in memory."""
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
+        self._places: dict[int, tuple[int, tuple[int, int]]] = {}
+        self._dtype = torch.float32
+
+    def __enter__(self) -> "KeptStates":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return self._file.seek(0, 2)
+
+    def write(self, rows: Sequence[int], counts: Sequence[int], states: Shaped[Tensor, "pred hidden"]) -> None:
+        """Keep the states of some texts, given end to end with each text's number of positions."""
+        self._dtype = states.dtype
+        for row, part in zip(rows, states.cpu().split(list(counts)), strict=True):
+            self._places[row] = self.n_bytes, (len(part), part.shape[1])
+            self._file.write(part.contiguous().view(torch.uint8).numpy().data)
+
+    def read(self, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"]:
+        """Return the states of some texts, end to end."""
+        parts = []
+        for row in rows:
+            start, shape = self._places[row]
+            self._file.seek(start)
+            data = bytearray(self._file.read(shape[0] * shape[1] * self._dtype.itemsize))
+            parts.append(torch.frombuffer(data, dtype=self._dtype).view(shape))
+        return torch.cat(parts)

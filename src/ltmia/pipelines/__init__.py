@@ -1,1 +1,0 @@
-"""Where the parts meet: extraction, audit, score, demo, lab, train, evaluate."""

@@ -1,0 +1,1 @@
+"""Texts and a pair of models to scores, by way of a store."""

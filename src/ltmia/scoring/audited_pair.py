@@ -1,0 +1,115 @@
+"""Target and reference as an audit sees them: run here (`LoadedPair`), or recorded elsewhere (`RecordedPair`)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ltmia.features.columns import DEFAULT_K
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import EncodedText
+from ltmia.records import Texts
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
+from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.passes import ExtractionClock
+
+
+class AuditedPair(Protocol):
+    """What an audit asks of a pair."""
+
+    @property
+    def models(self) -> Pair | None:
+        """The models themselves, for what runs them otherwise; None where they are not at hand."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that both models know."""
+        ...
+
+    @property
+    def k(self) -> int:
+        """Top and bottom tokens kept per position."""
+        ...
+
+    def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
+        """Refuse what this pair cannot feed.
+
+        Args:
+            attacks: Names.
+            version: Of the features that the classifier reads, if one takes part.
+            reveal: Whether tokens are to be shown.
+
+        Raises:
+            ConfigError: Naming all that is refused, and what to do.
+        """
+        ...
+
+    def identity(self) -> PairIdentity:
+        """Hash and describe both models."""
+        ...
+
+    def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:
+        """Return each text's token ids as the models read them, or why it cannot be scored."""
+        ...
+
+    def extract(
+        self,
+        texts: Texts,
+        config: ExtractionConfig,
+        *,
+        encoded: Sequence[EncodedText],
+        done: frozenset[int],
+        clock: ExtractionClock,
+        scratch: Path,
+    ) -> Iterator[ExtractedBatch]:
+        """Give statistics and scores of all texts that are not done, batch by batch, unscorable texts first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPair:
+    """Feeds everything."""
+
+    models: Pair
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that both models know."""
+        return self.models.vocab_size
+
+    @property
+    def k(self) -> int:
+        """Top and bottom tokens kept per position."""
+        return DEFAULT_K
+
+    def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
+        """Refuse nothing."""
+
+    def identity(self) -> PairIdentity:
+        """Hash and describe both models."""
+        return PairIdentity.of(self.models)
+
+    def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:
+        """Tokenise texts."""
+        return encode(self.models, texts.texts, config, texts.starts)
+
+    def extract(
+        self,
+        texts: Texts,
+        config: ExtractionConfig,
+        *,
+        encoded: Sequence[EncodedText],
+        done: frozenset[int],
+        clock: ExtractionClock,
+        scratch: Path,
+    ) -> Iterator[ExtractedBatch]:
+        """Run both models."""
+        return extract_batches(
+            self.models, texts.texts, config, encoded=encoded, done=done, clock=clock, scratch=scratch
+        )
+
+
+def audited(pair: Pair | AuditedPair) -> AuditedPair:
+    """Take a pair as an audit sees it."""
+    return LoadedPair(pair) if isinstance(pair, Pair) else pair

@@ -1,0 +1,232 @@
+"""Texts and a pair to statistics, baseline scores and features: the one pass every command stands on."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
+from ltmia.attacks.table import score_evidence
+from ltmia.errors import ModelError
+from ltmia.features.columns import DEFAULT_K
+from ltmia.features.journal import StoredText
+from ltmia.features.statistics import token_statistics
+from ltmia.models.batching import BatchSize, length_batches, pick_batch_size
+from ltmia.models.forward import scored_states
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import EncodedText, Encoding, encode_texts
+from ltmia.records import RaggedStatistics, TokenStatistics
+from ltmia.scoring.passes import ExtractionClock, Part, Passes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionConfig:
+    """What is taken from each text."""
+
+    attacks: tuple[str, ...] = ()
+    """Fast attacks to score in the pass."""
+    k: int = DEFAULT_K
+    """Top and bottom tokens kept per position."""
+    max_length: int = 128
+    """Most token ids per text; what lies beyond is not read."""
+    batch_size: BatchSize = 16
+    """Texts of full length per forward pass; halved by itself when memory runs out. "auto": measured."""
+    expectations: tuple[str, ...] = ("full",)
+    """Kinds of expectation that a store learns from all its texts, see `ltmia.features.columns.EXPECTATIONS`."""
+    encoding: Encoding = "default"
+    """How special tokens are placed, see `ltmia.models.tokens`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractedBatch:
+    """One batch's texts: their statistics end to end, and what is kept of each."""
+
+    statistics: RaggedStatistics
+    texts: tuple[StoredText, ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """Input row of each text."""
+        return [text.row for text in self.texts]
+
+
+def extract_batches(
+    pair: Pair,
+    texts: Sequence[str],
+    config: ExtractionConfig,
+    *,
+    encoded: Sequence[EncodedText] | None = None,
+    done: frozenset[int] = frozenset(),
+    clock: ExtractionClock | None = None,
+    scratch: Path | None = None,
+) -> Iterator[ExtractedBatch]:
+    """Run both models over texts, batch by batch; unscorable texts come first, in one batch without positions.
+
+    Args:
+        pair: The two models.
+        texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
+        config: What to take.
+        encoded: The texts as `encode` gives them, if that is done already; texts with prompts need it.
+        done: Rows that are not needed again.
+        clock: Collects where the time went.
+        scratch: Folder for the hidden states of a model that waits on disk; None is the system's own.
+
+    Raises:
+        ModelError: If one text alone does not fit into memory, or the vocabulary is smaller than
+            `k`.
+    """
+    clock = clock or ExtractionClock()
+    if config.k > pair.vocab_size:
+        raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
+    encoded = encode(pair, texts, config) if encoded is None else encoded
+    parts = _run(pair, encoded, config, done, clock, scratch)
+    yield from score_parts(
+        parts, lambda row: _text_read(pair, texts[row], encoded[row]), encoded, config, pair.vocab_size, done, clock
+    )
+
+
+def score_parts(
+    parts: Iterable[Part],
+    text_read: Callable[[int], str],
+    encoded: Sequence[EncodedText],
+    config: ExtractionConfig,
+    vocab_size: int,
+    done: frozenset[int],
+    clock: ExtractionClock,
+) -> Iterator[ExtractedBatch]:
+    """Score parts of an extraction as they come, behind what is unscorable.
+
+    Args:
+        parts: Statistics of all scorable texts that are not done.
+        text_read: Gives what was read of the text of a row.
+        encoded: All texts of the extraction.
+        config: What to take.
+        vocab_size: Ids that both models know.
+        done: Rows that are not needed again.
+        clock: Collects where the time went.
+    """
+    frequencies = count_tokens(encoded, vocab_size)
+    unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
+    if unscorable:
+        yield _unscorable_batch(unscorable, encoded, config, vocab_size)
+    for part in parts:
+        yield _score_batch(part, text_read, encoded, frequencies, config, clock)
+
+
+def _run(
+    pair: Pair,
+    encoded: Sequence[EncodedText],
+    config: ExtractionConfig,
+    done: frozenset[int],
+    clock: ExtractionClock,
+    scratch: Path | None,
+) -> Iterator[Part]:
+    """Run both models over what is not done."""
+    size = pick_batch_size(
+        config.batch_size,
+        max((len(text.ids) for text in encoded if text.n_scored), default=1),
+        pair.device,
+        lambda text: scored_states(pair, pair.target_runner, [text]),
+    )
+    # Batches are cut from all rows, done or not, so a resumed run pads like an undisturbed one.
+    batches = [[row for row in rows if row not in done] for rows in length_batches(encoded, size)]
+    batches = [rows for rows in batches if rows]
+    passes = Passes(pair, encoded, config.k, clock)
+    yield from passes.sequential(batches, scratch) if pair.is_sequential else passes.side_by_side(batches)
+
+
+def encode(
+    pair: Pair, texts: Sequence[str], config: ExtractionConfig, starts: Sequence[int] | None = None
+) -> list[EncodedText]:
+    """Tokenise texts as the pass reads them."""
+    return encode_texts(
+        pair.tokenizer,
+        texts,
+        max_length=_usable_length(pair, config.max_length),
+        vocab_size=pair.vocab_size,
+        encoding=config.encoding,
+        starts=starts,
+    )
+
+
+def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:
+    """Count the scored tokens of all texts, members or not, for the attacks that weigh tokens by frequency.
+
+    Counting over all candidates needs no outside corpus and, blind to labels, favours neither side.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for text in encoded:
+        if text.n_scored:
+            counts += np.bincount(text.scored_ids, minlength=vocab_size)
+    return TokenFrequencies.from_counts(counts)
+
+
+def _usable_length(pair: Pair, max_length: int) -> int:
+    """Return how many token ids of a text are read: no more than asked for, and than both models take."""
+    limit = pair.max_positions
+    return max_length if limit is None else min(max_length, limit)
+
+
+def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
+    """Return what the models read of a text and what is scored of it: without a prompt all of it."""
+    if encoded.start > 1:
+        return str(pair.tokenizer.decode(encoded.scored_ids, skip_special_tokens=True))
+    return str(pair.tokenizer.decode(encoded.ids, skip_special_tokens=True)) if encoded.truncated else text
+
+
+def _score_batch(
+    part: Part,
+    text_read: Callable[[int], str],
+    encoded: Sequence[EncodedText],
+    frequencies: TokenFrequencies,
+    config: ExtractionConfig,
+    clock: ExtractionClock,
+) -> ExtractedBatch:
+    started = time.perf_counter()
+    stored = []
+    for row, tokens in zip(part.rows, part.statistics, strict=True):
+        evidence = TextEvidence(
+            text=text_read(row),
+            tokens=tokens,
+            token_ids=encoded[row].scored_ids.astype(np.int32),
+            token_frequencies=frequencies,
+        )
+        broken = not np.isfinite(tokens.target_logp + tokens.reference_logp).all()
+        stored.append(
+            StoredText(
+                row=row,
+                n_tokens=len(tokens),
+                scores=score_evidence(evidence, config.attacks),
+                reason=_broken_reason(tokens) if broken else None,
+            )
+        )
+    clock.feature_seconds += time.perf_counter() - started
+    return ExtractedBatch(statistics=part.statistics, texts=tuple(stored))
+
+
+def _broken_reason(tokens: TokenStatistics) -> str | None:
+    for name, rank in (("target", tokens.target_rank), ("reference", tokens.reference_rank)):
+        if not rank.all():
+            return f"the {name} gives NaN logits on it"
+    return None
+
+
+def _unscorable_batch(
+    rows: list[int], encoded: Sequence[EncodedText], config: ExtractionConfig, vocab_size: int
+) -> ExtractedBatch:
+    nothing = token_statistics(torch.empty(0, vocab_size), torch.empty(0, vocab_size), torch.empty(0).long(), config.k)
+    return ExtractedBatch(
+        statistics=RaggedStatistics(tokens=nothing, offsets=np.zeros(len(rows) + 1, np.int64), vocab_size=vocab_size),
+        texts=tuple(
+            StoredText(
+                row=i,
+                n_tokens=0,
+                scores=dict.fromkeys(config.attacks, float("nan")),
+                reason=encoded[i].reason,
+            )
+            for i in rows
+        ),
+    )

@@ -1,0 +1,105 @@
+"""Batches of texts through both models to statistics: side by side, or one model after the other.
+
+Where memory runs out a batch is run in halves, and nothing that is done is lost. Knows no attack and no store.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ltmia.features.statistics import token_statistics
+from ltmia.models.batching import Halving
+from ltmia.models.forward import ForwardClock, forward_pair, scored_states
+from ltmia.models.pair import Pair
+from ltmia.models.sequential import KeptStates
+from ltmia.models.tokens import EncodedText
+from ltmia.records import RaggedStatistics, TokenStatistics
+
+STATES_BYTES = 8 * 2**30
+"""Hidden states kept on disk before the other model has its turn. More texts than that take several rounds, each of
+which loads both models once."""
+
+
+@dataclass(slots=True)
+class ExtractionClock:
+    """Where the time of an extraction went, in seconds."""
+
+    forward: ForwardClock = field(default_factory=ForwardClock)
+    feature_seconds: float = 0.0
+    """Statistics and baseline scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What was run at once: a batch, or a part of one that fits into memory."""
+
+    rows: list[int]
+    statistics: RaggedStatistics
+
+
+class Passes:
+    """The passes of one extraction."""
+
+    def __init__(self, pair: Pair, encoded: Sequence[EncodedText], k: int, clock: ExtractionClock) -> None:
+        """Prepare passes over some texts.
+
+        Args:
+            pair: The two models.
+            encoded: All texts of the extraction.
+            k: Top and bottom tokens kept per position.
+            clock: Collects where the time went.
+        """
+        self._pair = pair
+        self._encoded = encoded
+        self._k = k
+        self._clock = clock
+        self._halving = Halving(encoded)
+
+    def side_by_side(self, batches: Sequence[list[int]]) -> Iterator[Part]:
+        """Run both models on each batch."""
+        for rows in batches:
+            yield from self._halving.run(rows, self._statistics)
+
+    def sequential(self, batches: Sequence[list[int]], scratch: Path | None) -> Iterator[Part]:
+        """Run the target on as many batches as `STATES_BYTES` holds, then the reference on the same, and so on.
+
+        Args:
+            batches: Rows of each batch.
+            scratch: Folder for what waits on disk.
+        """
+        waiting = list(batches)
+        while waiting:
+            with KeptStates(scratch) as kept:
+                n_run = 0
+                while n_run < len(waiting) and kept.n_bytes < STATES_BYTES:
+                    for rows, states in self._halving.run(waiting[n_run], self._target_states):
+                        kept.write(rows, [self._encoded[i].n_scored for i in rows], states)
+                    n_run += 1
+                for rows in waiting[:n_run]:
+                    yield from self._halving.run(rows, lambda part, kept=kept: self._statistics(part, kept))  # type: ignore[misc]  # mypy types no defaults
+            waiting = waiting[n_run:]
+
+    def _target_states(self, rows: list[int]) -> tuple[list[int], Tensor]:
+        started = time.perf_counter()
+        states = scored_states(self._pair, self._pair.target_runner, [self._encoded[i] for i in rows])
+        self._clock.forward.seconds += time.perf_counter() - started
+        return rows, states
+
+    def _statistics(self, rows: list[int], kept: KeptStates | None = None) -> Part:
+        texts = [self._encoded[i] for i in rows]
+        parts: list[TokenStatistics] = []
+        states = None if kept is None else kept.read(rows)
+        for logits in forward_pair(self._pair, texts, self._clock.forward, target_states=states):
+            started = time.perf_counter()
+            parts.append(token_statistics(logits.target, logits.reference, logits.truth, self._k))
+            self._clock.feature_seconds += time.perf_counter() - started
+            del logits  # before the next are made
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum([text.n_scored for text in texts])])
+        statistics = RaggedStatistics(
+            tokens=TokenStatistics.concatenate(parts), offsets=offsets, vocab_size=self._pair.vocab_size
+        )
+        return Part(rows=rows, statistics=statistics)

@@ -1,0 +1,257 @@
+"""Scoring of large sets on a Ray cluster: a Ray Data pipeline over chunks of texts, each chunk one Parquet file.
+
+Imported only on demand; needs the extra `ray`. All machines must see the models and the folder of the results under
+the same paths.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+
+from ltmia.attacks.table import LEARNED
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.errors import ConfigError, ModelError
+from ltmia.expectation.fit import folds_of, learn_expectation, sampled_texts
+from ltmia.expectation.model import ExpectedLogRatio
+from ltmia.folders import write_whole
+from ltmia.models.identity import parameters_sha256
+from ltmia.models.pair import Pair
+from ltmia.progress import Report, silent
+from ltmia.records import Texts
+from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
+from ltmia.scoring.extraction import ExtractionConfig
+from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.store_filling import StorePlan, fill_store
+from ltmia.scoring.stored_scores import ScoredTexts, read_scores, sampled_features, scoring_fingerprint
+from ltmia.workers import connect
+
+CHUNK_TEXTS = 256
+"""Texts of one Parquet file: what a kill costs at most, for each worker."""
+OF_THE_WHOLE_SET = frozenset({"dc_pdd"})
+"""Attacks that weigh a text's tokens by their frequency in all texts, which no worker sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkWork:
+    """What a worker needs to score chunks."""
+
+    load: Callable[[], Pair]
+    """Loads the pair, on whatever machine."""
+    hashes: tuple[str, str, str | None]
+    """Of the pair that it must load."""
+    config: ExtractionConfig
+    classifier: MembershipClassifier | None
+    learned: Mapping[str, ExpectedLogRatio]
+    """Says what to expect of tokens, by kind: no chunk could tell by itself."""
+    folder: Path
+    """Where the Parquet files belong."""
+
+
+class ChunkScorer:
+    """A worker: holds a pair, and turns one chunk of texts after another into a Parquet file."""
+
+    def __init__(self, work: ChunkWork) -> None:
+        torch.set_num_threads(1)
+        self.work = work
+        self.pair = work.load()
+        if PairIdentity.of(self.pair).hashes != work.hashes:
+            raise ModelError("a worker found other models under the same names; give all machines the same files")
+
+    def __call__(self, chunk: pa.Table) -> pa.Table:
+        """Score a chunk; return how many texts it had and what they took."""
+        rows = chunk["row"].to_numpy()
+        groups = _strings(chunk["group"]) if "group" in chunk.column_names else None
+        starts = tuple(chunk["start"].to_pylist()) if "start" in chunk.column_names else None
+        named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups, starts=starts)
+        # By way of a store as in one process: what the classifier reads has passed through its float16.
+        with tempfile.TemporaryDirectory() as folder:
+            plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
+            clock = ExtractionClock()
+            store = fill_store(LoadedPair(self.pair), named, Path(folder), self.work.config, plan, clock=clock)
+            scored = read_scores(store, self.work.classifier, clock=clock)
+            _write_chunk(self.work.folder, int(rows[0]), rows, scored)
+        return pa.table(
+            {
+                "n_texts": [len(rows)],
+                "forward_seconds": [clock.forward.seconds],
+                "feature_seconds": [clock.feature_seconds],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayScorer:
+    """Scores like `score_to_store`, chunk by chunk on a Ray cluster, into Parquet files instead of a store.
+
+    Joins the cluster that `ray start` made here or that RAY_ADDRESS names; without one it starts Ray on this machine.
+    The same call after a kill scores only the chunks that are not there yet.
+    """
+
+    load: Callable[[], Pair]
+    """Loads the pair again in each worker; must be picklable."""
+    n_workers: int | None = None
+    """Processes; None for as many as the cluster has CPUs, or GPUs if the pair is on one."""
+
+    def __call__(
+        self,
+        pair: AuditedPair,
+        texts: Texts,
+        folder: Path,
+        config: ExtractionConfig,
+        *,
+        identity: PairIdentity,
+        classifier: MembershipClassifier | None = None,
+        report: Report = silent,
+    ) -> ScoredTexts:
+        """Score texts with every fast attack of `config`, and the classifier if given.
+
+        Raises:
+            ConfigError: If an attack needs all texts at once, or the models are not at hand.
+        """
+        if pair.models is None:
+            raise ConfigError("--engine ray: recordings are read in one process; leave it out")
+        refused = OF_THE_WHOLE_SET.intersection(config.attacks)
+        if refused:
+            raise ConfigError(
+                f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
+            )
+        files = _begin(folder, scoring_fingerprint(identity, texts, config), classifier)
+        clock = ExtractionClock()
+        sample = texts.take(sampled_texts(len(texts)))
+        plan = StorePlan(fingerprint=scoring_fingerprint(identity, sample, config), columns={"id": list(sample.ids)})
+        store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
+        encoded = pair.encode(sample, config)
+        work = ChunkWork(
+            load=self.load,
+            hashes=identity.hashes,
+            config=config,
+            classifier=classifier,
+            learned={
+                kind: learn_expectation(store.statistics, encoded, folds_of(sample), kind)
+                for kind in config.expectations
+            },
+            folder=files,
+        )
+        n_done = 0
+        missing = []
+        for start in range(0, len(texts), CHUNK_TEXTS):
+            size = min(CHUNK_TEXTS, len(texts) - start)
+            if _is_whole(files, start, size):
+                n_done += size
+            else:
+                missing.append(start)
+        report("scoring", n_done, len(texts))
+        for result in self._run(work, _chunks(texts, missing), _on_gpu(pair.models)):
+            n_done += int(result["n_texts"])
+            clock.forward.seconds += float(result["forward_seconds"])
+            clock.feature_seconds += float(result["feature_seconds"])
+            report("scoring", n_done, len(texts))
+        table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
+        names = [*store.score_names, *([LEARNED] if classifier is not None else [])]
+        return ScoredTexts(
+            scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
+            n_tokens=table["n_tokens"].to_numpy(),
+            reasons=table["reason"].to_pylist(),
+            truncated=table["truncated"].to_pylist(),
+            sample=lambda: sampled_features(store, classifier),
+            clock=clock,
+        )
+
+    def _run(self, work: ChunkWork, chunks: Sequence[pa.Table], on_gpu: bool) -> Iterator[dict[str, Any]]:
+        """Yield what each chunk took, in any order."""
+        if not chunks:
+            return
+        ours = not ray.is_initialized()
+        if ours:
+            connect(self.n_workers)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            places = max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)))
+            scored = ray.data.from_arrow(list(chunks)).map_batches(
+                ChunkScorer,
+                fn_constructor_args=(work,),
+                batch_size=None,  # a block, that is a chunk, as it is
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=1,
+                num_gpus=int(on_gpu),
+                compute=ray.data.ActorPoolStrategy(size=min(places, self.n_workers or places, len(chunks))),
+            )
+            yield from scored.iter_rows()
+        finally:
+            if ours:
+                ray.shutdown()
+
+
+def _on_gpu(pair: Pair) -> bool:
+    return pair.device.type == "cuda"
+
+
+def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
+    """Return the folder of the chunks, named by all that decides them; what other work left there goes."""
+    of_classifier = "" if classifier is None else parameters_sha256(classifier.network_)[:16]
+    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
+    for other in folder.glob("chunks-*"):
+        if other != files:
+            shutil.rmtree(other)
+    files.mkdir(parents=True, exist_ok=True)
+    for torn in files.glob("*.part"):
+        torn.unlink()
+    return files
+
+
+def _file(files: Path, start: int) -> Path:
+    return files / f"{start:09d}.parquet"
+
+
+def _is_whole(files: Path, start: int, size: int) -> bool:
+    try:
+        return bool(pq.read_metadata(_file(files, start)).num_rows == size)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
+    """Cut texts into tables of bytes: half a surrogate pair is no Arrow string."""
+    tables = []
+    for start in starts:
+        part = slice(start, start + CHUNK_TEXTS)
+        columns = {"row": np.arange(len(texts))[part], "text": _bytes(texts.texts[part])}
+        if texts.groups is not None:
+            columns["group"] = _bytes(texts.groups[part])
+        if texts.starts is not None:
+            columns["start"] = pa.array(texts.starts[part])
+        tables.append(pa.table(columns))
+    return tables
+
+
+def _bytes(strings: Sequence[str]) -> pa.Array:
+    return pa.array([text.encode("utf-8", "surrogatepass") for text in strings], pa.large_binary())
+
+
+def _strings(column: pa.ChunkedArray) -> tuple[str, ...]:
+    return tuple(text.decode("utf-8", "surrogatepass") for text in column.to_pylist())
+
+
+def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts) -> None:
+    columns = {
+        "row": rows,
+        "n_tokens": scored.n_tokens,
+        "reason": pa.array(list(scored.reasons), pa.string()),
+        "truncated": pa.array(list(scored.truncated), pa.bool_()),
+        **{f"score_{name}": values for name, values in scored.scores.items()},
+    }
+    write_whole(_file(folder, start), lambda part: pq.write_table(pa.table(columns), part))

@@ -1,0 +1,165 @@
+"""Recording: what one model says of texts, into a file that an audit elsewhere can work from."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ltmia.data.recording_lines import LinesFile
+from ltmia.data.recordings import (
+    RecordedText,
+    Recording,
+    RecordingHeader,
+    recording_path,
+    rows_by_id,
+    text_sha256,
+    write_lines,
+)
+from ltmia.errors import DataError
+from ltmia.features.columns import LITE_TOP
+from ltmia.features.served import model_statistics
+from ltmia.folders import hold_folder, remove_work_folder, work_folder, work_path
+from ltmia.models.batching import BatchSize, Halving, length_batches, pick_batch_size
+from ltmia.models.forward import CHUNK_BYTES, scored_states
+from ltmia.models.identity import parameters_sha256
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import EncodedText
+from ltmia.progress import Report, silent
+from ltmia.records import ModelStatistics, Texts, hash_strings
+from ltmia.scoring.extraction import ExtractionConfig, encode
+from ltmia.scoring.identity import describe_tokenizer
+
+LINES_FILE = "lines.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordConfig:
+    """How a model is recorded."""
+
+    max_length: int = 128
+    """Most token ids per text; what lies beyond is not read."""
+    batch_size: BatchSize = 16
+    """Texts of full length per forward pass."""
+
+
+def record_model(
+    pair: Pair, texts: Texts, out: Path | str, *, config: RecordConfig | None = None, report: Report = silent
+) -> Recording:
+    """Write down what the target of a pair says of texts; nothing else of the pair is run.
+
+    Every batch is kept in a hidden folder beside `out` until the file is whole; the same call goes on from there, and
+    does nothing where the file is there already.
+
+    Args:
+        pair: By `load_alone`, or any other whose target is meant.
+        texts: With ids that stand once.
+        out: A name that ends in `.jsonl` or `.jsonl.gz`.
+        config: How.
+        report: Told the progress.
+
+    Raises:
+        ConfigError: If the name has another ending, or another run is at work on it.
+        DataError: If two texts have one id.
+    """
+    out, config = recording_path(out), config or RecordConfig()
+    rows, header = rows_by_id(texts), _header(pair, texts, config)
+    if _is_done(out, header):
+        remove_work_folder(out)
+        return Recording(out)
+    with hold_folder(work_path(out)):
+        work = work_folder(out, {"fingerprint": header.fingerprint})
+        with closing(LinesFile(work / LINES_FILE, rows)) as lines:
+            for batch in _recorded(pair, texts, config, frozenset(lines.places)):
+                lines.append(batch)
+                report("recording", len(lines.places), len(texts))
+            write_lines(out, header, lines.in_order())
+        remove_work_folder(out)
+    return Recording(out)
+
+
+def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
+    tokenizer = describe_tokenizer(pair).sha256
+    digest = sha256(json.dumps([parameters_sha256(pair.target), tokenizer, config.max_length, LITE_TOP]).encode())
+    hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
+    dtype = str(pair.dtype).removeprefix("torch.")
+    return RecordingHeader(
+        model=pair.target_origin.source,
+        revision=pair.target_origin.revision,
+        vocab_size=pair.target_runner.vocab_size,
+        n_top=LITE_TOP,
+        recorded_by=f"ltmia {version('ltmia')}, transformers {version('transformers')}, {dtype}",
+        tokenizer_sha256=tokenizer,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _is_done(out: Path, header: RecordingHeader) -> bool:
+    try:
+        return out.is_file() and Recording(out).header.fingerprint == header.fingerprint
+    except DataError:
+        return False  # of something else: replaced once the new one is whole
+
+
+def _recorded(
+    pair: Pair, texts: Texts, config: RecordConfig, done: frozenset[int]
+) -> Iterator[list[tuple[int, RecordedText]]]:
+    """Run the target over what is not done, by the same batches as an extraction does; unscorable texts first."""
+    reading = ExtractionConfig(max_length=config.max_length, batch_size=config.batch_size)
+    encoded = encode(pair, texts.texts, reading, texts.starts)
+    unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
+    yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
+    longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
+    size = pick_batch_size(
+        config.batch_size, longest, pair.device, lambda text: scored_states(pair, pair.target_runner, [text])
+    )
+    halving = Halving(encoded)
+    for batch in length_batches(encoded, size):
+        rows = [row for row in batch if row not in done]
+        if rows:
+            for part in halving.run(rows, lambda part: (part, _statistics(pair, [encoded[row] for row in part]))):
+                yield [(row, _line(texts, row, encoded[row], found)) for row, found in zip(*part, strict=True)]
+
+
+def _statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
+    """Run the target on one batch, the head on a chunk of positions at a time."""
+    states = scored_states(pair, pair.target_runner, texts)
+    head, truth = (
+        pair.target_runner.float32_head(),
+        torch.from_numpy(np.concatenate([text.scored_ids for text in texts])),
+    )
+    step = max(CHUNK_BYTES // (4 * pair.target_runner.vocab_size), 1)
+    chunks = [
+        model_statistics(head(states[start : start + step]), truth[start : start + step], LITE_TOP)
+        for start in range(0, len(truth), step)
+    ]
+    whole = ModelStatistics.concatenate(chunks)
+    stops = np.cumsum([text.n_scored for text in texts])
+    return [whole.slice(stop - text.n_scored, stop) for stop, text in zip(stops.tolist(), texts, strict=True)]
+
+
+def _line(texts: Texts, row: int, encoded: EncodedText, found: ModelStatistics | None) -> RecordedText:
+    reason = encoded.reason
+    if found is not None and not found.rank.all():
+        reason = "the model gives NaN logits on it"
+    if found is None or reason is not None:
+        return RecordedText(
+            id=texts.ids[row],
+            tokens=encoded.ids.tolist(),
+            truncated=encoded.truncated,
+            text_sha256=text_sha256(texts.texts[row]),
+            reason=reason,
+        )
+    return RecordedText.of(
+        texts.ids[row],
+        encoded.ids,
+        found,
+        texts.texts[row],
+        start=encoded.start,
+        truncated=encoded.truncated,
+    )

@@ -1,0 +1,167 @@
+"""Texts and a pair to a score per text and attack, by way of a store on disk: resumable, in flat memory."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED, fast_attacks
+from ltmia.classifier.combinations import gather_inputs, rules_of
+from ltmia.classifier.membership import MembershipClassifier
+from ltmia.features.columns import DEFAULT_K, expectation_of
+from ltmia.features.per_token import FeatureBatch
+from ltmia.features.store import FeatureStore
+from ltmia.models.batching import BatchSize
+from ltmia.progress import Report, silent
+from ltmia.records import Texts, hash_strings
+from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.extraction import ExtractionConfig
+from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.store_filling import StorePlan, fill_store
+
+CONTENT = 2
+"""Of what a store of scores holds of each text: one of another content is not read but made again."""
+CLASSIFY_AT_ONCE = 256
+"""Texts whose features are in memory at a time."""
+N_SAMPLED = 200
+"""Least number of texts whose features are compared with the classifier's training data, if there are as many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredTexts:
+    """Every score of every text, in input order."""
+
+    scores: Mapping[str, Float64[np.ndarray, " texts"]]
+    """By attack; NaN where unscorable."""
+    n_tokens: Int64[np.ndarray, " texts"]
+    reasons: Sequence[str | None]
+    truncated: Sequence[bool | None]
+    """Whether each text goes on behind what was read of it; None: not known."""
+    sample: Callable[[], FeatureBatch | None]
+    """Gives what the classifier reads of some of the texts, see `sampled_features`."""
+    clock: ExtractionClock = field(default_factory=ExtractionClock)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTexts(ScoredTexts):
+    """The same with the store that the scores were made from."""
+
+    store: FeatureStore
+
+
+class Scorer(Protocol):
+    """Scores texts and leaves in a folder what lets the same call go on after a kill."""
+
+    def __call__(
+        self,
+        pair: AuditedPair,
+        texts: Texts,
+        folder: Path,
+        config: ExtractionConfig,
+        *,
+        identity: PairIdentity,
+        classifier: MembershipClassifier | None = None,
+        report: Report = silent,
+    ) -> ScoredTexts:
+        """Score texts with every fast attack of `config`, and the classifier if given."""
+        ...
+
+
+def score_to_store(
+    pair: AuditedPair,
+    texts: Texts,
+    folder: Path,
+    config: ExtractionConfig,
+    *,
+    identity: PairIdentity,
+    classifier: MembershipClassifier | None = None,
+    report: Report = silent,
+) -> StoredTexts:
+    """Score texts with every fast attack of `config`, and the classifier if given, through a store in `folder`.
+
+    Re-running with the same models, texts and options goes on where an earlier run stopped; a finished store is
+    read, not made again.
+    """
+    clock = ExtractionClock()
+    plan = StorePlan(fingerprint=scoring_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
+    store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
+    return read_scores(store, classifier, clock=clock, report=report)
+
+
+def read_scores(
+    store: FeatureStore,
+    classifier: MembershipClassifier | None,
+    *,
+    clock: ExtractionClock,
+    report: Report = silent,
+) -> StoredTexts:
+    """Take the scores of a finished store, and let the classifier, if given, score its texts."""
+    scores = {name: store.scores(name) for name in store.score_names}
+    if classifier is not None:
+        scores[LEARNED] = classify_store(classifier, store, report)
+    return StoredTexts(
+        scores=scores,
+        n_tokens=store.texts["n_tokens"].to_numpy(),
+        reasons=store.texts["reason"].to_pylist(),
+        truncated=store.texts["truncated"].to_pylist(),
+        sample=lambda: sampled_features(store, classifier),
+        store=store,
+        clock=clock,
+    )
+
+
+def classify_store(
+    classifier: MembershipClassifier, store: FeatureStore, report: Report = silent
+) -> Float64[np.ndarray, " texts"]:
+    """Return the classifier's logit of each text of a store."""
+    logits = np.full(len(store), np.nan)
+    for start in range(0, len(store), CLASSIFY_AT_ONCE):
+        rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
+        logits[rows] = classifier.predict_logit(gather_inputs(store, rows, classifier.feature_version))
+        report("classifying", int(rows[-1]) + 1, len(store))
+    return logits
+
+
+def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
+    """Gather what the classifier reads of some texts, spread over all scorable ones; None if there is nothing to."""
+    rows = np.flatnonzero([reason is None for reason in store.texts["reason"].to_pylist()])
+    if classifier is None or not len(rows):
+        return None
+    return gather_inputs(store, rows[:: max(len(rows) // N_SAMPLED, 1)], classifier.feature_version)
+
+
+def extraction_config(
+    names: Sequence[str],
+    classifier: MembershipClassifier | None,
+    *,
+    max_length: int,
+    batch_size: BatchSize,
+    k: int = DEFAULT_K,
+) -> ExtractionConfig:
+    """Ask for the attacks wanted, and for the rules and the expectation that the classifier, if given, leans on."""
+    needed, kinds = set(names), {"full"} if EXCESS in names else set()
+    if classifier is not None:
+        needed |= set(rules_of(classifier.feature_version))
+        kinds.add(expectation_of(classifier.feature_version))
+    return ExtractionConfig(
+        attacks=fast_attacks([name for name in ATTACKS if name in needed]),
+        k=k,
+        max_length=max_length,
+        batch_size=batch_size,
+        expectations=tuple(sorted(kinds)),
+    )
+
+
+def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:
+    """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
+    digest = hashlib.sha256()
+    options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
+    digest.update(json.dumps([CONTENT, identity.hashes, options], sort_keys=True).encode())
+    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ()), *map(str, texts.starts or ())))
+    return digest.hexdigest()

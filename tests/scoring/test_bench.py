@@ -1,0 +1,51 @@
+"""The benchmarks run on small work and report figures that agree with each other."""
+
+import numpy as np
+import pytest
+
+from ltmia.errors import ConfigError
+from ltmia.scoring.bench import BenchConfig, _pair, _resident_gb, _texts, bench_extract, bench_store, bench_train
+from ltmia.scoring.extraction import ExtractionConfig, extract_batches
+
+SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
+
+
+def test_extraction_figures_agree_with_each_other() -> None:
+    found = bench_extract(BenchConfig(**SMALL, threads=1, mixed_lengths=True))
+    assert found["n_positions"] < 24 * 19
+    assert found["overhead"] == pytest.approx(found["total_seconds"] / found["forward_seconds"] - 1, rel=0.5, abs=0.5)
+    assert 0.1 < found["loaded_rss_gb"] <= found["peak_rss_gb"] < 4
+    assert found["ms_per_position_of_full_length"] > 0
+    assert found["kernel_ms_per_position"] > 0
+
+
+def test_a_text_has_the_tokens_that_are_counted() -> None:
+    config = BenchConfig(**SMALL | {"vocab_size": 3000}, mixed_lengths=True)
+    texts = _texts(config)
+    found = extract_batches(_pair(config), texts, ExtractionConfig(batch_size=8, max_length=20))
+    read = {text.row: text.n_tokens for batch in found for text in batch.texts}
+    assert read == {i: len(text.split()) - 1 for i, text in enumerate(texts)}
+    assert len(set(read.values())) > 10
+
+
+def test_a_store_takes_at_most_300_bytes_a_token() -> None:
+    found = bench_store(BenchConfig(**SMALL | {"n_texts": 64, "n_tokens": 128}, threads=1))
+    assert found["n_positions"] == 64 * 127
+    assert 200 < found["bytes_per_token"] <= 300
+
+
+def test_training_reads_its_data_faster_than_it_learns() -> None:
+    found = bench_train(BenchConfig(**SMALL, threads=1))
+    assert 0 < found["data_wait_share"] < 1
+
+
+@pytest.mark.parametrize("wrong", [{"n_texts": 0}, {"dtype": "int8"}, {"threads": 0}, {"hidden_size": 7}])
+def test_impossible_work_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        BenchConfig(**wrong)
+
+
+def test_the_peak_of_a_child_is_its_own_and_not_its_parents() -> None:
+    ballast = np.ones(100_000_000)  # 0.8 GB
+    config = BenchConfig(**SMALL, threads=1)
+    assert _resident_gb(config)[1] < ballast.nbytes / 1e9 + 0.2

@@ -1,0 +1,133 @@
+"""Scoring by Ray Data: the same numbers as in one process, also when a worker dies or a file is torn."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ltmia.audit.labelled import as_texts
+from ltmia.audit.score import ScoreConfig, score
+from ltmia.classifier.membership import shipped_classifier
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.errors import ConfigError
+from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.records import Texts
+from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.stored_scores import extraction_config
+
+pytest.importorskip("ray", reason='Ray is not installed: pip install "ltmia[ray]" to run these tests')
+
+import ray
+
+from ltmia.scoring import ray_scoring
+from ltmia.scoring.ray_scoring import RayScorer
+from ltmia.workers import connect
+
+pytestmark = pytest.mark.slow  # each worker imports torch
+
+CANDIDATES = (*demo_texts().texts[:60], "", "half a pair \ud800 of surrogates")
+NONMEMBERS = demo_texts().texts[60:140]
+
+DYING = """
+import os, signal
+from pathlib import Path
+from ltmia.classifier.membership import MembershipClassifier
+
+class Dying(MembershipClassifier):
+    def predict_logit(self, features):
+        mark = Path(self.mark)
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().predict_logit(features)
+"""
+"""A classifier that kills the first process that asks it. In a file, where Ray's workers find it."""
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> partial:
+    folder = tmp_path_factory.mktemp("ray") / "target"
+    options = LoadOptions(dtype="float32", device="cpu")
+    base = str(demo_base_path())
+    model, _ = load_model(base, options)
+    config = FinetuneConfig(learning_rate=1e-3, epochs=2)
+    finetune(model, load_tokenizer(base, options), CANDIDATES[:60], config, folder)
+    return partial(load_pair, str(folder), base, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One Ray for all tests, whose workers find the modules in a folder."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "dying_classifier.py").write_text(DYING, "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=":")
+        connect(n_workers=2)
+        yield folder
+        ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_scoring, "CHUNK_TEXTS", 40)
+
+
+def test_scores_equal_those_of_one_process_and_a_torn_chunk_is_made_again(load: partial, tmp_path: Path) -> None:
+    config = ScoreConfig(max_length=64)
+    candidates = replace(as_texts(CANDIDATES), starts=tuple(len(text) // 10 for text in CANDIDATES))
+    local = score(load(), candidates, NONMEMBERS, tmp_path / "local", config=config)
+    scorer = RayScorer(load=load, n_workers=2)
+    spread = score(load(), candidates, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
+    assert spread.records["n_tokens"] == local.records["n_tokens"]
+    ours, theirs = local.records, spread.records
+    assert ours["id"] == theirs["id"]
+    assert ours["reason"] == theirs["reason"]
+    assert ours["flagged"] == theirs["flagged"]
+    # Batches hold other texts, so padding differs: float noise, and roundings of the store's float16 that it tips.
+    np.testing.assert_allclose(theirs["score_ltmia"].to_numpy(), ours["score_ltmia"].to_numpy(), atol=2e-3)
+    assert np.nanstd(ours["score_ltmia"].to_numpy()) > 0.5, "the tolerance must be small beside the spread"
+    assert spread.results.data == local.results.data
+    assert spread.results.data.n_cut > 0
+    assert spread.results.set_test == local.results.set_test
+    assert spread.results.validity.out_of_distribution.status == local.results.validity.out_of_distribution.status
+    assert spread.results.timing.forward_seconds > 0
+
+    chunks = sorted((tmp_path / "ray" / "store").glob("chunks-*/*.parquet"))
+    assert [pq.read_metadata(chunk).num_rows for chunk in chunks] == [40, 40, 40, 22]
+    chunks[1].write_bytes(chunks[1].read_bytes()[:-20])
+    chunks[2].unlink()
+    before = [chunks[i].stat().st_mtime_ns for i in (0, 3)]
+    again = score(load(), candidates, NONMEMBERS, tmp_path / "ray", config=config, scorer=scorer)
+    assert [chunks[i].stat().st_mtime_ns for i in (0, 3)] == before
+    np.testing.assert_array_equal(again.records["score_ltmia"], theirs["score_ltmia"])  # NaN where unscorable
+
+
+def test_a_worker_killed_in_the_middle_of_a_chunk_loses_nothing(load: partial, tmp_path: Path) -> None:
+    dying = shipped_classifier()
+    dying.__class__ = importlib.import_module("dying_classifier").Dying
+    dying.mark = str(tmp_path / "mark")
+    pair, texts = load(), Texts(texts=NONMEMBERS, ids=tuple(map(str, range(len(NONMEMBERS)))))
+    scored = RayScorer(load=load, n_workers=1)(
+        pair,
+        texts,
+        tmp_path / "scores",
+        extraction_config(("ltmia",), max_length=32, batch_size=16),
+        identity=PairIdentity.of(pair),
+        classifier=dying,
+    )
+    assert (tmp_path / "mark").exists(), "no worker was killed"
+    assert np.isfinite(scored.scores["ltmia"]).all()
+    assert len(scored.n_tokens) == len(NONMEMBERS)
+
+
+def test_an_attack_that_needs_all_texts_at_once_is_refused(load: partial, tmp_path: Path) -> None:
+    config = ScoreConfig(attack="dc_pdd")
+    with pytest.raises(ConfigError, match="dc_pdd: needs all texts in one place"):
+        score(load(), CANDIDATES, NONMEMBERS, tmp_path, config=config, scorer=RayScorer(load=load))
