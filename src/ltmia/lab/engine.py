@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ltmia.errors import LtmiaError
+from ltmia.workers import ONE_THREAD
 
 if TYPE_CHECKING:  # a worker loads what its steps need, which takes seconds, and the engine needs none of it
-    from ltmia.workers import ONE_THREAD
-from ltmia.lab.steps import Step
+    from ltmia.lab.steps import Step
 
 MAX_ATTEMPTS = 2
 """A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
