@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.audit.audit import AuditConfig, audit
 from ltmia.audit.doctor import diagnose_pair
-from ltmia.audit.labelled import as_texts
 from ltmia.audit.model_evidence import rescore
+from ltmia.audit.text_sets import as_texts
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.calibration import judge_audit, judge_candidates
 from ltmia.evaluation.comparison import compare_audits

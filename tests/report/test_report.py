@@ -14,7 +14,8 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from ltmia.audit.audit import AuditConfig, AuditResult, audit
+from ltmia.audit.assembly import AuditResult
+from ltmia.audit.audit import AuditConfig, audit
 from ltmia.audit.score import ScoreConfig, score
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError

@@ -14,8 +14,9 @@ import torch
 from commands import run_ltmia
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
 from ltmia.attacks.table import ATTACKS, select_attacks
-from ltmia.audit.audit import AuditConfig, audit, data_info
-from ltmia.audit.labelled import label_texts
+from ltmia.audit.assembly import data_info
+from ltmia.audit.audit import AuditConfig, audit
+from ltmia.audit.text_sets import join_sets
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.reading import read_texts
 from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, write_recording
@@ -141,7 +142,7 @@ def test_how_many_texts_go_on_is_known_if_the_recordings_say_so(
 
     unsaid = scored(changed(silent), sets, tmp_path / "unsaid", "loss", 40)
     assert list(unsaid.truncated) == [True if length > 40 else None for length in lengths]
-    counted = [data_info(label_texts(*sets, deduplicate=False), some).n_cut for some in (found, unsaid)]
+    counted = [data_info(join_sets(*sets, "members"), some).n_cut for some in (found, unsaid)]
     assert counted == [sum(length > 40 for length in lengths), None]
 
 

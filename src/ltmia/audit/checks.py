@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.table import EXCESS
-from ltmia.audit.labelled import LabelledTexts
 from ltmia.audit.model_evidence import compare_with_base, rescore
+from ltmia.audit.text_sets import TextSets
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.data.duplicates import compare_sets, ngram_overlap
+from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.model_checks import (
     RECORDED_BACKEND,
@@ -22,7 +22,6 @@ from ltmia.evaluation.model_checks import (
 )
 from ltmia.evaluation.results import Check, Decisions, Measure, Validity
 from ltmia.evaluation.validity import (
-    OVERLAP_SHARE,
     control_check,
     duplicates_check,
     expectation_check,
@@ -67,15 +66,13 @@ class Findings:
     """Scores of the attack that the decisions rest on."""
     attacks: Sequence[str]
     """Those that took part."""
-    labelled: bool = True
-    """Whether the first texts are known members; else they are candidates."""
     decisions: Decisions
     """What was decided, against how many non-members."""
 
 
 def check_validity(
     models: Pair | None,
-    data: LabelledTexts,
+    data: TextSets,
     scored: ScoredTexts,
     found: Findings,
     *,
@@ -86,35 +83,33 @@ def check_validity(
 
     Args:
         models: For scoring a few texts again; None where they are not at hand.
-        data: Members and non-members.
+        data: The two sets of texts.
         scored: What the audit scored.
         found: What the audit measured so far.
         classifier: The learned classifier, if it took part.
         config: The audit's options.
     """
-    n_nonmembers = len(data.texts) - data.n_members
     return Validity(
         blind=control_check(found.control, found.blind, "words"),
-        near_duplicates=_duplicates(data, "member" if found.labelled else "candidate"),
-        length_only=length_check(scored.n_tokens, data.labels, found.judge, config.seed),
+        near_duplicates=_duplicates(data),
+        length_only=length_check(scored.n_tokens, data.sides, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
         base=RECORDED_BASE if models is None else _base(models, data, scored, config),
         backend=RECORDED_BACKEND if models is None else _backend(models, data, scored, config),
-        power=power_check(data.n_members, n_nonmembers, found.decisions),
+        power=power_check(data.n_judged, data.n_nonmembers, found.decisions),
     )
 
 
-def _duplicates(data: LabelledTexts, candidates: str) -> Check:
-    members = data.texts.texts[: data.n_members]
-    nonmembers = data.texts.texts[data.n_members :]
-    found = compare_sets(members, nonmembers)
+def _duplicates(data: TextSets) -> Check:
+    judged, nonmembers = data.split(data.texts.texts)
+    found = compare_sets(judged, nonmembers)
     return duplicates_check(
         n_within=len(found.members.rows) + len(found.nonmembers.rows),
         n_across=len(found.across.rows),
-        n_overlapping=ngram_overlap(nonmembers, members).n_over(OVERLAP_SHARE),
+        n_overlapping=ngram_overlap(nonmembers, judged).n_over(OVERLAP_SHARE),
         n_left_out=data.n_left_out,
-        candidates=candidates,
+        candidates=data.judged.removesuffix("s"),
     )
 
 
@@ -132,25 +127,25 @@ def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: Member
     return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
 
 
-def _base(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _base(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Compare the models on non-members, since what members were taught would blur it; on members if need be."""
     usable = np.array([reason is None for reason in scored.reasons])
-    nonmembers = np.flatnonzero(usable & (data.labels == 0))
+    nonmembers = np.flatnonzero(usable & (data.sides == 0))
     rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)
     chosen = rows[:: max(len(rows) // N_COMPARED, 1)][:N_COMPARED]
     return base_check(compare_with_base(pair, data.texts.take(chosen), config.max_length))
 
 
-def _backend(pair: Pair, data: LabelledTexts, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _backend(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Score a few texts again, in batches as small as can be."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
     found = rescore(pair, data.texts.take(chosen), difference[chosen].tolist(), config.max_length)
-    members, nonmembers = data.by_label(difference)
+    judged, nonmembers = data.split(difference)
     return backend_check(
         found,
-        gap=_mean(members) - _mean(nonmembers),
+        gap=_mean(judged) - _mean(nonmembers),
         spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
         dtype=str(pair.dtype).removeprefix("torch."),
     )

@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ltmia.audit.labelled import LabelledTexts
+from ltmia.audit.text_sets import TextSets
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.records import hash_strings
 from ltmia.scoring.stored_scores import ScoredTexts
 
 
-def hashed_groups(data: LabelledTexts) -> list[str | None]:
+def hashed_groups(data: TextSets) -> list[str | None]:
     """Hash the groups with a salt made of all the texts and written nowhere: without them nothing can be looked up."""
     salt = _texts_hash(data)
     groups = data.texts.groups or (None,) * len(data.texts)
     return [None if g is None else sha256(salt + g.encode("utf-8", "replace")).hexdigest()[:12] for g in groups]
 
 
-def _texts_hash(data: LabelledTexts) -> bytes:
+def _texts_hash(data: TextSets) -> bytes:
     digest = sha256(b"groups")
     hash_strings(digest, data.texts.texts)
     return digest.digest()
 
 
-def flagged_hashes(data: LabelledTexts, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
+def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
     """Return the hashes of the groups flagged as a whole; None without groups."""
     if decisions.flagged_groups is None or data.groups is None:
         return None
@@ -35,24 +35,24 @@ def flagged_hashes(data: LabelledTexts, hashed: list[str | None], decisions: Aud
 
 
 def record_columns(
-    data: LabelledTexts,
+    data: TextSets,
     scored: ScoredTexts,
     scores: Mapping[str, np.ndarray],
     decisions: AuditDecisions,
     groups: list[str | None],
 ) -> dict[str, Any]:
-    """Lay out records.parquet: members, or candidates, first."""
+    """Lay out records.parquet: texts to judge first."""
     p_values, q_values = (np.full(len(data.texts), np.nan) for _ in range(2))
     flagged = np.zeros(len(data.texts), np.bool_)
-    held_out = data.n_members + decisions.held_out_rows
+    held_out = data.n_judged + decisions.held_out_rows
     for rows, part in (
-        (np.arange(data.n_members), decisions.members),
+        (np.arange(data.n_judged), decisions.members),
         (held_out, decisions.held_out),
     ):
         p_values[rows], q_values[rows], flagged[rows] = part.p_values, part.q_values, part.flagged
     return {
         "id": list(data.texts.ids),
-        "label": data.labels,
+        "label": pa.array(data.labels, pa.int64()),
         "group": pa.array(groups, pa.string()),
         "n_tokens": scored.n_tokens,
         **{f"score_{name}": values for name, values in scores.items()},

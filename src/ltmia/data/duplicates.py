@@ -16,6 +16,8 @@ from ltmia.errors import ConfigError
 
 SHINGLE_WORDS = 5
 OVERLAP_WORDS = 8
+OVERLAP_SHARE = 0.3
+"""A text overlaps with the other side when this share of its word 8-grams occurs there."""
 N_PERMUTATIONS = 128
 MAX_MISS = 1e-3
 """Largest chance that a pair exactly at the threshold is never compared."""

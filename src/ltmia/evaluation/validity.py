@@ -4,13 +4,12 @@ import numpy as np
 from jaxtyping import Int64
 from scipy.stats import beta
 
+from ltmia.data.duplicates import OVERLAP_SHARE
 from ltmia.evaluation.controls import ControlScores, length_bucket_rows
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES, measure_attack
 from ltmia.evaluation.results import Check, Decisions, Measure
 from ltmia.evaluation.roc import Scores, auc
 
-OVERLAP_SHARE = 0.3
-"""A text counts as overlapping when this share of its word 8-grams occurs on the other side."""
 FEWEST_GROUPS = 20
 """With fewer groups to calibrate on, p-values of single texts rest on too few independent ones."""
 FEWEST_TO_LEARN_FROM = 40

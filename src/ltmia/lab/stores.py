@@ -10,7 +10,7 @@ import numpy as np
 
 from ltmia.attacks.table import ATTACKS, CONTROL, fast_attacks
 from ltmia.classifier.combinations import RULES
-from ltmia.data.duplicates import compare_sets, ngram_overlap
+from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, ngram_overlap
 from ltmia.errors import StoreError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc
@@ -29,9 +29,6 @@ from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.passes import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
-
-MUCH_SHARED = 0.3
-"""Share of a text's word 8-grams from which on it counts as overlapping."""
 
 
 def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
@@ -152,6 +149,6 @@ def _overlap(texts: Texts, n_members: int) -> dict[str, Any]:
         "exact_duplicates": len(across.exact),
         "near_duplicates": len(across.near),
         "mean_shared_ngrams": round(shared.mean, 5),
-        "n_over_30_percent": shared.n_over(MUCH_SHARED),
+        "n_over_30_percent": shared.n_over(OVERLAP_SHARE),
         "ngram_words": shared.n_words,
     }

@@ -1,0 +1,262 @@
+"""One audit from texts to files: score both sets of texts, measure, check, and write everything down.
+
+`audit` and `score` differ in what they ask (`Question`); the steps are the same and stand here once.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+
+from ltmia.attacks.multi_pass import Shots
+from ltmia.attacks.table import LEARNED
+from ltmia.audit.checks import Findings, check_validity
+from ltmia.audit.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
+from ltmia.audit.text_sets import TextSets
+from ltmia.audit.token_table import token_columns
+from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
+from ltmia.evaluation.calibration import AuditDecisions
+from ltmia.evaluation.controls import ControlScores
+from ltmia.evaluation.files import write_records, write_results, write_tokens
+from ltmia.evaluation.results import AttackResult, DataInfo, Measure, Results, SetTest, Timing
+from ltmia.evaluation.set_test import collection_test
+from ltmia.evaluation.verdict import set_sentence, verdict
+from ltmia.models.batching import BatchSize
+from ltmia.progress import Report
+from ltmia.report.notebook import results_html, roc_axes
+from ltmia.report.page import write_report
+from ltmia.runtime import environment
+from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.multi_pass import ProbingConfig, probe_texts
+from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
+
+Scores = Mapping[str, Float64[np.ndarray, " texts"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """Options of `audit` and of `score`: they decide the numbers."""
+
+    classifier: str | None = None
+    """"full" or "lite", which are part of this package, a folder or a hub id; full when None."""
+    fdr: float = 0.05
+    """False discovery rate to flag records at."""
+    max_length: int = 128
+    """Tokens read of each text."""
+    batch_size: BatchSize = 16
+    """Texts of full length per forward pass."""
+    seed: int = 0
+    """Seed of resampling, folds, permutations and calibration split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditResult:
+    """What an audit found, and where it is written."""
+
+    results: Results
+    records: pa.Table
+    folder: Path
+
+    def plot_roc(self, axes: Axes | None = None) -> Axes:
+        """Draw the ROC curves of the strongest attacks and the control, both axes logarithmic; return the axes.
+
+        Raises:
+            DataError: If membership is not known, as after `score`.
+        """
+        return roc_axes(self.results, self.records, axes)
+
+    def _repr_html_(self) -> str:
+        return results_html(self.results, self.folder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the scores alone say."""
+
+    scores: Scores
+    """Scores that go into the records, by attack."""
+    attacks: Mapping[str, AttackResult]
+    """How well each attack tells members from non-members; empty where membership is not known."""
+    control: ControlScores
+    control_auc: Measure
+    judge: str
+    """The attack that decides."""
+    decisions: AuditDecisions
+    set_test: SetTest
+    epsilon: Measure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked about two sets of texts."""
+
+    kind: Literal["audit", "score"]
+    sets: TextSets
+    config: JudgeConfig
+    attacks: Sequence[str]
+    """Attacks whose scores answer the question."""
+    also_scored: Sequence[str] = ()
+    """Attacks that the checks need besides."""
+    shots: Shots | None = None
+    """Texts of known membership for the attacks that take several passes; None: none of those takes part."""
+    measure: Callable[[TextSets, Scores], Measured]
+    """Turns scores into figures and decisions."""
+    reveal: bool = False
+    """Write texts and tokens into the files."""
+
+
+def answer(
+    pair: AuditedPair,
+    question: Question,
+    folder: Path,
+    *,
+    scorer: Scorer,
+    report: Report,
+    command: str | None = None,
+) -> AuditResult:
+    """Score both sets of texts, measure, check, and write results, records, tokens and report into `folder`.
+
+    Args:
+        pair: Target and reference.
+        question: The texts, and what is asked about them.
+        folder: Folder for the results, held by this process.
+        scorer: Scores the texts by way of `folder/store`.
+        report: Told the progress.
+        command: Command line to write down; this process's when None.
+    """
+    started = time.perf_counter()
+    sets, config = question.sets, question.config
+    classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
+    pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
+    identity = pair.identity()
+    scored = scorer(
+        pair,
+        sets.texts,
+        folder / "store",
+        extraction_config(
+            (*question.attacks, *question.also_scored),
+            classifier,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            k=pair.k,
+        ),
+        identity=identity,
+        classifier=classifier,
+        report=report,
+    )
+    measured = question.measure(sets, {**scored.scores, **_several_passes(pair, question, scored, folder, report)})
+    findings = Findings(
+        control=measured.control,
+        blind=measured.control_auc,
+        judge=measured.scores[measured.judge],
+        decisions=measured.decisions.summary,
+        attacks=question.attacks,
+    )
+    validity = check_validity(pair.models, sets, scored, findings, classifier=classifier, config=config)
+    hashed = hashed_groups(sets)
+    summary = measured.decisions.summary
+    results = Results(
+        ltmia_version=version("ltmia"),
+        kind=question.kind,
+        created=datetime.now(UTC),
+        command=command or " ".join(sys.argv),
+        settings=asdict(config),
+        environment=environment(),
+        target=identity.target,
+        reference=identity.reference,
+        tokenizer=identity.tokenizer,
+        data=data_info(sets, scored),
+        attacks=dict(measured.attacks),
+        decisions=summary.model_copy(update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}),
+        set_test=measured.set_test,
+        epsilon=measured.epsilon,
+        validity=validity,
+        verdict=verdict(measured.attacks, summary, validity)
+        + (set_sentence(measured.set_test) if question.kind == "score" else ""),
+        timing=_timing(time.perf_counter() - started, sets, scored),
+    )
+    records = _write_tables(pair, question, scored, measured, hashed, classifier, folder)
+    write_results(results, folder)
+    write_report(folder)
+    return AuditResult(results=results, records=records, folder=folder)
+
+
+def set_test_of(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
+    """Test whether the texts to judge, as a collection, score higher than the non-members."""
+    judged_groups, nonmember_groups = sets.split_groups
+    return collection_test(
+        *sets.split(scores), candidate_groups=judged_groups, nonmember_groups=nonmember_groups, seed=seed
+    )
+
+
+def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
+    """Count texts of each kind."""
+    return DataInfo(
+        **{"n_members": 0, f"n_{sets.judged}": sets.n_judged},
+        n_nonmembers=sets.n_nonmembers,
+        n_unscorable=sum(reason is not None for reason in scored.reasons),
+        n_cut=_n_cut(scored.truncated),
+        n_groups=None if sets.groups is None else len(np.unique(sets.groups)),
+    )
+
+
+def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, folder: Path, report: Report) -> Scores:
+    """Score with the attacks that take several passes; finished ones are kept in `folder/probes`."""
+    if pair.models is None or question.shots is None or not isinstance(scored, StoredTexts):
+        return {}
+    config = question.config
+    return probe_texts(
+        pair.models,
+        question.sets.texts.texts,
+        question.attacks,
+        ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
+        folder=folder / "probes",
+        fingerprint=str(scored.store.manifest["fingerprint"]),
+        report=report,
+    )
+
+
+def _write_tables(
+    pair: AuditedPair,
+    question: Question,
+    scored: ScoredTexts,
+    measured: Measured,
+    hashed: list[str | None],
+    classifier: MembershipClassifier | None,
+    folder: Path,
+) -> pa.Table:
+    """Write records.parquet and tokens.parquet; return the records."""
+    sets = question.sets
+    columns = record_columns(sets, scored, measured.scores, measured.decisions, hashed)
+    if question.reveal:
+        columns["text"] = [clean_text(text) for text in sets.texts.texts]
+    records = write_records(columns, folder)
+    if isinstance(scored, StoredTexts):  # Ray workers return scores, not token statistics
+        revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
+        tokens = token_columns(scored, measured.scores[measured.judge], classifier=classifier, revealed=revealed)
+        write_tokens(tokens, folder)
+    return records
+
+
+def _n_cut(truncated: Sequence[bool | None]) -> int | None:
+    """Count the texts that are longer than what is read of them; None if that is unknown for some."""
+    known = [cut for cut in truncated if cut is not None]
+    return sum(known) if len(known) == len(truncated) else None
+
+
+def _timing(seconds: float, sets: TextSets, scored: ScoredTexts) -> Timing:
+    return Timing(
+        seconds=seconds,
+        texts_per_second=len(sets.texts) / seconds,
+        forward_seconds=scored.clock.forward.seconds,
+        feature_seconds=scored.clock.feature_seconds,
+    )

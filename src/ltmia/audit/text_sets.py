@@ -1,0 +1,92 @@
+"""The two sets of texts of an audit: those to judge, and known non-members. Both are scored as one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap
+from ltmia.data.reading import content_ids
+from ltmia.errors import DataError
+from ltmia.records import Texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSets:
+    """Texts to judge come first, known non-members after them."""
+
+    texts: Texts
+    n_judged: int
+    """Number of texts to judge."""
+    judged: Literal["members", "candidates"]
+    """What is known of the texts to judge: they are members, or nobody knows."""
+    groups: Int64[np.ndarray, " texts"] | None
+    n_left_out: int | None = None
+    """Texts left out because they repeat others or share long passages with members; None if none was to be."""
+
+    @property
+    def n_nonmembers(self) -> int:
+        """Number of known non-members."""
+        return len(self.texts) - self.n_judged
+
+    @property
+    def sides(self) -> Int64[np.ndarray, " texts"]:
+        """1 for each text to judge, 0 for each known non-member."""
+        return np.repeat([1, 0], [self.n_judged, self.n_nonmembers])
+
+    @property
+    def labels(self) -> list[int | None]:
+        """1 for known members, 0 for known non-members, None for candidates."""
+        return [1 if self.judged == "members" else None] * self.n_judged + [0] * self.n_nonmembers
+
+    def split(self, values: Any) -> tuple[Any, Any]:
+        """Split per-text values into those of the texts to judge and those of the non-members."""
+        return values[: self.n_judged], values[self.n_judged :]
+
+    @property
+    def split_groups(self) -> tuple[Any, Any]:
+        """Groups of the texts to judge and of the non-members; None twice if there are no groups."""
+        return (None, None) if self.groups is None else self.split(self.groups)
+
+
+def as_texts(texts: Texts | Sequence[str]) -> Texts:
+    """Take plain strings as texts with ids made from their content."""
+    if isinstance(texts, Texts):
+        return texts
+    return Texts(texts=tuple(texts), ids=tuple(content_ids(texts)))
+
+
+def join_sets(
+    judged: Texts, nonmembers: Texts, kind: Literal["members", "candidates"], *, deduplicate: bool = False
+) -> TextSets:
+    """Join both sets, texts to judge first, and number their groups.
+
+    Args:
+        judged: Texts to judge.
+        nonmembers: Texts that were surely not trained on.
+        kind: What is known of the texts to judge.
+        deduplicate: Leave out repeats within each set, and non-members that repeat a member, nearly or in long
+            passages: those were in truth trained on.
+
+    Raises:
+        DataError: If there are no texts at all.
+    """
+    if not len(judged) and not len(nonmembers):
+        raise DataError(f"neither {kind} nor non-members were given: nothing to audit")
+    n_given = len(judged) + len(nonmembers)
+    if deduplicate:
+        kept = kept_rows(compare_sets(judged.texts, nonmembers.texts))
+        overlaps = ngram_overlap(nonmembers.texts, judged.texts).shares[kept.nonmembers]
+        apart = kept.nonmembers[~(overlaps > OVERLAP_SHARE)]
+        judged, nonmembers = judged.take(kept.members), nonmembers.take(apart)
+    texts = Texts.concatenate([judged, nonmembers])
+    groups = None if texts.groups is None else np.unique(texts.groups, return_inverse=True)[1]
+    return TextSets(
+        texts=texts,
+        n_judged=len(judged),
+        judged=kind,
+        groups=groups,
+        n_left_out=n_given - len(texts) if deduplicate else None,
+    )
