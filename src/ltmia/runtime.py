@@ -54,6 +54,11 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
     return DTYPES[name]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name people write for a dtype, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Say whether the hardware multiplies bfloat16 natively, so that it is faster than float32."""
     if device.type == "cuda":

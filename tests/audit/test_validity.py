@@ -240,15 +240,27 @@ def test_half_precision_is_held_against_float32_and_put_back(target: Path) -> No
 
 
 def test_noise_is_judged_against_the_spread() -> None:
-    quiet = backend_check(Rescored(noise=1e-6, float32=None, reason="x"), gap=0.2, spread=0.1, dtype="float32")
+    half, full = ({"dtype": name, "reference_dtype": name} for name in ("bfloat16", "float32"))
+    quiet = backend_check(Rescored(noise=1e-6, float32=None, reason="x"), gap=0.2, spread=0.1, **full)
     assert quiet.status == "ok"
-    loud = backend_check(Rescored(noise=1e-3, float32=0.05), gap=0.02, spread=0.1, dtype="bfloat16")
+    loud = backend_check(Rescored(noise=1e-3, float32=0.05), gap=0.02, spread=0.1, **half)
     assert loud.status == "warning"
     assert "--dtype float32" in loud.sentence
-    assert "50.0% in float32" in loud.sentence
-    nothing = backend_check(Rescored(noise=0.0, float32=None), gap=math.nan, spread=0.0, dtype="float32")
+    assert "50.0% in float32 instead of bfloat16 (" in loud.sentence
+    nothing = backend_check(Rescored(noise=0.0, float32=None), gap=math.nan, spread=0.0, **full)
     assert nothing.status == "not_measured"
     assert nothing.details["gap"] is None
+
+
+def test_two_dtypes_are_both_named_and_cured(target: Path, tmp_path: Path) -> None:
+    found = audited(pair_of(target, base_model().to(torch.bfloat16)), MEMBERS[:20], NONMEMBERS[:20], tmp_path)
+    check = found.validity.backend
+    assert (check.details["dtype"], check.details["reference_dtype"]) == ("float32", "bfloat16")
+    assert "in float32 instead of float32 (target) and bfloat16 (base)" in check.sentence
+    loud = backend_check(
+        Rescored(noise=0.0, float32=0.05), gap=0.02, spread=0.1, dtype="float32", reference_dtype="bfloat16"
+    )
+    assert "audit again with --dtype float32" in loud.sentence
 
 
 def test_power_says_what_cannot_be_shown() -> None:

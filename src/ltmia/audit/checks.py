@@ -31,6 +31,7 @@ from ltmia.evaluation.validity import (
 from ltmia.expectation.fit import sampled_texts
 from ltmia.features.columns import needs_expectation
 from ltmia.models.pair import Pair
+from ltmia.runtime import dtype_name
 from ltmia.scoring.stored_scores import ScoredTexts
 
 
@@ -147,7 +148,8 @@ def _backend(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptio
         found,
         gap=_mean(judged) - _mean(nonmembers),
         spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
-        dtype=str(pair.dtype).removeprefix("torch."),
+        dtype=dtype_name(pair.dtype),
+        reference_dtype=dtype_name(pair.reference_dtype),
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import nn
 
 from ltmia.audit.model_evidence import compare_losses
@@ -22,7 +21,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText, encode_texts
 from ltmia.records import TokenStatistics
-from ltmia.runtime import computes_bfloat16
+from ltmia.runtime import computes_bfloat16, dtype_name
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -113,6 +112,8 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         what = f"{name}: {origin.source}: {model.config.model_type}, {parameters:,} parameters, {_dtype(model)}"
         yield Finding(level="ok", sentence=f"{what} on {pair.device}")
+        for remark in origin.remarks:
+            yield Finding(level="warning", sentence=f"the {name}: {remark}")
         if origin.trust_remote_code:
             yield Finding(level="warning", sentence=f"the {name} was allowed to run code that came with it")
         if not scorer.runs_head_apart:
@@ -217,8 +218,7 @@ def _is_half(model: Any) -> bool:
 
 
 def _dtype(model: Any) -> str:
-    dtype: torch.dtype = next(model.parameters()).dtype
-    return str(dtype).removeprefix("torch.")
+    return dtype_name(next(model.parameters()).dtype)
 
 
 def _time(seconds: float) -> str:

@@ -55,14 +55,15 @@ class Rescored:
     """Why float32 was not tried."""
 
 
-def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) -> Check:
+def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, reference_dtype: str) -> Check:
     """Judge the numeric noise of the models against the signal.
 
     Args:
         rescored: What scoring again showed.
         gap: Mean log-ratio of members minus that of non-members.
         spread: Standard deviation of the mean log-ratio over texts.
-        dtype: What the audit computed in.
+        dtype: What the target was computed in.
+        reference_dtype: What the base was computed in.
     """
     details: Details = {
         "noise": rescored.noise,
@@ -71,6 +72,7 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) 
         "gap": None if math.isnan(gap) else gap,
         "spread": None if math.isnan(spread) else spread,
         "dtype": dtype,
+        "reference_dtype": reference_dtype,
     }
     if not spread > 0:
         sentence = "No two texts could be scored apart, so noise has nothing to be held against."
@@ -78,10 +80,12 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str) 
     worst = max(rescored.noise, rescored.float32 or 0.0)
     found = f"Scored again one by one, texts move by {_share(rescored.noise / spread)} of their spread"
     if rescored.float32 is not None:
-        found += f", and by {_share(rescored.float32 / spread)} in float32 instead of {dtype}"
+        computed = dtype if dtype == reference_dtype else f"{dtype} (target) and {reference_dtype} (base)"
+        found += f", and by {_share(rescored.float32 / spread)} in float32 instead of {computed}"
     if worst <= NOISE_SHARE * spread:
         return Check(status="ok", sentence=f"{found}: noise is negligible.", details=details)
-    cure = "the models' code depends on the batch" if dtype == "float32" else "audit again with --dtype float32"
+    exact = dtype == reference_dtype == "float32"
+    cure = "the models' code depends on the batch" if exact else "audit again with --dtype float32"
     sentence = (
         f"{found} ({worst:.2g} nats; members and non-members differ by {gap:.2g} on average): noise hides part of what "
         f"is given away; {cure}."

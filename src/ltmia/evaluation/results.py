@@ -40,6 +40,8 @@ class ModelInfo(_Section):
     n_parameters: int | None
     dtype: str | None
     trust_remote_code: bool = False
+    remarks: list[str] = Field(default_factory=list)
+    """What had to be done to its weights when they were loaded, such as unpacking them."""
     recorded_by: str | None = None
     """What recorded its log-probabilities; null if it was run for this audit."""
 

@@ -3,20 +3,22 @@
 Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never resized.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
+from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.models.sequential import SequentialModels
-from ltmia.models.sources import ModelSource, check_adapter, check_weights, find_base, find_source, refuse_clearly
-from ltmia.runtime import pick_device, pick_dtype
+from ltmia.models.sources import ModelSource, check_adapter, find_base, find_source, refuse_clearly
+from ltmia.models.weight_files import check_weights
+from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,8 @@ def load_pair(
         target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter, GGUF file, or a module.
         base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
         tokenizer: Only needed when both models are modules.
-        dtype: "auto" keeps bfloat16 checkpoints in bfloat16 where the hardware computes in it, else float32.
+        dtype: Of both models. "auto" is bfloat16 if both are stored in half precision and the hardware computes in it,
+            else float32.
         device: "auto" takes an accelerator if there is one.
         trust_remote_code: Allow code that comes with the models to run.
         sequential: Have only one model in memory at a time, for two that do not fit together: each is loaded when its
@@ -65,10 +68,13 @@ def load_pair(
     place = find_source(str(target))
     if place.is_adapter:
         check_adapter(place)
+    else:
+        check_weights(place)
     base_place = _base_source(place, base)
+    options = one_dtype([base_place] if place.is_adapter else [place, base_place], options)
     if sequential and not place.is_adapter:
         return _pair_sequential(place, base_place, tokenizer, options)
-    reference, reference_origin = load_model(base_place.source, options)
+    reference, reference_origin = load_model(base_place, options)
     shared = tokenizer or shared_tokenizer(place, base_place, options)
     if place.is_adapter:
         return Pair(
@@ -77,7 +83,7 @@ def load_pair(
             target_origin=_origin(place, options),
             reference_origin=reference_origin,
         )
-    model, origin = load_model(place.source, options)
+    model, origin = load_model(place, options)
     return Pair(
         target=model, reference=reference, tokenizer=shared, target_origin=origin, reference_origin=reference_origin
     )
@@ -106,22 +112,36 @@ def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, optio
     return Pair(target=model, reference=model, tokenizer=found, target_origin=origin, reference_origin=origin)
 
 
-def load_model(source: str, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
+def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
     """Load one causal LM in evaluation mode.
 
     Raises:
-        ModelError: If there is no such model, or only pickled weights.
+        ModelError: If there is no such model, only pickled weights, or weights that are not the model's.
         ConfigError: If there is no such dtype or device.
     """
-    place = find_source(source)
-    check_weights(place)
-    device = pick_device(options.device)
-    # GGUF weights are unpacked to float32; a quantised file has no dtype of its own to keep.
-    keywords: dict[str, Any] = place.keywords | {"dtype": torch.float32 if place.is_gguf else "auto"}
-    keywords |= {"trust_remote_code": options.trust_remote_code, "use_safetensors": True}
-    model = refuse_clearly(place, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
-    model.to(device=device, dtype=pick_dtype(options.dtype, model.dtype, device))
-    return model, _origin(place, options)
+    place = source if isinstance(source, ModelSource) else find_source(source)
+    options = one_dtype([place], options)
+    model, remarks = read_model(
+        place,
+        dtype=DTYPES[options.dtype],
+        device=pick_device(options.device),
+        trust_remote_code=options.trust_remote_code,
+    )
+    return model, replace(_origin(place, options), remarks=remarks)
+
+
+def one_dtype(places: Sequence[ModelSource], options: LoadOptions) -> LoadOptions:
+    """Settle what "auto" means: one dtype for all these models, float32 if any of them is stored in it.
+
+    Raises:
+        ModelError: If one of the models cannot be used.
+        ConfigError: If there is no such dtype or device.
+    """
+    device, trusted = pick_device(options.device), options.trust_remote_code
+    if options.dtype != "auto":
+        return replace(options, dtype=dtype_name(pick_dtype(options.dtype, torch.float32, device)))
+    picked = {pick_dtype("auto", stored_dtype(place, trust_remote_code=trusted), device) for place in places}
+    return replace(options, dtype=dtype_name(torch.float32 if len(picked) > 1 else picked.pop()))
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
@@ -208,12 +228,16 @@ def _origin(place: ModelSource, options: LoadOptions) -> ModelOrigin:
 def _pair_sequential(
     target: ModelSource, base: ModelSource, tokenizer: PreTrainedTokenizerBase | None, options: LoadOptions
 ) -> Pair:
-    sequential = SequentialModels(
-        target=lambda: load_model(target.source, options)[0], reference=lambda: load_model(base.source, options)[0]
-    )
+    origins = {"target": _origin(target, options), "reference": _origin(base, options)}
+
+    def load(name: str, place: ModelSource) -> PreTrainedModel:
+        model, origins[name] = load_model(place, options)
+        return model
+
+    sequential = SequentialModels(target=lambda: load("target", target), reference=lambda: load("reference", base))
     pair = Pair(sequential=sequential, tokenizer=tokenizer or shared_tokenizer(target, base, options))
-    # Said last: the commit of a hub model is known once it is fetched.
-    pair.target_origin, pair.reference_origin = _origin(target, options), _origin(base, options)
+    # Said last: remarks on a model are known once it was loaded.
+    pair.target_origin, pair.reference_origin = origins["target"], origins["reference"]
     return pair
 
 

@@ -25,6 +25,8 @@ class ModelOrigin:
     source: str = "memory"
     revision: str | None = None
     trust_remote_code: bool = False
+    remarks: tuple[str, ...] = ()
+    """What had to be done to its weights before they were the model's."""
 
 
 IN_MEMORY = ModelOrigin()
@@ -86,9 +88,12 @@ class Pair:
     def _look_at_reference(self) -> list[int]:
         model = self.reference
         if model is None:
+            self.reference_dtype = self.dtype
+            """Dtype of the reference's weights."""
             self.reference_runner = ModelRunner(lambda: self.target, self.target.disable_adapter)
             return []
-        device = next(model.eval().parameters()).device
+        first = next(model.eval().parameters())
+        device, self.reference_dtype = first.device, first.dtype
         if device != self.device:
             raise ModelError(f"target and reference lie on different devices, {self.device}, {device}: move one")
         self.reference_runner = ModelRunner(lambda: self.reference, nullcontext)

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, snapshot_download, try_to_load_from_cache
+from huggingface_hub import ModelCard, ResolvedRevision, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError, StrictDataclassError
 from safetensors import SafetensorError
+from transformers.utils.hub import resolve_revision
 from transformers.utils.peft_utils import find_adapter_config_file
 from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from ltmia.errors import ModelError
 
-WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 MESSAGE_LIMIT = 400
@@ -42,11 +41,12 @@ class ModelSource:
     """Folder or GGUF file; None for a model on the hub."""
     hub_id: str = ""
     revision: str | None = None
+    """Of a model on the hub; pinned to one commit, so that config, weights and tokenizer are of the same."""
 
     @property
     def is_gguf(self) -> bool:
         """Whether it is a GGUF file."""
-        return self.path is not None and self.path.suffix == ".gguf"
+        return self.path is not None and is_gguf_name(self.path)
 
     @property
     def is_adapter(self) -> bool:
@@ -65,12 +65,8 @@ class ModelSource:
 
     @property
     def commit(self) -> str | None:
-        """Commit of a hub model that is in the cache; None for anything else."""
-        if not self.hub_id:
-            return None
-        name = ADAPTER_CONFIG if self.is_adapter else "config.json"
-        found = try_to_load_from_cache(self.hub_id, name, revision=self.revision)
-        return Path(found).parent.name if isinstance(found, str) else None
+        """Commit of a hub model that all its files are of; None for anything else, or where it cannot be had."""
+        return self.revision.resolved if isinstance(self.revision, ResolvedRevision) else None
 
     @property
     def has_tokenizer(self) -> bool:
@@ -78,6 +74,11 @@ class ModelSource:
         if self.path is None or self.is_gguf:
             return True
         return any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+
+
+def is_gguf_name(path: Path) -> bool:
+    """Say whether a file is a GGUF file, by its name."""
+    return path.suffix.lower() == ".gguf"
 
 
 def find_source(source: str) -> ModelSource:
@@ -92,17 +93,17 @@ def find_source(source: str) -> ModelSource:
         ModelError: If the name is plainly a path, and nothing usable is there.
     """
     path = Path(source).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if path.is_dir() or (path.is_file() and is_gguf_name(path)):
         return ModelSource(source, path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
-    if path.exists() or looks_local or path.suffix == ".gguf":
+    if path.exists() or looks_local or is_gguf_name(path):
         found = "this is some other file" if path.exists() else "there is nothing there"
         raise ModelError(
             f"{source}: no model: {found}; expected a folder with config.json (or {ADAPTER_CONFIG}), a .gguf file, "
             "or a hub id like org/name"
         )
     name, _, revision = source.partition("@")
-    place = ModelSource(source, None, name, revision or None)
+    place = ModelSource(source, None, name, resolve_revision(name, revision or None))
     if refuse_clearly(place, lambda: find_adapter_config_file(name, revision=place.revision)) is None:
         return place
     return ModelSource(source, Path(refuse_clearly(place, lambda: _fetch_adapter(place))), name, place.revision)
@@ -144,29 +145,6 @@ def _base_in_card(place: ModelSource) -> object:
     return named
 
 
-def check_weights(place: ModelSource) -> None:
-    """Refuse a folder without a model, or whose weights could run code when loaded.
-
-    Raises:
-        ModelError: Naming what was found there.
-    """
-    if place.path is None or place.is_gguf:
-        return
-    names = sorted(path.name for path in place.path.iterdir())
-    if "config.json" not in names:
-        raise ModelError(
-            f"{place.source}: no config.json (nor {ADAPTER_CONFIG}), so not a model folder; "
-            f"files found: {', '.join(names[:8]) or 'none'}"
-        )
-    if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
-        pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-        found = f"only {', '.join(pickled)}, which could run code when loaded" if pickled else "none"
-        raise ModelError(f"{place.source}: safetensors weights expected, found {found}; save the model as safetensors")
-    for name in names:
-        if name.endswith(".safetensors.index.json"):
-            _check_index(place.path / name)
-
-
 def check_adapter(place: ModelSource) -> None:
     """Refuse an adapter whose weights are missing, or could run code when loaded.
 
@@ -177,17 +155,6 @@ def check_adapter(place: ModelSource) -> None:
         raise ModelError(
             f"{place.source}: no adapter_model.safetensors; pickled adapters (.bin) could run code and are not "
             "loaded: save it again as safetensors"
-        )
-
-
-def _check_index(path: Path) -> None:
-    """Refuse an index that sends the loader to files of another kind, which it would unpickle, or elsewhere."""
-    shards = read_json(path).get("weight_map")
-    names = set(shards.values()) if isinstance(shards, dict) else {"nothing"}
-    other = sorted(str(n) for n in names if not str(n).endswith(".safetensors") or Path(str(n)).name != n)
-    if other:
-        raise ModelError(
-            f"{path}: weight_map must name .safetensors files beside it only, found {', '.join(other[:3])}"
         )
 
 

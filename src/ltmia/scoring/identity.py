@@ -8,6 +8,7 @@ from typing import Any
 from ltmia.evaluation.results import ModelInfo, TokenizerInfo
 from ltmia.models.identity import parameters_sha256
 from ltmia.models.pair import ModelOrigin, Pair
+from ltmia.runtime import dtype_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,9 @@ def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
         sha256=parameters_sha256(model),
         architecture=str(model.config.model_type),
         n_parameters=sum(p.numel() for p in model.parameters()),
-        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        dtype=dtype_name(next(model.parameters()).dtype),
         trust_remote_code=origin.trust_remote_code,
+        remarks=list(origin.remarks),
     )
 
 

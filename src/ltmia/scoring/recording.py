@@ -32,6 +32,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report, silent
 from ltmia.records import ModelStatistics, Texts, hash_strings
+from ltmia.runtime import dtype_name
 from ltmia.scoring.extraction import ExtractionConfig, encode
 from ltmia.scoring.identity import describe_tokenizer
 
@@ -87,13 +88,12 @@ def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
     tokenizer = describe_tokenizer(pair).sha256
     digest = sha256(json.dumps([parameters_sha256(pair.target), tokenizer, config.max_length, LITE_TOP]).encode())
     hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
-    dtype = str(pair.dtype).removeprefix("torch.")
     return RecordingHeader(
         model=pair.target_origin.source,
         revision=pair.target_origin.revision,
         vocab_size=pair.target_runner.vocab_size,
         n_top=LITE_TOP,
-        recorded_by=f"ltmia {version('ltmia')}, transformers {version('transformers')}, {dtype}",
+        recorded_by=f"ltmia {version('ltmia')}, transformers {version('transformers')}, {dtype_name(pair.dtype)}",
         tokenizer_sha256=tokenizer,
         fingerprint=digest.hexdigest(),
     )

@@ -1,0 +1,211 @@
+"""One model from its files: every weight comes from the files, none is made up, none is left out unsaid.
+
+transformers fills what a checkpoint lacks with random numbers and drops what it does not know. Here its loading report
+decides whether the model may be used at all. Quantised weights are unpacked, so that whatever runs a model later meets
+ordinary weights of one dtype.
+"""
+
+import re
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.quantization_config import GgufConfig
+
+from ltmia.errors import ModelError
+from ltmia.models.gguf_files import check_gguf
+from ltmia.models.sources import ModelSource, refuse_clearly
+from ltmia.models.weight_files import check_weights
+from ltmia.runtime import dtype_name
+
+INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+"""Modules that compiling, sharding and checkpointing put around a model's own, anywhere in it."""
+OUTER_WRAPPERS = rf"module|_forward_module|base_model\.model|{INNER_WRAPPERS}"
+"""What may stand around the whole model."""
+UNWRAPPED: Mapping[str, str] = {rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "", rf"\.(?:(?:{INNER_WRAPPERS})\.)+": "."}
+"""Patterns in names of weights, and what replaces them: the names as the model itself has them."""
+
+HARMLESS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|(?:attn|attention)\.(?:bias|masked_bias|causal_mask)"
+    r"|embed_positions\.weights)$"
+)
+"""Buffers that older checkpoints hold and the model computes itself: positions and causal masks."""
+
+UNPACKED_ON_LOADING = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
+"""Ways of quantising whose weights transformers unpacks while it loads them, on any hardware."""
+UNPACKED_AFTERWARDS = ("bitsandbytes",)
+"""Those that it unpacks once they are loaded."""
+PACKAGES = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
+"""What has to be installed for it."""
+
+Shape = tuple[int, ...]
+
+
+def read_config(place: ModelSource, *, trust_remote_code: bool) -> Any:
+    """Read the config of a model that is no GGUF file, after a look at what lies beside it.
+
+    Raises:
+        ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.
+    """
+    check_weights(place)
+    keywords = place.keywords | {"trust_remote_code": trust_remote_code}
+    config = refuse_clearly(place, lambda: AutoConfig.from_pretrained(**keywords))
+    _check_quantised(place, _quantised_by(config))
+    return config
+
+
+def stored_dtype(place: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
+    """Return the dtype that a model says its weights are stored in; float32 where it does not say.
+
+    A GGUF file has no dtype of its own to keep: its weights are unpacked to float32.
+
+    Raises:
+        ModelError: As `read_config`.
+    """
+    if place.is_gguf:
+        return torch.float32
+    config = read_config(place, trust_remote_code=trust_remote_code)
+    return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
+
+
+def read_model(
+    place: ModelSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load one causal LM in evaluation mode.
+
+    Returns:
+        The model with all weights in `dtype` (but those that transformers keeps in float32), and remarks: what
+        had to be done to its weights.
+
+    Raises:
+        ModelError: If a weight is missing, left over or of another shape, or the weights cannot be unpacked.
+    """
+    keywords = place.keywords | {"trust_remote_code": trust_remote_code, "use_safetensors": True, "dtype": dtype}
+    keywords |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "key_mapping": dict(UNWRAPPED)}
+    method = None
+    if place.is_gguf:
+        keywords["quantization_config"] = GgufConfig(dequantize=True)
+    else:
+        config = read_config(place, trust_remote_code=trust_remote_code)
+        method = _quantised_by(config)
+        if method in UNPACKED_ON_LOADING:
+            config.quantization_config = {**config.quantization_config, "dequantize": True}
+        keywords["config"] = config
+    model, report = refuse_clearly(place, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
+    remarks = [*_check_report(place, model, report)]
+    if place.path is not None and place.is_gguf:
+        check_gguf(place.path, model)
+    if method is not None:
+        remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
+    refuse_clearly(place, lambda: _unpack(model, method, dtype))
+    return model.to(device=device), tuple(remarks)
+
+
+def _quantised_by(config: Any) -> str | None:
+    found = getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    )
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else found.to_dict()
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(settings.get("quant_method", "config.json does not say how"))
+
+
+def _check_quantised(place: ModelSource, method: str | None) -> None:
+    """Refuse weights that cannot be unpacked, or not without a package that is missing."""
+    if method is None:
+        return
+    known = (*UNPACKED_ON_LOADING, *UNPACKED_AFTERWARDS)
+    if method not in known:
+        raise ModelError(
+            f"{place.source}: its weights are quantised ({method}), and are unpacked here only if quantised by "
+            f"{', '.join(known)} or in a GGUF file; load it where {method} runs, save it unpacked (model.dequantize() "
+            "where there is one) as safetensors, or audit the model it was quantised from"
+        )
+    package = PACKAGES.get(method)
+    if package is not None and find_spec(package) is None:
+        raise ModelError(
+            f"{place.source}: its weights are quantised ({method}), and a package that unpacks them is missing: "
+            f"pip install {method}"
+        )
+
+
+def _unpack(model: Any, method: str | None, dtype: torch.dtype) -> None:
+    """Turn what is still packed into ordinary weights, and forget that anything was quantised."""
+    if method in UNPACKED_AFTERWARDS:
+        model.dequantize(dtype)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    packed = [name for name, weight in model.named_parameters() if not weight.is_floating_point()]
+    if packed:
+        raise ModelError(f"{model.name_or_path}: {packed[0]} is still packed after loading; save the model unpacked")
+
+
+def _check_report(place: ModelSource, model: Any, report: Mapping[str, Any]) -> list[str]:
+    """Judge what transformers says of the loading; return remarks.
+
+    Raises:
+        ModelError: Naming the first weight that is missing, left over, or of another shape, and how many there are.
+    """
+    left_over = sorted(name for name in report["unexpected_keys"] if not HARMLESS.search(name))
+    beside = [name for name in left_over if _is_beside(model, name)]
+    foreign = [name for name in left_over if name not in beside]
+    if missing := sorted(report["missing_keys"]):
+        first = missing[0] + (f"; they hold {foreign[0]} instead, which the model has not" if foreign else "")
+        raise ModelError(
+            f"{place.source}: {_count(missing)} of the model {_are(missing)} not in its files, first {first}; "
+            "transformers would go on with random numbers there: save the whole model again with save_pretrained"
+        )
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise ModelError(
+            f"{place.source}: {name} has the shape {_shape(stored)} in its files and {_shape(expected)} by its "
+            f"config.json ({_count(mismatched)} in all); the two are not of one model: save both with save_pretrained"
+        )
+    if foreign:
+        raise ModelError(
+            f"{place.source}: its files hold {_count(foreign)} that the model has no place for, first {foreign[0]}, so "
+            "what runs here is not what was trained; check that config.json belongs to these weights"
+        )
+    remarks = [f"left out, since beside the language model: {_names(beside)}"] if beside else []
+    if _unwrap_names(model):
+        remarks.append("names of weights were stripped of what training wrapped around the model, such as _orig_mod")
+    return remarks
+
+
+def _is_beside(model: Any, name: str) -> bool:
+    """Say whether a weight is of a module next to the language model, such as a value head: it cannot change logits."""
+    first, inside, _ = name.partition(".")
+    tops = {child for part in (model, model.base_model) for child, _ in part.named_children()}
+    return bool(inside) and first not in tops
+
+
+def _unwrap_names(model: Any) -> bool:
+    """Say whether wrapped names were found, and make the model forget them: it would save itself with them."""
+    # transformers has no other place that says which renamings were used, or that keeps them from being undone.
+    used = model._weight_conversions or []
+    ours = [rule for rule in used if any(pattern in UNWRAPPED for pattern in getattr(rule, "source_patterns", ()))]
+    if ours:
+        model._weight_conversions = [rule for rule in used if rule not in ours] or None
+    return bool(ours)
+
+
+def _count(names: list[Any]) -> str:
+    return f"{len(names)} weight{'s' if len(names) > 1 else ''}"
+
+
+def _are(names: list[Any]) -> str:
+    return "are" if len(names) > 1 else "is"
+
+
+def _names(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _shape(shape: Shape) -> str:
+    return " x ".join(map(str, tuple(shape))) or "()"

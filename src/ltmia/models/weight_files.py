@@ -1,0 +1,99 @@
+"""What lies in a model's folder: weights that may be loaded, or something else, and then how to make weights of it."""
+
+import re
+from pathlib import Path
+
+from ltmia.errors import ModelError
+from ltmia.models.sources import ADAPTER_CONFIG, ModelSource, read_json
+
+WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""Folders that the Trainer of transformers makes while it trains, by step."""
+
+FOREIGN = (
+    (
+        (".h5", ".msgpack"),
+        "weights of TensorFlow or Flax, which transformers 5 no longer reads; with transformers 4, "
+        "AutoModelForCausalLM.from_pretrained(FOLDER, from_tf=True), or from_flax=True, and save_pretrained write "
+        "safetensors",
+    ),
+    (
+        (".onnx",),
+        "an ONNX export, from which weights are not read; give the folder it was exported from",
+    ),
+    (
+        PICKLE_SUFFIXES,
+        "which could run code when loaded; if you trust whoever made it, "
+        "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors",
+    ),
+)
+"""Weights of other kinds by the ends of their names, and what to do with them."""
+
+ZERO = ("zero_to_fp32.py", "global_step")
+FSDP = ("pytorch_model_fsdp", "__0_0.distcp")
+
+
+def check_weights(place: ModelSource) -> None:
+    """Refuse a folder without a model, or whose weights could run code when loaded.
+
+    Raises:
+        ModelError: Naming what was found there, and what makes a model of it.
+    """
+    if place.path is None or place.is_gguf:
+        return
+    names = sorted(path.name for path in place.path.iterdir())
+    if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
+        _refuse_shards(place, place.path, names)
+    if "config.json" not in names:
+        raise ModelError(
+            f"{place.source}: no config.json (nor {ADAPTER_CONFIG}), so not a model folder; "
+            f"files found: {', '.join(names[:8]) or 'none'}{_guess(place.path)}"
+        )
+    if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
+        raise ModelError(f"{place.source}: safetensors weights expected, found {_found(names)}{_guess(place.path)}")
+    for name in names:
+        if name.endswith(".safetensors.index.json"):
+            _check_index(place.path / name)
+
+
+def _found(names: list[str]) -> str:
+    for suffixes, what in FOREIGN:
+        files = [name for name in names if name.endswith(suffixes) and name != "training_args.bin"]
+        if files:
+            return f"only {', '.join(files[:3])}, {what}"
+    return "none; save the model with save_pretrained"
+
+
+def _refuse_shards(place: ModelSource, folder: Path, names: list[str]) -> None:
+    """Name the program that puts together what a training left in one piece for each processor."""
+    if any(name.startswith(ZERO) for name in names):
+        raise ModelError(
+            f"{place.source}: holds the parts of a DeepSpeed ZeRO training, not a model; put them together with "
+            f"`python {folder}/zero_to_fp32.py {folder} OUT --safe_serialization`, and copy config.json and the "
+            "tokenizer into OUT"
+        )
+    shards = [name for name in names if name.startswith(FSDP) or name.endswith(".distcp")]
+    if shards:
+        parts = folder / shards[0] if (folder / shards[0]).is_dir() else folder
+        raise ModelError(
+            f"{place.source}: holds the parts of an FSDP training, not a model; put them together with "
+            f"`accelerate merge-weights {parts} OUT`, and copy config.json and the tokenizer into OUT"
+        )
+
+
+def _guess(folder: Path) -> str:
+    """Point to the newest checkpoint of a training that wrote into this folder."""
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
+    return f"; did you mean {max(found)[1]}?" if found else ""
+
+
+def _check_index(path: Path) -> None:
+    """Refuse an index that sends the loader to files of another kind, which it would unpickle, or elsewhere."""
+    shards = read_json(path).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) else {"nothing"}
+    other = sorted(str(n) for n in names if not str(n).endswith(".safetensors") or Path(str(n)).name != n)
+    if other:
+        raise ModelError(
+            f"{path}: weight_map must name .safetensors files beside it only, found {', '.join(other[:3])}"
+        )
