@@ -33,10 +33,7 @@ def float32_head(head: nn.Module) -> Head:
     of half-precision weights, so make it once a batch, and let it go.
     """
     if type(head) is not nn.Linear:
-        # Such as a head with an adapter of its own.
-        half = any(parameter.dtype in HALF for parameter in head.parameters())
-        wide = copy.deepcopy(head).float() if half else head
-        return lambda hidden: wide(hidden.float()).float()
+        return plain_float32_head(head)
     weight, bias = head.weight, None if head.bias is None else head.bias.float()
     half = weight.dtype in HALF
     if half and weight.device.type in MIXED_DEVICES:
@@ -47,6 +44,17 @@ def float32_head(head: nn.Module) -> Head:
     if small and not medium and _has_onednn(weight):
         return _onednn(weight.float(), bias)
     return _buffered(weight, bias, "medium" if medium else "highest")
+
+
+def plain_float32_head(head: nn.Module) -> Head:
+    """Do the same as `float32_head` by the head itself: a backward pass can go through it.
+
+    Args:
+        head: Any output head, such as one with an adapter of its own; half-precision weights are copied.
+    """
+    half = any(parameter.dtype in HALF for parameter in head.parameters())
+    wide = copy.deepcopy(head).float() if half else head
+    return lambda hidden: wide(hidden.float()).float()
 
 
 def _has_onednn(weight: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.errors import ModelError
-from ltmia.models.head import HALF, Head, float32_head
+from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
 
 PROBE_LOGIT = 100.0
 """The probe scales hidden states until the largest logit is this, where no soft cap stays hidden."""
@@ -81,6 +81,10 @@ class ModelRunner:
 
         For a model that is run whole these are the logits themselves.
         """
+        return self.states_with_graph(ids, mask)
+
+    def states_with_graph(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Do the same as `hidden_states`, with the graph that a backward pass needs."""
         with self._context():
             if not self.runs_head_apart:
                 return self._logits(ids, mask)
@@ -104,6 +108,14 @@ class ModelRunner:
                 return after_head(head(hidden))
 
         return logits
+
+    def head_with_graph(self) -> Head:
+        """Do the same as `float32_head`, with the graph that a backward pass needs: slower, and it keeps its logits."""
+        after_head = self._after_head
+        if self._head is None or after_head is None:
+            return Tensor.float
+        head = plain_float32_head(self._head)
+        return lambda hidden: after_head(head(hidden))
 
     def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits

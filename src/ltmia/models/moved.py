@@ -1,0 +1,189 @@
+"""What fine-tuning moved: the matrices in which target and base differ, and the models on the line between the two.
+
+The only place that knows how adapters and linear layers of Hugging Face keep their matrices; nothing is computed here.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ltmia.errors import ModelError
+from ltmia.models.pair import Pair
+from ltmia.models.runner import ModelRunner
+
+LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+"""The first number in a parameter's name is that of its layer."""
+ZERO_AT_FIRST = (True, "gaussian", "eva")
+"""Values of PEFT's `init_lora_weights` with which lora_B starts at zero and the base stays as it is."""
+Layout = Literal["linear", "transposed", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MovedMatrix:
+    """A matrix of a numbered layer that the target and its base do not share."""
+
+    name: str
+    """Of the parameter, the same in both models."""
+    layer: int
+    """Number of the layer it belongs to."""
+    layout: Layout
+    """"linear": a `torch.nn.Linear` multiplies by it, (out, in). "transposed": (in, out), as GPT-2 keeps its matrices.
+    "other": anything else of two or more axes."""
+    target: Tensor
+    """As the target holds it."""
+    base: Tensor | None
+    """As the base holds it; None for zeros, where an adapter starts."""
+
+
+def is_adapter(pair: Pair) -> bool:
+    """Say whether the target is a base with a PEFT adapter on it."""
+    return hasattr(pair.target, "peft_config")
+
+
+def moved_matrices(pair: Pair) -> list[MovedMatrix]:
+    """Return the matrices of numbered layers that fine-tuning changed, in the order of the model.
+
+    Of an adapter these are its `lora_B`, which start at zero. Its `lora_A` start at random numbers that nobody kept.
+
+    Raises:
+        ModelError: If there are none, or they cannot be compared.
+    """
+    if pair.is_sequential:
+        raise ModelError("the update is read from two models side by side: load the pair without --sequential-models")
+    found = _adapter_matrices(pair.target) if is_adapter(pair) else _full_matrices(pair)
+    if not found:
+        raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
+    moved = [m for m in found if not _is_same(m)]
+    if not moved:
+        raise ModelError(
+            "target and base hold the same matrices, so there is no update to read: give the fine-tuned one"
+        )
+    return moved
+
+
+@contextmanager
+def model_between(pair: Pair, point: float) -> Iterator[ModelRunner]:
+    """Give the model at a point of the line from the base (0) to the target (1), as something to run.
+
+    Between the ends the target's own weights are changed for as long as this is entered, which takes memory for one
+    more model. Nothing else may use the target meanwhile.
+    """
+    if point == 1:
+        yield pair.target_runner
+    elif point == 0 and not is_adapter(pair):
+        yield pair.reference_runner
+    else:
+        ends = _adapter_path(pair.target) if is_adapter(pair) else _full_path(pair)
+        kept = [parameter.data for parameter, _ in ends]
+        try:
+            for parameter, base in ends:
+                parameter.data = torch.lerp(base.to(parameter.data), parameter.data, point)
+            yield pair.target_runner
+        finally:
+            for (parameter, _), data in zip(ends, kept, strict=True):
+                parameter.data = data
+
+
+def run_model(pair: Pair, point: float) -> nn.Module:
+    """Return the module that `model_between` runs."""
+    if pair.is_sequential:
+        raise ValueError("models that take turns are not run between the two")
+    return pair.reference if point == 0 and not is_adapter(pair) else pair.target
+
+
+def owner_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module that holds a parameter."""
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _full_matrices(pair: Pair) -> list[MovedMatrix]:
+    theirs = dict(pair.reference.named_parameters())
+    left_out = {id(weight) for weight in _vocabulary_weights(pair.target)}
+    found = []
+    for name, weight in pair.target.named_parameters():
+        numbered, base = LAYER.search(name), theirs.get(name)
+        if numbered is None or base is None or weight.ndim < 2 or base.shape != weight.shape or id(weight) in left_out:
+            continue
+        if not (weight.is_floating_point() and base.is_floating_point()):
+            raise ModelError(
+                f"{name} is stored as {weight.dtype} in the target and {base.dtype} in the base: the update of "
+                "quantised weights cannot be read; load both as float32 or bfloat16"
+            )
+        layout = _layout(owner_of(pair.target, name), name)
+        found.append(MovedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=base))
+    return found
+
+
+def _vocabulary_weights(model: Any) -> Iterator[nn.Parameter]:
+    for module in (*model.modules(), model.get_output_embeddings()):
+        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings():
+            yield from () if module is None else module.parameters()
+
+
+def _adapter_matrices(model: Any) -> list[MovedMatrix]:
+    _check_adapters(model)
+    found = []
+    for name, weight in _adapter_weights(model, "lora_B"):
+        numbered = LAYER.search(name)
+        layout = _layout(owner_of(model, name), name)
+        if numbered is not None and layout == "linear":
+            found.append(MovedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=None))
+    return found
+
+
+def _check_adapters(model: Any) -> None:
+    for name in model.active_adapters:
+        config = model.peft_config[name]
+        kind = str(getattr(config.peft_type, "value", config.peft_type))
+        if kind != "LORA":
+            raise ModelError(
+                f"adapter {name!r} is of type {kind}: only the update of LORA and DoRA adapters can be read"
+            )
+        start = getattr(config, "init_lora_weights", True)
+        if start not in ZERO_AT_FIRST:
+            raise ModelError(
+                f"adapter {name!r} was made with init_lora_weights = {start!r}, so where it started is unknown: its "
+                f"update cannot be read (known: {', '.join(map(str, ZERO_AT_FIRST))})"
+            )
+
+
+def _adapter_weights(model: Any, part: str) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, weight in model.named_parameters():
+        pieces = name.split(".")
+        if part in pieces and pieces[pieces.index(part) + 1] in model.active_adapters:
+            yield name, weight
+
+
+def _layout(owner: nn.Module, name: str) -> Layout:
+    if not name.endswith(".weight"):
+        return "other"
+    return "linear" if type(owner) is nn.Linear else "transposed" if type(owner) is Conv1D else "other"
+
+
+def _is_same(matrix: MovedMatrix) -> bool:
+    if matrix.base is None:
+        return not bool(matrix.target.any())
+    return torch.equal(matrix.target, matrix.base.to(matrix.target))
+
+
+def _full_path(pair: Pair) -> list[tuple[nn.Parameter, Tensor]]:
+    theirs = dict(pair.reference.named_parameters())
+    ours = [(weight, theirs.get(name)) for name, weight in pair.target.named_parameters()]
+    return [(weight, base.data) for weight, base in ours if base is not None and base.shape == weight.shape]
+
+
+def _adapter_path(model: Any) -> list[tuple[nn.Parameter, Tensor]]:
+    ends = [(weight, torch.zeros_like(weight.data)) for _, weight in _adapter_weights(model, "lora_B")]
+    for name, weight in _adapter_weights(model, "lora_magnitude_vector"):
+        # DoRA: the length of each row of the base's matrix, from where training starts.
+        layer = model.get_submodule(name.partition(".lora_magnitude_vector")[0])
+        matrix = layer.get_base_layer().weight.data
+        rows = matrix.T if layer.fan_in_fan_out else matrix
+        ends.append((weight, torch.linalg.vector_norm(rows.float(), dim=1)))
+    return ends

@@ -1,0 +1,208 @@
+"""Gradients of single texts at chosen coordinates, from one backward pass over a batch of texts.
+
+The gradient of a text's loss with respect to the matrix of a linear layer is the sum over its tokens of the outer
+products of d, the loss's gradient at the layer's output, and h, the layer's input. So the coordinate (i, j) of a text
+is the sum of d[t, i] h[t, j]: no other text of the batch has a part in it, and the matrix itself is never formed.
+
+The backward pass ends at the lowest layer read: no parameter asks for a gradient, and what a layer that is read puts
+out is where the graph begins. Nothing below keeps an activation.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ltmia.errors import ModelError
+from ltmia.models.forward import CHUNK_BYTES, pad_ids
+from ltmia.models.moved import Layout, MovedMatrix
+from ltmia.models.runner import ModelRunner
+
+DENSE_SHARE = 1 / 50
+"""Share of a matrix's coordinates from which on its whole gradient, one matrix product, is cheaper than the sums."""
+GATHER_BYTES = 64 * 2**20
+"""Memory of the products summed over tokens at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MatrixPlaces:
+    """Coordinates of one matrix."""
+
+    name: str
+    """Of the parameter."""
+    layout: Layout
+    shape: tuple[int, ...]
+    flat: Int64[np.ndarray, " coordinate"]
+    """Places in the flattened parameter, rising."""
+
+    @classmethod
+    def of(cls, matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> "MatrixPlaces":
+        """Name coordinates of a moved matrix."""
+        return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat)
+
+    def outputs_and_inputs(self) -> tuple[Int64[np.ndarray, " coordinate"], Int64[np.ndarray, " coordinate"]]:
+        """Return which output and which input of the layer each coordinate links."""
+        first, second = np.divmod(self.flat, self.shape[1])
+        return (second, first) if self.layout == "transposed" else (first, second)
+
+
+class TextGradients:
+    """Computes gradients of texts under one model; a context, in which the model's parameters ask for none.
+
+    Args:
+        model: Holds the matrices.
+        runner: Runs it.
+        places: What is read.
+        batched: Read linear layers from a batch of texts. Otherwise texts go one by one, and any parameter can be read.
+    """
+
+    def __init__(self, model: nn.Module, runner: ModelRunner, places: Sequence[MatrixPlaces], *, batched: bool) -> None:
+        self._model = model
+        self._runner = runner
+        self._places = places
+        self._batched = batched
+        self._parameters = dict(model.named_parameters())
+        self._required = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
+        self._n = sum(len(place.flat) for place in places)
+        self._batch: tuple[int, int] = (0, 0)
+        self._out = torch.zeros(0)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "TextGradients":
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(not self._batched and any(place.name == name for place in self._places))
+        self._head = self._runner.head_with_graph()
+        if self._batched:
+            start = 0
+            for place in self._places:
+                reader = _LayerReader(self, place, start)
+                handle = self._model.get_submodule(place.name.rpartition(".")[0]).register_forward_hook(reader)
+                self._stack.callback(handle.remove)
+                start += len(place.flat)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(self._required[name])
+            parameter.grad = None
+
+    @property
+    def most_texts(self) -> int | None:
+        """Most texts of one call; None where there is no such limit."""
+        return None if self._batched else 1
+
+    @torch.enable_grad()
+    def __call__(
+        self, rows: Sequence[Int64[np.ndarray, " seq"]], starts: Sequence[int]
+    ) -> Float32[Tensor, "batch coordinate"]:
+        """Return the gradient of each text's mean loss at the coordinates, on the CPU.
+
+        Args:
+            rows: Token ids of each text.
+            starts: First id of each text that is predicted and counts.
+        """
+        device = next(iter(self._parameters.values())).device
+        ids, mask = pad_ids(rows, 0)
+        counted = mask[:, 1:].bool()
+        for row, start in zip(counted, starts, strict=True):
+            row[: start - 1] = False
+        shares = counted / counted.sum(1, keepdim=True)
+        self._batch = (len(rows), ids.shape[1])
+        self._out = torch.zeros(len(rows), self._n, device=device)
+        states = self._runner.states_with_graph(ids.to(device), mask.to(device))[:, :-1][counted]
+        pull = _loss_gradient(self._head, states, ids[:, 1:][counted].to(device), shares[counted].to(device))
+        if states.requires_grad:  # else nothing that is read has a part in the outcome
+            states.backward(pull)
+        if not self._batched:
+            self._take_parameter_gradients()
+        return self._out.cpu()
+
+    def collect(self, place: MatrixPlaces, start: int, inputs: Tensor, pull: Tensor) -> None:
+        """Add what one call of a layer contributes.
+
+        Args:
+            place: Of the layer's matrix.
+            start: Its first column in the result.
+            inputs: (batch, seq, in).
+            pull: The loss's gradient at the layer's output, (batch, seq, out).
+        """
+        if inputs.shape[:2] != self._batch or inputs.ndim != 3:
+            raise ModelError(
+                f"{place.name}: called with an input of shape {tuple(inputs.shape)} for a batch of {self._batch}: "
+                "the tokens of different texts cannot be told apart in it"
+            )
+        part = self._out[:, start : start + len(place.flat)]
+        outputs, columns = (torch.from_numpy(index).to(pull.device) for index in place.outputs_and_inputs())
+        if len(place.flat) >= DENSE_SHARE * place.shape[0] * place.shape[1]:
+            whole = torch.bmm(pull.float().transpose(1, 2), inputs.float())
+            part += whole[:, outputs, columns]
+            return
+        tokens = self._batch[0] * self._batch[1]
+        by_output, by_input = (x.reshape(tokens, -1).T.float().contiguous() for x in (pull, inputs))
+        step = max(GATHER_BYTES // (4 * tokens), 1)
+        for first in range(0, len(place.flat), step):
+            some = slice(first, first + step)
+            product = by_output.index_select(0, outputs[some]).mul_(by_input.index_select(0, columns[some]))
+            part[:, some] += product.view(-1, *self._batch).sum(2).T
+
+    def _take_parameter_gradients(self) -> None:
+        start = 0
+        for place in self._places:
+            parameter = self._parameters[place.name]
+            if parameter.grad is not None:
+                index = torch.from_numpy(place.flat).to(parameter.device)
+                self._out[0, start : start + len(place.flat)] = parameter.grad.reshape(-1)[index].float()
+            parameter.grad = None
+            start += len(place.flat)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LayerReader:
+    """The hook of a layer that is read."""
+
+    owner: TextGradients
+    place: MatrixPlaces
+    start: int
+
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            # The graph begins here; a copy, since what follows may write into its input.
+            output = output.detach().requires_grad_().clone()
+        kept = inputs[0].detach()
+        output.register_hook(lambda pull: self.owner.collect(self.place, self.start, kept, pull))
+        return output
+
+
+def _loss_gradient(head: Any, states: Tensor, truth: Tensor, shares: Tensor) -> Tensor:
+    """Return the gradient of the summed mean losses with respect to the hidden states, a few positions at a time.
+
+    Args:
+        head: From hidden states to logits.
+        states: (pred, hidden).
+        truth: Ids that really followed, (pred,).
+        shares: One over the number of scored positions of each position's text, (pred,).
+    """
+    pulls: list[Tensor] = []
+    width = 1
+    start = 0
+    while start < len(states):
+        step = max(CHUNK_BYTES // (4 * width), 1) if pulls else 1
+        part = slice(start, start + step)
+        some = states[part].detach().requires_grad_()
+        logits = head(some)
+        width = logits.shape[-1]
+        losses = cross_entropy(logits, truth[part], reduction="none")
+        (pull,) = torch.autograd.grad((losses * shares[part]).sum(), some)
+        pulls.append(pull)
+        start += step
+    return torch.cat(pulls)

@@ -1,0 +1,156 @@
+"""Which coordinates of which matrices are read of an update and of the texts' gradients.
+
+A seeded sample: some hundred thousand of many millions tell as much as all of them (docs/log.md has the figures).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from ltmia.errors import ModelError
+from ltmia.models.moved import MovedMatrix, moved_matrices, run_model
+from ltmia.models.pair import Pair
+from ltmia.weights.backward import MatrixPlaces, TextGradients
+
+PROBE_LENGTH, PROBED = 6, 512
+"""Tokens of a text, and coordinates of a matrix, that are tried."""
+PROBE_TOLERANCE = 1e-3
+"""Largest relative difference, in 2-norm, at which the gradients of a batch count as those of its texts."""
+HALF_PROBE_TOLERANCE = 5e-2
+"""The same where the matrix is kept in half precision."""
+MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
+"""Of the formats that round so much that it shows in an update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coordinates:
+    """The coordinates read, matrix by matrix, and what the update is there."""
+
+    places: tuple[MatrixPlaces, ...]
+    """Where they are."""
+    batched: bool
+    """Whether the gradients of several texts can be had from one backward pass."""
+    change: Float64[np.ndarray, " coordinate"]
+    """Target minus base."""
+    rounding: Float64[np.ndarray, " coordinate"]
+    """Variance of the rounding of the target's stored number; 0 where the format is exact enough."""
+    layers: tuple[int, ...]
+    """Layers they lie in."""
+    n_available: int
+    """Coordinates of those layers' matrices, from which the sample was drawn."""
+    digest: str = field(default="")
+    """Hash of the places."""
+
+    def __len__(self) -> int:
+        return len(self.change)
+
+
+def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: int) -> Coordinates:
+    """Draw coordinates at random from the matrices that moved in the last layers.
+
+    Matrices that torch multiplies by as a whole come first, since the gradients of many texts follow from one
+    backward pass there. Only where the last layers have none are other weights of two or more axes read, one text at a
+    time. Norms, biases, embeddings and the output head are never read.
+
+    Args:
+        pair: Target and base.
+        n_coordinates: Most coordinates; shared out by the matrices' sizes.
+        n_layers: How many layers, counted from the output.
+        seed: Of the draw.
+
+    Raises:
+        ModelError: If nothing moved, or the two models cannot be compared; see `moved_matrices`.
+    """
+    moved = moved_matrices(pair)
+    layers = sorted({matrix.layer for matrix in moved})[-n_layers:]
+    near = [matrix for matrix in moved if matrix.layer in layers]
+    readable = _read_in_batches(pair, [matrix for matrix in near if matrix.layout != "other"])
+    chosen = readable or near
+    sizes = np.array([matrix.target.numel() for matrix in chosen])
+    rng = np.random.default_rng(seed)
+    places, change, rounding = [], [], []
+    for matrix, count in zip(chosen, _shares(sizes, n_coordinates), strict=True):
+        flat = np.sort(rng.choice(matrix.target.numel(), count, replace=False))
+        place = MatrixPlaces.of(matrix, flat)
+        places.append(place)
+        change.append(_change(matrix, flat))
+        rounding.append(_rounding(matrix, flat))
+    return Coordinates(
+        places=tuple(places),
+        batched=bool(readable),
+        change=np.concatenate(change),
+        rounding=np.concatenate(rounding),
+        layers=tuple(layers),
+        n_available=int(sizes.sum()),
+        digest=_digest(places),
+    )
+
+
+def _shares(sizes: Int64[np.ndarray, " matrix"], total: int) -> Int64[np.ndarray, " matrix"]:
+    """Share out a number of coordinates in proportion to sizes; none gets more than it has, each at least one."""
+    total = min(total, int(sizes.sum()))
+    bounds = np.floor(np.cumsum(sizes) * (total / sizes.sum()) + 0.5).astype(np.int64)
+    return np.clip(np.diff(bounds, prepend=0), 1, sizes)
+
+
+def _change(matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+    target = _values(matrix.target, flat)
+    return target if matrix.base is None else target - _values(matrix.base, flat)
+
+
+def _values(weight: Tensor, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+    index = torch.from_numpy(flat).to(weight.device)
+    return weight.detach().reshape(-1).index_select(0, index).double().cpu().numpy()
+
+
+def _rounding(matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+    """Variance of rounding to the target's format: that of a uniform error one unit in the last place wide."""
+    bits = MANTISSA_BITS.get(matrix.target.dtype)
+    if bits is None:
+        return np.zeros(len(flat))
+    _, exponent = np.frexp(_values(matrix.target, flat))
+    return np.exp2(2.0 * (exponent - 1 - bits)) / 12.0
+
+
+def _digest(places: Sequence[MatrixPlaces]) -> str:
+    digest = hashlib.sha256()
+    for place in places:
+        digest.update(f"{place.name} {place.layout} {len(place.flat)} ".encode())
+        digest.update(np.ascontiguousarray(place.flat).tobytes())
+    return digest.hexdigest()
+
+
+def _read_in_batches(pair: Pair, matrices: Sequence[MovedMatrix]) -> list[MovedMatrix]:
+    """Return those whose gradients come out of a batch as they come out of each text alone.
+
+    Some layers read a weight without multiplying by it as a module, and some see their tokens sorted by expert.
+    """
+    if not matrices:
+        return []
+    rng = np.random.default_rng(0)
+    draws = [
+        rng.choice(matrix.target.numel(), min(matrix.target.numel(), PROBED), replace=False) for matrix in matrices
+    ]
+    places = [MatrixPlaces.of(matrix, np.sort(flat)) for matrix, flat in zip(matrices, draws, strict=True)]
+    texts = [np.arange(PROBE_LENGTH) % pair.vocab_size, np.arange(PROBE_LENGTH - 1)[::-1] % pair.vocab_size]
+    model, runner = run_model(pair, 1.0), pair.target_runner
+    with TextGradients(model, runner, places, batched=True) as gradients:
+        together = gradients(texts, [1, 1])
+    with TextGradients(model, runner, places, batched=False) as gradients:
+        alone = torch.cat([gradients([text], [1]) for text in texts])
+    kept, start = [], 0
+    for matrix, place in zip(matrices, places, strict=True):
+        part = slice(start, start + len(place.flat))
+        start = part.stop
+        error, size = (torch.linalg.vector_norm(x).item() for x in (together[:, part] - alone[:, part], alone[:, part]))
+        tolerance = HALF_PROBE_TOLERANCE if matrix.target.dtype in MANTISSA_BITS else PROBE_TOLERANCE
+        if size > 0 and error <= tolerance * size:
+            kept.append(matrix)
+    if not kept and any(matrix.layout == "linear" for matrix in matrices) and not bool(alone.isfinite().all()):
+        raise ModelError("the gradients of a short text are not finite numbers: the target's weights are broken")
+    return kept

@@ -1,0 +1,169 @@
+"""Gradients on disk: float16 with a scale for each text, written batch by batch, resumed after a kill.
+
+A folder with `gradients-POINT.f16` for each point of the path (one row a text, in input order) and `journal.jsonl`,
+which says which batches are safely on disk, with their scales and a checksum of each. Holds no text and no token id.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from ltmia.errors import StoreError
+from ltmia.folders import write_whole
+
+JOURNAL = "journal.jsonl"
+LARGEST = 2.0**14
+"""Magnitude that the largest number of a row is scaled to, at most: float16 keeps its full precision down to a
+2^28th of it, and something down to a 2^38th."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientShape:
+    """What a folder of gradients holds."""
+
+    n_texts: int
+    n_points: int
+    n_coordinates: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Size on disk."""
+        return 2 * self.n_texts * self.n_points * self.n_coordinates
+
+
+def pack_rows(
+    rows: Float32[np.ndarray, "text coordinate"],
+) -> tuple[np.ndarray, Float64[np.ndarray, " text"]]:
+    """Return rows as float16 and the power of two that each was divided by; NaN for a row that is not finite."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    usable = np.isfinite(largest)
+    scales = np.where(usable, np.exp2(np.ceil(np.log2(np.maximum(largest, 2.0**-100) / LARGEST))), np.nan)
+    packed = np.where(usable[:, None], rows / np.where(usable, scales, 1.0)[:, None], 0.0).astype(np.float16)
+    return packed, scales
+
+
+class GradientFile:
+    """Gradients of texts at points of a path, appended in batches and read in blocks of coordinates."""
+
+    def __init__(self, folder: Path, shape: GradientShape, fingerprint: str) -> None:
+        """Open a folder, and take over what an earlier run of the same work left in it.
+
+        Args:
+            folder: Made if missing; what is in it of other work is removed.
+            shape: Texts, points and coordinates.
+            fingerprint: Of everything that the gradients depend on.
+        """
+        self.folder = folder
+        self.shape = shape
+        self.scales: Float64[np.ndarray, "point text"] = np.full((shape.n_points, shape.n_texts), np.nan)
+        self._done = np.zeros((shape.n_points, shape.n_texts), bool)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._recover(json.dumps({"fingerprint": fingerprint, "format": 1}, sort_keys=True))
+        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
+
+    def is_done(self, point: int, row: int) -> bool:
+        """Say whether a text's gradient at a point is safely on disk."""
+        return bool(self._done[point, row])
+
+    def append(self, point: int, rows: Sequence[int], gradients: Float32[np.ndarray, "text coordinate"]) -> None:
+        """Write the gradients of some texts; they are on disk when this returns."""
+        packed, scales = pack_rows(gradients)
+        written = self._map(point, "r+")
+        written[list(rows)] = packed
+        written.flush()
+        with self._path(point).open("rb") as file:
+            os.fsync(file.fileno())
+        entry = {
+            "point": point,
+            "rows": list(rows),
+            "scales": [None if np.isnan(scale) else float(scale) for scale in scales],
+            "sha256": hashlib.sha256(packed.tobytes()).hexdigest(),
+        }
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._take(entry)
+
+    def block(self, point: int, rows: Int64[np.ndarray, " text"], part: slice) -> Float32[np.ndarray, "text coord"]:
+        """Return some texts' gradients at a run of coordinates."""
+        packed = self._map(point, "r")[:, part][rows]
+        return packed.astype(np.float32) * self.scales[point, rows, None].astype(np.float32)
+
+    def close(self) -> None:
+        """Close the journal; what was appended stays for the next run."""
+        self._journal.close()
+
+    def _path(self, point: int) -> Path:
+        return self.folder / f"gradients-{point}.f16"
+
+    def _map(self, point: int, mode: Any) -> np.memmap:
+        return np.memmap(self._path(point), np.float16, mode, shape=(self.shape.n_texts, self.shape.n_coordinates))
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        rows = entry["rows"]
+        self._done[entry["point"], rows] = True
+        self.scales[entry["point"], rows] = [np.nan if scale is None else scale for scale in entry["scales"]]
+
+    def _recover(self, head: str) -> None:
+        journal = self.folder / JOURNAL
+        lines = journal.read_text("utf-8", errors="replace").split("\n")[:-1] if journal.is_file() else []
+        same = bool(lines) and lines[0] == head and not journal.is_symlink() and self._files_fit()
+        kept = [head]
+        if not same:
+            self._sweep()
+        for line in lines[1:] if same else []:
+            entry = self._sound(line)
+            if entry is None:
+                continue
+            self._take(entry)
+            kept.append(line)
+        write_whole(journal, lambda path: path.write_text("\n".join(kept) + "\n", "utf-8"))
+
+    def _files_fit(self) -> bool:
+        size = 2 * self.shape.n_texts * self.shape.n_coordinates
+        paths = [self._path(point) for point in range(self.shape.n_points)]
+        return all(path.is_file() and not path.is_symlink() and path.stat().st_size == size for path in paths)
+
+    def _sweep(self) -> None:
+        for path in [*self.folder.glob("gradients-*.f16"), self.folder / JOURNAL]:
+            path.unlink(missing_ok=True)
+        for point in range(self.shape.n_points):
+            with self._path(point).open("wb") as file:
+                file.truncate(2 * self.shape.n_texts * self.shape.n_coordinates)
+
+    def _sound(self, line: str) -> dict[str, Any] | None:
+        """Return a line of the journal if what it says is on disk really is."""
+        try:
+            entry = json.loads(line)
+            rows, point = entry["rows"], entry["point"]
+            known = 0 <= point < self.shape.n_points and all(0 <= row < self.shape.n_texts for row in rows)
+            if not known or len(entry["scales"]) != len(rows):
+                return None
+            found = hashlib.sha256(np.ascontiguousarray(self._map(point, "r")[rows]).tobytes()).hexdigest()
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return entry if found == entry["sha256"] else None
+
+
+def check_room(folder: Path, shape: GradientShape) -> None:
+    """Refuse work that the disk has no room for.
+
+    Raises:
+        StoreError: Saying how much is needed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stats = os.statvfs(folder)
+    held = sum(512 * path.stat().st_blocks for path in folder.glob("gradients-*.f16"))
+    free = stats.f_bavail * stats.f_frsize + held
+    if shape.n_bytes > free:
+        raise StoreError(
+            f"{folder}: the gradients take {shape.n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: make "
+            "room, or read fewer coordinates"
+        )

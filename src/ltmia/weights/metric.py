@@ -1,0 +1,128 @@
+"""How an optimiser turns gradients into an update, and how much noise each coordinate of an update has.
+
+Adam divides each coordinate by the square root of v, the running mean of the squared gradient of a batch. So an update
+is a sum of its texts' gradients only after the same division.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+from safetensors import SafetensorError, safe_open
+
+from ltmia.errors import DataError
+from ltmia.weights.backward import MatrixPlaces
+from ltmia.weights.coordinates import Coordinates
+from ltmia.weights.gradient_file import GradientFile
+
+BATCH_TEXTS = 8
+"""Texts of the batches that v is estimated from."""
+SHUFFLES = 4
+"""Times that all texts are dealt out into batches."""
+BLOCK_BYTES = 64 * 2**20
+"""Memory of the gradients that are looked at together."""
+MISFIT_SHARE = 0.5
+"""Share of the update's mean square that counts as misfit of the linear model, where rounding is weighed against it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What the regression multiplies gradients and divides the update by, coordinate by coordinate."""
+
+    preconditioner: Float64[np.ndarray, " coordinate"]
+    """What the optimiser multiplied gradients by."""
+    noise: Float64[np.ndarray, " coordinate"]
+    """Standard deviation of what the gradients do not explain, up to a common factor; infinite: leave out."""
+
+
+def second_moments(
+    file: GradientFile, rows: Int64[np.ndarray, " text"], seed: int = 0
+) -> Float64[np.ndarray, " coordinate"]:
+    """Estimate Adam's v: the mean over random batches of texts of the squared mean gradient, averaged over the points.
+
+    Args:
+        file: Gradients.
+        rows: Texts to draw batches from.
+        seed: Of the draw.
+    """
+    dealt = _deal(len(rows), seed)
+    n_coordinates, n_points = file.shape.n_coordinates, file.shape.n_points
+    moments = np.empty(n_coordinates)
+    for part in blocks(n_coordinates, len(rows)):
+        mean = sum(file.block(point, rows, part) for point in range(n_points)) / np.float32(n_points)
+        moments[part] = np.square((dealt @ mean).astype(np.float64)).mean(axis=0)
+    return moments
+
+
+def blocks(n_coordinates: int, n_rows: int) -> list[slice]:
+    """Cut coordinates into runs of which so many rows take `BLOCK_BYTES` in float32."""
+    step = max(BLOCK_BYTES // (4 * max(n_rows, 1)), 1)
+    return [slice(start, min(start + step, n_coordinates)) for start in range(0, n_coordinates, step)]
+
+
+def _deal(n_texts: int, seed: int) -> np.ndarray:
+    """Return (batch, text) weights that average each batch's texts."""
+    rng = np.random.default_rng(seed)
+    size = min(BATCH_TEXTS, n_texts)
+    dealt = []
+    for _ in range(SHUFFLES):
+        order = rng.permutation(n_texts)
+        for start in range(0, n_texts - size + 1, size):
+            row = np.zeros(n_texts, np.float32)
+            row[order[start : start + size]] = 1 / size
+            dealt.append(row)
+    return np.stack(dealt)
+
+
+def read_optimizer_state(path: Path, coordinates: Coordinates) -> Float64[np.ndarray, " coordinate"]:
+    """Read Adam's v at the coordinates from a safetensors file that holds a tensor for each parameter, by its name.
+
+    Raises:
+        DataError: If the file cannot be read, or lacks a parameter or has another shape for it.
+    """
+    try:
+        with safe_open(path, "pt") as state:
+            return np.concatenate([_moments_at(path, state, place) for place in coordinates.places])
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: not readable as safetensors ({error}); expected Adam's second moments (exp_avg_sq), one tensor a "
+            "parameter, named as in the model"
+        ) from error
+
+
+def _moments_at(path: Path, state: Any, place: MatrixPlaces) -> Float64[np.ndarray, " coordinate"]:
+    found = state.get_tensor(place.name) if place.name in state.keys() else None  # noqa: SIM118  no mapping
+    if found is None or tuple(found.shape) != place.shape:
+        shape = "nothing" if found is None else f"shape {tuple(found.shape)}"
+        raise DataError(f"{path}: {shape} for {place.name}; expected second moments of shape {place.shape}")
+    moments: Float64[np.ndarray, " coordinate"] = found.reshape(-1)[torch.from_numpy(place.flat)].double().numpy()
+    if not (np.isfinite(moments).all() and (moments >= 0).all()):
+        raise DataError(f"{path}: {place.name} holds negative or infinite numbers; expected second moments")
+    return moments
+
+
+def metric_of(
+    moments: Float64[np.ndarray, " coordinate"],
+    coordinates: Coordinates,
+    *,
+    adaptive: bool,
+    power: float,
+) -> Metric:
+    """Make a metric from second moments.
+
+    Args:
+        moments: Adam's v, known or estimated. A coordinate without any is left out.
+        coordinates: The update, with the rounding noise of its stored format.
+        adaptive: The optimiser divides by sqrt(v), as Adam does; else it follows the gradient.
+        power: How evenly the misfit of the linear model is spread: 1, the same everywhere; 0, as 1 / sqrt(v).
+    """
+    alive = moments > 0
+    safe = np.where(alive, moments, 1.0)
+    scale = np.exp(np.log(safe[alive]).mean()) if alive.any() else 1.0
+    misfit = MISFIT_SHARE * np.square(coordinates.change[alive]).mean() if alive.any() else 1.0
+    variance = misfit * (safe / scale) ** (power - 1.0) + coordinates.rounding
+    noise = np.sqrt(variance / misfit)
+    return Metric(preconditioner=safe**-0.5 if adaptive else np.ones_like(safe), noise=np.where(alive, noise, np.inf))

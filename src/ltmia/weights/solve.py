@@ -1,0 +1,233 @@
+"""An update as a weighted sum of gradients: the normal equations, and their ridge solution.
+
+With u_i the preconditioned gradient of text i and y the update, y = - sum_i alpha_i u_i + noise. A text was seen at one
+moment, with the gradient of that moment, so with gradients at several points of the path each text has a coefficient
+for their mean, one for their slope and one for their bend. All follow from K, the products of the u, and c, minus their
+products with y. How strongly each kind of coefficient is held down is read off the marginal likelihood of the update:
+no label has a part in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
+
+from ltmia.weights.gradient_file import GradientFile
+from ltmia.weights.metric import Metric, blocks
+
+CONTRASTS = {
+    1: np.array([[1.0]]),
+    2: np.array([[0.5, 0.5], [-1.0, 1.0]]),
+    3: np.array([[1 / 3, 1 / 3, 1 / 3], [-1.0, 0.0, 1.0], [1.0, -2.0, 1.0]]),
+}
+"""From gradients at evenly spaced points to their mean, slope and bend."""
+FIRST_RIDGES = (0.03, 0.3, 1.0)
+"""Where the search for the ridges of mean, slope and bend begins, relative to their mean diagonal."""
+LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e3
+SEARCHED_TEXTS = 1500
+"""Most texts that the ridges are chosen on."""
+SEARCH_STEPS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormalEquations:
+    """All that the regression needs of gradients and update."""
+
+    products: Float64[np.ndarray, "column column"]
+    """K. Columns are texts by kind of coefficient: all means, then all slopes, then all bends."""
+    match: Float64[np.ndarray, " column"]
+    """c."""
+    update_square: float
+    """Squared norm of the weighted update."""
+    n_coordinates: int
+    """Coordinates that count."""
+    log_noise: float
+    """Sum of the logarithms of the noise that coordinates were divided by."""
+    n_kinds: int
+    """Kinds of coefficient."""
+
+    @property
+    def n_texts(self) -> int:
+        """Texts."""
+        return len(self.match) // self.n_kinds
+
+    def take(self, texts: Int64[np.ndarray, " text"], n_kinds: int) -> "NormalEquations":
+        """Return the equations of some texts with the first kinds of coefficient alone."""
+        columns = (np.arange(n_kinds)[:, None] * self.n_texts + texts).ravel()
+        return NormalEquations(
+            products=self.products[np.ix_(columns, columns)],
+            match=self.match[columns],
+            update_square=self.update_square,
+            n_coordinates=self.n_coordinates,
+            log_noise=self.log_noise,
+            n_kinds=n_kinds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ridges:
+    """How strongly coefficients are held down, and what that says of the model."""
+
+    values: tuple[float, ...]
+    """Ridge of each kind, added to the diagonal of K."""
+    noise: float
+    """Variance of what is not explained, per weighted coordinate."""
+    evidence: float
+    """Logarithm of the update's marginal likelihood, up to a constant."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RidgeSolution:
+    """Coefficients of the texts' mean gradients, everything else averaged out."""
+
+    alpha: Float64[np.ndarray, " text"]
+    standard_error: Float64[np.ndarray, " text"]
+    """Of alpha, from the noise of the update."""
+    explained: float
+    """Share of the weighted update's square that all coefficients together explain."""
+    reduced: "ReducedEquations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReducedEquations:
+    """Normal equations of the means alone, with slopes and bends averaged out by their own ridges."""
+
+    products: Float64[np.ndarray, "text text"]
+    match: Float64[np.ndarray, " text"]
+    noise: float
+    ridge: float
+
+
+def normal_equations(
+    file: GradientFile,
+    rows: Int64[np.ndarray, " text"],
+    change: Float64[np.ndarray, " coordinate"],
+    metric: Metric,
+) -> NormalEquations:
+    """Form K and c, a run of coordinates at a time: products in float32, their sums in float64.
+
+    Args:
+        file: Gradients.
+        rows: Texts that take part.
+        change: The update.
+        metric: Preconditioner and noise.
+    """
+    n_points = file.shape.n_points
+    contrast = CONTRASTS[n_points].astype(np.float32)
+    alive = np.isfinite(metric.noise)
+    weights = np.where(alive, metric.preconditioner / metric.noise, 0.0).astype(np.float32)
+    update = np.where(alive, change / metric.noise, 0.0)
+    n_columns = n_points * len(rows)
+    products, match = np.zeros((n_columns, n_columns)), np.zeros(n_columns)
+    for part in blocks(file.shape.n_coordinates, n_columns):
+        points = np.stack([file.block(point, rows, part) for point in range(n_points)])
+        columns: Float32[np.ndarray, "column coord"] = np.tensordot(contrast, points, 1).reshape(n_columns, -1)
+        columns *= weights[part]
+        products += columns @ columns.T
+        match -= columns.astype(np.float64) @ update[part]
+    return NormalEquations(
+        products=products,
+        match=match,
+        update_square=float(update @ update),
+        n_coordinates=int(alive.sum()),
+        log_noise=float(np.log(metric.noise[alive]).sum()),
+        n_kinds=n_points,
+    )
+
+
+def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
+    """Choose the ridges that make the update likeliest, on a sample of the texts where there are many.
+
+    Raises:
+        LinAlgError: If K holds anything but finite numbers.
+    """
+    some = equations
+    if equations.n_texts > SEARCHED_TEXTS:
+        drawn = np.sort(np.random.default_rng(seed).choice(equations.n_texts, SEARCHED_TEXTS, replace=False))
+        some = equations.take(drawn, equations.n_kinds)
+    sizes = _mean_diagonals(some)
+
+    def badness(logs: Float64[np.ndarray, " kind"]) -> float:
+        return -weigh_ridges(some, _bounded(logs) * sizes).evidence
+
+    start = np.log10(FIRST_RIDGES[: some.n_kinds])
+    found = minimize(
+        badness,
+        start,
+        method="Nelder-Mead",
+        options={"maxfev": SEARCH_STEPS * some.n_kinds, "xatol": 0.05, "fatol": 0.5},
+    )
+    return weigh_ridges(some, _bounded(found.x) * sizes)
+
+
+def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[np.ndarray, " kind"]) -> Ridges:
+    """Return the marginal likelihood of the update under given ridges, at the noise that makes it largest."""
+    diagonal = np.repeat(np.asarray(values, np.float64), equations.n_texts)
+    factor, lower = cho_factor(equations.products + np.diag(diagonal), lower=True, overwrite_a=True)
+    half = solve_triangular(factor, equations.match, lower=lower)
+    m = equations.n_coordinates
+    noise = max(equations.update_square - float(half @ half), np.finfo(float).tiny) / m
+    spread = 2 * float(np.log(np.diag(factor)).sum()) - float(np.log(diagonal).sum())
+    evidence = -0.5 * (m * np.log(noise) + spread) - equations.log_noise
+    return Ridges(values=tuple(float(value) for value in values), noise=noise, evidence=float(evidence))
+
+
+def solve(equations: NormalEquations, ridges: Ridges) -> RidgeSolution:
+    """Solve for the coefficients of the means, with the error that the noise of the update gives them."""
+    reduced, others = _reduce(equations, ridges)
+    n = equations.n_texts
+    inverse = np.linalg.inv(reduced.products + reduced.ridge * np.eye(n))
+    alpha = inverse @ reduced.match
+    smooth = inverse @ reduced.products
+    variance = reduced.noise * np.einsum("ij,ij->i", smooth, inverse)
+    coefficients = np.concatenate([alpha, others(alpha)])
+    fit = 2 * float(coefficients @ equations.match) - float(coefficients @ equations.products @ coefficients)
+    return RidgeSolution(
+        alpha=alpha,
+        standard_error=np.sqrt(np.maximum(variance, 0.0)),
+        explained=fit / equations.update_square,
+        reduced=reduced,
+    )
+
+
+def _reduce(equations: NormalEquations, ridges: Ridges) -> tuple[ReducedEquations, "_Others"]:
+    n = equations.n_texts
+    own, cross = equations.products[:n, :n], equations.products[n:, :n]
+    if not len(cross):
+        reduced = ReducedEquations(products=own, match=equations.match, noise=ridges.noise, ridge=ridges.values[0])
+        return reduced, _Others(np.zeros(0), np.zeros((0, n)))
+    held = equations.products[n:, n:] + np.diag(np.repeat(ridges.values[1:], n))
+    factor = cho_factor(held, lower=True, overwrite_a=True)
+    level, slope = cho_solve(factor, equations.match[n:]), cho_solve(factor, cross)
+    reduced = ReducedEquations(
+        products=own - cross.T @ slope,
+        match=equations.match[:n] - cross.T @ level,
+        noise=ridges.noise,
+        ridge=ridges.values[0],
+    )
+    return reduced, _Others(level, slope)
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """The other kinds' best coefficients, given those of the means."""
+
+    level: Float64[np.ndarray, " other"]
+    slope: Float64[np.ndarray, "other text"]
+
+    def __call__(self, alpha: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " other"]:
+        return self.level - self.slope @ alpha
+
+
+def _mean_diagonals(equations: NormalEquations) -> Float64[np.ndarray, " kind"]:
+    sizes = np.diag(equations.products).reshape(equations.n_kinds, -1).mean(axis=1)
+    if not np.isfinite(sizes).all() or not (sizes > 0).all():
+        raise LinAlgError(f"mean squared gradients of {sizes}: expected finite numbers above 0")
+    return sizes
+
+
+def _bounded(logs: Float64[np.ndarray, " kind"]) -> Float64[np.ndarray, " kind"]:
+    return np.clip(10.0**logs, LEAST_RIDGE, MOST_RIDGE)

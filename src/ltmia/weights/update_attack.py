@@ -1,0 +1,183 @@
+"""The weights observer: texts and a pair of models to how much of each text's gradient the update holds."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from ltmia.errors import ConfigError, DataError
+from ltmia.models.moved import is_adapter
+from ltmia.models.pair import Pair
+from ltmia.models.tokens import EncodedText
+from ltmia.progress import Report, silent
+from ltmia.weights.coordinates import Coordinates, choose_coordinates
+from ltmia.weights.gradients import read_gradients
+from ltmia.weights.metric import metric_of, read_optimizer_state, second_moments
+from ltmia.weights.mixture import infer_usage
+from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
+
+FULL_POINTS: tuple[float, ...] = (0.0, 1.0)
+"""Base and target: no further model has to be made."""
+ADAPTER_POINTS: tuple[float, ...] = (0.5, 1.0)
+FEWEST_TEXTS = 10
+"""With fewer, there is nothing to take out what texts have in common."""
+NO_GRADIENT = "its gradient is not a finite number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    """How an update is read."""
+
+    n_coordinates: int = 100_000
+    """Coordinates read of the update, and kept of each text's gradient at each point, two bytes each."""
+    n_layers: int = 4
+    """Layers they are drawn from, counted from the output; the backward pass goes no deeper."""
+    points: tuple[float, ...] | None = None
+    """Where between base (0) and target (1) gradients are taken, evenly spaced; None: (0, 1), adapters (0.5, 1)."""
+    power: float = 1.0
+    """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
+    adaptive: bool = True
+    """The optimiser divides by the root of the mean squared gradient, as Adam and its kin do; False for SGD."""
+    optimizer_state: Path | None = None
+    """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
+    seed: int = 0
+    """Of the draw of coordinates and of batches."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings.
+
+        Raises:
+            ConfigError: Naming the field.
+        """
+        for name in ("n_coordinates", "n_layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1")
+        if not 0 <= self.power <= 1:
+            raise ConfigError(f"power = {self.power}: expected 0 to 1")
+        if self.points is not None:
+            steps = [b - a for a, b in itertools.pairwise(self.points)]
+            even = all(step > 0 and abs(step - steps[0]) < 1e-9 for step in steps)
+            if len(self.points) not in CONTRASTS or not all(0 <= point <= 1 for point in self.points) or not even:
+                raise ConfigError(
+                    f"points = {self.points}: expected one to three rising numbers from 0 to 1, evenly spaced"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateScores:
+    """What an update says of each text. NaN where a text has no gradient."""
+
+    score: Float64[np.ndarray, " text"]
+    """For ranking: log-odds of having been used; higher for a more likely member."""
+    alpha: Float64[np.ndarray, " text"]
+    """How much of the text's gradient the update holds: about learning rate times passes, over batch size."""
+    standard_error: Float64[np.ndarray, " text"]
+    """Of alpha."""
+    posterior: Float64[np.ndarray, " text"]
+    """Probability that the text was used, if texts are of two groups."""
+    reasons: tuple[str | None, ...]
+    """Why a text has no score; None where it has one."""
+    n_used: float
+    """Estimated number of used texts."""
+    n_used_interval: tuple[float, float]
+    """Its 95 % interval."""
+    explained: float
+    """Share of the update that the texts explain."""
+    layers: tuple[int, ...]
+    """Layers that were read."""
+    n_coordinates: int
+    """Coordinates that were read."""
+    points: tuple[float, ...]
+    """Where gradients were taken."""
+    ridges: Ridges
+    """What the regression was held down by, and its marginal likelihood."""
+
+
+def score_update(
+    pair: Pair,
+    encoded: Sequence[EncodedText],
+    folder: Path,
+    *,
+    identity: str,
+    config: WeightsConfig | None = None,
+    report: Report = silent,
+) -> UpdateScores:
+    """Find which texts an update was made of.
+
+    Every text takes part in the same regression: those asked about, and others of the same kind, which take out what
+    all have in common and need no label. Disk: two bytes a coordinate, point and text. Memory: 8 bytes times the square
+    of (texts times points), five times over while it is solved.
+
+    Args:
+        pair: Target and base, side by side, neither of them quantised.
+        encoded: Texts as ids.
+        folder: Keeps the gradients; the same call goes on where a killed run stopped.
+        identity: Of the two models, such as their hashes: gradients of other models in the folder are thrown away.
+        config: How.
+        report: Told of progress.
+
+    Raises:
+        ModelError: If the update cannot be read, or nothing moved.
+        DataError: If there are too few texts, or the optimiser's state does not fit the model.
+        StoreError: If the disk has no room.
+    """
+    config = config or WeightsConfig()
+    n_scorable = sum(bool(text.n_scored) for text in encoded)
+    if n_scorable < FEWEST_TEXTS:
+        raise DataError(
+            f"{n_scorable} texts can be scored: reading an update needs {FEWEST_TEXTS} at least, and better some "
+            "hundreds, of which most need not be asked about: add texts of the same kind"
+        )
+    points = config.points or (ADAPTER_POINTS if is_adapter(pair) else FULL_POINTS)
+    coordinates = choose_coordinates(
+        pair, n_coordinates=config.n_coordinates, n_layers=config.n_layers, seed=config.seed
+    )
+    file = read_gradients(pair, encoded, coordinates, points, folder, identity=identity, report=report)
+    try:
+        rows = np.flatnonzero(np.isfinite(file.scales).all(axis=0))
+        if len(rows) < FEWEST_TEXTS:
+            raise DataError(f"only {len(rows)} of {n_scorable} texts have a gradient of finite numbers")
+        state = config.optimizer_state
+        moments = second_moments(file, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
+        metric = metric_of(moments, coordinates, adaptive=config.adaptive, power=config.power)
+        equations = normal_equations(file, rows, coordinates.change, metric)
+    finally:
+        file.close()
+    return _scores(equations, coordinates, rows, encoded, points)
+
+
+def _scores(
+    equations: NormalEquations,
+    coordinates: Coordinates,
+    rows: Int64[np.ndarray, " text"],
+    encoded: Sequence[EncodedText],
+    points: tuple[float, ...],
+) -> UpdateScores:
+    ridges = choose_ridges(equations)
+    solution = solve(equations, ridges)
+    usage = infer_usage(solution.reduced)
+    scored = set(rows.tolist())
+    reasons = [None if row in scored else text.reason or NO_GRADIENT for row, text in enumerate(encoded)]
+
+    def spread(values: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
+        out = np.full(len(encoded), np.nan)
+        out[rows] = values
+        return out
+
+    return UpdateScores(
+        score=spread(usage.log_odds),
+        alpha=spread(solution.alpha),
+        standard_error=spread(solution.standard_error),
+        posterior=spread(usage.posterior),
+        reasons=tuple(reasons),
+        n_used=usage.n_used,
+        n_used_interval=(usage.n_used_low, usage.n_used_high),
+        explained=solution.explained,
+        layers=coordinates.layers,
+        n_coordinates=len(coordinates),
+        points=points,
+        ridges=ridges,
+    )
