@@ -110,15 +110,15 @@ def test_the_standard_error_is_the_spread_over_draws_of_the_noise() -> None:
 
 
 def trained_by_sgd(rng, n_texts, n_weights, passes, rate, batch):
-    """Least squares by SGD: the update, and gradients of each example at the start and at the end."""
-    inputs, answers = rng.normal(size=(n_texts, n_weights)), rng.normal(size=n_texts)
-    start = rng.normal(size=n_weights) * 0.1
+    """Least squares by SGD: the update, and the gradient of each example in the middle between start and end."""
+    inputs, answers = rng.normal(size=(n_texts, n_weights)), rng.uniform(1, 3, n_texts) * rng.choice([-1, 1], n_texts)
+    start = np.zeros(n_weights)
     weights = start.copy()
     order = rng.permutation(np.repeat(np.arange(n_texts), passes))
     for step in np.array_split(order, len(order) // batch):
         residual = inputs[step] @ weights - answers[step]
         weights -= rate / batch * (residual[:, None] * inputs[step]).sum(0)
-    return weights - start, np.stack([(inputs @ w - answers)[:, None] * inputs for w in (start, weights)])
+    return weights - start, ((inputs @ (start + weights) / 2 - answers)[:, None] * inputs)[None]
 
 
 def test_alpha_counts_the_passes_of_a_linear_model_trained_by_sgd(tmp_path) -> None:
