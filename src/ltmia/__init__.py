@@ -4,6 +4,7 @@ The names below are the public Python API; they load on first use, so that impor
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("ltmia")
     if name not in _HOMES:
         raise AttributeError(f"module 'ltmia' has no attribute {name!r}; it has {sorted(_HOMES)}")
     return getattr(import_module(_HOMES[name]), name)

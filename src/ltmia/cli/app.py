@@ -11,6 +11,7 @@ from ltmia.cli import classifiers, decisions
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.lab import lab_app
+from ltmia.cli.listing import attacks
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
 
@@ -21,23 +22,27 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Which texts was a fine-tuned language model trained on, and how sure can we be? "
-    "Exit codes: 0 done, 1 gate failed, 2 could not run, 3 inconclusive.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+"""Commands are listed by `--help` in the order of work, under the panels below."""
+
+START, AUDIT, DECIDE, RESEARCH = "Start here", "Audit", "Decide", "Research"
 
 
-app.add_typer(lab_app, name="lab")
-app.command()(bench)
-app.command()(record)
-app.command()(classifiers.train)
-app.command()(classifiers.evaluate)
-app.command()(decisions.gate)
-app.command()(decisions.compare)
+@app.callback()
+def ltmia(
+    version: Annotated[
+        bool, typer.Option("--version", callback=o.print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Which texts was a fine-tuned language model trained on, and how sure can we be?
+
+    Exit codes: 0 done, 1 gate failed, 2 could not run, 3 inconclusive.
+    """
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo"),
     quiet: o.Quiet = False,
@@ -51,7 +56,7 @@ def demo(
     _show(result.folder, quiet=quiet, as_json=False)
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def audit(
     target: o.Target,
     members: Annotated[str, typer.Option("--members", help="Texts it was fine-tuned on.")],
@@ -106,7 +111,7 @@ def audit(
     _show(out, quiet=quiet, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def score(
     target: o.Target,
     candidates: Annotated[str, typer.Option("--candidates", help="Texts that may have been used.")],
@@ -167,7 +172,7 @@ def score(
     _show(out, quiet=quiet, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def finetune(
     base: Annotated[str, typer.Argument(help="Pretrained LM: folder, hub id or .gguf file.")],
     texts: Annotated[str, typer.Option("--texts", help="Texts to train on.")],
@@ -212,7 +217,7 @@ def finetune(
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def doctor(
     target: o.Target,
     base: o.Base = "auto",
@@ -231,7 +236,7 @@ def doctor(
         raise typer.Exit(2)
 
 
-@app.command()
+@app.command(rich_help_panel=AUDIT)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
 ) -> None:
@@ -239,21 +244,6 @@ def report(
     from ltmia.report.page import write_report
 
     print(write_report(folder))
-
-
-@app.command()
-def attacks() -> None:
-    """List the attacks: what each needs, what it costs, where it comes from."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ltmia.attacks.table import ATTACKS
-
-    table = Table("attack", "group", "recorded", "needs", "passes", "source", "score")
-    for attack in ATTACKS.values():
-        recorded = "yes" if attack.recorded else "no"
-        table.add_row(attack.name, attack.group, recorded, attack.needs, attack.passes, attack.source, attack.summary)
-    Console().print(table)
 
 
 def _open_pair(target: str, base: str, **options: Any) -> "Pair | RecordedPair":
@@ -284,3 +274,13 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     with o.needs_ray():
         from ltmia.scoring.ray_scoring import RayScorer
     return RayScorer(load=load, n_workers=workers)
+
+
+app.command(rich_help_panel=START)(attacks)
+app.command(rich_help_panel=AUDIT)(record)
+app.command(rich_help_panel=DECIDE)(decisions.gate)
+app.command(rich_help_panel=DECIDE)(decisions.compare)
+app.add_typer(lab_app, name="lab", rich_help_panel=RESEARCH)
+app.command(rich_help_panel=RESEARCH)(classifiers.train)
+app.command(rich_help_panel=RESEARCH)(classifiers.evaluate)
+app.command(rich_help_panel=RESEARCH)(bench)

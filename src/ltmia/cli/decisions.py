@@ -22,7 +22,7 @@ def gate(
         list[str] | None,
         typer.Option("--max", help='Limit, such as "tpr@fpr=0.01:0.05", "auc:0.6", "identifiable:0", "epsilon:8".'),
     ] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", help="TOML file with a table [max] of limits.")] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="TOML file whose table `max` holds limits.")] = None,
     inconclusive: Annotated[
         Inconclusive | None, typer.Option("--inconclusive", help="What to make of it; default: exit code 3.")
     ] = None,

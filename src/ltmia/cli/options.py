@@ -29,6 +29,15 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+def print_version(wanted: bool) -> None:
+    """Print the version and end the command, if wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("ltmia"))
+        raise typer.Exit
+
+
 def _batch_size(value: int | str) -> int | str:
     if value == "auto" or (str(value).isdecimal() and int(value) > 0):
         return value if value == "auto" else int(value)
