@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ltmia.attacks import probing
+from ltmia.attacks import multi_pass
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import ATTACKS
 from ltmia.errors import ConfigError
@@ -73,14 +73,14 @@ TEXTS = [*MEMBERS, *STRANGERS]
 
 def test_lowercase_is_the_ratio_of_losses(probe: CharacterModel) -> None:
     expected = [mean_loss(probe, text.lower()) / mean_loss(probe, text) for text in TEXTS]
-    np.testing.assert_allclose(probing.lowercase(probe, TEXTS, Shots()), expected)
+    np.testing.assert_allclose(multi_pass.lowercase(probe, TEXTS, Shots()), expected)
     assert expected[2] > expected[5]
 
 
 def test_recall_is_the_ratio_of_losses_after_and_without_the_prefix(probe: CharacterModel) -> None:
     prefix = "quick vixens vowpack wax in zeb"
     expected = [mean_loss(probe, text, prefix) / mean_loss(probe, text) for text in TEXTS]
-    np.testing.assert_allclose(probing.recall(probe, TEXTS, SHOTS), expected)
+    np.testing.assert_allclose(multi_pass.recall(probe, TEXTS, SHOTS), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
@@ -90,7 +90,7 @@ def test_con_recall_takes_the_loss_after_members_off(probe: CharacterModel, gamm
         / mean_loss(probe, text)
         for text in TEXTS
     ]
-    np.testing.assert_allclose(probing.con_recall(probe, TEXTS, SHOTS, gamma=gamma), expected)
+    np.testing.assert_allclose(multi_pass.con_recall(probe, TEXTS, SHOTS, gamma=gamma), expected)
 
 
 def test_neighbourhood_is_the_mean_loss_of_neighbours_less_the_loss(probe: CharacterModel) -> None:
@@ -98,12 +98,12 @@ def test_neighbourhood_is_the_mean_loss_of_neighbours_less_the_loss(probe: Chara
         np.mean([mean_loss(probe, near) for near in probe.neighbours(text, 8)]) - mean_loss(probe, text)
         for text in TEXTS
     ]
-    np.testing.assert_allclose(probing.neighbourhood(probe, TEXTS, Shots(), n=8), expected)
+    np.testing.assert_allclose(multi_pass.neighbourhood(probe, TEXTS, Shots(), n=8), expected)
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, np.inf])
 def test_gradient_norm_is_higher_for_texts_that_pull_less(probe: CharacterModel, order: float) -> None:
-    scores = probing.gradient_norm(probe, TEXTS, Shots(), order=order)
+    scores = multi_pass.gradient_norm(probe, TEXTS, Shots(), order=order)
     np.testing.assert_array_equal(scores, -probe.gradient_norms(TEXTS, order))
     assert scores[:3].mean() > scores[3:].mean()
     assert (scores < 0).all()
@@ -146,20 +146,20 @@ class TestPrefixTraps:
 
     def test_a_text_that_is_a_shot_is_not_scored(self, probe: CharacterModel) -> None:
         texts = [SHOTS.nonmembers[0], SHOTS.members[0], MEMBERS[0]]
-        np.testing.assert_array_equal(np.isnan(probing.recall(probe, texts, SHOTS)), [True, False, False])
-        np.testing.assert_array_equal(np.isnan(probing.con_recall(probe, texts, SHOTS)), [True, True, False])
+        np.testing.assert_array_equal(np.isnan(multi_pass.recall(probe, texts, SHOTS)), [True, False, False])
+        np.testing.assert_array_equal(np.isnan(multi_pass.con_recall(probe, texts, SHOTS)), [True, True, False])
 
     @pytest.mark.parametrize("shots", [Shots(), Shots(members=("the cat",))])
     def test_a_prefix_is_needed(self, probe: CharacterModel, shots: Shots) -> None:
-        for attack in (probing.recall, probing.con_recall):
+        for attack in (multi_pass.recall, multi_pass.con_recall):
             with pytest.raises(ConfigError, match="known non-members"):
                 attack(probe, TEXTS, shots)
         with pytest.raises(ConfigError, match="known members"):
-            probing.con_recall(probe, TEXTS, Shots(nonmembers=("xyz",)))
+            multi_pass.con_recall(probe, TEXTS, Shots(nonmembers=("xyz",)))
 
     def test_a_text_that_does_not_fit_behind_the_prefix_is_nan_and_not_cut(self) -> None:
         narrow = CharacterModel(MEMBERS, window=55)
-        scores = probing.recall(narrow, ["the cat sat on the mat", "a dog ran over the hill and far away"], SHOTS)
+        scores = multi_pass.recall(narrow, ["the cat sat on the mat", "a dog ran over the hill and far away"], SHOTS)
         np.testing.assert_array_equal(np.isnan(scores), [False, True])
 
     def test_prefix_and_text_must_not_be_averaged_together(self) -> None:
@@ -168,8 +168,8 @@ class TestPrefixTraps:
                 return super().token_losses([prefix + text for text in texts])
 
         with pytest.raises(ValueError, match="the same positions"):
-            probing.recall(Careless(MEMBERS), TEXTS, SHOTS)
+            multi_pass.recall(Careless(MEMBERS), TEXTS, SHOTS)
 
 
 def test_neighbourhood_without_neighbours_is_nan() -> None:
-    assert np.isnan(probing.neighbourhood(CharacterModel(MEMBERS), list(MEMBERS), Shots(), n=0)).all()
+    assert np.isnan(multi_pass.neighbourhood(CharacterModel(MEMBERS), list(MEMBERS), Shots(), n=0)).all()

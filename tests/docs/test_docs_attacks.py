@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltmia.attacks import probing
+from ltmia.attacks import multi_pass
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, score_evidence
@@ -97,7 +97,7 @@ def test_formulas_of_the_other_passes_are_what_runs(formulas: dict[str, Any], pa
             "lowercase": formulas["lowercase"](text, loss_of),
             "recall": formulas["recall"](text, loss_of, shots.nonmembers),
             "con_recall": formulas["con_recall"](text, loss_of, shots.nonmembers, shots.members),
-            "neighbourhood": formulas["neighbourhood"](text, loss_of, probe.neighbours(text, probing.NEIGHBOURS)),
+            "neighbourhood": formulas["neighbourhood"](text, loss_of, probe.neighbours(text, multi_pass.NEIGHBOURS)),
             "gradient_norm": _gradient_norm(formulas, pair, text),
         }
         assert set(said) == {name for name, attack in ATTACKS.items() if attack.slow}

@@ -200,7 +200,7 @@ _ROWS = (
     Attack(
         name="con_recall",
         title="CON-ReCaLL",
-        needs="target, known members and non-members",
+        needs="target, labelled texts",
         passes="3/0",
         source="Wang et al. 2024, arXiv 2409.03363",
         slow=multi_pass.con_recall,
