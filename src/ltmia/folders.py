@@ -1,24 +1,58 @@
-"""A folder that results go to: held by one process at a time, made and its files written whole or not at all.
+"""A folder that results go to: marked as ours, held by one process at a time, its files written whole or not at all.
 
-Knows nothing of what is in it.
+What ltmia did not write is never deleted or overwritten; whose a folder is, `ownership` says.
 """
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from ltmia.errors import ConfigError
+from ltmia.errors import ConfigError, StoreError
+from ltmia.ownership import (
+    HOLDER_FILE,
+    LOCK_FILE,
+    MARKER_FILE,
+    Marker,
+    check_folder,
+    content_of,
+    is_note,
+    read_marker,
+)
 
-LOCK_FILE, HOLDER_FILE = ".lock", ".holder"
-SETTINGS_FILE = "settings.json"
+WORK = "unfinished work"
+"""Kind of the hidden folders beside what is being made."""
 LOCK_SECONDS = 1.0
 """Wait for the lock: asking whether it is held holds it for an instant."""
+
+
+@contextmanager
+def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Iterator[None]:
+    """Hold a folder for results, and mark it as ours.
+
+    Args:
+        out: The folder, made where it is missing.
+        marker: What it will hold.
+        overwrite: Allow it to hold results of the same kind with other settings.
+
+    Raises:
+        ConfigError: If it is not ours to fill (`check_folder`), or not to be held (`hold_folder`).
+    """
+    check_folder(out, marker, overwrite=overwrite)
+    with hold_folder(out):
+        check_folder(out, marker, overwrite=overwrite)  # again: another process may have filled it meanwhile
+        _write_marker(out, marker)
+        yield
+
+
+def _write_marker(folder: Path, marker: Marker) -> None:
+    write_whole(folder / MARKER_FILE, lambda part: part.write_text(marker.model_dump_json(indent=1) + "\n", "utf-8"))
 
 
 @contextmanager
@@ -26,8 +60,11 @@ def hold_folder(folder: Path) -> Iterator[None]:
     """Hold a folder, made where it is missing; the system lets go of it even if this process is killed.
 
     Raises:
-        ConfigError: If another process holds it, or it cannot be written.
+        ConfigError: If another process holds it, it cannot be written, or another program's lock lies in it.
     """
+    for note in (folder / LOCK_FILE, folder / HOLDER_FILE):
+        if os.path.lexists(note) and not is_note(note):
+            raise ConfigError(f"{note}: ltmia did not write this. Nothing was changed. Choose another folder.")
     lock = FileLock(folder / LOCK_FILE)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +85,23 @@ def hold_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name a path where the system refuses to write there: its own errors often do not.
+
+    Raises:
+        StoreError: For no room, no right, and the like.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(
+            f"{path}: cannot be written ({reason}); make room there, or mend its permissions, and the "
+            "same command goes on"
+        ) from error
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside its final name, then rename it: a half file never has that name.
 
@@ -56,14 +110,27 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         write: Writes the file whose path it is given.
 
     Raises:
-        OSError: If there is no room, or no right to write.
+        StoreError: If there is no room, or no right to write.
     """
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)  # left by a killed run, or a link that somebody put there: it would be written through
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    with named_errors(path):
+        part.unlink(missing_ok=True)  # left by a killed run, or a link: it would be written through
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder inside one of ours.
+
+    Raises:
+        StoreError: If a link stands in its place: what it leads to is not ours. Or if it cannot be made.
+    """
+    if folder.is_symlink():
+        raise StoreError(f"{folder}: a link; the folder itself must stand here: remove the link")
+    with named_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def work_path(out: Path) -> Path:
@@ -77,43 +144,124 @@ def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
     Args:
         out: Final name of the folder being made.
         settings: All that the result depends on, JSON values only.
+
+    Raises:
+        ConfigError: If a folder of that name is not ours.
     """
     folder = work_path(out)
-    note = folder / SETTINGS_FILE
-    wanted = json.dumps(settings, sort_keys=True)
-    if not (note.exists() and note.read_text(encoding="utf-8") == wanted):
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name not in (LOCK_FILE, HOLDER_FILE):
-                path.unlink()
-        note.write_text(wanted, encoding="utf-8")
+    marker = Marker(kind=WORK, settings=dict(settings))
+    check_folder(folder, marker, overwrite=True)
+    make_folder(folder)
+    if read_marker(folder) != marker:
+        for name in content_of(folder):
+            _remove(folder / name)
+        _write_marker(folder, marker)
     return folder
 
 
 def remove_work_folder(out: Path) -> None:
     """Remove the checkpoints of `out`, once it is whole."""
-    shutil.rmtree(work_path(out), ignore_errors=True)
+    folder = work_path(out)
+    found = read_marker(folder)
+    if not folder.is_symlink() and (not content_of(folder) or (found is not None and found.kind == WORK)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_folder(out: Path, write: Callable[[Path], None]) -> None:
+def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, overwrite: bool = False) -> None:
     """Make a folder appear under its final name only when it is whole.
 
     Args:
-        out: Final name; a folder already there is replaced.
+        out: Final name. In a folder of ours that is already there, our files are replaced and all others stay.
         write: Fills the temporary sibling it is given.
+        marker: What the folder holds; the files are filled in.
+        overwrite: Replace what was made with other settings.
+
+    Raises:
+        ConfigError: If what is there is not ours to replace, see `check_folder`.
+        StoreError: If there is no room, or no right to write.
     """
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        if out.exists():
-            shutil.rmtree(out)
+    check_folder(out, marker, overwrite=overwrite)
+    out = Path(os.path.realpath(out))
+    partial = out.with_name(f".{out.name}.partial-{uuid4().hex[:8]}")
+    with named_errors(out):
+        partial.mkdir(parents=True)
+        try:
+            write(partial)
+            move_into_place(partial, out, marker)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
+    """Give a finished folder its final name, or move its files into a folder of ours that has it.
+
+    Raises:
+        ConfigError: If files that are not ours have the names of new ones. Nothing is changed then.
+    """
+    new = tuple(list_files(partial))
+    marker = marker.model_copy(update={"files": new})
+    if not out.exists():
+        _write_marker(partial, marker)
         partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        return
+    found = read_marker(out)
+    old = () if found is None else found.files
+    if taken := [name for name in new if _is_taken(out, name, old)]:
+        raise ConfigError(
+            f"{out / taken[0]}: ltmia did not write this, and a new file has this name. Nothing was changed. "
+            "Move it, or choose another folder."
+        )
+    # Killed from here on, the folder is still known as ours, with the names of old files and new ones.
+    _write_marker(out, marker.model_copy(update={"files": tuple(sorted({*old, *new}))}))
+    for parent in _unlink(out, old):
+        with suppress(OSError):  # not empty
+            parent.rmdir()
+    for name in new:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (partial / name).rename(out / name)
+    _write_marker(out, marker)
+
+
+def list_files(folder: Path) -> list[str]:
+    """Return the relative names of all files in a folder, sorted, without the notes of this module."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not is_note(path))
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Delete files of ours by their relative names, and each folder that holds nothing else; all others stay."""
+    for parent in _unlink(folder, names):
+        if parent.is_dir() and not parent.is_symlink() and not content_of(parent):
+            shutil.rmtree(parent)
+
+
+def _unlink(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Delete files, none of them behind a link; return the folders they were in, deepest first."""
+    real = folder.resolve()
+    parents: set[Path] = set()
+    for name in names:
+        path = folder / name
+        here = not Path(name).is_absolute() and path.parent.resolve() == real / Path(name).parent
+        if here and not path.is_dir():
+            path.unlink(missing_ok=True)
+            parents |= {folder / parent for parent in Path(name).parents}
+    return sorted(parents, key=lambda path: len(path.parts), reverse=True)
+
+
+def _is_taken(out: Path, name: str, old: Collection[str]) -> bool:
+    """Say whether something that is not ours stands where a file is to be written, or in place of a folder above it."""
+    path = out / name
+    above = [parent for parent in path.parents if out in parent.parents]
+    if any(os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()) for folder in above):
+        return True
+    return path.is_dir() or (os.path.lexists(path) and name not in old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def is_held(folder: Path) -> bool:

@@ -220,7 +220,9 @@ def test_a_start_of_another_width_is_refused(undisturbed: Path, tmp_path: Path) 
 def test_other_settings_start_anew_and_say_so(data: TrainingData, undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     killed_at_step(data, out, STEPS + 1, config=TrainingConfig(epochs=5, half_batch=20, seed=1))
-    assert any("other epochs, seed is dropped" in line for line in run(data, out))
+    assert any(
+        "other settings is dropped: seed (1 there, 0 now), epochs (5 there, 6 now)" in line for line in run(data, out)
+    )
     assert same_files(out, undisturbed)
 
 
@@ -229,14 +231,26 @@ def test_a_finished_classifier_is_neither_made_again_nor_replaced(
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "model"))
     assert run(data, out, report=die) == [f"{out}: trained by these settings already"]
-    with pytest.raises(ConfigError, match=r"other half_batch\); remove it, or choose another folder"):
+    with pytest.raises(ConfigError, match=r"other settings: half_batch .*--overwrite"):
         run(data, out, config=TrainingConfig(epochs=3), report=die)
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "precious").touch()
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match=r"holds 'precious', and no \.ltmia\.json says that ltmia made this folder"):
         run(data, tmp_path / "stores", report=die)
     assert same_files(out, undisturbed)
     assert (tmp_path / "stores" / "precious").exists()
+
+
+def test_told_to_it_replaces_a_classifier_and_leaves_what_lies_beside(
+    data: TrainingData, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    run(data, out, config=TrainingConfig(epochs=1, half_batch=20))
+    (out / "thesis.txt").write_text("years")
+    run(data, out, overwrite=True)
+    assert (out / "thesis.txt").read_text() == "years"
+    (out / "thesis.txt").unlink()
+    assert same_files(out, undisturbed)
 
 
 def test_two_at_once_are_refused(data: TrainingData, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ltmia.features.columns import DEFAULT_K, feature_columns
 from ltmia.features.per_token import FeatureBatch
 from ltmia.folders import write_folder
 from ltmia.models.identity import parameters_sha256
+from ltmia.ownership import Marker
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
@@ -142,8 +143,19 @@ class MembershipClassifier:
         """Return the logistic of the logit. Rank by the logit: this saturates at 1."""
         return 1.0 / (1.0 + np.exp(-self.predict_logit(features)))
 
-    def save_pretrained(self, folder: Path | str, results: Mapping[str, Any] | None = None) -> None:
-        """Write config, weights and model card; the folder appears whole or not at all."""
+    def save_pretrained(
+        self, folder: Path | str, results: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    ) -> None:
+        """Write config, weights and model card; the folder appears whole or not at all.
+
+        Args:
+            folder: A new or empty one, or that of a classifier trained by the same settings.
+            results: Figures for the model card.
+            overwrite: Replace a classifier that was trained by other settings; files that are not ours stay.
+
+        Raises:
+            ConfigError: If what is there is not ours to replace.
+        """
         config = {
             "format_version": FORMAT_VERSION,
             "network": self.network,
@@ -165,7 +177,7 @@ class MembershipClassifier:
             save_file(weights, part / WEIGHTS_FILE)
             (part / CARD_FILE).write_text(model_card(config, self.n_parameters), "utf-8")
 
-        write_folder(Path(folder), write)
+        write_folder(Path(folder), write, classifier_marker(self.settings_), overwrite=overwrite)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True) -> None:
         """Upload to the Hugging Face hub; needs a token and a network."""
@@ -231,6 +243,11 @@ class MembershipClassifier:
         self.network_ = self._untrained()
         self.network_.load_state_dict({n.removeprefix("network."): t for n, t in weights.items()})
         self.network_.eval()
+
+
+def classifier_marker(settings: Mapping[str, Any]) -> Marker:
+    """Return the marker of the folder of a classifier trained by some settings."""
+    return Marker(kind="a classifier", settings=dict(settings))
 
 
 def shipped_classifier(name: str = "full") -> MembershipClassifier:

@@ -191,6 +191,7 @@ def finetune(
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
 ) -> None:
     """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
     calm_libraries()
@@ -198,7 +199,9 @@ def finetune(
     from ltmia.finetuning.finetune import finetune as run_finetune
     from ltmia.finetuning.privacy import DpConfig
     from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
+    from ltmia.ownership import refuse_inputs
 
+    refuse_inputs(out, [base, texts])
     loading = LoadOptions(dtype="float32", device=device)
     members = o.reader(base)(texts, text_column=text_column)
     config = FinetuneConfig(
@@ -211,7 +214,7 @@ def finetune(
         dp=None if epsilon is None else DpConfig(epsilon=epsilon, delta=0.1 / max(len(members), 1)),
     )
     model, _ = load_model(base, loading)
-    outcome = run_finetune(model, load_tokenizer(base, loading), members, config, out)
+    outcome = run_finetune(model, load_tokenizer(base, loading), members, config, out, overwrite=overwrite)
     print(f"{out}: last epoch's training loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s")
     if outcome.privacy is not None:
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")

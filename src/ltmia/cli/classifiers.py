@@ -70,6 +70,7 @@ def train(
         typer.Option("--patience", min=1, help="Stop when the held-out AUC has not risen for so many epochs."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation, batches and dropout.")] = 0,
+    overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Train a classifier on labelled stores."""
@@ -95,7 +96,7 @@ def train(
             print(line, file=sys.stderr, flush=True)
 
     with progress(quiet=quiet) as report:
-        classifier = training.train(classifier, data, config, out, report=report, tell=tell)
+        classifier = training.train(classifier, data, config, out, overwrite=overwrite, report=report, tell=tell)
     if not quiet:
         print(
             f"{out}: trained on {len(data.training)} combinations, {len(data.validation)} held out; "
@@ -107,6 +108,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a classifier; full or lite for the shipped ones.")],
     stores: Stores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for exam.json and exam.md.")],
+    overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Evaluate a classifier on stores it was not trained on, beside every baseline."""
@@ -116,6 +118,6 @@ def evaluate(
 
     classifier = chosen_classifier(model)
     with progress(quiet=quiet) as report:
-        run_evaluate(classifier, find_combinations(stores), out, report=report)
+        run_evaluate(classifier, find_combinations(stores), out, overwrite=overwrite, report=report)
     if not quiet:
         print((out / TABLES_FILE).read_text("utf-8"))

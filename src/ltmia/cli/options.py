@@ -56,6 +56,10 @@ Base = Annotated[
     typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what ltmia made there with other settings; other files stay."),
+]
 TextColumn = Annotated[
     str,
     typer.Option(

@@ -25,21 +25,24 @@ def record(
     batch_size: o.BatchSize = 16,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
+    overwrite: o.Overwrite = False,
     trust_remote_code: o.TrustRemoteCode = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Write down what one model says of texts, for audit and score to work from without the model."""
     calm_libraries()
     from ltmia.models.loading import LoadOptions, load_alone
+    from ltmia.ownership import refuse_inputs
     from ltmia.records import Texts
     from ltmia.scoring.recording import RecordConfig, record_model
 
+    refuse_inputs(out, [model, *texts, *([tokenizer] if tokenizer else [])])
     read_texts = o.reader(tokenizer or model, trust_remote_code=trust_remote_code)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
     options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     pair = load_alone(model, tokenizer=tokenizer, options=options)
     config = RecordConfig(max_length=max_length, batch_size=batch_size)
     with progress(quiet=quiet) as report:
-        record_model(pair, read, out, config=config, report=report)
+        record_model(pair, read, out, config=config, overwrite=overwrite, report=report)
     if not quiet:
         print(f"{out}: {len(read)} texts")

@@ -26,7 +26,7 @@ from ltmia.features.journal import StoredText, journal_entries, text_as_json, te
 from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.rows import EXPECTED_FILES, TOKENS_FILE, TokenRows, row_index
-from ltmia.folders import write_whole
+from ltmia.folders import make_folder, named_errors, write_whole
 from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
 FORMAT_VERSION = 3
@@ -43,14 +43,15 @@ class StoreWriter:
         self.vocab_size = vocab_size
         self._fingerprint = fingerprint
         self._written: list[StoredText] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path in _links(folder):
             path.unlink()
         self._recover()
-        self._tokens = (folder / TOKENS_FILE).open("ab")
-        self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
-        if self._journal.tell() == 0:
-            self._log({"fingerprint": fingerprint})
+        with named_errors(folder):
+            self._tokens = (folder / TOKENS_FILE).open("ab")
+            self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
+            if self._journal.tell() == 0:
+                self._log({"fingerprint": fingerprint})
 
     @property
     def done(self) -> frozenset[int]:
@@ -61,10 +62,11 @@ class StoreWriter:
         """Add some texts and their positions, end to end; they are on disk when this returns."""
         if sum(text.n_tokens for text in texts) != len(tokens):
             raise ValueError("the texts' token counts do not add up to the positions given")
-        self._tokens.write(pack_statistics(tokens).tobytes())
-        self._tokens.flush()
-        os.fsync(self._tokens.fileno())
-        self._log({"texts": [text_as_json(text) for text in texts]})
+        with named_errors(self.folder):
+            self._tokens.write(pack_statistics(tokens).tobytes())
+            self._tokens.flush()
+            os.fsync(self._tokens.fileno())
+            self._log({"texts": [text_as_json(text) for text in texts]})
         self._written += texts
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:

@@ -36,6 +36,7 @@ from ltmia.finetuning.training import (
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
 from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.models.identity import parameters_sha256
+from ltmia.ownership import Marker, check_folder, refuse_inputs
 from ltmia.records import Texts
 from ltmia.runtime import computes_bfloat16
 
@@ -135,12 +136,14 @@ def finetune(
     config: FinetuneConfig,
     out: Path | None = None,
     validation: Texts | Sequence[str] = (),
+    *,
+    overwrite: bool = False,
 ) -> FinetuneOutcome:
     """Fine-tune `model` in place on one text per row.
 
     With `out`, a plain Hugging Face folder (with LoRA a PEFT adapter that names its base) appears
-    there when it is whole, replacing what was there, and the same call after a kill goes on from
-    its last checkpoint.
+    there when it is whole, and the same call after a kill goes on from its last checkpoint. In a folder
+    that an earlier call made, our files are replaced and all others stay.
 
     Args:
         model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
@@ -150,10 +153,11 @@ def finetune(
         config: Length, speed, method, seed.
         out: Folder to be made.
         validation: Texts measured after training, after each epoch when the best is kept.
+        overwrite: Replace a fine-tuned model in `out` that was made with other settings.
 
     Raises:
         ConfigError: The best epoch is wanted without validation texts, or an adapter of a model
-            that has no name is to be written.
+            that has no name is to be written, or `out` is not ours to fill.
         DataError: No training text has a token, or none of the validation texts.
         ModelError: The training diverged; nothing is written.
     """
@@ -163,9 +167,13 @@ def finetune(
     if len(validation) and not measured:
         raise DataError(f"none of {len(validation)} validation texts has a token to predict")
     _check(model, config, out, bool(measured))
+    marker = _marker(model, config, (rows, measured))
+    if out is not None:
+        refuse_inputs(out, [model.name_or_path or ""])
+        check_folder(out, marker, overwrite=overwrite)
     started = time.monotonic()
     forget_gguf(model)
-    with _work(out, model, config, (rows, measured)) as work:
+    with _work(out, marker) as work:
         tuned: PreTrainedModel | PeftModel = model
         if config.lora:
             tuned = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
@@ -186,7 +194,7 @@ def finetune(
     train_loss = _last_epoch_loss(trainer, config.epochs)
     check_learned(tuned, train_loss, config.learning_rate)
     if out is not None:
-        write_folder(out, lambda folder: _save(tuned, tokenizer, way.privacy, folder))
+        write_folder(out, lambda folder: _save(tuned, tokenizer, way.privacy, folder), marker, overwrite=overwrite)
         remove_work_folder(out)
     return FinetuneOutcome(
         model=tuned,
@@ -285,23 +293,20 @@ def _arguments(work: Path, device: torch.device, config: FinetuneConfig, n_rows:
     )
 
 
+def _marker(model: PreTrainedModel, config: FinetuneConfig, rows: tuple[list[TextRow], list[TextRow]]) -> Marker:
+    """Say what the fine-tuned model is made of."""
+    made_of = {"texts": sha256(repr(rows).encode()).hexdigest(), "base": parameters_sha256(model)}
+    return Marker(kind="a fine-tuned model", settings=asdict(config) | made_of)
+
+
 @contextmanager
-def _work(
-    out: Path | None,
-    model: PreTrainedModel,
-    config: FinetuneConfig,
-    rows: tuple[list[TextRow], list[TextRow]],
-) -> Iterator[Path]:
+def _work(out: Path | None, marker: Marker) -> Iterator[Path]:
     """Give the folder for checkpoints: beside `out`, to resume from; else one that goes away."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:
-        made_of = {
-            "rows": sha256(repr(rows).encode()).hexdigest(),
-            "base": parameters_sha256(model),
-        }
-        yield work_folder(out, asdict(config) | made_of)
+        yield work_folder(out, marker.settings)
 
 
 def _last_epoch_loss(trainer: Trainer, epochs: int) -> float:

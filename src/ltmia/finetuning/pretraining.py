@@ -28,6 +28,7 @@ from ltmia.finetuning.training import (
     training_arguments,
 )
 from ltmia.folders import remove_work_folder, work_folder, write_folder
+from ltmia.ownership import Marker
 from ltmia.runtime import computes_bfloat16
 
 ENCODE_AT_ONCE = 1000
@@ -191,7 +192,7 @@ def pretrain(
         save_model(model, tokenizer, folder)
         (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
-    write_folder(out, write)
+    write_folder(out, write, Marker(kind="a pretrained model", settings=settings))
     remove_work_folder(out)
     return record
 

@@ -16,7 +16,9 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import Examined
 from ltmia.evaluation.results import AttackResult, Measure
-from ltmia.folders import write_whole
+from ltmia.folders import claim_folder, write_whole
+from ltmia.models.identity import parameters_sha256
+from ltmia.ownership import Marker, check_folder
 from ltmia.report.exam import draw_exam, exam_tables
 from ltmia.report.words import format_measure
 
@@ -66,15 +68,26 @@ def evaluate(
     combinations: Sequence[Combination],
     out: Path,
     *,
+    overwrite: bool = False,
     report: Callable[[str, int, int], None] = lambda _task, _done, _total: None,
 ) -> dict[str, dict[str, AttackResult]]:
     """Examine a classifier on stores it was not trained on; write `exam.json`, `exam.md` and `exam.svg` into `out`.
 
     Combinations it was trained on are refused: figures on them would say nothing.
 
+    Args:
+        classifier: Fitted.
+        combinations: Labelled stores.
+        out: Folder for the three files; made where it is missing.
+        overwrite: Replace an exam of another classifier or other stores.
+        report: Told the progress.
+
     Raises:
+        ConfigError: If `out` is not ours to fill.
         StoreError: If one of the stores was trained on, or lacks what the classifier reads.
     """
+    marker = _marker(classifier, combinations)
+    check_folder(out, marker, overwrite=overwrite)
     known = set(classifier.domain_.names)
     trained = [combination.name for combination in combinations if combination.name in known]
     if trained:
@@ -85,7 +98,6 @@ def evaluate(
     for i, combination in enumerate(combinations, 1):
         examined[combination.name] = examine(classifier, combination)
         report("examining", i, len(combinations))
-    out.mkdir(parents=True, exist_ok=True)
     figures = {name: {a: r.model_dump() for a, r in attacks.items()} for name, attacks in examined.items()}
     slices = {combination.name: recipe_of(combination) for combination in combinations}
     written = {
@@ -93,9 +105,17 @@ def evaluate(
         TABLES_FILE: exam_tables(examined, slices),
         FIGURE_FILE: draw_exam(examined, slices),
     }
-    for name, text in written.items():
-        write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+    with claim_folder(out, marker, overwrite=overwrite):
+        for name, text in written.items():
+            write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return examined
+
+
+def _marker(classifier: MembershipClassifier, combinations: Sequence[Combination]) -> Marker:
+    """Say what an exam is of."""
+    stores = [[combination.name, combination.store.manifest["fingerprint"]] for combination in combinations]
+    settings = {"classifier": parameters_sha256(classifier.network_), "stores": stores}
+    return Marker(kind="an exam", settings=settings)
 
 
 def card_row(measured: Examined) -> dict[str, str]:

@@ -1,12 +1,11 @@
 """The lab: from a recipe to one labelled store per combination, whatever dies on the way."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltmia.errors import ConfigError, DataError
-from ltmia.folders import hold_folder
+from ltmia.folders import claim_folder
 from ltmia.lab.engine import Engine, LocalEngine, Result
 from ltmia.lab.estimate import LabForecast, forecast_steps
 from ltmia.lab.plan import Plan, make_plan
@@ -15,6 +14,7 @@ from ltmia.lab.state import LabFolder, LabStatus
 from ltmia.lab.steps import CombinationWork, Step
 from ltmia.lab.texts import corpus_texts, pool_buckets
 from ltmia.lab.work import perform
+from ltmia.ownership import Marker
 from ltmia.progress import Report, silent
 
 
@@ -45,14 +45,15 @@ def run_lab(
         The state of every step; `failed` names what went wrong.
 
     Raises:
-        ConfigError: If the recipe is wrong, something it names is not there, or another lab is at work in `out`.
+        ConfigError: If the recipe is wrong, something it names is not there, another lab is at work in `out`, or `out`
+            holds something else.
         DataError: If a corpus is damaged, or too small for a combination.
     """
     if workers < 1:
         raise ConfigError(f"workers = {workers}: expected at least 1")
     folder = LabFolder(Path(out).resolve())
     plan = _plan(Path(recipe), folder.root, corpora, bases)
-    with hold_folder(folder.root):
+    with claim_folder(folder.root, Marker(kind="a lab")):
         folder.write_plan(plan)
         satisfied = folder.satisfied(plan)
         to_do = plan.to_do(satisfied)
@@ -162,7 +163,7 @@ class _Watcher:
             if step.kind == "finetune" and step.passing and step.product.exists():
                 readers = [other.key for other in self.plan.steps if step.key in other.needs]
                 if self.finished.issuperset(readers):
-                    shutil.rmtree(step.product)
+                    self.folder.discard(step)
 
     def _over(self) -> None:
         self.n_over += 1

@@ -5,8 +5,7 @@ the steps of the newest recipe, so that the state can be told without it.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmia.errors import StoreError
 from ltmia.features.store import FeatureStore
-from ltmia.folders import is_held, write_whole
+from ltmia.folders import is_held, list_files, remove_files, write_whole
 from ltmia.lab.plan import Plan
 from ltmia.lab.steps import Kind, Step
 
@@ -123,7 +122,8 @@ class LabFolder:
     def end(self, step: Step, *, seconds: float, result: Mapping[str, Any]) -> None:
         """Note that a step is done, which makes its product count."""
         changed = {"state": "done", "seconds": round(seconds, 1), "result": dict(result)}
-        changed |= {"sizes": _sizes(step.product), "digests": _digests(step.product)}
+        files = list_files(step.product)
+        changed |= {"sizes": _sizes(step.product, files), "digests": _digests(step.product, files)}
         self.write(self.record(step).model_copy(update=changed))
 
     def fail(self, step: Step, *, seconds: float, error: str, details: str | None) -> None:
@@ -143,7 +143,11 @@ class LabFolder:
         """
         for step in steps:
             if self.record(step).state == "done":
-                shutil.rmtree(step.product, ignore_errors=True)
+                self.discard(step)
+
+    def discard(self, step: Step) -> None:
+        """Delete the files that a step that is done has made; what somebody put beside them stays."""
+        remove_files(step.product, self.record(step).sizes)
 
     def write_plan(self, plan: Plan) -> None:
         """Keep the list of steps for `status`."""
@@ -168,9 +172,9 @@ class LabFolder:
 
     def _is_whole(self, step: Step) -> bool:
         record = self.record(step)
-        if record.state != "done" or not record.sizes or _sizes(step.product) != record.sizes:
+        if record.state != "done" or not record.sizes or _sizes(step.product, record.sizes) != record.sizes:
             return False
-        if record.digests and _digests(step.product) != record.digests:
+        if record.digests and _digests(step.product, record.digests) != record.digests:
             return False
         if step.kind != "extract":
             return True
@@ -180,31 +184,22 @@ class LabFolder:
             return False
 
 
-def _digests(product: Path) -> dict[str, str]:
+def _digests(product: Path, names: Iterable[str]) -> dict[str, str]:
     found = {}
-    for name in _sizes(product):
+    for name in _sizes(product, names):
         with (product / name).open("rb") as file:
             found[name] = file_digest(file, "sha256").hexdigest()
     return found
 
 
-def _sizes(product: Path) -> dict[str, int]:
-    files = (path for path in product.rglob("*") if path.is_file())
-    return {path.relative_to(product).as_posix(): path.stat().st_size for path in sorted(files)}
+def _sizes(product: Path, names: Iterable[str]) -> dict[str, int]:
+    """Return the bytes of those files of a product that are there; what somebody put beside them is passed over."""
+    return {name: (product / name).stat().st_size for name in names if (product / name).is_file()}
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a text whole or not at all.
-
-    Raises:
-        StoreError: If it cannot be written.
-    """
-    try:
-        write_whole(path, lambda part: part.write_text(text, "utf-8"))
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror}); make room there, and the same command goes on"
-        ) from error
+    """Write a text whole or not at all."""
+    write_whole(path, lambda part: part.write_text(text, "utf-8"))
 
 
 def read_json(path: Path) -> Any:

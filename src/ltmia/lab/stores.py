@@ -1,6 +1,5 @@
 """The store of one combination: features of members and non-members, baselines, and how alike the two sets are."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +14,9 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc
 from ltmia.features.columns import EXPECTATIONS
-from ltmia.features.store import FeatureStore
+from ltmia.features.store import FILES, FeatureStore
 from ltmia.finetuning.privacy import PRIVACY_FILE
+from ltmia.folders import remove_files
 from ltmia.lab.state import read_json, write_json
 from ltmia.lab.steps import CombinationWork, ExtractWork, Step
 from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
@@ -74,12 +74,12 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
 
 
 def _remove_damaged(product: Path) -> None:
-    """Delete a finished store that cannot be opened, so that it is made anew; an unfinished one is continued."""
+    """Delete the files of a finished store that cannot be opened: it is made anew; an unfinished one is continued."""
     if (product / "manifest.json").is_file():
         try:
             FeatureStore(product)
         except StoreError:
-            shutil.rmtree(product)
+            remove_files(product, FILES)
 
 
 def combination_figures(store: FeatureStore) -> Mapping[str, float]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from ltmia.classifier.checkpoint import CHECKPOINT_FILE, EpochRecord, best_epoch
 from ltmia.classifier.combinations import Combination, TrainingData
-from ltmia.classifier.membership import CONFIG_FILE, MembershipClassifier
+from ltmia.classifier.membership import CONFIG_FILE, MembershipClassifier, classifier_marker
 from ltmia.classifier.training import TrainingConfig
 from ltmia.errors import ConfigError
 from ltmia.features.columns import feature_columns
-from ltmia.folders import SETTINGS_FILE, hold_folder, remove_work_folder, work_folder, work_path
+from ltmia.folders import hold_folder, move_into_place, remove_work_folder, work_folder, work_path
+from ltmia.ownership import check_folder, differing, read_marker
 from ltmia.progress import Report, silent
 
 
@@ -73,28 +74,32 @@ def train(
     config: TrainingConfig,
     out: Path,
     *,
+    overwrite: bool = False,
     report: Report = silent,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> MembershipClassifier:
     """Train a classifier and save it, once it is finished, as `out`.
 
     After each epoch the state is kept in a hidden folder beside `out`. The same call after an interruption goes on from
-    there to the same weights; a call with other settings starts anew. A finished classifier is never replaced.
+    there to the same weights; a call with other settings starts anew. A finished classifier is replaced only if asked.
 
     Args:
         classifier: Not fitted yet, see `untrained` and `going_on_from`.
         data: What to learn from, and what is held out.
         config: How.
         out: Folder of the classifier.
+        overwrite: Replace a classifier that was trained by other settings; files that are not ours stay.
         report: Told the progress.
         tell: Told in a line what each epoch came to, and what was found of earlier runs.
 
     Raises:
-        ConfigError: If `out` exists and is no classifier of these settings, or another run is at work on it.
+        ConfigError: If `out` holds something else than a classifier of these settings, or another run is at work on it.
     """
     out = Path(out).absolute()
     settings = json.loads(json.dumps(classifier.settings(data, config)))
+    marker = classifier_marker(settings)
     if not _is_done(out, settings):
+        check_folder(out, marker, overwrite=overwrite)
         with hold_folder(work_path(out)):
             _say_what_was_found(work_path(out), settings, tell)
             work = work_folder(out, settings)
@@ -107,7 +112,7 @@ def train(
                 on_step=lambda done, total: report("training", done, total),
             )
             classifier.save_pretrained(work / "classifier")
-            (work / "classifier").rename(out)
+            move_into_place(work / "classifier", out, marker)
             remove_work_folder(out)
         return classifier
     tell(f"{out}: trained by these settings already")
@@ -134,27 +139,18 @@ def _names(combination: Combination) -> set[str]:
 
 
 def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Say whether a classifier of these settings is there.
-
-    Raises:
-        ConfigError: If something else is.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    other = _differing(_read(out / CONFIG_FILE).get("settings"), settings)
-    if other:
-        raise ConfigError(
-            f"{out}: exists already and is no classifier of these settings (other {', '.join(other)}); remove it, or "
-            "choose another folder"
-        )
-    return True
+    """Say whether a classifier of these settings is there."""
+    found = read_marker(out)
+    whole = found is not None and all((out / name).is_file() for name in found.files)
+    return whole and _read(out / CONFIG_FILE).get("settings") == settings
 
 
 def _say_what_was_found(work: Path, settings: Mapping[str, Any], tell: Callable[[str], None]) -> None:
-    if (work / CHECKPOINT_FILE).exists():
-        other = _differing(_read(work / SETTINGS_FILE), settings)
+    found = read_marker(work)
+    if found is not None and (work / CHECKPOINT_FILE).exists():
+        other = differing(found.settings, settings)
         if other:
-            tell(f"an unfinished training with other {', '.join(other)} is dropped; starting anew")
+            tell(f"an unfinished training with other settings is dropped: {', '.join(other)}; starting anew")
         else:
             tell("going on from the last finished epoch")
 
@@ -166,9 +162,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _differing(found: Any, settings: Mapping[str, Any]) -> list[str]:
-    """Name the settings that are not the same."""
-    known = found if isinstance(found, dict) else {}
-    return [name for name in settings if known.get(name, ...) != settings[name]]

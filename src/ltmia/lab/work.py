@@ -24,6 +24,7 @@ from ltmia.lab.texts import (
     pool_buckets,
 )
 from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
+from ltmia.ownership import Marker
 
 TOKENIZER_TEXTS = 12_000
 """Texts a tokenizer is trained on; more hardly change its merges."""
@@ -64,7 +65,7 @@ def _tokenizer(work: TokenizerWork, product: Path) -> Result:
     def save(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
-    write_folder(product, save)
+    write_folder(product, save, Marker(kind="a tokenizer", settings={"vocab_size": work.vocab_size}))
     return {"vocab_size": len(tokenizer)}
 
 

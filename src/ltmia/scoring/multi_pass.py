@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.table import ATTACKS, slow_attacks
 from ltmia.errors import ConfigError
-from ltmia.folders import write_whole
+from ltmia.folders import make_folder, write_whole
 from ltmia.models.batching import BatchSize
 from ltmia.models.multi_pass import PairProbe
 from ltmia.models.pair import Pair
@@ -116,7 +116,7 @@ def _read_kept(path: Path, key: str) -> Float64[np.ndarray, " texts"] | None:
 
 
 def _keep(path: Path, key: str, scores: Float64[np.ndarray, " texts"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     values = [None if np.isnan(score) else score for score in scores.tolist()]
     text = json.dumps({"key": key, "scores": values})
     write_whole(path, lambda part: part.write_text(text, "utf-8"))

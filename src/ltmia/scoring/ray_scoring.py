@@ -5,7 +5,6 @@ the same paths.
 """
 
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
 from ltmia.expectation.fit import folds_of, learn_expectation, sampled_texts
 from ltmia.expectation.model import ExpectedLogRatio
-from ltmia.folders import write_whole
+from ltmia.folders import make_folder, remove_files, write_whole
 from ltmia.models.identity import parameters_sha256
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
@@ -205,9 +204,10 @@ def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | No
     of_classifier = "" if classifier is None else parameters_sha256(classifier.network_)[:16]
     files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
     for other in folder.glob("chunks-*"):
-        if other != files:
-            shutil.rmtree(other)
-    files.mkdir(parents=True, exist_ok=True)
+        if other != files and not other.is_symlink():
+            remove_files(other, [path.name for path in (*other.glob("*.parquet"), *other.glob("*.part"))])
+    make_folder(folder)
+    make_folder(files)
     for torn in files.glob("*.part"):
         torn.unlink()
     return files

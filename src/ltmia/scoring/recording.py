@@ -1,6 +1,7 @@
 """Recording: what one model says of texts, into a file that an audit elsewhere can work from."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ltmia.data.recordings import (
     text_sha256,
     write_lines,
 )
-from ltmia.errors import DataError
+from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
 from ltmia.folders import hold_folder, remove_work_folder, work_folder, work_path
@@ -50,7 +51,13 @@ class RecordConfig:
 
 
 def record_model(
-    pair: Pair, texts: Texts, out: Path | str, *, config: RecordConfig | None = None, report: Report = silent
+    pair: Pair,
+    texts: Texts,
+    out: Path | str,
+    *,
+    config: RecordConfig | None = None,
+    overwrite: bool = False,
+    report: Report = silent,
 ) -> Recording:
     """Write down what the target of a pair says of texts; nothing else of the pair is run.
 
@@ -62,15 +69,16 @@ def record_model(
         texts: With ids that stand once.
         out: A name that ends in `.jsonl` or `.jsonl.gz`.
         config: How.
+        overwrite: Replace a recording of another model, other texts or other settings.
         report: Told the progress.
 
     Raises:
-        ConfigError: If the name has another ending, or another run is at work on it.
+        ConfigError: If the name has another ending, another run is at work on it, or something else is there.
         DataError: If two texts have one id.
     """
     out, config = recording_path(out), config or RecordConfig()
     rows, header = rows_by_id(texts), _header(pair, texts, config)
-    if _is_done(out, header):
+    if _is_done(out, header, overwrite):
         remove_work_folder(out)
         return Recording(out)
     with hold_folder(work_path(out)):
@@ -99,11 +107,28 @@ def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
     )
 
 
-def _is_done(out: Path, header: RecordingHeader) -> bool:
+def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
+    """Say whether the recording is there.
+
+    Raises:
+        ConfigError: If something else is, or a recording of something else and it is not to be replaced.
+    """
+    if not os.path.lexists(out):
+        return False
     try:
-        return out.is_file() and Recording(out).header.fingerprint == header.fingerprint
-    except DataError:
-        return False  # of something else: replaced once the new one is whole
+        found = Recording(out).header.fingerprint
+    except DataError as error:
+        raise ConfigError(
+            f"{out}: exists, and is no recording by ltmia. Nothing was changed. Choose another name."
+        ) from error
+    if found == header.fingerprint or (found is not None and overwrite):
+        return found == header.fingerprint
+    if found is None:
+        raise ConfigError(f"{out}: a recording that ltmia did not make. Nothing was changed. Choose another name.")
+    raise ConfigError(
+        f"{out}: a recording of another model, other texts or other settings. Nothing was changed. Choose another "
+        "name, or replace it with --overwrite (in Python: overwrite=True)."
+    )
 
 
 def _recorded(

@@ -1,0 +1,132 @@
+"""Whose a folder is: a marker file in it says that ltmia made it, and of what kind and settings its content is.
+
+Reads only. The rule for every output: what ltmia did not write is never deleted or overwritten.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from ltmia.errors import ConfigError
+
+LOCK_FILE, HOLDER_FILE, MARKER_FILE = ".lock", ".holder", ".ltmia.json"
+SHOWN = 40
+"""A setting of more characters, such as a hash, is named without its values."""
+
+
+class Marker(BaseModel):
+    """The marker file of a folder of ours."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: str
+    """What the folder holds, in words."""
+    settings: dict[str, Any] = {}
+    """All that the content depends on, JSON values only; empty as long as there is no content."""
+    files: tuple[str, ...] = ()
+    """Relative names of what was written, where the kind does not say it."""
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _as_json(cls, settings: Any) -> Any:
+        """Give settings the types that they are read back with: a tuple is a list then."""
+        return json.loads(json.dumps(settings))
+
+
+def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
+    """Refuse a folder that is not ours to fill. Nothing is written.
+
+    A folder may be missing or empty, or be ours with the same settings. With `overwrite` the settings may differ.
+
+    Raises:
+        ConfigError: Naming what is in the way.
+    """
+    if not (strangers := content_of(out)):
+        return
+    found = read_marker(out)
+    if found is None:
+        raise ConfigError(
+            f"{out}: holds {strangers[0]!r}, and no {MARKER_FILE} says that ltmia made this folder. Nothing was "
+            "changed. Choose a new or an empty folder."
+        )
+    if found.kind != marker.kind:
+        raise ConfigError(f"{out}: holds {found.kind}, not {marker.kind}. Nothing was changed. Choose another folder.")
+    if found.settings and not overwrite and (other := differing(found.settings, marker.settings)):
+        raise ConfigError(
+            f"{out}: holds {found.kind} with other settings: {', '.join(other)}. Nothing was changed. Choose another "
+            "folder, or replace what is there with --overwrite (in Python: overwrite=True)."
+        )
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Name the settings that are not the same, with their values where these are short."""
+    names = [name for name in {**new, **old} if old.get(name, ...) != new.get(name, ...)]
+    return [_difference(name, *(_shown(some, name) for some in (old, new))) for name in names]
+
+
+def _difference(name: str, old: str, new: str) -> str:
+    return name if max(len(old), len(new)) > SHOWN else f"{name} ({old} there, {new} now)"
+
+
+def _shown(settings: Mapping[str, Any], name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "none"
+
+
+def refuse_inputs(out: Path, inputs: Iterable[str | Path]) -> None:
+    """Refuse an output that is one of the inputs, by whatever name or link, or lies inside one.
+
+    Args:
+        out: The file or folder to be written.
+        inputs: Files and folders that are read; names of no file, such as hub ids, are passed over.
+
+    Raises:
+        ConfigError: Naming the input.
+    """
+    real = Path(os.path.realpath(out))
+    for source in inputs:
+        with suppress(OSError, ValueError):  # a name that no file can have
+            if any(place.exists() and place.samefile(source) for place in (real, *real.parents)):
+                raise ConfigError(
+                    f"{out}: is, or lies inside, {source}, which is read here. Nothing was changed. Choose another "
+                    "place for the output."
+                )
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """Return what the marker of a folder says; None where there is none that we wrote."""
+    try:
+        return Marker.model_validate_json((folder / MARKER_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def is_note(path: Path) -> bool:
+    """Say whether a file is a note that `folders` writes: the marker, the lock, or who holds it."""
+    name = path.name.removesuffix(".part")
+    if name not in (LOCK_FILE, HOLDER_FILE, MARKER_FILE) or path.is_symlink() or not path.is_file():
+        return False
+    if name == MARKER_FILE:
+        return path.name != name or read_marker(path.parent) is not None
+    content = path.read_bytes()
+    return not content or (name == HOLDER_FILE and content.isdigit())
+
+
+def content_of(out: Path) -> list[str]:
+    """Return the names in a folder, sorted, our own notes left out; none where it is missing.
+
+    Raises:
+        ConfigError: If it is no folder, or cannot be read.
+    """
+    try:
+        return sorted(path.name for path in out.iterdir() if not is_note(path))
+    except FileNotFoundError as error:
+        if not out.is_symlink():
+            return []
+        raise ConfigError(f"{out}: a link that leads nowhere; expected a folder") from error
+    except OSError as error:
+        raise ConfigError(f"{out}: not to be used as a folder ({error.strerror}); choose another") from error

@@ -1,0 +1,213 @@
+"""What ltmia did not write is never deleted or changed, and what it wrote is replaced only when asked."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disks import mounted
+from ltmia.errors import ConfigError, LtmiaError, StoreError
+from ltmia.folders import (
+    claim_folder,
+    make_folder,
+    remove_files,
+    remove_work_folder,
+    work_folder,
+    work_path,
+    write_folder,
+    write_whole,
+)
+from ltmia.ownership import MARKER_FILE, Marker, read_marker, refuse_inputs
+
+ONE, TWO = (Marker(kind="a model", settings={"seed": seed, "texts": f"{seed}" * 64}) for seed in (1, 2))
+
+
+def fill(*names: str):
+    def write(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(f"ours: {name}")
+
+    return write
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Say what every file and link of a folder holds."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            found[name] = f"link to {path.readlink()}"
+        elif path.is_file():
+            found[name] = path.read_text()
+    return found
+
+
+def test_a_folder_that_is_not_ours_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "out" / ".git").mkdir(parents=True)
+    (tmp_path / "out" / ".git" / "HEAD").write_text("ref")
+    (tmp_path / "out" / "thesis.txt").write_text("years")
+    before = tree(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"out: holds '\.git', and no \.ltmia\.json"):
+            write_folder(tmp_path / "out", fill("model"), ONE, overwrite=overwrite)
+        with (
+            pytest.raises(ConfigError, match=r"holds '\.git'"),
+            claim_folder(tmp_path / "out", ONE, overwrite=overwrite),
+        ):
+            pass
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled_and_the_same_settings_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    write_folder(out, fill("a", "sub/b"), ONE)
+    write_folder(out, fill("a", "c"), ONE)
+    assert set(tree(out)) == {"a", "c", MARKER_FILE}
+    assert read_marker(out) == ONE.model_copy(update={"files": ("a", "c")})
+    assert not (out / "sub").exists()
+
+
+def test_other_settings_are_named_and_need_a_word(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, fill("a"), ONE)
+    before = tree(out)
+    with pytest.raises(ConfigError, match=r"other settings: seed \(1 there, 2 now\), texts\. .*--overwrite"):
+        write_folder(out, fill("a"), TWO)
+    with pytest.raises(ConfigError, match=r"holds a model, not an audit"), claim_folder(out, Marker(kind="an audit")):
+        pass
+    assert tree(out) == before
+    write_folder(out, fill("b"), TWO, overwrite=True)
+    assert set(tree(out)) == {"b", MARKER_FILE}
+
+
+def test_files_beside_ours_stay_and_are_not_written_over(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, fill("a", "sub/b"), ONE)
+    (out / "sub" / "notes.txt").write_text("mine")
+    (out / "c").write_text("mine too")
+    with pytest.raises(ConfigError, match=r"out/c: ltmia did not write this"):
+        write_folder(out, fill("a", "c"), TWO, overwrite=True)
+    assert set(tree(out)) == {"a", "sub/b", "sub/notes.txt", "c", MARKER_FILE}
+    assert read_marker(out).settings == ONE.settings
+    write_folder(out, fill("d"), TWO, overwrite=True)
+    assert tree(out) == {
+        "c": "mine too",
+        "d": "ours: d",
+        "sub/notes.txt": "mine",
+        MARKER_FILE: (out / MARKER_FILE).read_text(),
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_marker_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
+    out, precious = tmp_path / "out", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis").write_text("years")
+    write_folder(out, fill("a"), ONE)
+    (out / "link").symlink_to(precious)
+    names = ("../precious/thesis", str(precious / "thesis"), "link/thesis", "link", "a")
+    (out / MARKER_FILE).write_text(ONE.model_copy(update={"files": names}).model_dump_json())
+    write_folder(out, fill("b"), ONE)
+    remove_files(out, names)
+    assert (precious / "thesis").read_text() == "years"
+
+
+def test_notes_of_other_programs_are_not_taken_for_ours(tmp_path: Path) -> None:
+    for name, content in ((".lock", "pid 7"), (".holder", "me"), (MARKER_FILE, "{}")):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(content)
+        with pytest.raises(ConfigError, match="ltmia made this folder"), claim_folder(out, ONE):
+            pass
+        assert (out / name).read_text() == content
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name, message in (("file", "not to be used as a folder"), ("link", "a link that leads nowhere")):
+        with pytest.raises(ConfigError, match=message):
+            write_folder(tmp_path / name, fill("a"), ONE)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_output_is_no_input_under_any_name(tmp_path: Path) -> None:
+    base, texts = tmp_path / "base", tmp_path / "texts.jsonl"
+    base.mkdir()
+    texts.write_text("{}")
+    (tmp_path / "soft").symlink_to(base)
+    os.link(texts, tmp_path / "hard.jsonl")
+    inputs = ["gpt2", base, str(texts), "x\0"]
+    wrong = ("base", "soft", "base/inside/deep", "soft/new", "texts.jsonl", "hard.jsonl", "base/../base")
+    for name in wrong:
+        with pytest.raises(ConfigError, match=r"which is read here"):
+            refuse_inputs(tmp_path / name, inputs)
+    refuse_inputs(tmp_path / "other", inputs)
+    refuse_inputs(tmp_path, inputs)  # an input may lie inside the output: nothing of it is touched
+
+
+def test_a_link_in_place_of_a_folder_of_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="store: a link"):
+        make_folder(tmp_path / "store")
+
+
+def test_hidden_work_is_swept_only_where_it_is_ours(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    work_path(out).mkdir()
+    (work_path(out) / "settings.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"\.out\.work: holds 'settings.json'"):
+        work_folder(out, {"seed": 1})
+    remove_work_folder(out)
+    assert (work_path(out) / "settings.json").exists()
+    (work_path(out) / "settings.json").unlink()
+    (work_folder(out, {"seed": 1}) / "checkpoint").touch()
+    assert (work_folder(out, {"seed": 1}) / "checkpoint").exists()
+    assert not (work_folder(out, {"seed": 2}) / "checkpoint").exists()
+    remove_work_folder(out)
+    assert not work_path(out).exists()
+
+
+def test_a_full_disk_is_named_by_the_path(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=64k") as disk:
+        with pytest.raises(StoreError, match=r"disk/file: cannot be written \(No space left on device\)"):
+            write_whole(disk / "file", lambda part: part.write_bytes(bytes(10**6)))
+        with pytest.raises(StoreError, match=r"disk/out: cannot be written \(No space left on device\)"):
+            write_folder(disk / "out", lambda folder: (folder / "a").write_bytes(bytes(10**6)), ONE)
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", ".lock", ".holder", ".git", MARKER_FILE, "store"]), min_size=1, max_size=3)
+TREES = st.dictionaries(NAMES.map("/".join), st.sampled_from(["", "7", "{}", "mine"]), min_size=1, max_size=5)
+
+
+@given(files=TREES, ours=st.booleans(), overwrite=st.booleans())
+@settings(deadline=None, max_examples=100)
+def test_no_file_of_others_is_ever_lost(files, ours, overwrite, tmp_path_factory) -> None:
+    out = tmp_path_factory.mktemp("t") / "out"
+    if ours:
+        write_folder(out, fill("a", "sub/b"), ONE)
+    foreign = {}
+    for name, content in files.items():
+        path = out / name
+        if not os.path.lexists(path) and all(p.is_dir() for p in path.parents if p.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            foreign[name] = content
+    for write in (
+        lambda: write_folder(out, fill("b", "sub/c"), TWO, overwrite=overwrite),
+        lambda: claim_folder(out, TWO, overwrite=overwrite).__enter__(),
+        lambda: remove_files(out, ("x", "sub/b")),
+    ):
+        with contextlib.suppress(LtmiaError):
+            write()
+        kept = tree(out) if out.exists() else {}
+        empty_notes = {name for name in (".lock", ".holder") if foreign.get(name) in ("", "7")}
+        assert {name: kept.get(name) for name in foreign if name not in empty_notes} == {
+            name: content for name, content in foreign.items() if name not in empty_notes
+        }
