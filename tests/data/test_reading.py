@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ltmia.data import json_array
 from ltmia.data.reading import content_ids, read_texts
 from ltmia.data.tables import HubName
 from ltmia.errors import DataError
@@ -53,6 +54,57 @@ def write_parquet(path):
     return path
 
 
+def write_tsv(path):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(ROWS[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return path
+
+
+def write_array(path):
+    path.write_text("\ufeff" + json.dumps(ROWS, indent=1), encoding="utf-8")
+    return path
+
+
+def packed(write, ending):
+    """Write a file, then pack it by its last ending, zstd in two frames as tools that append leave it."""
+
+    def write_packed(path):
+        plain = write(path.with_name("plain" + "".join(path.suffixes[:-1]))).read_bytes()
+        if ending == ".gz":
+            path.write_bytes(gzip.compress(plain))
+        else:
+            path.write_bytes(b"".join(zstd(part) for part in (plain[:30], plain[30:])))
+        return path
+
+    return write_packed
+
+
+def zstd(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def write_shards(path):
+    """A folder as data sets on the hub have it: order by name, not by time."""
+    (path / "data").mkdir(parents=True)
+    for i in (1, 0):
+        rows = ROWS[2 * i : 2 * i + 2]
+        pq.write_table(pa.Table.from_pylist(rows), path / "data" / f"train-0000{i}-of-00002.parquet")
+    (path / "README.md").write_text("text: none")
+    return path
+
+
+def write_line_shards(path):
+    path.mkdir()
+    for i, row in reversed(list(enumerate(ROWS))):
+        write_jsonl(path / f"part-{i}.jsonl", [row])
+    return path
+
+
 def write_dataset(path):
     datasets.Dataset.from_list(ROWS).save_to_disk(str(path))
     return path
@@ -65,6 +117,17 @@ WRITERS = {
     "ROWS.CSV": write_csv,
     "rows.parquet": write_parquet,
     "saved": write_dataset,
+    "rows.ndjson": write_jsonl,
+    "rows.json": write_array,
+    "lines.json": write_jsonl,
+    "rows.tsv": write_tsv,
+    "rows.csv.gz": packed(write_csv, ".gz"),
+    "ROWS.TSV.GZ": packed(write_tsv, ".gz"),
+    "rows.jsonl.zst": packed(write_jsonl, ".zst"),
+    "rows.csv.zst": packed(write_csv, ".zst"),
+    "rows.json.gz": packed(write_array, ".gz"),
+    "shards": write_shards,
+    "line-shards": write_line_shards,
 }
 
 
@@ -104,6 +167,78 @@ def test_folder_of_text_files_is_sorted_by_relative_path(tmp_path):
     texts = read_texts(tmp_path)
     assert texts.ids == ("b.txt", "b/a.TXT", "c.txt")
     assert texts.texts == ("B", "A\r\n", "C\n")
+
+
+def test_hidden_files_of_a_folder_are_no_texts_and_are_counted(tmp_path, caplog):
+    hidden = (".b.txt", ".ipynb_checkpoints/a-checkpoint.txt", "__MACOSX/._a.txt", "__MACOSX/a.txt", "in/.c/d.txt")
+    for name in ("a.txt", "in/b.txt", *hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert read_texts(tmp_path).ids == ("a.txt", "in/b.txt")
+    assert caplog.messages == [f"{tmp_path}: left out 5 hidden file(s)"]
+    visible = tmp_path / ".hidden-root"
+    visible.mkdir()
+    (visible / "a.txt").write_text("a")
+    assert read_texts(visible).ids == ("a.txt",)
+
+
+def test_shards_of_several_splits_kinds_or_with_gaps_are_refused(tmp_path):
+    folder = write_shards(tmp_path / "shards")
+    data = folder / "data"
+    (data / "train-00001-of-00002.parquet").rename(data / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"shards of test, train\. Name a folder"):
+        read_texts(folder)
+    (data / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"not those of one whole set \(number 00001"):
+        read_texts(folder)
+    (folder / "LICENSE.txt").write_text("free")
+    with pytest.raises(DataError, match=r"several kinds \(\.parquet, \.txt\)"):
+        read_texts(folder)
+    for name in ("train", "test"):
+        (tmp_path / "splits" / name).mkdir(parents=True)
+        write_jsonl(tmp_path / "splits" / name / "0.jsonl")
+    with pytest.raises(DataError, match=r"shards of test, train"):
+        read_texts(tmp_path / "splits")
+    assert len(read_texts(tmp_path / "splits" / "test")) == 4
+
+
+def chat(messages, ask):
+    return "".join(f"<{m['role']}>{m['content']}" for m in messages) + ("<assistant>" if ask else "")
+
+
+CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+def test_where_the_text_is_null_what_stands_in_for_it_is_read(tmp_path):
+    rows = [
+        {"text": "plain", "messages": CONVERSATION, "prompt": None, "completion": None},
+        {"text": None, "messages": CONVERSATION, "prompt": None, "completion": None},
+        {"text": None, "messages": None, "prompt": "Why? ", "completion": "So."},
+        {"text": None, "messages": None, "prompt": None, "completion": None},
+        {"text": "", "messages": CONVERSATION, "prompt": None, "completion": None},
+    ]
+    jsonl, parquet = write_jsonl(tmp_path / "r.jsonl", rows), tmp_path / "r.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    for path in (jsonl, parquet):
+        texts = read_texts(path, chat=chat)
+        assert texts.texts == ("plain", "<user>Hi<assistant>Ho", "Why? So.", "", "")
+        assert texts.starts == (0, 0, 5, 0, 0)
+
+
+def test_contents_in_parts_are_joined_and_images_are_refused_by_name(tmp_path):
+    def said(*parts):
+        return {"messages": [{"role": "user", "content": list(parts)}, CONVERSATION[1]]}
+
+    text = {"type": "text", "text": "Hi"}
+    path = write_jsonl(tmp_path / "r.jsonl", [said(text), said(text, {"type": "text", "text": " you"}), said()])
+    expected = ("<user>Hi<assistant>Ho", "<user>Hi you<assistant>Ho", "<user><assistant>Ho")
+    assert read_texts(path, chat=chat).texts == expected
+    rows = [{"prompt": said(text)["messages"][:1], "completion": CONVERSATION[1:]}]
+    found = read_texts(write_jsonl(tmp_path / "p.jsonl", rows), chat=chat)
+    assert (found.texts, found.starts) == (expected[:1], (len("<user>Hi<assistant>"),))
+    write_jsonl(tmp_path / "i.jsonl", [said(text), said(text, {"type": "image_url", "image_url": {"url": "x"}})])
+    with pytest.raises(DataError, match=r"line 2: a message with a part of type 'image_url'"):
+        read_texts(tmp_path / "i.jsonl", chat=chat)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
@@ -240,6 +375,16 @@ def test_jsonl_round_trip(texts, tmp_path_factory):
     # A pair of escaped surrogates is one sign in JSON, so the oracle is the standard parser.
     assert read_texts(path).texts == tuple(json.loads(json.dumps(texts)))
     assert len(set(read_texts(path).ids)) == len(texts)
+
+
+@given(texts=ANY_TEXTS)
+@few
+def test_array_round_trip(texts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("h") / "r.json"
+    path.write_text(json.dumps([{"text": t, "n": {"of": [t]}} for t in texts], indent=len(texts) % 3 or None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "PIECE_BYTES", 7)
+        assert read_texts(path).texts == tuple(json.loads(json.dumps(texts)))
 
 
 @given(texts=TEXTS)

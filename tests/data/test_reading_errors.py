@@ -13,9 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ltmia.data import lines, reading
+from ltmia.data import json_array, lines, reading
 from ltmia.data.reading import read_texts
 from ltmia.errors import ConfigError, DataError
+
+
+def zstd(content):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
 
 GOOD = b'{"id": "a", "text": "fine"}\n'
 
@@ -58,7 +66,9 @@ WRONG_CSV = {
     "old breaks": (b"text\ra\rb\r", r"line 1: not comma-separated"),
     "header only": (b"id,text\n", r"holds no texts"),
     "empty": (b"", r"holds no texts"),
-    "utf-16": ("text\na\n".encode("utf-16"), r"line 1, byte 1: not UTF-8"),
+    "utf-16": ("text\na\n".encode("utf-16"), r"line 1, byte 1: not UTF-8 but UTF-16.*iconv"),
+    "utf-16 without a mark": ("text\na\n".encode("utf-16-le"), r"line 1, byte 1: not UTF-8 but UTF-16"),
+    "utf-16, big end first": ("text\na\n".encode("utf-16-be"), r"line 1, byte 1: not UTF-8 but UTF-16"),
     "no id": (b"id,text\n,a\n", None),
 }
 
@@ -103,7 +113,9 @@ def test_missing_files_and_impossible_names(tmp_path, source, monkeypatch):
     ("name", "message"),
     [
         ("r.pdf", "unknown kind of file. Expected .jsonl"),
-        ("r.json", "one object a line"),
+        ("r.xlsx", "unknown kind of file"),
+        ("r.jsonl.bz2", "unknown kind of file"),
+        (".jsonl", "unknown kind of file"),
         ("r", "unknown kind of file"),
     ],
 )
@@ -111,6 +123,35 @@ def test_unknown_endings(tmp_path, name, message):
     (tmp_path / name).write_bytes(GOOD)
     with pytest.raises(DataError, match=message):
         read_texts(tmp_path / name)
+
+
+WRONG_ARRAYS = {
+    "cut": (b'[{"text": "a"}, {"text": "b"', r"r.json, item 2: not JSON"),
+    "open": (b'[{"text": "a"}', r"r.json, item 2: not JSON"),
+    "broken": (b'[{"text": "a"}, {"text" "b"}]' + b" " * 100, r"r.json, item 2: not JSON \(Expecting ':'"),
+    "list": (b'[["a"]]', r"r.json, item 1: not an object"),
+    "text": (b'["a"]', r"r.json, item 1: not an object"),
+    "more": (b'[{"text": "a"}] {"text": "b"}', r"r.json, item 2: more text behind the end"),
+    "empty": (b"[]", r"holds no texts"),
+    "deep": (b'[{"text": ' + b"[" * 200_000, r"r.json, item 1: (JSON nested too deeply|not JSON)"),
+    "bytes": (b'[{"text": "caf\xe9"}]', r"r.json: not UTF-8 \(0xe9\)"),
+    "utf-16": ('[{"text": "a"}]'.encode("utf-16-le"), r"not UTF-8 but UTF-16"),
+    "other": (b'{"data": [{"text": "a"}]}', r"r.json, line 1: no column 'text'. Columns found: 'data'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARRAYS)
+def test_wrong_json_arrays_name_the_item(tmp_path, case):
+    content, message = WRONG_ARRAYS[case]
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_texts(tmp_path / "r.json")
+
+
+def test_a_wrong_tsv_speaks_of_tabs(tmp_path):
+    (tmp_path / "r.tsv").write_bytes(b"id\ttext\n1\ta\tb\n")
+    with pytest.raises(DataError, match=r"line 2: 3 fields.*hold tabs"):
+        read_texts(tmp_path / "r.tsv")
 
 
 def test_wrong_folders(tmp_path):
@@ -161,6 +202,30 @@ def test_damaged_gzip(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"not an intact gzip file"):
         read_texts(path)
+
+
+@pytest.mark.parametrize("content", [b"plain", zstd(GOOD)[:-5], zstd(GOOD) + b"more"], ids=["not", "cut", "more"])
+def test_damaged_zstd(tmp_path, content):
+    path = tmp_path / "r.jsonl.zst"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"r.jsonl.zst: not an intact zstd file"):
+        read_texts(path)
+
+
+def test_zstd_and_array_bombs_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "line.jsonl.zst").write_bytes(zstd(bytes(2**25)))
+    with pytest.raises(DataError, match=r"line 1.*(longer than 16 MiB|UTF-16)"):
+        read_texts(tmp_path / "line.jsonl.zst")
+    (tmp_path / "one.json.gz").write_bytes(gzip.compress(b'[{"text": "' + b"x" * 2**25, 1))
+    with pytest.raises(DataError, match=r"item 1: longer than 16 MiB"):
+        read_texts(tmp_path / "one.json.gz")
+    monkeypatch.setattr(lines, "MAX_TOTAL_BYTES", 10**6)
+    monkeypatch.setattr(json_array, "MAX_TOTAL_BYTES", 10**6)
+    (tmp_path / "many.csv.zst").write_bytes(zstd(b"text\n" * 10**6))
+    (tmp_path / "many.json").write_bytes(b"[" + b'{"text": "a"},' * 10**5)
+    for name in ("many.csv.zst", "many.json"):
+        with pytest.raises(DataError, match=rf"{name}.*more than"):
+            read_texts(tmp_path / name)
 
 
 def test_wrong_labels(tmp_path):
@@ -226,6 +291,7 @@ def test_one_endless_line_is_refused_without_reading_it_whole(tmp_path):
             file.write(b"x" * 2**20)
     with pytest.raises(DataError, match=r"line 1: longer than 16 MiB"):
         read_texts(path)
+    path.unlink()
     (tmp_path / "big.txt").write_bytes(b"x" * (lines.MAX_TEXT_BYTES + 1))
     with pytest.raises(DataError, match=r"big.txt: longer than 16 MiB"):
         read_texts(tmp_path)
@@ -262,7 +328,7 @@ def outcome(path):
 
 @given(
     content=st.binary(max_size=200) | st.text(max_size=80).map(str.encode),
-    ending=st.sampled_from([".jsonl", ".jsonl.gz", ".csv", ".txt", ".parquet"]),
+    ending=st.sampled_from([".jsonl", ".jsonl.gz", ".csv", ".tsv.zst", ".json", ".txt", ".parquet"]),
 )
 @settings(deadline=None, max_examples=150)
 def test_any_bytes_are_read_or_refused_cleanly(content, ending, tmp_path_factory):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from ltmia.errors import ConfigError, DataError
+from ltmia.errors import ConfigError, DataError, StoreError
 from ltmia.finetuning import training
 from ltmia.finetuning.perturbed import move_weights
 from ltmia.finetuning.pretraining import PretrainConfig, pack_blocks, pretrain
@@ -22,6 +22,7 @@ from ltmia.finetuning.tiny import (
     train_tokenizer,
 )
 from ltmia.folders import write_folder
+from ltmia.ownership import Marker
 
 TEXTS = [f"The {i} ships of the fleet sailed {i * 7} miles past the cape of storms." for i in range(60)]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -215,8 +216,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (folder / "a").touch()
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        write_folder(out, write)
+    with pytest.raises(StoreError, match=r"out: cannot be written \(disk full\)"):
+        write_folder(out, write, Marker(kind="a model"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -311,12 +311,32 @@ def test_an_interrupted_recording_goes_on_to_the_same_file(materials: Path, tmp_
     assert ran[0] >= 12
     assert [line.id for line in Recording(killed)] == list(texts.ids)
     assert set(tmp_path.iterdir()) == {whole, killed}
-    # The same work is not done again; other work replaces the file.
+    # The same work is not done again; other work replaces the file if it is told to.
     before = killed.stat().st_mtime_ns
     record_model(pair, texts, killed, config=config)
     assert killed.stat().st_mtime_ns == before
-    record_model(pair, texts.take([0]), killed, config=config)
+    with pytest.raises(ConfigError, match=r"a recording of another model, other texts or other settings.*--overwrite"):
+        record_model(pair, texts.take([0]), killed, config=config)
+    assert killed.read_bytes() == whole.read_bytes()
+    record_model(pair, texts.take([0]), killed, config=config, overwrite=True)
     assert len(list(Recording(killed))) == 1
+
+
+def test_a_file_that_is_no_recording_of_ours_is_never_replaced(materials: Path, tmp_path: Path) -> None:
+    pair, texts = load_alone(materials / "my-base", options=OPTIONS), read_texts(materials / "held-out.jsonl")
+    precious = tmp_path / "train.jsonl"
+    precious.write_text('{"text": "years of work"}\n')
+    (tmp_path / "link.jsonl").symlink_to(precious)
+    with pytest.raises(ConfigError, match=r"no recording by ltmia"):
+        record_model(pair, texts.take([0]), precious, overwrite=True)
+    with pytest.raises(ConfigError, match=r"no recording by ltmia"):
+        record_model(pair, texts.take([0]), tmp_path / "link.jsonl", overwrite=True)
+    header = RecordingHeader(model="served", vocab_size=10, n_top=3, recorded_by="vLLM")
+    write_recording(tmp_path / "served.jsonl", header, [])
+    with pytest.raises(ConfigError, match=r"a recording that ltmia did not make"):
+        record_model(pair, texts.take([0]), tmp_path / "served.jsonl", overwrite=True)
+    assert precious.read_text() == '{"text": "years of work"}\n'
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_adapter_is_recorded_as_it_runs_in_a_pair(materials: Path, tmp_path: Path) -> None:

@@ -22,19 +22,23 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
 
     Args:
         row: Of a source.
-        column: That of the texts. Where `text` is missing, `prompt` and `completion` or `messages` stand in.
+        column: That of the texts. Where `text` is missing or null, `prompt` and `completion` or `messages` stand in.
         chat: Renders messages.
 
     Raises:
         DataError: None of them is there, or what is there is no text.
     """
-    if column in row.columns:
+    possible = possible_columns(column)
+    given = {name for name in possible if row.columns.get(name) is not None}
+    if column in given:
         return _rendered(row, column, chat), 0
-    there = [name for name in possible_columns(column) if name in row.columns]
-    if PROMPT in there and COMPLETION in there:
+    if given & {PROMPT, COMPLETION} and {PROMPT, COMPLETION} <= set(row.columns):
         return _prompted(row, chat)
-    if MESSAGES in there:
+    if MESSAGES in given:
         return _rendered(row, MESSAGES, chat), 0
+    sources = [names for names in ((column,), (PROMPT, COMPLETION), (MESSAGES,)) if set(names) <= set(possible)]
+    if any(set(names) <= set(row.columns) for names in sources):
+        return "", 0  # what is there is null
     others = f" Or give {PROMPT} and {COMPLETION}, or {MESSAGES}." if column == TEXT else ""
     raise DataError(missing(row, column, "--text-column") + others)
 
@@ -46,20 +50,20 @@ def missing(row: Row, column: str, option: str) -> str:
 
 
 def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
-    prompt, completion = row.columns[PROMPT], row.columns[COMPLETION]
-    if not (_is_conversation(prompt) and _is_conversation(completion)):
+    prompt, completion = (conversation(row.columns[name], row.place) for name in (PROMPT, COMPLETION))
+    if prompt is None or completion is None:
         before, behind = _plain(row, PROMPT), _plain(row, COMPLETION)
         return before + behind, len(before)
     asked, whole = (
-        _chatted(row, messages, chat, ask) for messages, ask in ((prompt, True), (prompt + completion, False))
+        _chatted(row, messages, chat, ask) for messages, ask in ((prompt, True), ([*prompt, *completion], False))
     )
     # Where a template writes the beginning of an answer otherwise than it asks for one, the rest is scored.
     return whole, shared_beginning(asked, whole)
 
 
 def _rendered(row: Row, column: str, chat: Chat | None) -> str:
-    value = row.columns[column]
-    return _chatted(row, value, chat, False) if _is_conversation(value) else _plain(row, column)
+    messages = conversation(row.columns[column], row.place)
+    return _plain(row, column) if messages is None else _chatted(row, messages, chat, False)
 
 
 def _chatted(row: Row, messages: Messages, chat: Chat | None, ask: bool) -> str:
@@ -86,11 +90,35 @@ def _plain(row: Row, column: str) -> str:
     return value
 
 
-def _is_conversation(value: Any) -> bool:
+def conversation(value: Any, place: str) -> Messages | None:
+    """Return the messages in a column, each content as one string; None where it holds no messages.
+
+    Args:
+        value: Of the column. A content may also be a list of parts, such as `{"type": "text", "text": "..."}`.
+        place: Where it stands.
+
+    Raises:
+        DataError: A content holds a part that is no text, such as an image.
+    """
+    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+        return None
+    return [{**message, "content": _joined(message["content"], place)} for message in value]
+
+
+def _is_message(value: Any) -> bool:
     return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-        )
+        isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str | list)
     )
+
+
+def _joined(content: str | list[Any], place: str) -> str:
+    if isinstance(content, str):
+        return content
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise DataError(
+                f"{place}: a message with a part of type {str(kind)[:40]!r}. Only parts of type 'text' can be scored; "
+                "leave the record out, or write what the model read of it in a column of its own."
+            )
+    return "".join(part["text"] for part in content)

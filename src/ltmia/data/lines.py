@@ -1,15 +1,18 @@
-"""Lines of a text file, gzip file or stream: bounded, decoded strictly, numbered from 1.
+"""Lines of a text file, packed or not, or of a stream: bounded, decoded strictly, numbered from 1.
 
 Knows bytes and encodings only; what a line means is the business of `rows`.
 """
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import pyarrow as pa
 
 from ltmia.errors import DataError
 
@@ -19,6 +22,9 @@ MAX_TOTAL_BYTES = 2**30
 """Most bytes read from one source after decompression (1 GiB)."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PACKED = (".gz", ".zst")
+"""Endings of files that are unpacked as they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +37,28 @@ class Line:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacking it as it is read where its name ends in `.gz`.
+    """Open a file for reading, unpacking it as it is read where its name ends in `.gz` or `.zst`.
 
     Raises:
-        DataError: The file cannot be opened or read, or is no intact gzip file.
+        DataError: The file cannot be opened or read, or is no intact packed file.
     """
+    ending = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".gz":
-            with gzip.open(path, "rb") as unpacked:
-                yield unpacked  # type: ignore[misc]  # GzipFile reads like any binary stream
-        else:
-            with path.open("rb") as stream:
+        with path.open("rb") as stream:
+            if ending == ".gz":
+                with gzip.GzipFile(fileobj=stream) as unpacked:
+                    yield unpacked  # type: ignore[misc]  # GzipFile reads like any binary stream
+            elif ending == ".zst":
+                with pa.CompressedInputStream(stream, "zstd") as frames, io.BufferedReader(frames) as unpacked:
+                    yield unpacked
+            else:
                 yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not an intact gzip file ({error}). Unpack it, or copy it again.") from error
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"{path}: cannot be read ({reason}).") from error
+        if ending == ".zst" and not error.errno:
+            raise DataError(f"{path}: not an intact zstd file ({error}). Unpack it, or copy it again.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
 
 
 def iterate_lines(stream: BinaryIO, name: str, *, kept: bool = True) -> Iterator[Line]:
@@ -73,6 +84,7 @@ def iterate_lines(stream: BinaryIO, name: str, *, kept: bool = True) -> Iterator
         if kept and total > MAX_TOTAL_BYTES:
             raise DataError(too_large(f"{name}, line {number}"))
         if number == 1:
+            refuse_utf16(raw, f"{name}, line 1")
             raw = raw.removeprefix(BYTE_ORDER_MARK)
             if not raw:
                 return
@@ -92,7 +104,20 @@ def read_whole(path: Path, name: str) -> str:
             f"{name}: longer than {MAX_TEXT_BYTES // 2**20} MiB. "
             "Expected one text in each file of the folder: cut it into passages."
         )
+    refuse_utf16(raw, name)
     return decode_utf8(raw.removeprefix(BYTE_ORDER_MARK), name)
+
+
+def refuse_utf16(raw: bytes, place: str) -> None:
+    """Refuse the beginning of a file in UTF-16: without a mark it would pass as UTF-8 with a NUL behind each letter.
+
+    Raises:
+        DataError: It has the mark of UTF-16, or every second byte of the first eight and more is NUL.
+    """
+    start = raw[:64]
+    halves = (start[0 : len(start) & ~1 : 2], start[1::2])
+    if start.startswith(UTF_16_MARKS) or (len(start) >= 8 and any(not any(half) for half in halves)):
+        raise DataError(f"{place}, byte 1: not UTF-8 but UTF-16. Write it again: iconv -f UTF-16 -t UTF-8 OLD > NEW")
 
 
 def decode_utf8(raw: bytes, place: str) -> str:

@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 from ltmia.data.conversations import TEXT, missing, possible_columns, text_of
+from ltmia.data.files import FORMATS, file_rows, folder_rows
 from ltmia.data.lines import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, too_large
-from ltmia.data.rows import Row, csv_rows, folder_rows, json_rows, plain_rows, stream_rows
+from ltmia.data.rows import Row, stream_rows
 from ltmia.data.tables import (
     HubName,
     hub_rows,
     is_saved_dataset,
-    parquet_rows,
     saved_dataset_rows,
 )
 from ltmia.errors import ConfigError, DataError
@@ -26,7 +26,6 @@ from ltmia.records import Chat, Texts, hash_strings
 
 MAX_TEXTS = 5_000_000
 """Most texts read from one source: all are held in memory, with their ids."""
-FORMATS = ".jsonl, .jsonl.gz, .csv, .parquet, .txt, a folder of .txt files, hf:NAME[SPLIT] or -"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +51,10 @@ def read_texts(
     """Read texts from a file, a folder, a dataset or standard input.
 
     Args:
-        source: A `.jsonl`, `.jsonl.gz`, `.csv`, `.parquet` or `.txt` file (one text a line), a
-            folder of `.txt` files (ids are their relative paths), a folder written by
-            `save_to_disk`, `hf:name:config[split]` for the hub, or `-` for standard input (JSON
-            lines where it starts with `{`, else one text a line).
+        source: A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.txt` file (one text a line), each also with `.gz`
+            or `.zst` behind it, a `.parquet` file, a folder of `.txt` files (ids are their relative paths) or of
+            shards of one kind and split, a folder written by `save_to_disk`, `hf:name:config[split]` for the hub, or
+            `-` for standard input (JSON lines where it starts with `{`, else one text a line).
         text_column: Column of the texts. A null is an empty text. Where `text` is missing, the columns `prompt` and
             `completion` stand in, of which the completion is scored, or `messages`.
         id_column: Column of the ids; by default `id` where there is one. A text without an id gets
@@ -112,22 +111,11 @@ def _rows(source: str, columns: Columns) -> Iterator[Row]:
     path = Path(source)
     if not _exists(path):
         raise DataError(f"{source}: no such file or folder. Expected {FORMATS}.")
-    if path.is_dir():
-        return saved_dataset_rows(path) if is_saved_dataset(path) else folder_rows(path)
-    return _file_rows(path, columns)
-
-
-def _file_rows(path: Path, columns: Columns) -> Iterator[Row]:
-    if path.suffix.lower() == ".parquet":
-        named = [columns.id, columns.group]
-        return parquet_rows(path, [name for name in named if name is not None], possible_columns(columns.text))
-    readers = {".jsonl": json_rows, ".jsonl.gz": json_rows, ".csv": csv_rows, ".txt": plain_rows}
-    for ending, reader in readers.items():
-        if path.name.lower().endswith(ending):
-            return reader(path)
-    if path.suffix.lower() == ".json":
-        raise DataError(f"{path}: .json is not read. Write one object a line to a .jsonl file.")
-    raise DataError(f"{path}: unknown kind of file. Expected {FORMATS}.")
+    if path.is_dir() and is_saved_dataset(path):
+        return saved_dataset_rows(path)
+    required = [name for name in (columns.id, columns.group) if name is not None]
+    read = folder_rows if path.is_dir() else file_rows
+    return read(path, required, possible_columns(columns.text))
 
 
 def _exists(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of line files: JSON lines, CSV, plain text, a folder of text files, standard input.
+"""Rows of text files: JSON lines, a JSON array, comma- and tab-separated values, plain text, standard input.
 
 Each reader yields `Row`s with all columns of the source; `reading` says which is text, id, group.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ltmia.data.lines import MAX_TEXT_BYTES, Line, iterate_lines, open_bytes, read_whole
+from ltmia.data.json_array import array_objects, is_array
+from ltmia.data.lines import MAX_TEXT_BYTES, Line, iterate_lines, open_bytes
 from ltmia.errors import DataError
 
 
@@ -25,36 +26,31 @@ class Row:
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a `.jsonl` or `.jsonl.gz` file."""
+    """Yield the rows of a file of JSON lines."""
     with open_bytes(path) as stream:
         yield from _json_rows(iterate_lines(stream, str(path)), str(path))
 
 
-def plain_rows(path: Path) -> Iterator[Row]:
-    """Yield one row for each line of a `.txt` file, blank lines included."""
-    with open_bytes(path) as stream:
-        yield from _plain_rows(iterate_lines(stream, str(path)), str(path))
-
-
-def folder_rows(folder: Path) -> Iterator[Row]:
-    """Yield one row for each `.txt` file under a folder, in the order of their relative paths.
+def array_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a `.json` file: a JSON array of objects, or JSON lines.
 
     Raises:
-        DataError: There is none, or one cannot be read.
+        DataError: The file is neither, or an object is too long.
     """
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() == ".txt" and path.is_file()
-    )
-    if not names:
-        raise DataError(
-            f"{folder}: no .txt file in this folder. Expected a folder of .txt files, a dataset "
-            "saved with save_to_disk, or the path of one .jsonl, .csv, .parquet or .txt file."
-        )
-    for name in names:
-        path = folder / name
-        yield Row(str(path), {"id": name, "text": read_whole(path, str(path))})
+    with open_bytes(path) as stream:
+        found = is_array(stream)
+    if not found:
+        yield from json_rows(path)
+        return
+    with open_bytes(path) as stream:
+        for place, record in array_objects(stream, str(path)):
+            yield Row(place, record)
+
+
+def plain_rows(path: Path) -> Iterator[Row]:
+    """Yield one row for each line of a text file, blank lines included."""
+    with open_bytes(path) as stream:
+        yield from _plain_rows(iterate_lines(stream, str(path)), str(path))
 
 
 def stream_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
@@ -77,9 +73,22 @@ def csv_rows(path: Path) -> Iterator[Row]:
     Raises:
         DataError: The file breaks the format: quotes, header, number of fields.
     """
+    return _separated_rows(path, ",", "comma")
+
+
+def tsv_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a tab-separated file with a header, quoted as comma-separated ones are.
+
+    Raises:
+        DataError: The file breaks the format: quotes, header, number of fields.
+    """
+    return _separated_rows(path, "\t", "tab")
+
+
+def _separated_rows(path: Path, separator: str, called: str) -> Iterator[Row]:
     with open_bytes(path) as stream:
         lines = (line.text for line in iterate_lines(stream, str(path)))
-        records = _csv_records(lines, str(path))
+        records = _records(lines, str(path), separator, called)
         _, header = next(records, (1, []))
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(
@@ -90,14 +99,14 @@ def csv_rows(path: Path) -> Iterator[Row]:
             if len(fields) != len(header):
                 raise DataError(
                     f"{place}: {len(fields)} fields, but the header has {len(header)}. Put texts "
-                    'that hold commas or line breaks in double quotes ("" for a quote inside).'
+                    f'that hold {called}s or line breaks in double quotes ("" for a quote inside).'
                 )
             yield Row(place, dict(zip(header, fields, strict=True)))
 
 
-def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, list[str]]]:
+def _records(lines: Iterator[str], name: str, separator: str, called: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is no blank line, with the line it starts on."""
-    records = csv.reader(lines, strict=True)
+    records = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         start = records.line_num + 1
         # The limit belongs to the csv module and is too low for texts: raised for this call only.
@@ -106,8 +115,8 @@ def _csv_records(lines: Iterator[str], name: str) -> Iterator[tuple[int, list[st
             fields = next(records, None)
         except csv.Error as error:
             raise DataError(
-                f"{name}, line {start}: not comma-separated values ({error}). Put texts that hold "
-                'commas, quotes or line breaks in double quotes ("" for a quote inside).'
+                f"{name}, line {start}: not {called}-separated values ({error}). Put texts that hold "
+                f'{called}s, quotes or line breaks in double quotes ("" for a quote inside).'
             ) from error
         finally:
             csv.field_size_limit(previous)

@@ -50,7 +50,7 @@ def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> 
     Args:
         path: The file.
         required: Columns to read; when one is missing, a single row shows all names, with nulls.
-        wanted: Others, of which one at least must be there; where the first is, it alone is read.
+        wanted: Others, of which one at least must be there.
 
     Raises:
         DataError: The file is damaged or no Parquet file.
@@ -59,7 +59,6 @@ def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> 
     try:
         metadata = pq.read_metadata(path)
         names = metadata.schema.to_arrow_schema().names
-        wanted = wanted[:1] if wanted[0] in names else wanted
         columns = [name for name in dict.fromkeys([*wanted, *required, "id"]) if name in names]
         if not set(required) <= set(columns) or not set(wanted) & set(columns):
             yield Row(f"{path}, row 1", dict.fromkeys(names))

@@ -1,0 +1,143 @@
+"""Which reader a file's name asks for, and the files of a folder: one text each, or shards of one table.
+
+Hidden files are left out, and counted in a line on standard error.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ltmia.data.lines import PACKED, read_whole
+from ltmia.data.rows import Row, array_rows, csv_rows, json_rows, plain_rows, tsv_rows
+from ltmia.data.tables import parquet_rows
+from ltmia.errors import DataError
+
+LINE_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": array_rows,
+    ".csv": csv_rows,
+    ".tsv": tsv_rows,
+    ".txt": plain_rows,
+}
+"""By ending; a packed file has one of `PACKED` behind it."""
+PARQUET = ".parquet"
+SHARDS = (".jsonl", ".ndjson", ".csv", ".tsv", PARQUET)
+"""Kinds of file of which a folder may hold several parts; `.json` is none of them: settings end in it too."""
+FORMATS = (
+    ".jsonl, .ndjson, .json, .csv, .tsv or .txt, also with .gz or .zst behind it, .parquet, a folder of .txt files or "
+    "of shards of one kind, hf:NAME[SPLIT] or -"
+)
+OF_THE_SYSTEM = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"})
+"""What systems put into folders without a dot before the name."""
+SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.I)
+"""Name of a shard as data sets on the hub have it."""
+
+
+def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
+    """Yield the rows of one file.
+
+    Args:
+        path: The file.
+        required: Columns without which a row is of no use.
+        wanted: Columns that a text may come from; others of a Parquet file are not read.
+
+    Raises:
+        DataError: The file is of another kind, or damaged.
+    """
+    kind = _kind(path)
+    if kind == PARQUET:
+        return parquet_rows(path, required, wanted)
+    if kind is None:
+        raise DataError(f"{path}: unknown kind of file. Expected {FORMATS}.")
+    return LINE_READERS[kind](path)
+
+
+def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
+    """Yield one row for each `.txt` file under a folder, by their relative paths, or the rows of the shards in it.
+
+    Args:
+        folder: Holds, at any depth, `.txt` files, or files of one of the kinds `SHARDS`.
+        required: As for `file_rows`.
+        wanted: The same.
+
+    Raises:
+        DataError: There is neither, there are several kinds or splits, a shard is missing, or one cannot be read.
+    """
+    found = _visible_files(folder)
+    kinds = sorted(kind for kind in found if kind == ".txt" or kind in SHARDS)
+    if not kinds:
+        raise DataError(
+            f"{folder}: no .txt file in this folder, and no .parquet, .jsonl, .csv or .tsv. Expected a folder of "
+            "these, a dataset saved with save_to_disk, or the path of one file."
+        )
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder}: holds files of several kinds ({', '.join(kinds)}), and which of them are the texts is not "
+            "known. Name one file, or a folder with files of one kind."
+        )
+    paths = found[kinds[0]]
+    if kinds[0] == ".txt":
+        yield from (_text_row(folder, path) for path in paths)
+        return
+    _check_shards(folder, paths)
+    for path in paths:
+        yield from file_rows(path, required, wanted)
+
+
+def _text_row(folder: Path, path: Path) -> Row:
+    return Row(str(path), {"id": path.relative_to(folder).as_posix(), "text": read_whole(path, str(path))})
+
+
+def _kind(path: Path) -> str | None:
+    """Return the ending that says how a file is read; None for one that is not."""
+    endings = [suffix.lower() for suffix in path.suffixes]
+    if endings and endings[-1] in PACKED:
+        endings.pop()
+    elif endings and endings[-1] == PARQUET:
+        return PARQUET
+    return endings[-1] if endings and endings[-1] in LINE_READERS else None
+
+
+def _visible_files(folder: Path) -> dict[str | None, list[Path]]:
+    """Return the files under a folder by kind, each kind in the order of the relative paths."""
+    found: dict[str | None, list[Path]] = {}
+    n_hidden = 0
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        kind = _kind(path)
+        if kind is None or not path.is_file():
+            continue
+        if any(name.startswith(".") or name in OF_THE_SYSTEM for name in path.relative_to(folder).parts):
+            n_hidden += 1
+        else:
+            found.setdefault(kind, []).append(path)
+    if n_hidden:
+        logging.getLogger(__name__).warning("%s: left out %d hidden file(s)", folder, n_hidden)
+    return found
+
+
+def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
+    """Refuse shards of several splits, and a set of which some are missing.
+
+    Raises:
+        DataError: Naming them.
+    """
+    places = sorted({path.parent.relative_to(folder).as_posix() for path in paths})
+    matches = [SHARD.match(path.name) for path in paths]
+    splits = sorted({match["split"] for match in matches if match})
+    for parts in (places, splits):
+        if len(parts) > 1:
+            raise DataError(
+                f"{folder}: holds shards of {', '.join(parts)}. Name a folder with those of one alone: texts of "
+                "several splits are not to be mixed."
+            )
+    counts = {int(match["count"]) for match in matches if match}
+    there = {int(match["number"]) for match in matches if match}
+    missing = [number for number in range(max(counts, default=0)) if number not in there]
+    if missing or len(counts) > 1 or (counts and len(paths) != max(counts)):
+        which = f"number {missing[0]:05d}" if missing else "the number in their names"
+        raise DataError(
+            f"{folder}: the {len(paths)} shards are not those of one whole set ({which} does not fit). Fetch it again, "
+            "or name a folder that holds all of it and nothing else."
+        )

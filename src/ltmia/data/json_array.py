@@ -1,0 +1,105 @@
+"""The objects of a JSON array, decoded one at a time: the file is never in memory as a whole."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from ltmia.data.lines import BYTE_ORDER_MARK, MAX_TEXT_BYTES, MAX_TOTAL_BYTES, refuse_utf16, too_large
+from ltmia.errors import DataError
+
+PIECE_BYTES = 2**16
+"""Least number of bytes read at a time."""
+BETWEEN = re.compile(r"[\s,]*")
+"""What stands between two objects."""
+CUT_OFF = 16
+"""A mistake this near to the end of what was read may be only that the rest was not read yet."""
+
+
+def is_array(stream: BinaryIO) -> bool:
+    """Say whether a stream, read from its beginning on, starts with `[`."""
+    return stream.read(PIECE_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"[")
+
+
+def array_objects(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSON array, each with the place where it stands.
+
+    Raises:
+        DataError: The text is no JSON, an item is no object or too long, or all of them together are.
+    """
+    text = _ArrayText(stream, name)
+    number = 1
+    while (found := text.next_object(place := f"{name}, item {number}")) is not None:
+        yield place, found
+        number += 1
+
+
+class _ArrayText:
+    """What was read of an array and is not decoded yet."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._n_read = 0
+        self._text, self._at = "", 0
+        self._more()
+        self._at = self._text.index("[") + 1
+
+    def next_object(self, place: str) -> dict[str, Any] | None:
+        """Decode the next object; None behind the last one."""
+        while True:
+            self._at = _behind_gap(self._text, self._at)
+            if self._at < len(self._text) and self._text[self._at] != "{":
+                return self._end(place)
+            try:
+                value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                self._go_on(error, place)
+            except (RecursionError, ValueError) as error:  # a number of thousands of digits
+                raise DataError(f"{place}: JSON nested too deeply, or a value out of range ({error}).") from error
+            else:
+                return dict(value)
+
+    def _go_on(self, error: json.JSONDecodeError, place: str) -> None:
+        """Read on where an object may be cut off by the end of what was read.
+
+        Raises:
+            DataError: It is not, or there is no more.
+        """
+        if len(self._text) - self._at > MAX_TEXT_BYTES:
+            raise DataError(f"{place}: longer than {MAX_TEXT_BYTES // 2**20} MiB. Cut the text into passages.")
+        inside = error.pos < len(self._text) - CUT_OFF and not error.msg.startswith("Unterminated")
+        if inside or not self._more():
+            raise DataError(f"{place}: not JSON ({error.msg}). Expected an array of objects, or one object a line.")
+
+    def _end(self, place: str) -> None:
+        rest = self._text[self._at :]
+        if not rest.startswith("]"):
+            raise DataError(f"{place}: not an object. Expected an array of objects, or one object a line.")
+        if rest[1:].strip() or (self._more() and self._text.strip() != "]"):
+            raise DataError(f"{place}: more text behind the end of the array. Expected one array in the file.")
+
+    def _more(self) -> bool:
+        """Read as much again as is waiting; say whether there was anything."""
+        raw = self._stream.read(max(PIECE_BYTES, len(self._text) - self._at))
+        if not self._n_read:
+            refuse_utf16(raw, self._name)
+            raw = raw.removeprefix(BYTE_ORDER_MARK)
+        self._n_read += len(raw)
+        if self._n_read > MAX_TOTAL_BYTES:
+            raise DataError(too_large(self._name))
+        try:
+            new = self._decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self._name}: not UTF-8 (0x{error.object[error.start]:02x}). Save the file as UTF-8, for example "
+                "with iconv."
+            ) from error
+        self._text, self._at = self._text[self._at :] + new, 0
+        return bool(raw)
+
+
+def _behind_gap(text: str, at: int) -> int:
+    gap = BETWEEN.match(text, at)
+    return at if gap is None else gap.end()
