@@ -34,7 +34,9 @@ LOCK_SECONDS = 1.0
 
 @contextmanager
 def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold a folder for results, and mark it as ours.
+    """Hold a folder for results, and mark it as ours; `mark_folder` says later that the results are begun.
+
+    Until then a run with other settings may take its place: one that was refused for its options, say.
 
     Args:
         out: The folder, made where it is missing.
@@ -47,11 +49,13 @@ def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Itera
     check_folder(out, marker, overwrite=overwrite)
     with hold_folder(out):
         check_folder(out, marker, overwrite=overwrite)  # again: another process may have filled it meanwhile
-        _write_marker(out, marker)
+        if not content_of(out):
+            mark_folder(out, marker.model_copy(update={"settings": {}}))
         yield
 
 
-def _write_marker(folder: Path, marker: Marker) -> None:
+def mark_folder(folder: Path, marker: Marker) -> None:
+    """Write down what a folder of ours holds."""
     write_whole(folder / MARKER_FILE, lambda part: part.write_text(marker.model_dump_json(indent=1) + "\n", "utf-8"))
 
 
@@ -155,7 +159,7 @@ def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
     if read_marker(folder) != marker:
         for name in content_of(folder):
             _remove(folder / name)
-        _write_marker(folder, marker)
+        mark_folder(folder, marker)
     return folder
 
 
@@ -201,7 +205,7 @@ def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
     new = tuple(list_files(partial))
     marker = marker.model_copy(update={"files": new})
     if not out.exists():
-        _write_marker(partial, marker)
+        mark_folder(partial, marker)
         partial.rename(out)
         return
     found = read_marker(out)
@@ -212,14 +216,14 @@ def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
             "Move it, or choose another folder."
         )
     # Killed from here on, the folder is still known as ours, with the names of old files and new ones.
-    _write_marker(out, marker.model_copy(update={"files": tuple(sorted({*old, *new}))}))
+    mark_folder(out, marker.model_copy(update={"files": tuple(sorted({*old, *new}))}))
     for parent in _unlink(out, old):
         with suppress(OSError):  # not empty
             parent.rmdir()
     for name in new:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).rename(out / name)
-    _write_marker(out, marker)
+    mark_folder(out, marker)
 
 
 def list_files(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import Examined
 from ltmia.evaluation.results import AttackResult, Measure
-from ltmia.folders import claim_folder, write_whole
+from ltmia.folders import claim_folder, mark_folder, write_whole
 from ltmia.models.identity import parameters_sha256
 from ltmia.ownership import Marker, check_folder
 from ltmia.report.exam import draw_exam, exam_tables
@@ -106,6 +106,7 @@ def evaluate(
         FIGURE_FILE: draw_exam(examined, slices),
     }
     with claim_folder(out, marker, overwrite=overwrite):
+        mark_folder(out, marker)
         for name, text in written.items():
             write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return examined
