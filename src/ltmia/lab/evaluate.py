@@ -86,14 +86,14 @@ def evaluate(
         ConfigError: If `out` is not ours to fill.
         StoreError: If one of the stores was trained on, or lacks what the classifier reads.
     """
-    marker = _marker(classifier, combinations)
-    check_folder(out, marker, overwrite=overwrite)
     known = set(classifier.domain_.names)
     trained = [combination.name for combination in combinations if combination.name in known]
     if trained:
         raise StoreError(f"{', '.join(trained)}: the classifier was trained on these; evaluate it on others")
     for combination in combinations:
         combination.store.check_version(classifier.feature_version)
+    marker = _marker(classifier, combinations)
+    check_folder(out, marker, overwrite=overwrite)
     examined = {}
     for i, combination in enumerate(combinations, 1):
         examined[combination.name] = examine(classifier, combination)
