@@ -51,7 +51,8 @@ class _ArrayText:
         while True:
             self._at = _behind_gap(self._text, self._at)
             if self._at < len(self._text) and self._text[self._at] != "{":
-                return self._end(place)
+                self._end(place)
+                return None
             try:
                 value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
