@@ -69,7 +69,7 @@ def results(members: np.ndarray, nonmembers: np.ndarray, n_flagged: int = 3, few
             "set_test": {"p_value": 0.5, "effect": {"value": 0.5, "low": 0.4, "high": 0.6}},
             "epsilon": {"value": 1.5, "low": 1.5},
             "validity": dict.fromkeys(
-                ("blind", "near_duplicates", "length_only", "out_of_distribution", "backend", "power"), check
+                ("blind", "near_duplicates", "length_only", "out_of_distribution", "base", "backend", "power"), check
             ),
             "verdict": "", "timing": {"seconds": 1, "texts_per_second": 1, "forward_seconds": 1, "feature_seconds": 1},
         }
@@ -95,7 +95,7 @@ def audited(tmp_path: Path) -> Path:
         (["--max", "tpr@fpr=0.001:0.9"], 3),
         (["--max", "tpr@fpr=0.01:0.01", "--max", "auc:0.9"], 1),
         (["--max", "identifiable:0"], 1),
-        (["--max", "identifiable:3", "--max", "epsilon:8"], 0),
+        (["--max", "identifiable:3", "--max", "epsilon:5"], 0),
         (["--max", "epsilon:1"], 1),
         (["--max", "loss.auc:0.9"], 0),
         (["--max", "nothing:1"], 2),

@@ -59,6 +59,7 @@ def compare(
     """Compare two audits of the same texts: does the second model give less away?"""
     from ltmia.evaluation.comparison import compare_audits
     from ltmia.evaluation.files import read_records, read_results
+    from ltmia.evaluation.shown import one_line
 
     audits = [(read_results(folder), read_records(folder)) for folder in (first, second)]
     comparison = compare_audits(audits[0], audits[1], attack=attack, seed=seed)
@@ -67,4 +68,4 @@ def compare(
             print(f"TPR at an FPR of {fpr}: {measure.reason}")
         else:
             print(f"TPR at an FPR of {fpr}: {measure.value:+.3f} [{measure.low:+.3f}, {measure.high:+.3f}]")
-    print(comparison.sentence)
+    print(one_line(comparison.sentence))

@@ -41,10 +41,22 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
     shuffled = rng.permutation(2 * n)
     order = shuffled[np.argsort(-scores[shuffled], kind="stable")]
     right = is_member[order]
-    tries = [(k, both) for k in sorted({max(1, round(share * 2 * n)) for share in SHARES}) for both in (False, True)]
-    level = (1 - CONFIDENCE) / len(tries)
-    bound = max(_bound(*_guess(right, k, both=both), level) for k, both in tries)
+    bound = _best_bound(right)
     return Measure(value=bound, low=bound)
+
+
+def largest_bound(n_members: int, n_nonmembers: int) -> float:
+    """Return the bound that so many records would give if all members outscored all non-members."""
+    n = min(n_members, n_nonmembers)
+    return _best_bound(np.repeat([True, False], n)) if 2 * n >= FEWEST_RECORDS else 0.0
+
+
+def _best_bound(right: np.ndarray) -> float:
+    """Return the largest bound over all numbers of guesses; `right` says of each record, best first: is it a member?"""
+    n = len(right)
+    tries = [(k, both) for k in sorted({max(1, round(share * n)) for share in SHARES}) for both in (False, True)]
+    level = (1 - CONFIDENCE) / len(tries)
+    return max(_bound(*_guess(right, k, both=both), level) for k, both in tries)
 
 
 def _guess(right: np.ndarray, k: int, *, both: bool) -> tuple[int, int]:

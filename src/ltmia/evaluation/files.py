@@ -1,5 +1,6 @@
 """Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `tokens.parquet`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from ltmia.errors import StoreError
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.shown import one_line
 from ltmia.folders import write_whole
 
 RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
@@ -51,13 +53,26 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS_FILE
     try:
-        return Results.model_validate_json(path.read_bytes())
+        text = path.read_text("utf-8")
+        json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic would keep the last of two
+        return Results.model_validate_json(text, strict=True)
     except OSError as error:
         raise StoreError(f"{path}: not there; expected the folder of an audit or a score") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(f"{path}: {place}: {first['msg']}; run the audit again") from error
+        raise StoreError(f"{path}: {one_line(place)}: {first['msg']}; run the audit again") from error
+    except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, nested beyond reason
+        raise StoreError(f"{path}: {error}; run the audit again") from error
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {one_line(twice[:80])!r} stands twice")
+    return found
 
 
 def write_records(columns: Mapping[str, Any], folder: Path) -> pa.Table:

@@ -11,12 +11,10 @@ from xml.etree import ElementTree
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmia.errors import ConfigError
+from ltmia.evaluation.blind_spots import CONTROL, Figure, blind_spots
 from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.shown import markdown, one_line
 
-CONTROL = "bag_of_words"
-"""Sees no model, so it says nothing of what the model gives away."""
-HIDERS = ("base", "backend")
-"""Checks whose warnings mean that more may be given away than was measured: no limit passes on such an audit."""
 PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
 
@@ -104,6 +102,7 @@ class Judged:
     limit: Limit
     outcome: Outcome
     sentence: str
+    """One line, safe to show anywhere but in Markdown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +133,9 @@ class GateVerdict:
 
     def markdown(self) -> str:
         """Return the verdict as a Markdown table, for a job's summary."""
-        rows = [f"| `{j.limit.figure}` | {j.limit.most:g} | {j.outcome} | {j.sentence} |" for j in self.judged]
+        rows = [
+            f"| `{j.limit.figure}` | {j.limit.most:g} | {j.outcome} | {markdown(j.sentence)} |" for j in self.judged
+        ]
         return "\n".join([f"### ltmia: {self.headline}", "", "| figure | most | outcome | |", "|-|-|-|-|", *rows, ""])
 
     def junit(self) -> str:
@@ -162,7 +163,7 @@ def hold_against(
 
     A figure passes if the upper end of its 95 % interval is within the limit, for every attack; it fails if an
     estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive. So is what would
-    pass while a check warns that something hides what is given away.
+    pass although the audit could not have shown the opposite (`blind_spots`).
 
     Raises:
         ConfigError: If there are no limits, or the audit has no such attack.
@@ -178,80 +179,102 @@ SEVERITY: dict[Outcome, int] = {"passed": 0, "inconclusive": 1, "failed": 2}
 def _judge(results: Results, limit: Limit) -> Judged:
     """Judge every figure that a limit is about; the worst counts, and of equals the largest."""
     judged = []
-    for name, measure in _figures(results, limit):
-        outcome = _outcome(measure, limit.most)
-        judged.append((SEVERITY[outcome], measure.value or 0.0, outcome, _sentence(name, measure, limit)))
+    for figure in _figures(results, limit):
+        outcome, said = _outcome(figure), _sentence(figure)
+        if outcome == "passed" and (reasons := blind_spots(results, figure)):
+            outcome, said = "inconclusive", f"{said}, but the audit may see too little: {' '.join(reasons)}"
+        judged.append((SEVERITY[outcome], figure.measure.value or 0.0, outcome, one_line(said)))
     if not judged:
         return Judged(limit=limit, outcome="inconclusive", sentence=f"{limit.figure}: no attack was measured")
     _, _, outcome, sentence = max(judged, key=lambda entry: entry[:2])
-    hidden = _hidden(results)
-    if outcome == "passed" and hidden:
-        return Judged(
-            limit=limit, outcome="inconclusive", sentence=f"{sentence}, but the audit may see too little: {hidden}"
-        )
     return Judged(limit=limit, outcome=outcome, sentence=sentence)
 
 
-def _hidden(results: Results) -> str:
-    checks = [getattr(results.validity, name) for name in HIDERS]
-    return " ".join(check.sentence for check in checks if check.status in ("warning", "failed"))
-
-
-def _figures(results: Results, limit: Limit) -> Iterator[tuple[str, Measure]]:
+def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
     match = RULE.match(limit.figure)
     figure = limit.figure if match is None else match["figure"]
+    decisions = results.decisions
     if figure == "identifiable":
-        blind_spot = results.decisions.fewest_flags or 0
+        blind_spot = decisions.fewest_flags or 0
         name = "number of identifiable records"
-        yield f"{name} (fewer than {blind_spot} would not show)" if blind_spot > 1 else name, _identifiable(results)
+        yield Figure(
+            name=f"{name} (fewer than {blind_spot} would not show)" if blind_spot > 1 else name,
+            measure=_identifiable(results),
+            most=limit.most,
+            kind="identifiable",
+            attack=decisions.attack,
+            rate=decisions.fdr,
+        )
     elif figure == "epsilon":
-        yield "epsilon, lower bound", results.epsilon or Measure(reason="this audit has no bound on epsilon")
+        yield Figure(
+            name="epsilon, lower bound",
+            measure=results.epsilon or Measure(reason="this audit has no bound on epsilon"),
+            most=limit.most,
+            kind="epsilon",
+            attack=decisions.attack,
+        )
     else:
-        yield from _attack_figures(results, match["attack"] if match else None, match["fpr"] if match else None)
+        attack, fpr = (match["attack"], match["fpr"]) if match else (None, None)
+        yield from _attack_figures(results, limit.most, attack, fpr)
 
 
-def _attack_figures(results: Results, attack: str | None, fpr: str | None) -> Iterator[tuple[str, Measure]]:
+def _attack_figures(results: Results, most: float, attack: str | None, fpr: str | None) -> Iterator[Figure]:
     if attack is not None and attack not in results.attacks:
-        raise ConfigError(f"the audit has no attack {attack}; it has {', '.join(results.attacks)}")
+        raise ConfigError(f"the audit has no attack {attack}; it has {one_line(', '.join(results.attacks))}")
     for name, result in results.attacks.items():
         if name != attack and (attack is not None or name == CONTROL):
             continue
         if fpr is None:
-            yield f"AUC of {name}", result.auc
+            yield Figure(
+                name=f"AUC of {name}",
+                measure=result.auc,
+                most=most,
+                kind="auc",
+                attack=name,
+                named=name == attack,
+            )
             continue
         rates = {float(rate): measure for rate, measure in result.tpr_at_fpr.items()}
         if float(fpr) not in rates:
             raise ConfigError(f"tpr@fpr={fpr}: measured at {', '.join(result.tpr_at_fpr)} only")
-        yield f"TPR of {name} at an FPR of {fpr}", rates[float(fpr)]
+        yield Figure(
+            name=f"TPR of {name} at an FPR of {fpr}",
+            measure=rates[float(fpr)],
+            most=most,
+            kind="tpr",
+            attack=name,
+            rate=float(fpr),
+            named=name == attack,
+        )
 
 
 def _identifiable(results: Results) -> Measure:
     decisions = results.decisions
     if not decisions.n_judged:
         return Measure(reason="no record was judged")
-    if decisions.fewest_flags is None:
-        return Measure(
-            reason=f"{decisions.n_calibration} non-members give p-values of {decisions.smallest_p:.2g} at least, "
-            f"so nothing can be flagged at {decisions.fdr:g}"
-        )
     count = float(decisions.n_flagged)
     return Measure(value=count, low=count, high=count)
 
 
-def _outcome(measure: Measure, most: float) -> Outcome:
+def _outcome(figure: Figure) -> Outcome:
+    measure = figure.measure
     if measure.value is None:
         return "inconclusive"
-    if measure.value > most:
+    if measure.value > figure.most:
         return "failed"
-    # A lower bound (epsilon) has no upper end: it can only ever contradict a claim.
-    return "passed" if measure.high is None or measure.high <= most else "inconclusive"
+    if figure.kind == "epsilon":  # a lower bound has no upper end: it can only ever contradict a claim
+        return "passed"
+    return "passed" if measure.high is not None and measure.high <= figure.most else "inconclusive"
 
 
-def _sentence(name: str, measure: Measure, limit: Limit) -> str:
+def _sentence(figure: Figure) -> str:
+    name, measure, most = figure.name, figure.measure, figure.most
     if measure.value is None:
         return f"{name} could not be measured: {measure.reason}"
-    if measure.high is None:
-        return f"{name} is {measure.value:.3g}; a claim of {limit.most:g} is held against it, and can only be refuted"
-    interval = "" if measure.low == measure.high else f" [{measure.low:.3f}, {measure.high:.3f}]"
+    if figure.kind == "epsilon":
+        return f"{name} is {measure.value:.3g}; a claim of {most:g} is held against it, and can only be refuted"
     value = f"{measure.value:.3f}".rstrip("0").rstrip(".")
-    return f"{name} is {value}{interval}; at most {limit.most:g} is allowed"
+    if measure.low is None or measure.high is None:
+        return f"{name} is {value} without an interval; at most {most:g} is allowed"
+    interval = "" if measure.low == measure.high else f" [{measure.low:.3f}, {measure.high:.3f}]"
+    return f"{name} is {value}{interval}; at most {most:g} is allowed"

@@ -6,16 +6,19 @@ Not measurable is never 0: such a figure has null values and a reason. Knows no 
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Rate = Annotated[str, Field(pattern=r"^(0\.[0-9]{1,9}|1)$")]
-"""A false-positive rate as a key: "0.01"."""
+Rate = Annotated[str, Field(pattern=r"^(0\.[0-9]{0,8}[1-9]|1)$")]
+"""A false-positive rate as a key: "0.01", never "0.010"."""
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Amount = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
-    """Strict base: an unknown key is an error, not a silent extra."""
+    """Strict base: an unknown key is an error, not a silent extra; so is a figure that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Measure(_Section):
@@ -25,6 +28,17 @@ class Measure(_Section):
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+
+
+def _of_shares(measure: Measure) -> Measure:
+    ends = [end for end in (measure.low, measure.value, measure.high) if end is not None]
+    if ends != sorted(ends) or not all(0 <= end <= 1 for end in ends):
+        raise ValueError(f"low, value, high are {ends}: expected numbers from 0 to 1, rising")
+    return measure
+
+
+ShareMeasure = Annotated[Measure, AfterValidator(_of_shares)]
+"""A figure from 0 to 1, within its interval."""
 
 
 class ModelInfo(_Section):
@@ -37,7 +51,7 @@ class ModelInfo(_Section):
     """Hash of the weight files; of the parameters for a model in memory; of the recording where there is one."""
     architecture: str | None
     """Null, as the next two, for a model that was only recorded."""
-    n_parameters: int | None
+    n_parameters: Count | None
     dtype: str | None
     trust_remote_code: bool = False
     remarks: list[str] = Field(default_factory=list)
@@ -51,30 +65,30 @@ class TokenizerInfo(_Section):
 
     sha256: str | None
     """Null if the recordings do not say."""
-    vocab_size: int
+    vocab_size: Count
 
 
 class DataInfo(_Section):
     """How many texts of each kind there were."""
 
-    n_members: int
-    n_nonmembers: int
-    n_candidates: int = 0
-    n_unscorable: int = 0
-    n_cut: int | None = None
+    n_members: Count
+    n_nonmembers: Count
+    n_candidates: Count = 0
+    n_unscorable: Count = 0
+    n_cut: Count | None = None
     """Texts that go on behind what is read of each: nothing was looked at there. Null where recordings do not
     say, and in files from before it was counted."""
-    n_groups: int | None = None
+    n_groups: Count | None = None
     """Distinct groups over all texts; null when the data have none."""
 
 
 class AttackResult(_Section):
     """How well one attack tells members from non-members."""
 
-    auc: Measure
-    tpr_at_fpr: dict[Rate, Measure]
+    auc: ShareMeasure
+    tpr_at_fpr: dict[Rate, ShareMeasure]
     """Largest true-positive rate whose false-positive rate is at most the key: "0.1", "0.01", "0.001"."""
-    realized_fpr: dict[Rate, Measure] = Field(default_factory=dict)
+    realized_fpr: dict[Rate, ShareMeasure] = Field(default_factory=dict)
     """False-positive rate really taken at each of those thresholds, with its Clopper-Pearson interval."""
 
     def tpr(self, fpr: Rate) -> Measure:
@@ -87,30 +101,41 @@ class Decisions(_Section):
 
     attack: str
     """The attack whose scores the p-values rank."""
-    fdr: float
-    n_flagged: int
-    n_judged: int
-    n_calibration: int
+    fdr: Share
+    n_flagged: Count
+    n_judged: Count
+    n_calibration: Count
     """Non-members the p-values were computed against."""
-    smallest_p: float
+    smallest_p: Share
     """1 / (n_calibration + 1): no p-value can be smaller."""
-    fewest_flags: int | None = None
+    fewest_flags: Annotated[int, Field(ge=1)] | None = None
     """Records that must outscore nearly all of these before any is flagged; null when no number would do."""
-    n_calibration_groups: int | None = None
+    n_calibration_groups: Count | None = None
     """Groups that the calibration non-members come from; null without groups."""
-    realized_fdp: Measure = Field(default_factory=Measure)
+    realized_fdp: ShareMeasure = Field(default_factory=Measure)
     """Share of false flags when the non-members left out of calibration are judged as well (audit only)."""
     flagged_groups: list[str] | None = None
     """Groups flagged as a whole (salted hashes); null without groups."""
+
+    @model_validator(mode="after")
+    def _no_more_than_judged(self) -> "Decisions":
+        if self.n_flagged > self.n_judged:
+            raise ValueError(f"{self.n_flagged} of {self.n_judged} records judged are flagged")
+        return self
+
+    @property
+    def can_flag(self) -> bool:
+        """Whether any record could have been flagged."""
+        return self.fewest_flags is not None and self.fewest_flags <= self.n_judged
 
 
 class SetTest(_Section):
     """Was this collection used? One p-value for all candidates together."""
 
-    p_value: float | None
-    effect: Measure
+    p_value: Share | None
+    effect: ShareMeasure
     """Probability that a random candidate outscores a random non-member."""
-    n_for_power: int | None = None
+    n_for_power: Count | None = None
     """Candidates needed for a power of 80 % at this effect."""
     reason: str | None = None
 
@@ -143,10 +168,10 @@ class Validity(_Section):
 class Timing(_Section):
     """Where the time went."""
 
-    seconds: float
-    texts_per_second: float
-    forward_seconds: float
-    feature_seconds: float
+    seconds: Amount
+    texts_per_second: Amount
+    forward_seconds: Amount
+    feature_seconds: Amount
 
 
 class Results(_Section):

@@ -1,0 +1,166 @@
+"""Why an audit could not have shown what is given away: one function a reason, each answers with a sentence or nothing.
+
+`docs/gate.md` lists them. An audit with such a reason passes no limit that the reason is about.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ltmia.evaluation.epsilon import largest_bound
+from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
+from ltmia.evaluation.results import Measure, Results
+
+CONTROL = "bag_of_words"
+"""Sees no model, so it says nothing of what the model gives away."""
+FEWEST_TEXTS = 20
+"""Members, and non-members, below which no figure holds."""
+MOST_UNSCORED = 0.05
+"""Share of texts that may be unscorable: a few empty rows."""
+MOST_SHARED = 0.01
+"""Share of non-members that may repeat members where AUC or epsilon are limited: it lowers an AUC of .6 by .001."""
+SHARED_OF_RATE = 0.1
+"""The same where a false-positive or false discovery rate is allowed, as a share of that rate: non-members that are in
+truth members are taken for false alarms."""
+FAR_BELOW = 0.4
+"""An attack that does not decide may lie a little below one half, since kinds of texts differ."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured figure that a limit is about."""
+
+    name: str
+    """For people, such as "AUC of difference"."""
+    measure: Measure
+    most: float
+    """The limit."""
+    kind: Literal["auc", "tpr", "identifiable", "epsilon"]
+    attack: str
+    """Whose scores it rests on."""
+    rate: float = 1.0
+    """The false-positive or false discovery rate allowed; 1 where there is none."""
+    named: bool = False
+    """Whether the limit names the attack."""
+
+
+def blind_spots(results: Results, figure: Figure) -> list[str]:
+    """Say why this audit could not have shown that a figure is beyond its limit; nothing where it could have."""
+    whole = (found for reason in OF_AN_AUDIT if (found := reason(results)) is not None)
+    single = (found for look in OF_A_FIGURE if (found := look(results, figure)) is not None)
+    return [*whole, *single]
+
+
+def _wrong_base(results: Results) -> str | None:
+    check = results.validity.base
+    return None if check.status == "ok" else check.sentence
+
+
+def _noise(results: Results) -> str | None:
+    check = results.validity.backend
+    return None if check.status == "ok" else check.sentence
+
+
+def _no_attack(results: Results) -> str | None:
+    seeing = [name for name in (*results.attacks, results.decisions.attack) if name != CONTROL]
+    return None if seeing else "No attack took part that sees the model."
+
+
+def _unscored(results: Results) -> str | None:
+    data = results.data
+    asked = data.n_members + data.n_candidates
+    n_texts = asked + data.n_nonmembers
+    if asked - results.decisions.n_judged <= MOST_UNSCORED * asked and data.n_unscorable <= MOST_UNSCORED * n_texts:
+        return None
+    return (
+        f"{data.n_unscorable} of {n_texts} texts could not be scored, {results.decisions.n_judged} records were judged."
+    )
+
+
+def _few_texts(results: Results) -> str | None:
+    n, m = results.decisions.n_judged, results.data.n_nonmembers
+    if min(n, m) >= FEWEST_TEXTS:
+        return None
+    return f"{n} records and {m} non-members are too few; at least {FEWEST_TEXTS} of each are needed."
+
+
+def _swapped(results: Results) -> str | None:
+    """Members score below non-members: the files were given the wrong way round, or the scores are worthless."""
+    aucs = {name: attack.auc for name, attack in results.attacks.items() if name != CONTROL}
+    deciding = results.decisions.attack
+    if results.kind == "score":
+        aucs[deciding] = results.set_test.effect
+    for name, auc in aucs.items():
+        if auc.high is not None and auc.high < (0.5 if name == deciding else FAR_BELOW):
+            return (
+                f"Non-members outscore members by {name} (AUC at most {auc.high:.3f}): were the two files given the "
+                "wrong way round?"
+            )
+    return None
+
+
+OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
+    _wrong_base, _noise, _no_attack, _unscored, _few_texts, _swapped,
+)  # fmt: skip
+
+
+def _shared_texts(results: Results, figure: Figure) -> str | None:
+    check = results.validity.near_duplicates
+    counts = [check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping")]
+    shared = max((float(count) for count in counts if isinstance(count, int | float)), default=0.0)
+    if check.status == "ok" and not shared:
+        return None
+    allowed = min(MOST_SHARED, SHARED_OF_RATE * figure.rate) * results.data.n_nonmembers
+    return None if check.status != "not_measured" and 0 < shared <= allowed else check.sentence
+
+
+def _ties(results: Results, figure: Figure) -> str | None:
+    attack = results.attacks.get(figure.attack)
+    if attack is None or attack.auc.value is None or attack.auc.low != attack.auc.high:
+        return None
+    return f"{figure.attack} gives all texts one score."
+
+
+def _reversed(results: Results, figure: Figure) -> str | None:
+    """A limit that names an attack rests on it, as on the one that decides."""
+    attack = results.attacks.get(figure.attack)
+    if not figure.named or figure.attack == CONTROL or attack is None:
+        return None
+    high = attack.auc.high
+    return None if high is None or high >= 0.5 else f"Non-members outscore members by {figure.attack}."
+
+
+def _few_to_calibrate(results: Results, figure: Figure) -> str | None:
+    decisions = results.decisions
+    if figure.kind != "identifiable" or decisions.can_flag:
+        return None
+    if decisions.fewest_flags is None:
+        return (
+            f"{decisions.n_calibration} non-members give p-values of {decisions.smallest_p:.2g} at least, so nothing "
+            f"can be flagged at {decisions.fdr:g}."
+        )
+    return (
+        f"Nothing is flagged unless {decisions.fewest_flags} records stand out, and only {decisions.n_judged} were "
+        "judged: more non-members are needed."
+    )
+
+
+def _few_false_alarms(results: Results, figure: Figure) -> str | None:
+    n = results.data.n_nonmembers
+    if figure.kind != "tpr" or n * figure.rate >= FEWEST_FALSE_POSITIVES - 1e-9:
+        return None
+    return f"{n} non-members cannot resolve an FPR of {figure.rate:g}."
+
+
+def _out_of_reach(results: Results, figure: Figure) -> str | None:
+    if figure.kind != "epsilon":
+        return None
+    reach = largest_bound(results.decisions.n_judged, results.data.n_nonmembers)
+    return (
+        None if reach > figure.most else f"Perfect scores of so many records would show no epsilon above {reach:.2f}."
+    )
+
+
+OF_A_FIGURE: Sequence[Callable[[Results, Figure], str | None]] = (
+    _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach,
+)  # fmt: skip

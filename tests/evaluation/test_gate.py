@@ -1,0 +1,381 @@
+"""The gate: what could not have failed does not pass, and nothing from a results file runs where it is shown."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from ltmia.errors import StoreError
+from ltmia.evaluation.files import RESULTS_FILE, read_results, write_results
+from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.shown import markdown, one_line
+
+Tree = dict[str, Any]
+LIMITS = ("identifiable:0", "auc:0.6", "tpr@fpr=0.01:0.05", "epsilon:2")
+CHECKS = (
+    "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "base", "backend", "power",
+)  # fmt: skip
+
+
+def measure(value: float | None, low: float | None = None, high: float | None = None) -> Tree:
+    return {"value": value, "low": low, "high": high, "reason": None if value is not None else "too few"}
+
+
+def attack(value: float = 0.5) -> Tree:
+    rates = {"0.1": measure(0.1, 0.08, 0.13), "0.01": measure(0.01, 0.0, 0.02), "0.001": measure(None)}
+    return {"auc": measure(value, value - 0.03, value + 0.03), "tpr_at_fpr": rates}
+
+
+def sound() -> Tree:
+    """Return an audit that saw well and found nothing: 1,000 members, 2,000 non-members."""
+    model = {"source": "m", "sha256": "0", "architecture": "gpt2", "n_parameters": 1, "dtype": "float32"}
+    details = {"repeats_within_a_set": 0, "repeats_across_sets": 0, "nonmembers_overlapping": 0, "left_out": 0}
+    checks: Tree = {name: {"status": "ok", "sentence": "fine"} for name in CHECKS}
+    checks["near_duplicates"]["details"] = details
+    return {
+        "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "", "settings": {},
+        "environment": {}, "target": model, "reference": model, "tokenizer": {"sha256": "0", "vocab_size": 9},
+        "data": {"n_members": 1000, "n_nonmembers": 2000},
+        "attacks": {"difference": attack(), "loss": attack(), "bag_of_words": attack()},
+        "decisions": {
+            "attack": "difference", "fdr": 0.05, "n_flagged": 0, "n_judged": 1000, "n_calibration": 1000,
+            "smallest_p": 1 / 1001, "fewest_flags": 40,
+        },
+        "set_test": {"p_value": 0.5, "effect": measure(0.5, 0.47, 0.53)},
+        "epsilon": measure(0.1, 0.1), "validity": checks, "verdict": "",
+        "timing": {"seconds": 1, "texts_per_second": 1, "forward_seconds": 1, "feature_seconds": 1},
+    }  # fmt: skip
+
+
+def held(tree: Tree, limit: str) -> tuple[int, str]:
+    found = hold_against(Results.model_validate(tree), [Limit.parse(limit)])
+    return found.exit_code, found.lines()[0]
+
+
+def put(path: str, value: object) -> Callable[[Tree], None]:
+    """Return what puts a value at "a.b.c" of a tree."""
+    *folders, name = path.split("|")
+
+    def change(tree: Tree) -> None:
+        for folder in folders:
+            tree = tree[folder]
+        tree[name] = value
+
+    return change
+
+
+def only(*names: str) -> Callable[[Tree], None]:
+    return lambda tree: tree.update(attacks={name: tree["attacks"][name] for name in names})
+
+
+def both(*changes: Callable[[Tree], None]) -> Callable[[Tree], None]:
+    def change(tree: Tree) -> None:
+        for one in changes:
+            one(tree)
+
+    return change
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_sound_audit_that_found_nothing_passes(limit: str) -> None:
+    assert held(sound(), limit)[0] == 0
+
+
+BASE = "Target and base have the same weights: nothing was fine-tuned, so there is nothing to find."
+SHARED = "40 non-member(s) repeat a member"
+REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
+    "the base is wrong": (LIMITS, put("validity|base", {"status": "failed", "sentence": "Wrong."}), "Wrong."),
+    "target and base are the same": (LIMITS, put("validity|base", {"status": "warning", "sentence": BASE}), BASE),
+    "the base is not known": (
+        LIMITS,
+        put("validity|base", {"status": "not_measured", "sentence": "Only recordings."}),
+        "Only recordings.",
+    ),
+    "an old file without the check": (LIMITS, lambda tree: tree["validity"].pop("base"), "before this check"),
+    "noise": (LIMITS, put("validity|backend", {"status": "warning", "sentence": "Noise."}), "Noise."),
+    "no two texts apart": (LIMITS, put("validity|backend|status", "not_measured"), "fine"),
+    "the control alone": (LIMITS, both(only("bag_of_words"), put("decisions|attack", "bag_of_words")), ""),
+    "sets swapped": (LIMITS, put("attacks|difference|auc", measure(0.001, 0.0, 0.002)), "wrong way round"),
+    "sets swapped, not by the one that decides": (
+        LIMITS,
+        put("attacks|loss|auc", measure(0.1, 0.0, 0.2)),
+        "wrong way round",
+    ),
+    "a named attack below one half": (
+        ("loss.auc:0.6", "loss.tpr@fpr=0.01:0.05"),
+        put("attacks|loss|auc", measure(0.45, 0.42, 0.48)),
+        "outscore members by loss",
+    ),
+    "texts that could not be scored": (LIMITS, put("data|n_unscorable", 200), "200 of 3000 texts"),
+    "records not judged": (LIMITS, put("decisions|n_judged", 900), "900 records were judged"),
+    "few members": (
+        LIMITS,
+        both(
+            put("data", {"n_members": 3, "n_nonmembers": 2000}),
+            put("decisions|n_judged", 3),
+            put("decisions|fewest_flags", 1),
+        ),
+        "too few",
+    ),
+    "one score for all": (
+        ("auc:0.6", "tpr@fpr=0.01:0.05", "identifiable:0", "epsilon:2"),
+        put("attacks|difference|auc", measure(0.5, 0.5, 0.5)),
+        "one score",
+    ),
+    "texts on both sides": (
+        LIMITS,
+        put(
+            "validity|near_duplicates",
+            {"status": "warning", "sentence": SHARED, "details": {"repeats_across_sets": 40}},
+        ),
+        SHARED,
+    ),
+    "texts on both sides, as many as false alarms allowed": (
+        ("tpr@fpr=0.01:0.05",),
+        put(
+            "validity|near_duplicates",
+            {"status": "warning", "sentence": SHARED, "details": {"nonmembers_overlapping": 10}},
+        ),
+        SHARED,
+    ),
+    "repeats not looked for": (LIMITS, put("validity|near_duplicates|status", "not_measured"), "fine"),
+    "more flags needed than records": (
+        ("identifiable:0",),
+        both(
+            put("data", {"n_members": 40, "n_nonmembers": 400}),
+            put("decisions|n_judged", 40),
+            put("decisions|fewest_flags", 46),
+        ),
+        "unless 46 records stand out, and only 40 were judged",
+    ),
+    "nothing can be flagged": (("identifiable:0",), put("decisions|fewest_flags", None), "nothing can be flagged"),
+    "a rate that so few cannot resolve": (
+        ("tpr@fpr=0.01:0.05",),
+        put("data|n_nonmembers", 900),
+        "cannot resolve",
+    ),
+    "an epsilon out of reach": (("epsilon:8",), lambda tree: None, "no epsilon above"),
+    "no figure": (("auc:0.6",), put("attacks|loss|auc", measure(None)), "could not be measured"),
+    "no end of the interval": (
+        ("auc:0.6",),
+        put("attacks|loss|auc", measure(0.5, 0.4)),
+        "without an interval",
+    ),
+    "no bound on epsilon": (("epsilon:2",), put("epsilon", None), "no bound"),
+    "the limit inside the interval": (("auc:0.51",), lambda tree: None, "at most 0.51"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_what_could_not_have_failed_is_inconclusive(name: str) -> None:
+    limits, change, said = REASONS[name]
+    for limit in limits:
+        tree = sound()
+        change(tree)
+        code, line = held(tree, limit)
+        assert code == 3, (limit, line)
+        assert said in line
+
+
+def test_every_reason_stands_in_the_docs_and_every_one_there_has_a_case() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|") and "`test_gate" in line]
+    named = {name for line in rows for name in line.rsplit("|", 2)[1].split("`")[1::2] if name != "test_gate"}
+    assert set(REASONS) | set(DAMAGES) == {name for name in named if not name.startswith("test_")}
+
+
+def test_a_few_shared_texts_and_a_few_empty_ones_do_no_harm() -> None:
+    tree = sound()
+    tree["validity"]["near_duplicates"] = {
+        "status": "warning", "sentence": SHARED, "details": {"repeats_across_sets": 1, "nonmembers_overlapping": 2},
+    }  # fmt: skip
+    tree["data"]["n_unscorable"] = 20
+    tree["decisions"]["n_judged"] = 990
+    assert {held(tree, limit)[0] for limit in LIMITS} == {0}
+
+
+def raw(change: Callable[[Tree], None]) -> str:
+    tree = json.loads(Results.model_validate(sound()).model_dump_json())
+    change(tree)
+    return json.dumps(tree)
+
+
+DAMAGES: dict[str, str] = {
+    "NaN": raw(put("attacks|loss|auc|high", math.nan)),
+    "infinite": raw(put("attacks|loss|auc|high", math.inf)),
+    "infinite, spelt as a number": raw(put("attacks|loss|auc|high", "@")).replace('"@"', "1e999"),
+    "below zero": raw(put("attacks|loss|auc|low", -0.1)),
+    "ends in the wrong order": raw(put("attacks|loss|auc", measure(0.5, 0.4, 0.45))),
+    "a negative count": raw(put("decisions|n_flagged", -5)),
+    "a negative number of texts": raw(put("data|n_nonmembers", -1)),
+    "more flagged than judged": raw(put("decisions|n_flagged", 1001)),
+    "a number as a string": raw(put("decisions|n_flagged", "0")),
+    "a key twice": raw(lambda tree: None).replace('"n_flagged": 0', '"n_flagged": 7, "n_flagged": 0'),
+    "a rate twice": raw(put("attacks|loss|tpr_at_fpr|0.010", measure(0.0, 0.0, 0.0))),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / RESULTS_FILE).write_text(DAMAGES[name], "utf-8")
+    with pytest.raises(StoreError, match="results.json: "):
+        read_results(tmp_path)
+
+
+def test_an_undamaged_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / RESULTS_FILE).write_text(raw(lambda tree: None), "utf-8")
+    assert read_results(tmp_path).decisions.n_judged == 1000
+
+
+counts = st.integers(0, 300)
+shares = st.sampled_from([0.0, 0.1, 0.3, 0.49, 0.5, 0.55, 0.7, 1.0])
+
+
+@st.composite
+def measures(draw: st.DrawFn) -> Tree:
+    low, value, high = sorted(draw(shares) for _ in range(3))
+    ends = draw(st.sampled_from(["both", "low", "none", "nothing"]))
+    if ends == "nothing":
+        return measure(None)
+    return measure(value, None if ends == "none" else low, high if ends == "both" else None)
+
+
+@st.composite
+def audits(draw: st.DrawFn) -> Tree:
+    """Draw results files that the model takes: most are blind in one way or several."""
+    tree = sound()
+    names = draw(st.lists(st.sampled_from(["difference", "loss", "bag_of_words"]), unique=True))
+    rates = ("0.1", "0.01", "0.001")
+    tree["attacks"] = {n: {"auc": draw(measures()), "tpr_at_fpr": {r: draw(measures()) for r in rates}} for n in names}
+    for name in ("base", "backend", "near_duplicates"):
+        tree["validity"][name]["status"] = draw(st.sampled_from(["ok", "ok", "warning", "failed", "not_measured"]))
+    repeats = ("repeats_across_sets", "nonmembers_overlapping")
+    tree["validity"]["near_duplicates"]["details"] = {name: draw(st.sampled_from([0, 0, 1, 50])) for name in repeats}
+    n_members, n_nonmembers = draw(counts), draw(st.one_of(counts, st.integers(1000, 20_000)))
+    tree["data"] = {"n_members": n_members, "n_nonmembers": n_nonmembers, "n_unscorable": draw(st.integers(0, 20))}
+    n_judged = draw(st.integers(n_members - n_members // 10, n_members))
+    tree["decisions"] = {
+        "attack": draw(st.sampled_from(names or ["bag_of_words"])), "fdr": 0.05, "n_judged": n_judged,
+        "n_flagged": draw(st.sampled_from([0, n_judged])), "n_calibration": n_nonmembers // 2,
+        "smallest_p": 1 / (n_nonmembers // 2 + 1), "fewest_flags": draw(st.none() | st.integers(1, 400)),
+    }  # fmt: skip
+    tree["epsilon"] = draw(st.none() | st.just(measure(0.5, 0.5)) | st.just(measure(None)))
+    return tree
+
+
+def leaking(tree: Tree) -> Tree:
+    """Return what the same audit would say of a model that gives away all that such an audit can see of."""
+    worst = copy.deepcopy(tree)
+    fewest, judged = tree["decisions"]["fewest_flags"], tree["decisions"]["n_judged"]
+    worst["decisions"]["n_flagged"] = judged if fewest is not None and fewest <= judged else 0
+    n = min(judged, tree["data"]["n_nonmembers"])
+    # Of 2n records, n guesses at most are right as members and n as non-members: Clopper-Pearson at 1 - .05 / 12.
+    share = (0.05 / 12) ** (1 / (2 * n)) if n else 0.5
+    worst["epsilon"] = measure(*[max(math.log(share / (1 - share)), 0.0)] * 2)
+    seen = tree["validity"]["base"]["status"] == tree["validity"]["backend"]["status"] == "ok"
+    for name, found in worst["attacks"].items():
+        if name != "bag_of_words" and seen:
+            found["auc"] = measure(1.0, 1.0, 1.0)
+            for rate in found["tpr_at_fpr"]:
+                if float(rate) * tree["data"]["n_nonmembers"] >= 10:
+                    found["tpr_at_fpr"][rate] = measure(1.0, 1.0, 1.0)
+    return worst
+
+
+@given(audits(), st.sampled_from(["identifiable:0", "auc:0.6", "tpr@fpr=0.1:0.2", "tpr@fpr=0.01:0.6", "epsilon:3"]))
+def test_no_audit_that_could_not_have_failed_passes(tree: Tree, limit: str) -> None:
+    code, line = held(tree, limit)
+    if code != 0:
+        return
+    assert held(leaking(tree), limit)[0] == 1, line
+    # Said once more, in the plainest words: what would have made this pass worthless.
+    validity, attacks, data = tree["validity"], tree["attacks"], tree["data"]
+    seeing = {name: found for name, found in attacks.items() if name != "bag_of_words"}
+    shared = max(validity["near_duplicates"]["details"].values())
+    assert validity["base"]["status"] == validity["backend"]["status"] == "ok"
+    assert seeing
+    assert shared <= 0.01 * data["n_nonmembers"]
+    assert data["n_unscorable"] <= 0.05 * (data["n_members"] + data["n_nonmembers"])
+    deciding = attacks[tree["decisions"]["attack"]]["auc"]
+    assert tree["decisions"]["attack"] == "bag_of_words" or deciding["high"] is None or deciding["high"] >= 0.5
+    if limit == "auc:0.6":
+        assert all(found["auc"]["high"] <= 0.6 for found in seeing.values())
+    if limit == "identifiable:0":
+        assert tree["decisions"]["fewest_flags"] <= tree["decisions"]["n_judged"]
+
+
+HOSTILE = (
+    "::error file=a.py,line=1::broken",
+    "\n::error::new line",
+    "##[error]old form",
+    "\x1b[2J\x1b]0;title\x07",
+    "\x9b31m",
+    "\u202etxet\u2066",
+    "\u2028::error::x",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "| a | b |\n|-|-|",
+    "[a link](https://example.org) ![x](y) <https://example.org> https://example.org www.example.org",
+    "`code` **bold** __bold__ ~~no~~ # head",
+    "&lt;script&gt; &#60;b&#62;",
+    "\ud800 lone",
+    "]]>",
+    "a\r## b",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_one_line_is_one_line_without_orders(text: str) -> None:
+    found = one_line(text)
+    assert len(found.splitlines()) == 1
+    assert found.isprintable()
+    assert "::" not in found
+    assert "##[" not in found
+    found.encode("utf-8")
+
+
+@given(st.one_of(st.text(), st.sampled_from(HOSTILE)))
+def test_markdown_shows_a_string_letter_by_letter(text: str) -> None:
+    row = f"| x | {markdown('- ' + text)} |"
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(f"| a | b |\n|-|-|\n{row}\n")
+    cells = ElementTree.fromstring(f"<page>{page}</page>").findall(".//td")
+    assert len(cells) == 2
+    assert len(cells[1]) == 0, "no element inside"
+    assert (cells[1].text or "").strip() == one_line("- " + text).strip()
+
+
+def test_nothing_from_a_results_file_runs_where_the_gate_shows_it(tmp_path: Path) -> None:
+    evil = "".join(text for text in HOSTILE if "\ud800" not in text)
+    tree = sound()
+    tree["attacks"] = {evil: attack(0.7), "difference": attack()}
+    tree["attacks"]["difference"]["tpr_at_fpr"]["0.01"] = measure(None) | {"reason": evil}
+    tree["validity"]["base"] = {"status": "warning", "sentence": evil}
+    write_results(Results.model_validate(tree), tmp_path)
+    command = [sys.executable, "-m", "ltmia", "gate", str(tmp_path), "--junit", str(tmp_path / "junit.xml")]
+    command += ["--summary", str(tmp_path / "summary.md")]
+    command += [part for limit in LIMITS for part in ("--max", limit)]
+    done = subprocess.run(command, capture_output=True, check=False, encoding="utf-8")
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(LIMITS) + 1
+    assert all(line.isprintable() and "::" not in line and "##[" not in line for line in lines)
+    summary = (tmp_path / "summary.md").read_text("utf-8")
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(summary)
+    names = {element.tag for element in ElementTree.fromstring(f"<page>{page}</page>").iter()}
+    assert names == {"page", "h3", "table", "thead", "tbody", "tr", "th", "td", "code"}
+    assert "::" not in summary
+    suite = ElementTree.fromstring((tmp_path / "junit.xml").read_text("utf-8"))
+    shown = "".join(suite.itertext()) + "".join(value for case in suite.iter() for value in case.attrib.values())
+    assert shown.replace("\n", "").isprintable()
+    assert "::" not in shown
