@@ -15,7 +15,8 @@ import numpy as np
 from ltmia.attacks.table import LEARNED
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
-from ltmia.evaluation.calibration import judge_audit, judge_groups, split_halves
+from ltmia.evaluation.calibration import judge_audit, split_halves
+from ltmia.evaluation.group_decisions import judge_groups
 from ltmia.evaluation.results import Decisions, Measure
 from ltmia.lab.evaluate import find_combinations
 from ltmia.scoring.stored_scores import classify_store
@@ -125,8 +126,7 @@ def group_fdp(
     calibration, held_out = split_halves(len(nonmembers), groups[nonmembers], seed)
     judged = np.concatenate([members, nonmembers[held_out]])
     known = nonmembers[calibration]
-    names, found = judge_groups(scores[judged], groups[judged], scores[known], groups[known], fdr)
-    flagged = names[found.flagged]
+    flagged = judge_groups(scores[judged], groups[judged], scores[known], groups[known], fdr, seed).flagged
     wrong = np.isin(flagged, groups[nonmembers[held_out]]).sum()
     return len(flagged) - int(wrong), float(wrong / max(len(flagged), 1))
 

@@ -12,7 +12,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_roc
 
 from ltmia.evaluation.bootstrap import resampled_figures, resamples
-from ltmia.evaluation.calibration import conformal_p_values, judge, judge_audit, q_values, split_halves
+from ltmia.evaluation.calibration import judge_audit, split_halves
+from ltmia.evaluation.conformal import conformal_p_values, judge, q_values
 from ltmia.evaluation.controls import bag_of_words, length_bucket_rows
 from ltmia.evaluation.intervals import measure_attack, proportion
 from ltmia.evaluation.results import Results
@@ -181,6 +182,32 @@ def test_halves_never_divide_a_group(groups: list[int], seed: int) -> None:
     first, second = split_halves(len(groups), names, seed)
     assert sorted([*first, *second]) == list(range(len(groups)))
     assert not set(names[first]) & set(names[second])
+    assert len(first), "somebody calibrates"
+    assert len(first) <= (len(groups) + 1) // 2 or not len(second), "half of them, or the only group"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_large_group_never_leaves_nobody_to_calibrate(seed: int) -> None:
+    groups = np.concatenate([np.zeros(900, np.int64), np.arange(1, 101)])
+    first, second = split_halves(1000, groups, seed)
+    assert sorted(groups[first]) == list(range(1, 101))
+    assert (groups[second] == 0).all()
+
+
+def test_non_members_of_one_group_all_calibrate() -> None:
+    rng = np.random.default_rng(0)
+    one = np.zeros(300, np.int64)
+    found = judge_audit(
+        rng.normal(5, 1, 50),
+        rng.normal(size=300),
+        attack="loss",
+        fdr=0.05,
+        member_groups=one[:50],
+        nonmember_groups=one,
+    ).summary
+    assert found.n_calibration == 300
+    assert found.realized_fdp.value is None
+    assert "one group" in (found.realized_fdp.reason or "")
 
 
 def test_set_test_finds_a_used_collection() -> None:

@@ -165,7 +165,7 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
         put("data|n_nonmembers", 900),
         "cannot resolve",
     ),
-    "an epsilon out of reach": (("epsilon:8",), lambda tree: None, "no epsilon above"),
+    "an epsilon out of reach": (("epsilon:8",), lambda _: None, "no epsilon above"),
     "no figure": (("auc:0.6",), put("attacks|loss|auc", measure(None)), "could not be measured"),
     "no end of the interval": (
         ("auc:0.6",),
@@ -173,7 +173,7 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
         "without an interval",
     ),
     "no bound on epsilon": (("epsilon:2",), put("epsilon", None), "no bound"),
-    "the limit inside the interval": (("auc:0.51",), lambda tree: None, "at most 0.51"),
+    "the limit inside the interval": (("auc:0.51",), lambda _: None, "at most 0.51"),
 }
 
 
@@ -221,7 +221,7 @@ DAMAGES: dict[str, str] = {
     "a negative number of texts": raw(put("data|n_nonmembers", -1)),
     "more flagged than judged": raw(put("decisions|n_flagged", 1001)),
     "a number as a string": raw(put("decisions|n_flagged", "0")),
-    "a key twice": raw(lambda tree: None).replace('"n_flagged": 0', '"n_flagged": 7, "n_flagged": 0'),
+    "a key twice": raw(lambda _: None).replace('"n_flagged": 0', '"n_flagged": 7, "n_flagged": 0'),
     "a rate twice": raw(put("attacks|loss|tpr_at_fpr|0.010", measure(0.0, 0.0, 0.0))),
 }
 
@@ -229,12 +229,12 @@ DAMAGES: dict[str, str] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).write_text(DAMAGES[name], "utf-8")
-    with pytest.raises(StoreError, match="results.json: "):
+    with pytest.raises(StoreError, match=r"results\.json: "):
         read_results(tmp_path)
 
 
 def test_an_undamaged_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / RESULTS_FILE).write_text(raw(lambda tree: None), "utf-8")
+    (tmp_path / RESULTS_FILE).write_text(raw(lambda _: None), "utf-8")
     assert read_results(tmp_path).decisions.n_judged == 1000
 
 

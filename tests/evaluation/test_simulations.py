@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from ltmia.evaluation.calibration import conformal_p_values, judge, judge_groups
+from ltmia.evaluation.conformal import conformal_p_values, judge
 from ltmia.evaluation.epsilon import epsilon_lower_bound
+from ltmia.evaluation.group_decisions import judge_groups
 from ltmia.evaluation.set_test import collection_test, permutation_test
 
 RATES = (0.01, 0.05, 0.1)
@@ -72,26 +75,117 @@ def test_records_are_flagged_within_the_rate(shift: float, n_groups: int, per_gr
         assert np.mean(found) <= rate + slack(np.array(found)), rate
 
 
-@pytest.mark.parametrize("shift", [0.7, 1.5])
-def test_groups_are_flagged_within_the_rate_however_alike_their_texts(shift: float) -> None:
+LAYOUTS = [("one", "twenty"), ("twenty", "one"), ("any", "any"), ("any", "one"), ("any", "twenty")]
+"""Sizes of the groups judged, and of those that calibrate."""
+
+
+def sized_scores(
+    rng: np.random.Generator, n_groups: int, sizes: str, alike: float, shift: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scores of groups of one text, of twenty, or of any number from 1 to 50, small ones more often."""
+    drawn = np.exp(rng.uniform(0, math.log(50.99), n_groups)).astype(np.int64)
+    n_texts = {"one": np.ones(n_groups, np.int64), "twenty": np.full(n_groups, 20), "any": drawn}[sizes]
+    groups = np.repeat(np.arange(n_groups), n_texts)
+    shared = rng.normal(size=n_groups)[groups]
+    return shift + math.sqrt(alike) * shared + math.sqrt(1 - alike) * rng.normal(size=len(groups)), groups
+
+
+def group_audits(
+    layout: tuple[str, str], alike: float, n_audits: int, n_used: int, n_unused: int
+) -> dict[str, np.ndarray]:
+    """Judge used and unused groups, many times over: false discovery proportion, power, p-values of the unused."""
     rng = np.random.default_rng(4)
-    proportions: dict[float, list[float]] = {rate: [] for rate in RATES}
-    for _ in range(N_AUDITS // 2):
-        members, groups = audit_scores(rng, 40, 5, 0.8, shift)
-        others, other_groups = audit_scores(rng, 80, 5, 0.8, 0.0)
-        calibration, calibration_groups = audit_scores(rng, 150, 5, 0.8, 0.0)
-        _, judged = judge_groups(
-            np.concatenate([members, others]),
-            np.concatenate([groups, other_groups + 40]),
+    proportions, power, p_values = [], [], []
+    for seed in range(n_audits):
+        used, used_groups = sized_scores(rng, n_used, layout[0], alike, 3.0)
+        unused, unused_groups = sized_scores(rng, n_unused, layout[0], alike)
+        calibration, calibration_groups = sized_scores(rng, 100, layout[1], alike)
+        found = judge_groups(
+            np.concatenate([used, unused]),
+            np.concatenate([used_groups, unused_groups + n_used]),
             calibration,
             calibration_groups,
-            1.0,
+            0.05,
+            seed,
         )
-        for rate in RATES:
-            flagged = judged.q_values <= rate
-            proportions[rate].append(flagged[40:].sum() / max(flagged.sum(), 1))
-    for rate, found in proportions.items():
-        assert np.mean(found) <= rate + slack(np.array(found)), rate
+        assert found.numbers.tolist() == list(range(n_used + n_unused))
+        flagged = found.decisions.flagged
+        proportions.append(flagged[n_used:].sum() / max(flagged.sum(), 1))
+        power.append(flagged[:n_used].mean() if n_used else 0.0)
+        p_values.append(found.decisions.p_values[n_used:])
+    return {"proportions": np.array(proportions), "power": np.array(power), "p_values": np.array(p_values)}
+
+
+def check_group_audits(layout: tuple[str, str], alike: float, n_audits: int) -> None:
+    mixed = group_audits(layout, alike, n_audits, n_used=40, n_unused=40)
+    null = group_audits(layout, alike, n_audits, n_used=0, n_unused=60)
+    for found in (mixed, null):
+        assert found["proportions"].mean() <= 0.05 + slack(found["proportions"]), (layout, alike)
+        for level in (0.02, 0.05, 0.2, 0.5):
+            # Groups of one audit share their calibration, so the audit is the unit.
+            shares = (found["p_values"] <= level).mean(axis=1)
+            assert shares.mean() <= level + slack(shares), (layout, alike, level)
+    assert mixed["power"].mean() > 0.5, "valid, but not idle"
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_are_flagged_within_the_rate_whatever_their_sizes(layout: tuple[str, str], alike: float) -> None:
+    check_group_audits(layout, alike, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [0.0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_are_flagged_within_the_rate_in_a_thousand_audits(layout: tuple[str, str], alike: float) -> None:
+    check_group_audits(layout, alike, 1000)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=8),
+    known=st.lists(st.integers(1, 6), max_size=8),
+    seed=st.integers(0, 9),
+)
+def test_group_p_values_by_definition_where_all_texts_of_a_group_score_alike(
+    sizes: list[int], known: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    level, known_level = rng.integers(0, 4, len(sizes)) * 1.0, rng.integers(0, 4, len(known)) * 1.0
+    found = judge_groups(
+        np.append(np.repeat(level, sizes), np.nan),
+        np.append(np.repeat(np.arange(len(sizes)), sizes), 99),
+        np.repeat(known_level, known),
+        np.repeat(np.arange(len(known)), known),
+        0.05,
+    )
+    assert found.numbers.tolist() == list(range(len(sizes)))
+    assert found.n_texts.tolist() == sizes
+    for i, k in enumerate(found.n_compared):
+        comparable = [a for a, size in zip(known_level, known, strict=True) if size >= k]
+        assert found.n_calibration[i] == len(comparable)
+        assert 1 <= k <= sizes[i]
+        assert 2 * len(comparable) >= len(known)
+        if known:
+            expected = (1 + sum(a >= level[i] for a in comparable)) / (len(comparable) + 1)
+            assert found.decisions.p_values[i] == pytest.approx(expected)
+        else:
+            assert np.isnan(found.decisions.p_values[i])
+            assert not found.decisions.flagged[i]
+
+
+@pytest.mark.parametrize(("judged", "known"), [("any", "any"), ("any", "one"), ("twenty", "any")])
+@pytest.mark.parametrize("alike", [0.2, 0.5])
+def test_records_of_unequal_groups_are_flagged_within_the_rate(judged: str, known: str, alike: float) -> None:
+    rng = np.random.default_rng(8)
+    for n_used, n_unused, shift in ((60, 40, 2.0), (10, 60, 3.0), (0, 60, 0.0)):
+        found = []
+        for _ in range(150):
+            used, _ = sized_scores(rng, n_used, judged, alike, shift)
+            unused, _ = sized_scores(rng, n_unused, judged, alike)
+            calibration, _ = sized_scores(rng, 60, known, alike)
+            flagged = judge(np.concatenate([used, unused]), calibration, 0.05).flagged
+            found.append(flagged[len(used) :].sum() / max(flagged.sum(), 1))
+        assert np.mean(found) <= 0.05 + slack(np.array(found)), (n_used, n_unused)
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ from matplotlib.axes import Axes
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import LEARNED
 from ltmia.audit.checks import Findings, check_validity
-from ltmia.audit.record_table import clean_text, flagged_hashes, hashed_groups, record_columns
+from ltmia.audit.record_table import clean_text, flagged_hashes, group_columns, hashed_groups, record_columns
 from ltmia.audit.text_sets import TextSets
 from ltmia.audit.token_table import token_columns
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.files import write_records, write_results, write_tokens
+from ltmia.evaluation.files import GROUPS_FILE, write_groups, write_records, write_results, write_tokens
 from ltmia.evaluation.results import AttackResult, DataInfo, Measure, Results, SetTest, Timing
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
@@ -234,12 +234,16 @@ def _write_tables(
     classifier: MembershipClassifier | None,
     folder: Path,
 ) -> pa.Table:
-    """Write records.parquet and tokens.parquet; return the records."""
+    """Write the tables of records, groups and tokens; return the records."""
     sets = question.sets
     columns = record_columns(sets, scored, measured.scores, measured.decisions, hashed)
     if question.reveal:
         columns["text"] = [clean_text(text) for text in sets.texts.texts]
     records = write_records(columns, folder)
+    if measured.decisions.groups is None:
+        (folder / GROUPS_FILE).unlink(missing_ok=True)  # of an earlier audit here, whose texts had groups
+    else:
+        write_groups(group_columns(sets, hashed, measured.decisions.groups), folder)
     if isinstance(scored, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
         tokens = token_columns(scored, measured.scores[measured.judge], classifier=classifier, revealed=revealed)

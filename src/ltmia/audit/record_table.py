@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from ltmia.audit.text_sets import TextSets
 from ltmia.evaluation.calibration import AuditDecisions
+from ltmia.evaluation.group_decisions import GroupDecisions
 from ltmia.records import hash_strings
 from ltmia.scoring.stored_scores import ScoredTexts
 
@@ -28,10 +29,29 @@ def _texts_hash(data: TextSets) -> bytes:
 
 def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
     """Return the hashes of the groups flagged as a whole; None without groups."""
-    if decisions.flagged_groups is None or data.groups is None:
+    if decisions.groups is None:
         return None
-    flagged = set(decisions.flagged_groups.tolist())
-    return sorted({h for h, number in zip(hashed, data.groups.tolist(), strict=True) if h and number in flagged})
+    names = _names_of_groups(data, hashed)
+    return sorted(names[number] for number in decisions.groups.flagged.tolist())
+
+
+def group_columns(data: TextSets, hashed: list[str | None], groups: GroupDecisions) -> dict[str, Any]:
+    """Lay out groups.parquet: the groups judged, by number of the group."""
+    names = _names_of_groups(data, hashed)
+    return {
+        "group": [names[number] for number in groups.numbers.tolist()],
+        "n_texts": groups.n_texts,
+        "n_compared": groups.n_compared,
+        "n_calibration": groups.n_calibration,
+        "p_value": groups.decisions.p_values,
+        "q_value": groups.decisions.q_values,
+        "flagged": groups.decisions.flagged,
+    }
+
+
+def _names_of_groups(data: TextSets, hashed: list[str | None]) -> dict[int, str]:
+    numbers = [] if data.groups is None else data.groups.tolist()
+    return {number: name for number, name in zip(numbers, hashed, strict=data.groups is not None) if name is not None}
 
 
 def record_columns(

@@ -101,6 +101,7 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
             fdr=config.fdr,
             candidate_groups=candidate_groups,
             nonmember_groups=nonmember_groups,
+            seed=config.seed,
         ),
         set_test=set_test_of(sets, scores, config.seed),
     )

@@ -16,6 +16,7 @@ from ltmia.evaluation.shown import one_line
 from ltmia.folders import write_whole
 
 RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
+GROUPS_FILE = "groups.parquet"
 RECORD_TYPES: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "label": pa.int64(),
@@ -28,6 +29,16 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "text": pa.string(),
 }
 """Columns of the records beside `score_ATTACK`."""
+GROUP_TYPES: Mapping[str, pa.DataType] = {
+    "group": pa.string(),
+    "n_texts": pa.int64(),
+    "n_compared": pa.int64(),
+    "n_calibration": pa.int64(),
+    "p_value": pa.float64(),
+    "q_value": pa.float64(),
+    "flagged": pa.bool_(),
+}
+"""Columns of the groups."""
 TOKEN_TYPES: Mapping[str, pa.DataType] = {
     "row": pa.int64(),
     "difference": pa.list_(pa.float32()),
@@ -35,8 +46,8 @@ TOKEN_TYPES: Mapping[str, pa.DataType] = {
     "token": pa.list_(pa.string()),
 }
 """Columns of the tokens; the last two may be missing."""
-WITHOUT_GAPS = ("id", "n_tokens", "row")
-"""Columns of either that say something of every record."""
+WITHOUT_GAPS = ("id", "n_tokens", "row", "n_texts")
+"""Columns that say something of every record."""
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -78,6 +89,26 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write_records(columns: Mapping[str, Any], folder: Path) -> pa.Table:
     """Write `records.parquet`, one row per text in input order, and return the table."""
     return _write_table(columns, folder / RECORDS_FILE)
+
+
+def write_groups(columns: Mapping[str, Any], folder: Path) -> pa.Table:
+    """Write `groups.parquet`: one row per group judged as a whole, and return the table.
+
+    Columns: `group` (salted hash, as in the records), `n_texts` (scorable texts), `n_compared` (texts of it, and of
+    each calibration group, whose mean score was compared), `n_calibration` (calibration groups), `p_value`,
+    `q_value`, `flagged`.
+    """
+    return _write_table(columns, folder / GROUPS_FILE)
+
+
+def read_groups(folder: Path) -> pa.Table | None:
+    """Read `groups.parquet`; None if there is none, as where the data have no groups.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    path = folder / GROUPS_FILE
+    return _read_table(path, GROUP_TYPES, tuple(GROUP_TYPES)) if path.exists() else None
 
 
 def write_tokens(columns: Mapping[str, Any], folder: Path) -> pa.Table:

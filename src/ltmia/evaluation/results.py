@@ -115,7 +115,11 @@ class Decisions(_Section):
     realized_fdp: ShareMeasure = Field(default_factory=Measure)
     """Share of false flags when the non-members left out of calibration are judged as well (audit only)."""
     flagged_groups: list[str] | None = None
-    """Groups flagged as a whole (salted hashes); null without groups."""
+    """Groups flagged as a whole (salted hashes); null without groups. `groups.parquet` has p and q of each."""
+    n_groups_judged: Count | None = None
+    """Groups judged as a whole; null without groups."""
+    fewest_group_flags: Annotated[int, Field(ge=1)] | None = None
+    """Groups that must stand out before any is flagged; null when no number would do, and without groups."""
 
     @model_validator(mode="after")
     def _no_more_than_judged(self) -> "Decisions":

@@ -124,13 +124,16 @@ def power_check(n_members: int, n_nonmembers: int, decisions: Decisions) -> Chec
             f" They come from {decisions.n_calibration_groups} groups only: where texts of a group are alike, more "
             "flags on single records may be false than promised, so rely on the flags of whole groups."
         )
+    no_group = bool(decisions.n_groups_judged) and decisions.fewest_group_flags is None
+    if no_group:
+        found += " There are too few groups of non-members to flag a group as a whole."
     if smallest_fpr is None or smallest_fpr > 0.1:
         sentence = f"{n_nonmembers} non-members are too few to measure a true-positive rate at 10 % FPR. {found}"
         return Check(status="warning", sentence=sentence, details=details)
     rates = f"{n_nonmembers} non-members resolve false-positive rates down to {smallest_fpr:.2g}"
     if smallest_tpr is not None:
         rates += f", where {n_members} members show a true-positive rate from {smallest_tpr:.2g} on"
-    status = "warning" if few_groups or decisions.fewest_flags is None else "ok"
+    status = "warning" if few_groups or no_group or not decisions.can_flag else "ok"
     return Check.model_validate({"status": status, "sentence": f"{rates}. {found}", "details": details})
 
 
@@ -143,6 +146,8 @@ def _smallest_tpr(n: int, fpr: float) -> float | None:
 
 def _flagging_power(decisions: Decisions) -> str:
     least = f"No p-value can be below {decisions.smallest_p:.2g}"
+    if decisions.fewest_flags is not None and not decisions.can_flag:
+        return f"{least}: nothing is flagged unless {decisions.fewest_flags} records outscore nearly all of these."
     if decisions.fewest_flags is None:
         return f"{least}, so nothing can be flagged at a false discovery rate of {decisions.fdr:.3g}."
     return f"{least}, so records are flagged only if at least {decisions.fewest_flags} outscore nearly all of these."
