@@ -46,6 +46,13 @@ def test_records(materials: Path) -> None:
     assert said == found
 
 
+def test_groups(materials: Path) -> None:
+    schema = pq.read_table(materials / "audit" / "groups.parquet").schema
+    assert {name.strip("`"): kind for name, kind in first_cells("groups.parquet")} == {
+        name: str(schema.field(name).type) for name in schema.names
+    }
+
+
 def test_tokens(materials: Path) -> None:
     schema = pq.read_table(materials / "audit" / "tokens.parquet").schema
     said = {name.strip("`"): kind for name, kind in first_cells("tokens.parquet")}

@@ -194,7 +194,7 @@ def set_test_of(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int
     """Test whether the texts to judge, as a collection, score higher than the non-members."""
     judged_groups, nonmember_groups = sets.split_groups
     return collection_test(
-        *sets.split(scores), candidate_groups=judged_groups, nonmember_groups=nonmember_groups, seed=seed
+        *sets.split(sets.once(scores)), candidate_groups=judged_groups, nonmember_groups=nonmember_groups, seed=seed
     )
 
 
@@ -204,6 +204,7 @@ def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
         **{"n_members": 0, f"n_{sets.judged}": sets.n_judged},
         n_nonmembers=sets.n_nonmembers,
         n_unscorable=sum(reason is not None for reason in scored.reasons),
+        n_repeats=int(sets.repeats.sum()),
         n_cut=_n_cut(scored.truncated),
         n_groups=None if sets.groups is None else len(np.unique(sets.groups)),
     )

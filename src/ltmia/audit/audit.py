@@ -82,14 +82,16 @@ def audit(
 
 
 def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
-    control = bag_of_words(sets.texts.texts, sets.sides, sets.groups, config.seed)
+    control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
     scores = {name: found[name] for name in names if name in found}
     judge = LEARNED if LEARNED in scores else next(iter(scores), CONTROL)
     scores[CONTROL] = control.scores
-    member_groups, nonmember_groups = sets.split_groups
-    groups = {"member_groups": member_groups, "nonmember_groups": nonmember_groups}
-    members, nonmembers = sets.split(scores[judge])
-    attacks = {name: measure_attack(*sets.split(values), **groups, seed=config.seed) for name, values in scores.items()}
+    units, groups = (
+        {"member_groups": judged, "nonmember_groups": others}
+        for judged, others in (sets.split_units, sets.split_groups)
+    )
+    members, nonmembers = sets.split(sets.once(scores[judge]))
+    attacks = {name: measure_attack(*sets.split(values), **units, seed=config.seed) for name, values in scores.items()}
     return Measured(
         scores=scores,
         attacks=attacks,

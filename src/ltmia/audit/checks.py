@@ -110,6 +110,7 @@ def _duplicates(data: TextSets) -> Check:
         n_across=len(found.across.rows),
         n_overlapping=ngram_overlap(nonmembers, judged).n_over(OVERLAP_SHARE),
         n_left_out=data.n_left_out,
+        n_texts=len(data.texts),
         candidates=data.judged.removesuffix("s"),
     )
 

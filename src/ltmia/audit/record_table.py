@@ -70,6 +70,8 @@ def record_columns(
         (held_out, decisions.held_out),
     ):
         p_values[rows], q_values[rows], flagged[rows] = part.p_values, part.q_values, part.flagged
+    # A repeat shares the decision on the first of its kind.
+    p_values, q_values, flagged = (values[data.originals] for values in (p_values, q_values, flagged))
     return {
         "id": list(data.texts.ids),
         "label": pa.array(data.labels, pa.int64()),

@@ -81,12 +81,13 @@ def _check_attack(name: str) -> None:
 
 def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
     scores = found[config.attack]
-    control = bag_of_words(sets.texts.texts, sets.sides, sets.groups, config.seed)
+    control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
     candidate_groups, nonmember_groups = sets.split_groups
+    candidate_units, nonmember_units = sets.split_units
     measured_control = measure_attack(
         *sets.split(control.scores),
-        member_groups=candidate_groups,
-        nonmember_groups=nonmember_groups,
+        member_groups=candidate_units,
+        nonmember_groups=nonmember_units,
         seed=config.seed,
     )
     return Measured(
@@ -96,7 +97,7 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
         control_auc=measured_control.auc,
         judge=config.attack,
         decisions=judge_candidates(
-            *sets.split(scores),
+            *sets.split(sets.once(scores)),
             attack=config.attack,
             fdr=config.fdr,
             candidate_groups=candidate_groups,

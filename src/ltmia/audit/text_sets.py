@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float64, Int64
 
-from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap
+from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap, normalise_text
 from ltmia.data.reading import content_ids
 from ltmia.errors import DataError
 from ltmia.records import Texts
@@ -23,6 +23,8 @@ class TextSets:
     judged: Literal["members", "candidates"]
     """What is known of the texts to judge: they are members, or nobody knows."""
     groups: Int64[np.ndarray, " texts"] | None
+    originals: Int64[np.ndarray, " texts"]
+    """Row of the first text of the same set that each text equals; its own row if there is none."""
     n_left_out: int | None = None
     """Texts left out because they repeat others or share long passages with members; None if none was to be."""
 
@@ -40,6 +42,25 @@ class TextSets:
     def labels(self) -> list[int | None]:
         """1 for known members, 0 for known non-members, None for candidates."""
         return [1 if self.judged == "members" else None] * self.n_judged + [0] * self.n_nonmembers
+
+    @property
+    def repeats(self) -> Bool[np.ndarray, " texts"]:
+        """Whether a text equals an earlier one of its set."""
+        return self.originals != np.arange(len(self.texts))
+
+    @property
+    def units(self) -> Int64[np.ndarray, " texts"] | None:
+        """What counts as independent: the groups, or equal texts together; None if every text does."""
+        return self.originals if self.groups is None and self.repeats.any() else self.groups
+
+    @property
+    def split_units(self) -> tuple[Any, Any]:
+        """Units of the texts to judge and of the non-members; None twice if every text is one."""
+        return (None, None) if self.units is None else self.split(self.units)
+
+    def once(self, scores: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
+        """Return the scores with NaN for repeats: copies of a text are no further evidence."""
+        return np.where(self.repeats, np.nan, scores)
 
     def split(self, values: Any) -> tuple[Any, Any]:
         """Split per-text values into those of the texts to judge and those of the non-members."""
@@ -88,5 +109,19 @@ def join_sets(
         n_judged=len(judged),
         judged=kind,
         groups=groups,
+        originals=np.concatenate([_originals(judged), len(judged) + _originals(nonmembers)]),
         n_left_out=n_given - len(texts) if deduplicate else None,
     )
+
+
+def _originals(texts: Texts) -> Int64[np.ndarray, " texts"]:
+    """Return the first row of an equal text for each; equal but for case and white space, and scored from one place on.
+
+    A text without a word equals none.
+    """
+    first: dict[tuple[str, int], int] = {}
+    rows = np.arange(len(texts))
+    for row, (text, start) in enumerate(zip(texts.texts, texts.starts or (0,) * len(texts), strict=True)):
+        if key := normalise_text(text):
+            rows[row] = first.setdefault((key, start), row)
+    return rows

@@ -46,9 +46,13 @@ class Figure:
 
 def blind_spots(results: Results, figure: Figure) -> list[str]:
     """Say why this audit could not have shown that a figure is beyond its limit; nothing where it could have."""
-    whole = (found for reason in OF_AN_AUDIT if (found := reason(results)) is not None)
     single = (found for look in OF_A_FIGURE if (found := look(results, figure)) is not None)
-    return [*whole, *single]
+    return [*of_an_audit(results), *single]
+
+
+def of_an_audit(results: Results) -> list[str]:
+    """Say why this audit could not have shown much of anything; nothing where it could have."""
+    return [found for reason in OF_AN_AUDIT if (found := reason(results)) is not None]
 
 
 def _wrong_base(results: Results) -> str | None:
@@ -70,7 +74,8 @@ def _unscored(results: Results) -> str | None:
     data = results.data
     asked = data.n_members + data.n_candidates
     n_texts = asked + data.n_nonmembers
-    if asked - results.decisions.n_judged <= MOST_UNSCORED * asked and data.n_unscorable <= MOST_UNSCORED * n_texts:
+    unjudged = asked - results.decisions.n_judged - data.n_repeats
+    if unjudged <= MOST_UNSCORED * asked and data.n_unscorable <= MOST_UNSCORED * n_texts:
         return None
     return (
         f"{data.n_unscorable} of {n_texts} texts could not be scored, {results.decisions.n_judged} records were judged."
@@ -106,12 +111,12 @@ OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
 
 def _shared_texts(results: Results, figure: Figure) -> str | None:
     check = results.validity.near_duplicates
-    counts = [check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping")]
-    shared = max((float(count) for count in counts if isinstance(count, int | float)), default=0.0)
-    if check.status == "ok" and not shared:
-        return None
-    allowed = min(MOST_SHARED, SHARED_OF_RATE * figure.rate) * results.data.n_nonmembers
-    return None if check.status != "not_measured" and 0 < shared <= allowed else check.sentence
+    found = (check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping"))
+    counts = [count for count in found if isinstance(count, int | float)]
+    if check.status != "not_measured" and (counts or check.status == "ok"):
+        allowed = min(MOST_SHARED, SHARED_OF_RATE * figure.rate) * results.data.n_nonmembers
+        return None if max(counts, default=0) <= allowed else check.sentence
+    return check.sentence
 
 
 def _ties(results: Results, figure: Figure) -> str | None:

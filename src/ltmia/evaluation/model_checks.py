@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from ltmia.evaluation.results import Check, Measure
 
+EXAMINED_TIMES = 4.3
+"""Distance, in units of the limit, of the farthest target that the shipped classifier was examined on and found more
+members in than any published rule does (docs/log.md, 2026-11-28: Gemma 3, 3.63 at a limit of .84)."""
 NOISE_SHARE = 0.1
 """Noise of a tenth of the scores' spread adds one per cent to their variance: too little to change a ranking."""
 FAR_APART = 0.5
@@ -35,10 +38,13 @@ def distribution_check(distance: float | None, limit: float) -> Check:
     if distance <= limit:
         sentence = f"The features lie within what the classifier was trained on (distance {distance:.2f})."
         return Check(status="ok", sentence=sentence, measure=measure)
+    found = f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f})"
+    if distance <= EXAMINED_TIMES * limit:
+        sentence = f"{found}, but no farther than other models on which it found more than any published rule."
+        return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
-        f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f}): it "
-        "extrapolates, so compare it with the other attacks. What it flags keeps the stated error rate all the same, "
-        "since this target's own non-members calibrate it; it may find fewer members than it could."
+        f"{found}, farther than any model it was examined on. It may find fewer members than it could: compare it with "
+        "the other attacks. What it flags keeps the stated error rate, since its own non-members calibrate it."
     )
     return Check(status="warning", sentence=sentence, measure=measure)
 
@@ -66,8 +72,8 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
         reference_dtype: What the base was computed in.
     """
     details: Details = {
-        "noise": rescored.noise,
-        "float32_difference": rescored.float32,
+        "noise": rescored.noise if math.isfinite(rescored.noise) else None,
+        "float32_difference": None if rescored.float32 is None or math.isnan(rescored.float32) else rescored.float32,
         "float32_reason": rescored.reason,
         "gap": None if math.isnan(gap) else gap,
         "spread": None if math.isnan(spread) else spread,

@@ -75,6 +75,8 @@ class DataInfo(_Section):
     n_nonmembers: Count
     n_candidates: Count = 0
     n_unscorable: Count = 0
+    n_repeats: Count = 0
+    """Texts equal to an earlier one of their set, but for case and white space: each text counts once in decisions."""
     n_cut: Count | None = None
     """Texts that go on behind what is read of each: nothing was looked at there. Null where recordings do not
     say, and in files from before it was counted."""
@@ -103,6 +105,7 @@ class Decisions(_Section):
     """The attack whose scores the p-values rank."""
     fdr: Share
     n_flagged: Count
+    """Equal texts count once here and in `n_judged`."""
     n_judged: Count
     n_calibration: Count
     """Non-members the p-values were computed against."""

@@ -15,11 +15,16 @@ FEWEST_GROUPS = 20
 FEWEST_TO_LEARN_FROM = 40
 """Texts, of both kinds together, from which it was measured that the learned attack finds more than any rule."""
 
+SMALLEST_EFFECT = 0.05
+"""Distance of a control's AUC from one half below which it changes no other figure by much."""
+MANY_REPEATS = 0.05
+"""Share of texts that repeat another of their set, from which it is a caution: evidence is less than it seems."""
+
 Details = dict[str, float | int | str | None]
 
 
 def control_check(control: ControlScores, measure: Measure, what: str) -> Check:
-    """Judge a control that never saw the model: its AUC should not differ from one half.
+    """Judge a control that never saw the model: its AUC should not differ from one half by `SMALLEST_EFFECT` or more.
 
     Args:
         control: Its scores.
@@ -32,6 +37,9 @@ def control_check(control: ControlScores, measure: Measure, what: str) -> Check:
     interval = f"AUC {measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
     if measure.low <= 0.5 <= measure.high:
         sentence = f"Members and non-members cannot be told apart by their {what} alone ({interval})."
+        return Check(status="ok", sentence=sentence, measure=measure)
+    if abs(measure.value - 0.5) < SMALLEST_EFFECT:
+        sentence = f"Members and non-members hardly differ in their {what} alone ({interval})."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
         f"Members and non-members differ in their {what} without any model ({interval}): part of "
@@ -59,7 +67,13 @@ def length_check(
 
 
 def duplicates_check(
-    *, n_within: int, n_across: int, n_overlapping: int, n_left_out: int | None, candidates: str = "member"
+    *,
+    n_within: int,
+    n_across: int,
+    n_overlapping: int,
+    n_left_out: int | None,
+    n_texts: int,
+    candidates: str = "member",
 ) -> Check:
     """Judge repeated texts and shared n-grams between members and non-members.
 
@@ -68,6 +82,7 @@ def duplicates_check(
         n_across: Non-members that repeat a member.
         n_overlapping: Non-members that share long passages with members.
         n_left_out: Texts left out for one of these reasons; None when nothing was to be left out.
+        n_texts: Texts of both sets.
         candidates: What the texts on the other side are called.
     """
     details: Details = {
@@ -77,9 +92,12 @@ def duplicates_check(
         "left_out": n_left_out or 0,
     }
     left_out = "" if n_left_out is None else f" {n_left_out} text(s) were left out."
+    if n_within:
+        left_out = f" {n_within} text(s) repeat another of their own set; equal ones count once.{left_out}"
     if not n_across and not n_overlapping:
         sentence = f"No non-member repeats a {candidates}, nearly or in long passages.{left_out}"
-        return Check(status="ok", sentence=sentence, details=details)
+        many = n_within >= MANY_REPEATS * n_texts and n_within > 0
+        return Check(status="warning" if many else "ok", sentence=sentence, details=details)
     sentence = (
         f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {OVERLAP_SHARE:.0%} or more of "
         f"their 8-grams with one: such texts stand on both sides and hide what is given away.{left_out}"

@@ -1,7 +1,8 @@
-"""The paragraph that sums up an audit, composed from measured figures and nothing else."""
+"""The headline and the paragraph that sum up an audit, composed from measured figures and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from ltmia.evaluation.blind_spots import CONTROL
 from ltmia.evaluation.results import AttackResult, Decisions, SetTest, Validity
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
@@ -10,13 +11,28 @@ LEARNING = ("ltmia", "excess")
 """Attacks that learn: from other models, and from the texts at hand."""
 
 
+def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
+    """Say in one line how many records can be identified; never as an all-clear where the audit could not see.
+
+    Args:
+        decisions: What was flagged.
+        judged: What the records are called, such as "training records".
+        reasons: Why the audit may see too little (`blind_spots.of_an_audit`).
+    """
+    rate = f"at a false discovery rate of {100 * decisions.fdr:g} %"
+    if not decisions.n_flagged and not decisions.can_flag:
+        return f"No statement on single {judged}: with so few non-members none could be flagged {rate}"
+    found = f"{decisions.n_flagged} of {decisions.n_judged} {judged} can be identified {rate}"
+    return f"{found}; but this audit may see too little" if reasons else found
+
+
 def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity: Validity) -> str:
     """Compose the paragraph: what was found, at what error rate, what spoils it, and what it does not show."""
     warnings = [getattr(validity, name) for name in SPOILERS]
     parts = [
         _found(decisions),
         _promise(decisions),
-        _strength(attacks, decisions.attack),
+        _strength(attacks, decisions),
         _doubts(attacks, decisions.attack, validity),
         *(check.sentence for check in warnings if check.status in ("warning", "failed")),
         "A record that is not flagged may still have been used: the attack can miss it. A flag is evidence, not proof, "
@@ -41,15 +57,25 @@ def set_sentence(test: SetTest) -> str:
 
 
 def _found(decisions: Decisions) -> str:
+    d = decisions
+    if d.attack == CONTROL:
+        return "No attack took part that sees the model, so this says nothing of the model."
+    if not d.n_judged:
+        return "No record could be scored, so this says nothing of any record."
+    if not d.n_flagged and not d.can_flag:
+        said = f"This says nothing of single records: {d.n_calibration} known non-members are too few to flag any"
+        if d.fewest_flags is not None:
+            said = (
+                f"This says nothing of single records: at least {d.fewest_flags} would have to stand out from "
+                f"{d.n_calibration} known non-members, and only {d.n_judged} were judged, so none could be flagged"
+            )
+        return f"{said} at a false discovery rate of {d.fdr:.3g}."
     found = (
-        f"{decisions.n_flagged} of {decisions.n_judged} records can be identified as training data at a false "
-        f"discovery rate of {decisions.fdr:.3g}, judged by {decisions.attack} against {decisions.n_calibration} known "
-        "non-members."
+        f"{d.n_flagged} of {d.n_judged} records can be identified as training data at a false discovery rate of "
+        f"{d.fdr:.3g}, judged by {d.attack} against {d.n_calibration} known non-members."
     )
-    if not decisions.n_flagged and decisions.fewest_flags is None:
-        found += " So few non-members cannot flag anything at that rate."
-    elif not decisions.n_flagged and decisions.fewest_flags is not None and decisions.fewest_flags > 1:
-        found += f" Fewer than {decisions.fewest_flags} identifiable records would not have shown."
+    if not d.n_flagged and d.fewest_flags is not None and d.fewest_flags > 1:
+        found += f" Fewer than {d.fewest_flags} identifiable records would not have shown."
     return found
 
 
@@ -66,11 +92,19 @@ def _promise(decisions: Decisions) -> str:
     )
 
 
-def _strength(attacks: Mapping[str, AttackResult], attack: str) -> str:
-    auc = attacks[attack].auc if attack in attacks else None
-    if auc is None or auc.value is None:
+def _strength(attacks: Mapping[str, AttackResult], decisions: Decisions) -> str:
+    auc = attacks[decisions.attack].auc if decisions.attack in attacks else None
+    if auc is None or auc.value is None or auc.low is None or auc.high is None:
         return ""
-    return f"Over all records its AUC is {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]."
+    figure = f"its AUC is {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]"
+    if auc.high < 0.5:
+        return (
+            f"Non-members outscore members ({figure}): the two files may have been given the wrong way round, and then "
+            "all of this is void."
+        )
+    if not decisions.n_flagged and auc.low > 0.5:
+        return f"All the same the model gives members away on the whole: over all records {figure}."
+    return f"Over all records {figure}."
 
 
 def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
@@ -79,7 +113,7 @@ def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity
         return ""
     few = validity.expectation.status == "warning"
     said = [c.sentence for c in (validity.out_of_distribution, validity.expectation) if c.status == "warning"]
-    passed_over = {attack, "bag_of_words", *(LEARNING if few else ())}
+    passed_over = {attack, CONTROL, *(LEARNING if few else ())}
     others = {name: a.auc for name, a in attacks.items() if name not in passed_over and a.auc.value}
     if said and others:
         best = max(others, key=lambda name: others[name].value or 0.0)

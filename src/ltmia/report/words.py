@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.results import Check, Measure, Results, Validity
+from ltmia.evaluation.verdict import headline as verdict_headline
 
 CONTROL = "bag_of_words"
 FPR_NAMES: Mapping[str, str] = {"0.1": "10 %", "0.01": "1 %", "0.001": "0.1 %"}
@@ -62,9 +64,8 @@ def named_checks(validity: Validity) -> list[tuple[str, Check]]:
 
 def headline(results: Results) -> str:
     """Say how many records are identifiable, out of how many, and at what price in errors."""
-    d = results.decisions
-    kind = "training records" if results.kind == "audit" else "candidates"
-    return f"{d.n_flagged} of {d.n_judged} {kind} can be identified at a false discovery rate of {100 * d.fdr:g} %"
+    judged = "training records" if results.kind == "audit" else "candidates"
+    return verdict_headline(results.decisions, judged, of_an_audit(results))
 
 
 def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
