@@ -73,7 +73,10 @@ def _leading_weights(model: nn.Module) -> dict[str, _Leading]:
 def compare_with_base(pair: Pair, texts: Texts, max_length: int) -> BaseComparison:
     """Compare target and reference by weights, and by what they say of some texts (non-members, best)."""
     batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
-    tokens = TokenStatistics.concatenate([batch.statistics.tokens for batch in batches])
+    parts = [batch.statistics.tokens for batch in batches]
+    if not parts:
+        return compare_losses(pair, np.empty(0), np.empty(0))
+    tokens = TokenStatistics.concatenate(parts)
     return compare_losses(pair, tokens.target_logp, tokens.reference_logp)
 
 
@@ -87,6 +90,7 @@ def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarr
     return BaseComparison(
         shared=shared,
         change=change,
+        alike=len(target) > 0 and np.array_equal(target, reference),
         agreement=float(np.corrcoef(target, reference)[0, 1]) if varied else math.nan,
         target_loss=-float(target.mean()) if len(target) else math.nan,
         reference_loss=-float(reference.mean()) if len(target) else math.nan,

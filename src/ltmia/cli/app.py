@@ -1,5 +1,7 @@
 """The `ltmia` command. Each command imports what it needs when it runs, so that --help is instant."""
 
+import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -263,7 +265,9 @@ def _open_pair(target: str, base: str, **options: Any) -> "Pair | RecordedPair":
 def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from ltmia.evaluation.files import read_results
+    from ltmia.evaluation.files import read_records, read_results
+    from ltmia.evaluation.gate import INCONCLUSIVE
+    from ltmia.evaluation.shown import one_line
     from ltmia.report.terminal import print_results
 
     results = read_results(folder)
@@ -271,6 +275,16 @@ def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
         print(results.model_dump_json(indent=1))
     elif not quiet:
         print_results(results, folder, Console())
+    data = results.data
+    n_texts = data.n_members + data.n_candidates + data.n_nonmembers
+    if data.n_unscorable == n_texts:
+        reasons = Counter(read_records(folder)["reason"].to_pylist())
+        print(
+            f"inconclusive: {results.target.source} and its base {results.reference.source} could score none of the "
+            f"{n_texts} texts: {one_line(str(reasons.most_common(1)[0][0]))}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INCONCLUSIVE)
 
 
 def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":

@@ -111,6 +111,8 @@ class BaseComparison:
     """Share of the target's parameters that have a counterpart in the reference."""
     change: float | None
     """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another."""
+    alike: bool
+    """Whether both give the same log-probability to every token compared."""
     agreement: float
     """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
 
@@ -124,6 +126,8 @@ class BaseComparison:
 def base_check(kin: BaseComparison) -> Check:
     """Judge whether the reference is the base that the target was fine-tuned from."""
     losses = f"loss on non-members {kin.target_loss:.2f} against {kin.reference_loss:.2f} nats per token"
+    if math.isnan(kin.target_loss) or math.isnan(kin.reference_loss):
+        losses = "no text could be scored to compare their losses"
     details: Details = {
         "shared_parameters": kin.shared,
         "weight_change": kin.change,
@@ -135,6 +139,18 @@ def base_check(kin: BaseComparison) -> Check:
     if kin.change == 0:
         sentence = "Target and base have the same weights: nothing was fine-tuned, so there is nothing to find."
         return Check(status="warning", sentence=sentence, details=details)
+    if kin.alike:
+        sentence = (
+            "Target and base give the same probabilities: nothing was fine-tuned, or an adapter is not applied, so there "
+            "is nothing to find."
+        )
+        return Check(status="warning", sentence=sentence, details=details)
+    if kin.change is not None and not math.isfinite(kin.change):
+        sentence = (
+            "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its numbers "
+            "are too large for this precision; try --dtype float32."
+        )
+        return Check(status="failed", sentence=sentence, details=details)
     doubt = _doubt_of_base(kin)
     if doubt is None:
         moved = "" if kin.change is None else f"its weights changed by {kin.change:.2%} on average, "
