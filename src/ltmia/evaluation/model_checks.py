@@ -141,14 +141,14 @@ def base_check(kin: BaseComparison) -> Check:
         return Check(status="warning", sentence=sentence, details=details)
     if kin.alike:
         sentence = (
-            "Target and base give the same probabilities: nothing was fine-tuned, or an adapter is not applied, so there "
-            "is nothing to find."
+            "Target and base give the same probabilities: nothing was fine-tuned, or an adapter is not applied, so "
+            "there is nothing to find."
         )
         return Check(status="warning", sentence=sentence, details=details)
     if kin.change is not None and not math.isfinite(kin.change):
         sentence = (
-            "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its numbers "
-            "are too large for this precision; try --dtype float32."
+            "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its "
+            "numbers are too large for this precision; try --dtype float32."
         )
         return Check(status="failed", sentence=sentence, details=details)
     doubt = _doubt_of_base(kin)
