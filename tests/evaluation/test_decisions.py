@@ -174,6 +174,31 @@ def test_comparison_refuses_other_texts() -> None:
         compare_audits(first, first, attack="wbc")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [("max_length", 512, True), ("seed", 1, True), ("attacks", "loss", True), ("classifier", "lite", True),
+     ("deduplicate", True, True), ("fdr", 0.1, True), ("batch_size", 4, False), ("reveal", True, False)],
+)  # fmt: skip
+def test_comparison_refuses_other_settings_by_name(name: str, value: object, *, refused: bool) -> None:
+    a = np.arange(30.0)
+    settings = {"max_length": 128, "seed": 0, "attacks": "fast", "classifier": None, "deduplicate": False, "fdr": 0.05}
+    first = results(a, a).model_copy(update={"settings": settings})
+    second = first.model_copy(update={"settings": {**settings, name: value}})
+    assert compare_audits((first, records(a, a)), (first, records(a, a))).lower_leakage == "cannot tell"
+    if not refused:
+        compare_audits((first, records(a, a)), (second, records(a, a)))
+        return
+    with pytest.raises(ConfigError, match=f"differ in {name}: .*{value}"):
+        compare_audits((first, records(a, a)), (second, records(a, a)))
+
+
+def test_comparison_refuses_what_is_no_audit() -> None:
+    a = np.arange(30.0)
+    claim = results(a, a).model_copy(update={"kind": "score"})
+    with pytest.raises(ConfigError, match="only audits"):
+        compare_audits((claim, records(a, a)), (claim, records(a, a)))
+
+
 def test_json_of_a_bound_is_readable() -> None:
     bound = epsilon_lower_bound(np.arange(50.0) + 60, np.arange(50.0))
     assert json.loads(bound.model_dump_json())["high"] is None

@@ -17,6 +17,9 @@ N_RESAMPLES = 1000
 FEWEST_FALSE_POSITIVES = 10
 FPR_TARGETS = (0.1, 0.01, 0.001)
 
+WITHOUT_EFFECT = ("batch_size", "reveal")
+"""Settings that change no number."""
+
 Answer = Literal["yes", "no", "cannot tell"]
 
 
@@ -61,8 +64,9 @@ def compare_audits(
         seed: Of the resampling.
 
     Raises:
-        ConfigError: If the audits are not of the same texts, or lack the attack.
+        ConfigError: If the audits are not of the same texts, were made with other settings, or lack the attack.
     """
+    _refuse_other_settings(first[0], second[0])
     attack = attack or first[0].decisions.attack
     texts = _same_texts(first[1], second[1])
     scores = [_scores(records, attack, name) for (_, records), name in ((first, "first"), (second, "second"))]
@@ -77,6 +81,18 @@ def compare_audits(
         identifiable=(first[0].decisions.n_flagged, second[0].decisions.n_flagged),
         lower_leakage=_answer(difference["auc"]),
     )
+
+
+def _refuse_other_settings(first: Results, second: Results) -> None:
+    if not first.kind == second.kind == "audit":
+        raise ConfigError("only audits can be compared: where membership is not known there is nothing to compare")
+    names = sorted((first.settings.keys() | second.settings.keys()) - set(WITHOUT_EFFECT))
+    for name in names:
+        was, now = first.settings.get(name), second.settings.get(name)
+        if was != now:
+            raise ConfigError(
+                f"the two audits differ in {name}: {was} and {now}; audit both models with the same options"
+            )
 
 
 @dataclass(frozen=True, slots=True)
