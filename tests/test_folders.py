@@ -142,12 +142,13 @@ def test_an_output_is_no_input_under_any_name(tmp_path: Path) -> None:
     texts.write_text("{}")
     (tmp_path / "soft").symlink_to(base)
     os.link(texts, tmp_path / "hard.jsonl")
-    inputs = ["gpt2", base, str(texts), "x\0"]
+    inputs = ["gpt2", base, str(texts), "x\0", ""]
     wrong = ("base", "soft", "base/inside/deep", "soft/new", "texts.jsonl", "hard.jsonl", "base/../base")
     for name in wrong:
         with pytest.raises(ConfigError, match=r"which is read here"):
             refuse_inputs(tmp_path / name, inputs)
     refuse_inputs(tmp_path / "other", inputs)
+    refuse_inputs(Path("new"), ["", "memory"])
     refuse_inputs(tmp_path, inputs)  # an input may lie inside the output: nothing of it is touched
 
 

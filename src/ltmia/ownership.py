@@ -82,13 +82,13 @@ def refuse_inputs(out: Path, inputs: Iterable[str | Path]) -> None:
 
     Args:
         out: The file or folder to be written.
-        inputs: Files and folders that are read; names of no file, such as hub ids, are passed over.
+        inputs: Files and folders that are read; names of no file, such as hub ids, are passed over, and empty ones.
 
     Raises:
         ConfigError: Naming the input.
     """
     real = Path(os.path.realpath(out))
-    for source in inputs:
+    for source in filter(str, inputs):  # an empty name, as of a model in memory, would be the current folder
         with suppress(OSError, ValueError):  # a name that no file can have
             if any(place.exists() and place.samefile(source) for place in (real, *real.parents)):
                 raise ConfigError(
