@@ -7,9 +7,9 @@ import pytest
 
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.model_checks import EXAMINED_TIMES, distribution_check
-from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, Validity
+from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, SetTest, Validity
 from ltmia.evaluation.validity import control_check, duplicates_check, power_check
-from ltmia.evaluation.verdict import headline, verdict
+from ltmia.evaluation.verdict import headline, set_sentence, verdict
 
 FINE = Check(status="ok", sentence="fine")
 CHECKS = dict.fromkeys(("blind", "near_duplicates", "length_only", "out_of_distribution", "backend", "power"), FINE)
@@ -50,6 +50,10 @@ def test_an_audit_that_saw_says_what_it_found() -> None:
 def test_swapped_files_and_a_control_alone_are_said() -> None:
     assert "the wrong way round" in verdict(attacks(0.001, 0.0, 0.002), decisions(fewest_flags=5), VALIDITY)
     assert "says nothing of the model" in verdict({}, decisions(attack="bag_of_words", fewest_flags=5), VALIDITY)
+    assert headline(decisions(n_judged=0), "candidates", []) == "No statement on candidates: none could be scored"
+    effect = Measure(value=0.1, low=0.05, high=0.2)
+    assert "the wrong way round" in set_sentence(SetTest(p_value=1.0, effect=effect))
+    assert "the wrong way round" not in set_sentence(SetTest(p_value=1.0, effect=Measure(value=0.4, low=0.3, high=0.5)))
     assert "No record could be scored" in verdict({}, decisions(n_judged=0, fewest_flags=None), VALIDITY)
 
 

@@ -12,6 +12,7 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.bootstrap import resampled_figures, resamples
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
+from ltmia.evaluation.shown import one_line
 
 N_RESAMPLES = 1000
 FEWEST_FALSE_POSITIVES = 10
@@ -91,7 +92,8 @@ def _refuse_other_settings(first: Results, second: Results) -> None:
         was, now = first.settings.get(name), second.settings.get(name)
         if was != now:
             raise ConfigError(
-                f"the two audits differ in {name}: {was} and {now}; audit both models with the same options"
+                f"the two audits differ in {one_line(f'{name}: {was} and {now}')}; audit both models with the same "
+                "options"
             )
 
 
@@ -119,7 +121,7 @@ def _scores(records: pa.Table, attack: str, which: str) -> Scores:
     column = f"score_{attack}"
     if column not in records.column_names:
         there = ", ".join(name.removeprefix("score_") for name in records.column_names if name.startswith("score_"))
-        raise ConfigError(f"the {which} audit has no scores of {attack}; it has {there}")
+        raise ConfigError(f"the {which} audit has no scores of {one_line(attack)}; it has {one_line(there)}")
     return np.asarray(records[column].to_numpy(zero_copy_only=False), np.float64)
 
 

@@ -20,6 +20,8 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
         reasons: Why the audit may see too little (`blind_spots.of_an_audit`).
     """
     rate = f"at a false discovery rate of {100 * decisions.fdr:g} %"
+    if not decisions.n_judged:
+        return f"No statement on {judged}: none could be scored"
     if not decisions.n_flagged and not decisions.can_flag:
         return f"No statement on single {judged}: with so few non-members none could be flagged {rate}"
     found = f"{decisions.n_flagged} of {decisions.n_judged} {judged} can be identified {rate}"
@@ -51,6 +53,8 @@ def set_sentence(test: SetTest) -> str:
         f" Taken together, candidates outscore texts surely not used with {seen}; a candidate wins against such a "
         f"text with a probability of {test.effect.value:.3f} [{test.effect.low:.3f}, {test.effect.high:.3f}]."
     )
+    if test.effect.high is not None and test.effect.high < 0.5:
+        found += " So they score lower: the two files may have been given the wrong way round."
     if test.n_for_power is not None and test.p_value > 0.05:
         found += f" If that is the true effect, about {test.n_for_power:,} candidates would show it four times in five."
     return found + (f" ({test.reason}.)" if test.reason else "")
