@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-from torture import LIMIT_SECONDS, ended, start
+from torture import LIMIT_SECONDS, empty_folder, ended, start
 
 from ltmia.evaluation.files import read_results
 from ltmia.features.packing import row_width
@@ -142,9 +141,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--texts", type=int, default=100_000)
     args = parser.parse_args()
-    shutil.rmtree(args.out, ignore_errors=True)
+    empty_folder(args.out)
     work = args.out.resolve()
-    work.mkdir(parents=True)
     prepare(work, args.texts)
     arguments = ["score", str(work / "target"), "--base", str(work / "base"), "--attack", "difference", "--quiet"]
     arguments += ["--candidates", str(work / "candidates.jsonl"), "--nonmembers", str(work / "nonmembers.jsonl")]

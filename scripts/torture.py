@@ -35,6 +35,8 @@ import ltmia.lab.run
 from ltmia.__main__ import main as run_ltmia
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.finetuning.perturbed import save_perturbed
+from ltmia.folders import mark_folder
+from ltmia.ownership import Marker, check_folder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STRIKES = 4
@@ -222,6 +224,15 @@ COMPARISONS: Mapping[str, Callable[[Path, Path, Tally], None]] = {
 }
 
 
+def empty_folder(out: Path) -> None:
+    """Give an empty folder to the script; only one that it filled itself is emptied."""
+    marker = Marker(kind=f"what {Path(sys.argv[0]).name} left")
+    check_folder(out, marker, overwrite=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    mark_folder(out, marker)
+
+
 def undisturbed(kind: str, work: Path) -> float:
     """Run one kind of command in peace; return its seconds."""
     out = work / f"whole-{kind}"
@@ -269,8 +280,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1200, help="No round begins later.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
+    empty_folder(args.out)
     tally, until = Tally(), time.monotonic() + args.seconds
     ltmia.evaluation.intervals.measure_attack.__kwdefaults__["n_resamples"] = N_RESAMPLES
     prepare(args.out)

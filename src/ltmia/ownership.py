@@ -97,6 +97,20 @@ def refuse_inputs(out: Path, inputs: Iterable[str | Path]) -> None:
                 )
 
 
+def refuse_stranger(file: Path, sign: str) -> None:
+    """Refuse to replace a file that is not of ours.
+
+    Args:
+        file: To be written.
+        sign: What stands in every file of this kind that we write.
+
+    Raises:
+        ConfigError: If there is a file without it.
+    """
+    if os.path.lexists(file) and not (file.is_file() and sign.encode() in file.read_bytes()):
+        raise ConfigError(f"{file}: ltmia did not write this. Nothing was changed. Choose another name.")
+
+
 def read_marker(folder: Path) -> Marker | None:
     """Return what the marker of a folder says; None where there is none that we wrote."""
     try:

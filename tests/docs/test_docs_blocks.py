@@ -156,7 +156,9 @@ def _code_spans(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs for b in blocks(p))], ids=lambda page: page.name)
 def test_page_runs_from_top_to_bottom(page: Path, materials: Path, tmp_path: Path) -> None:
-    shutil.copytree(materials, tmp_path / "here")
+    lines = [words for block in blocks(page) if block.mark == "run" for words in commands(block.text)]
+    made = [words[words.index("-o") + 1] for words in lines if "-o" in words]  # by the page itself
+    shutil.copytree(materials, tmp_path / "here", ignore=shutil.ignore_patterns(*made))
     # A process of its own: the checks of shapes that the suite switches on make it several times slower.
     environment = {"COLUMNS": "100", "NO_COLOR": "1", "MPLBACKEND": "agg"}
     done = run_script(RUNNER, str(page), cwd=tmp_path / "here", env=environment)

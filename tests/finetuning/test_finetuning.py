@@ -205,6 +205,25 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, monkeypatch):
     assert same_weights(whole.model, finetune(small(), TOKENIZER, TEXTS, config, tmp_path / "killed").model)
 
 
+def test_only_its_own_files_are_replaced_and_other_settings_need_a_word(tmp_path):
+    out = tmp_path / "target"
+    base = saved_base(tmp_path / "base")
+    finetune(base, TOKENIZER, TEXTS, CONFIG, out)
+    (out / "thesis.txt").write_text("years")
+    before = (out / "model.safetensors").read_bytes()
+    other = FinetuneConfig(**(vars_of(CONFIG) | {"seed": 1}))
+    with pytest.raises(ConfigError, match=r"other settings: seed \(0 there, 1 now\)"):
+        finetune(saved_base(tmp_path / "again"), TOKENIZER, TEXTS, other, out)
+    with pytest.raises(ConfigError, match=r"other settings: texts\."):
+        finetune(saved_base(tmp_path / "again"), TOKENIZER, OTHERS, CONFIG, out)
+    with pytest.raises(ConfigError, match=r"is read here"):
+        finetune(AutoModelForCausalLM.from_pretrained(out), TOKENIZER, TEXTS, other, out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() == before
+    finetune(saved_base(tmp_path / "again"), TOKENIZER, TEXTS, other, out, overwrite=True)
+    assert (out / "model.safetensors").read_bytes() != before
+    assert (out / "thesis.txt").read_text() == "years"
+
+
 def test_a_model_with_gguf_settings_is_trained_and_saved(tmp_path):
     model = small("llama")
     model.hf_quantizer = GgufHfQuantizer(GgufConfig(), pre_quantized=True)

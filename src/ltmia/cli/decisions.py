@@ -32,6 +32,7 @@ def gate(
     """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
     from ltmia.evaluation.files import read_results
     from ltmia.evaluation.gate import Limit, hold_against, read_policy
+    from ltmia.ownership import refuse_stranger
 
     limits = [Limit.parse(text) for text in most or []]
     rules = read_policy(policy) if policy else None
@@ -41,6 +42,7 @@ def gate(
     for line in verdict.lines():
         print(line)
     if junit:
+        refuse_stranger(junit, 'name="ltmia gate"')
         junit.parent.mkdir(parents=True, exist_ok=True)
         junit.write_text(verdict.junit(), "utf-8")
     if summary:

@@ -3,12 +3,15 @@
 Knows `transformers.Trainer`; knows no architecture and no text.
 """
 
+import errno
 import json
 import math
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +33,7 @@ from transformers.quantizers.quantizer_gguf import GgufHfQuantizer
 from transformers.utils.logging import disable_progress_bar
 
 from ltmia.errors import ModelError
+from ltmia.folders import named_errors
 
 COMPLETE = "complete"
 """Marker inside a checkpoint, written after everything else: the size of each file, as JSON."""
@@ -130,14 +134,30 @@ def train_or_resume(trainer: Trainer) -> None:
     """Train from the newest complete checkpoint of the Trainer's folder, or from the start.
 
     Ends with the best checkpoint's weights where the Trainer was told to keep the best.
+
+    Raises:
+        StoreError: If a checkpoint cannot be written.
     """
     checkpoint = newest_checkpoint(Path(str(trainer.args.output_dir)))
     if checkpoint is not None:
         _load_weights(trainer.model, checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with _named_checkpoints(Path(str(trainer.args.output_dir))):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     best = trainer.state.best_model_checkpoint
     if trainer.args.load_best_model_at_end and best is not None:
         _load_weights(trainer.model, Path(best))
+
+
+@contextmanager
+def _named_checkpoints(folder: Path) -> Iterator[None]:
+    """Name the folder of checkpoints where one cannot be written; torch says so by a RuntimeError without a path."""
+    with named_errors(folder):
+        try:
+            yield
+        except RuntimeError as error:
+            if "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _load_weights(model: torch.nn.Module | None, checkpoint: Path) -> None:

@@ -61,6 +61,8 @@ def probe_texts(
     names = slow_attacks(names)
     if not names:
         return {}
+    if folder is not None:
+        make_folder(folder)
     probe = PairProbe(pair, max_length=config.max_length, batch_size=config.batch_size, remember=texts)
     shots = _fitting(probe, config.shots)
     key = _key(fingerprint, config.max_length, shots)
@@ -116,7 +118,6 @@ def _read_kept(path: Path, key: str) -> Float64[np.ndarray, " texts"] | None:
 
 
 def _keep(path: Path, key: str, scores: Float64[np.ndarray, " texts"]) -> None:
-    make_folder(path.parent)
     values = [None if np.isnan(score) else score for score in scores.tolist()]
     text = json.dumps({"key": key, "scores": values})
     write_whole(path, lambda part: part.write_text(text, "utf-8"))

@@ -25,7 +25,7 @@ from ltmia.data.recordings import (
 from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
-from ltmia.folders import hold_folder, remove_work_folder, work_folder, work_path
+from ltmia.folders import hold_folder, named_errors, remove_work_folder, work_folder, work_path
 from ltmia.models.batching import BatchSize, Halving, length_batches, pick_batch_size
 from ltmia.models.forward import CHUNK_BYTES, scored_states
 from ltmia.models.identity import parameters_sha256
@@ -83,7 +83,7 @@ def record_model(
         return Recording(out)
     with hold_folder(work_path(out)):
         work = work_folder(out, {"fingerprint": header.fingerprint})
-        with closing(LinesFile(work / LINES_FILE, rows)) as lines:
+        with named_errors(out), closing(LinesFile(work / LINES_FILE, rows)) as lines:
             for batch in _recorded(pair, texts, config, frozenset(lines.places)):
                 lines.append(batch)
                 report("recording", len(lines.places), len(texts))

@@ -9,6 +9,7 @@ from ltmia.attacks.table import EXCESS
 from ltmia.expectation.fit import expect_texts, folds_of
 from ltmia.expectation.model import ExpectedLogRatio
 from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.folders import make_folder
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair
@@ -41,6 +42,7 @@ def fill_store(
     report: Report = silent,
 ) -> FeatureStore:
     """Extract texts into a store, or open the finished one that the same work left."""
+    make_folder(folder)
     if (folder / "manifest.json").is_file():
         store = FeatureStore(folder)
         if store.manifest["fingerprint"] == plan.fingerprint:
