@@ -2,7 +2,7 @@
 
     python benchmarks/ray_lab.py OUT --rounds 2
 
-Each run makes the same eight combinations (the embedded base on the embedded texts, eight seeds) in an empty folder.
+Each run makes the same combinations (the embedded base on the embedded texts, one for each seed) in an empty folder.
 Ray and its workers are started beforehand: a cluster is up when a lab joins it. Needs a machine with two cores to
 itself; the load average, which says whether it had them, is printed with each time.
 """
@@ -30,14 +30,14 @@ path = "embedded"
 [regimes.quick]
 learning_rate = 1e-3
 epochs = 2
-n_members = 150
-n_nonmembers = 150
+n_members = {texts}
+n_nonmembers = {texts}
 
 [[grid]]
 bases = ["demo"]
 corpora = ["late"]
 regimes = ["quick"]
-seeds = [0, 1, 2, 3, 4, 5, 6, 7]
+seeds = {seeds}
 """
 
 
@@ -72,10 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Throughput of the lab on Ray: two workers against one.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=8, help="Combinations of each run.")
+    parser.add_argument("--texts", type=int, default=150, help="Members of each, and as many non-members.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = args.out / "recipe.toml"
-    recipe.write_text(RECIPE, "utf-8")
+    recipe.write_text(RECIPE.format(texts=args.texts, seeds=list(range(args.seeds))), "utf-8")
     times: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(args.rounds):
         for workers, found in times.items():

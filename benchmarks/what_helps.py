@@ -1,18 +1,20 @@
-"""What helps against leakage, measured before and after: python benchmarks/what_helps.py OUT.
+"""What helps against leakage, measured before and after: python benchmarks/what_helps.py OUT [options].
 
-Fine-tunes the embedded base on the demo's 500 members in several ways, audits each against the same 1,000 non-members,
-and compares them. OUT keeps every model and audit; the figures go to OUT/what_helps.json.
+Fine-tunes the embedded base on 500 embedded texts in several ways, audits each against the same 1,000 non-members, and
+compares them. OUT keeps every model and audit; the figures go to OUT/what_helps.json.
 """
 
+import argparse
+import contextlib
 import json
 import shlex
-import subprocess
-import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from ltmia.cli.app import app
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.comparison import compare_audits
@@ -21,8 +23,8 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import Measure, Results
 from ltmia.records import Texts
 
-REPEATED, TIMES = 100, 5
-"""So many of the members stand in `repeated.jsonl` that many times."""
+SHARE_REPEATED, TIMES = 5, 5
+"""The first fifth of the members stands in `repeated.jsonl` five times."""
 TRAIN = "ltmia finetune {base} --texts {texts}.jsonl --learning-rate 8e-4 --seed 0"
 # Private training learns slowly: more epochs, larger batches.
 WAYS = {
@@ -34,21 +36,28 @@ WAYS = {
     "--lora --epsilon 8",
 }
 CHANGES = (
-    ("fewer_epochs", "plain", "one_epoch", None),
-    ("lora", "plain", "lora", None),
-    ("deduplicate", "repeats", "plain", REPEATED),
-    ("dp", "plain", "dp", None),
+    ("fewer_epochs", "plain", "one_epoch", False),
+    ("lora", "plain", "lora", False),
+    ("deduplicate", "repeats", "plain", True),
+    ("dp", "plain", "dp", False),
 )
-"""Name, way before, way after, and of how many of the first members: repeats are judged on those repeated."""
+"""Name, way before, way after, and whether they are judged on the repeated members only."""
 
 
 def main() -> None:
     """Train, audit, compare, and write the figures."""
-    out = Path(sys.argv[1])
+    names = [name for name, *_ in CHANGES]
+    parser = argparse.ArgumentParser(description="What helps against leakage, measured before and after.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--members", type=int, default=500, help="Texts to fine-tune on; twice as many are held out.")
+    parser.add_argument("--changes", nargs="+", choices=names, default=names)
+    args = parser.parse_args()
+    out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    write_texts(out)
+    write_texts(out, args.members)
     base = str(demo_base_path())
-    for name, command in WAYS.items():
+    changes = [change for change in CHANGES if change[0] in args.changes]
+    for name, command in wanted(changes).items():
         if not (out / name).is_dir():
             run(f"{command.format(base=base)} -o {name}", out)
         if not (out / f"audit-{name}" / "results.json").is_file():
@@ -57,18 +66,28 @@ def main() -> None:
                 f"--group-column group --attacks ltmia,loss --dtype float32 -o audit-{name} --quiet",
                 out,
             )
-    figures = {name: change(out, before, after, n_first) for name, before, after, n_first in CHANGES}
+    repeated = args.members // SHARE_REPEATED
+    figures = {
+        name: change(out, before, after, repeated if on_repeated else None)
+        for name, before, after, on_repeated in changes
+    }
     (out / "what_helps.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
 
 
-def write_texts(out: Path) -> None:
+def wanted(changes: Collection[tuple[str, str, str, bool]]) -> dict[str, str]:
+    """Return the ways that some changes compare."""
+    compared = {way for _, before, after, _ in changes for way in (before, after)}
+    return {name: command for name, command in WAYS.items() if name in compared}
+
+
+def write_texts(out: Path, n_members: int) -> None:
     """Write members, non-members, and members of which some are repeated."""
     texts = demo_texts()
-    drawn = draw_membership(texts, n_members=500, n_nonmembers=1000, n_validation=0, seed=0)
+    drawn = draw_membership(texts, n_members=n_members, n_nonmembers=2 * n_members, n_validation=0, seed=0)
     members = texts.take(drawn.members)
     write_lines(out / "members.jsonl", members)
     write_lines(out / "nonmembers.jsonl", texts.take(drawn.nonmembers))
-    rows = [*range(len(members)), *np.repeat(np.arange(REPEATED), TIMES - 1).tolist()]
+    rows = [*range(len(members)), *np.repeat(np.arange(n_members // SHARE_REPEATED), TIMES - 1).tolist()]
     write_lines(out / "repeated.jsonl", members.take(rows))
 
 
@@ -85,7 +104,8 @@ def write_lines(path: Path, texts: Texts) -> None:
 def run(command: str, folder: Path) -> None:
     """Run a command line where the files are, showing it."""
     print("$", command, flush=True)
-    subprocess.run(shlex.split(command), cwd=folder, check=True)
+    with contextlib.chdir(folder):
+        app(shlex.split(command)[1:], standalone_mode=False)
 
 
 def change(out: Path, before: str, after: str, n_first: int | None) -> dict[str, object]:

@@ -8,7 +8,6 @@ that reader's run with a traceback and keeps the case. Exits 1 if any reader bro
 """
 
 import argparse
-import os
 import re
 import shutil
 import sys
@@ -16,16 +15,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from clean_process import preload, start
+
+SLOW = {"report": 20}
+"""Times that a case of a reader takes longer than one of the others: it gets as many fewer."""
 SECONDS, MEBIBYTES, MOST_BYTES = 5, 2048, 4096
 """Bounds of one case; seconds of this process, so that a busy machine breaks nothing."""
 HANG_SECONDS = 60
 """The same by the clock on the wall."""
-INSTRUMENTED = ["ltmia", "json", "csv", "tomllib"]
 READERS = (
     "jsonl", "jsonl_gz", "csv", "txt", "conversations", "parquet", "stdin", "recording", "recipe", "policy", "limit",
     "results", "records", "report", "manifest", "store_texts", "journal", "classifier_config", "classifier_weights",
 )  # fmt: skip
-"""Those of `fuzz_readers`, which can be imported only once atheris watches."""
+"""Those of `fuzz_readers`, which only `fuzz_instrumented` may import: atheris has to watch."""
 
 
 def fuzz(reader: str, cases: int, folder: Path) -> None:
@@ -38,7 +40,12 @@ def fuzz(reader: str, cases: int, folder: Path) -> None:
     case.mkdir()
     for i, seed in enumerate(SEEDS.get(reader, (b"\0", b"\1{}"))):
         (seeds / str(i)).write_bytes(seed)
-    bounds = [f"-runs={cases}", f"-timeout={HANG_SECONDS}", f"-rss_limit_mb={MEBIBYTES}", f"-max_len={MOST_BYTES}"]
+    bounds = [
+        f"-runs={max(1, cases // SLOW.get(reader, 1))}",
+        f"-timeout={HANG_SECONDS}",
+        f"-rss_limit_mb={MEBIBYTES}",
+        f"-max_len={MOST_BYTES}",
+    ]
     options = [*bounds, "-print_final_stats=1", f"-artifact_prefix={tempfile.gettempdir()}/ltmia-{reader}-", str(seeds)]
 
     def one(content: bytes) -> None:
@@ -52,21 +59,11 @@ def fuzz(reader: str, cases: int, folder: Path) -> None:
 
 
 def run(reader: str, cases: int) -> bool:
-    """Fuzz one reader in a process forked from this one, and print how it went; say whether it held."""
+    """Fuzz one reader in a process of its own, and print how it went; say whether it held."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="ltmia-fuzz-", dir=memory if memory.is_dir() else None))
     began = time.monotonic()
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        file = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        try:
-            fuzz(reader, cases, folder)
-        finally:
-            os._exit(70)  # libFuzzer ends the process itself
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = start(fuzz, (reader, cases, folder), folder / "output").ended(None)  # libFuzzer ends a case that hangs
     output = (folder / "output").read_text("utf-8", "replace")
     shutil.rmtree(folder, ignore_errors=True)
     figures = dict(re.findall(r"stat::(\w+):\s+(\d+)", output))
@@ -88,10 +85,7 @@ def main() -> None:
     parser.add_argument("reader", choices=("all", *READERS))
     parser.add_argument("--cases", type=int, default=10_000)
     args = parser.parse_args()
-    import atheris
-
-    with atheris.instrument_imports(include=INSTRUMENTED):
-        import fuzz_readers  # noqa: F401  loaded before the forks
+    preload("fuzz_instrumented")
     held = [run(reader, args.cases) for reader in (READERS if args.reader == "all" else [args.reader])]
     raise SystemExit(0 if all(held) else 1)
 

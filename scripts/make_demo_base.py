@@ -1,12 +1,13 @@
-"""Pretrain the demo's embedded base LM: python scripts/make_demo_base.py CORPORA.
+"""Pretrain the demo's embedded base LM: python scripts/make_demo_base.py CORPORA [--out DIR].
 
 A GPT-2 shape of about a million parameters on public-domain corpora only (commentary, novels, scripture), so that it
 may be shipped; the demo's speeches are new to it. Stored in bfloat16. About ten minutes on one core.
 """
 
+import argparse
 import random
 import shutil
-import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,28 +22,38 @@ FOLDER = Path(__file__).parent.parent / "src" / "ltmia" / "data" / "demo" / "bas
 
 
 def main() -> None:
-    """Train in a scratch folder, then write the shipped one."""
-    corpora = Path(sys.argv[1])
-    scratch = Path(sys.argv[2] if len(sys.argv) > 2 else "demo-base")
+    """Train in a scratch folder, then write the shipped one, or another."""
+    parser = argparse.ArgumentParser(description="Pretrain the demo's embedded base LM.")
+    parser.add_argument("corpora", type=Path, help="folder of commentary, novels and scripture, as NAME.jsonl.gz")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="default: the folder that is shipped")
+    parser.add_argument("--tokens", type=int, default=4_000_000)
+    parser.add_argument("--held-out", type=int, default=200, help="Texts that are not trained on.")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    texts = [t for name in CORPORA for t in read_texts(corpora / f"{name}.jsonl.gz").texts]
+    with tempfile.TemporaryDirectory() as scratch:
+        train(args, Path(scratch))
+        shutil.rmtree(args.out, ignore_errors=True)
+        model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16)
+        model.save_pretrained(args.out)
+        AutoTokenizer.from_pretrained(scratch).save_pretrained(args.out)
+
+
+def train(args: argparse.Namespace, scratch: Path) -> None:
+    """Train tokenizer and model."""
+    texts = [t for name in CORPORA for t in read_texts(args.corpora / f"{name}.jsonl.gz").texts]
     random.Random(0).shuffle(texts)
     tokenizer = train_tokenizer(texts, 2048)
     config = TinyConfig(model_type="gpt2", vocab_size=len(tokenizer), hidden_size=128, n_layers=3, n_heads=4)
-    held_out, training = texts[:200], texts[200:]
+    held_out, training = texts[: args.held_out], texts[args.held_out :]
     record = pretrain(
         build_base(config, seed=0),
         tokenizer,
         training,
-        PretrainConfig(n_tokens=4_000_000),
+        PretrainConfig(n_tokens=args.tokens),
         out=scratch,
         held_out=held_out,
     )
     print(record)
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16)
-    model.save_pretrained(FOLDER)
-    AutoTokenizer.from_pretrained(scratch).save_pretrained(FOLDER)
 
 
 if __name__ == "__main__":

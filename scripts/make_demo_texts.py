@@ -1,6 +1,6 @@
 """Write the demo's embedded texts: State of the Union addresses, public domain.
 
-    python scripts/make_demo_texts.py CORPORA_DIR
+    python scripts/make_demo_texts.py CORPORA_DIR [--out FILE]
 
 CORPORA_DIR holds `speeches.jsonl.gz`: one object a line with `id`, `text` and `source`, the address
 a passage is from. The output, `src/ltmia/data/demo/texts.jsonl.gz`, is the same at each run:
@@ -63,18 +63,20 @@ def main() -> None:
     """Read the corpus named on the command line and write the embedded file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", type=Path, metavar="CORPORA_DIR")
-    chosen = choose(read_passages(parser.parse_args().corpora / "speeches.jsonl.gz"))
+    parser.add_argument("--out", type=Path, default=OUTPUT, help="default: the file that is shipped")
+    args = parser.parse_args()
+    chosen = choose(read_passages(args.corpora / "speeches.jsonl.gz"))
     keys = ("id", "text", "source")
     lines = (json.dumps({key: p[key] for key in keys}, ensure_ascii=False) for p in chosen)
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     # No file name and no time in the header: the same texts give the same bytes.
     with (
-        OUTPUT.open("wb") as raw,
+        args.out.open("wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=9, mtime=0) as packed,
     ):
         packed.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
     n_sources = len({p["source"] for p in chosen})
-    print(f"{len(chosen)} texts of {n_sources} addresses, {OUTPUT.stat().st_size:,} bytes")
+    print(f"{len(chosen)} texts of {n_sources} addresses, {args.out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
-from torture import LIMIT_SECONDS, empty_folder, ended, start
+from clean_process import COMMANDS, preload, run_command, start
+from torture import empty_folder
 
 from ltmia.evaluation.files import read_results
 from ltmia.features.packing import row_width
@@ -49,6 +50,14 @@ MOST_BYTES_PER_TEXT = 2_500
 """Memory a text may leave behind: its scores and its place in the store."""
 WARM_UP_BYTES = 64 * 2**20
 """Growth that is not put down to texts: what is loaded on first use, and what an allocator keeps."""
+FEWEST_READINGS = 9
+"""Three for each third of the run, or no growth can be told."""
+READING_SECONDS = 0.05
+"""Between two readings."""
+END_SECONDS = 300
+"""A killed process that takes longer to end hangs."""
+IDLE_SECONDS = 600
+"""A process that adds no row for so long hangs; evaluation at the end included."""
 MOST_SLOWER = 1.5
 """Times that a text may cost in the last third of what it costs in the first; a machine is never quite even."""
 
@@ -66,14 +75,16 @@ class Watch:
     peak: int = 0
     """Resident bytes at most, over the whole run."""
 
-    def read(self, process: psutil.Process, rows: int) -> None:
-        """Take a reading; only those with new rows count as filling the store."""
+    def read(self, process: psutil.Process, rows: int) -> bool:
+        """Take a reading; only those with new rows count as filling the store. Say whether there were any."""
         times, resident = process.cpu_times(), process.memory_info().rss
         self.peak = max(self.peak, resident)
-        if rows > (self.rows[-1] if self.rows else 0):
+        is_new = rows > (self.rows[-1] if self.rows else 0)
+        if is_new:
             self.rows.append(rows)
             self.memory.append(resident)
             self.seconds.append(times.user + times.system)
+        return is_new
 
     def slope(self, values: list[float] | list[int], part: slice) -> float:
         """Return the growth of some values per token row, over a part of the readings."""
@@ -96,16 +107,18 @@ def prepare(work: Path, n_texts: int) -> None:
 def watched(arguments: list[str], work: Path, kill_at: int | None) -> Watch:
     """Run a command to its end, or until `kill_at` token rows are on disk, reading what it takes."""
     watch, tokens = Watch(), work / "out" / "store" / "tokens.f16"
-    child = start(arguments, work / "log")
-    process, code = psutil.Process(child), None
+    child = start(run_command, arguments, work / "log")
+    process, code, latest = psutil.Process(child.pid), None, time.monotonic()
     while code is None:
         rows = tokens.stat().st_size // (2 * row_width(20)) if tokens.exists() else 0
         with contextlib.suppress(psutil.NoSuchProcess):  # it may just have ended
-            watch.read(process, rows)
+            latest = time.monotonic() if watch.read(process, rows) else latest
+        if time.monotonic() - latest > IDLE_SECONDS:
+            raise SystemExit(f"no row for {IDLE_SECONDS} s; it stood at\n{child.where_it_hangs()}")
         due = kill_at is not None and rows >= kill_at
         if due:
-            os.kill(child, signal.SIGKILL)
-        code = ended(child, LIMIT_SECONDS if due else 0.1)
+            os.kill(child.pid, signal.SIGKILL)
+        code = child.ended(END_SECONDS if due else READING_SECONDS)
     expected = 0 if kill_at is None else -signal.SIGKILL
     if code != expected:
         raise SystemExit(f"exit code {code} instead of {expected}: {(work / 'log').read_text('utf-8')[-2000:]}")
@@ -121,6 +134,8 @@ def faults(work: Path, n_texts: int, watch: Watch) -> list[str]:
         found.append(f"{len(store)} texts in the store, {len(records)} records, of {n_texts}")
     if data.n_unscorable or np.isnan(records["score_difference"].to_numpy()).any():
         found.append(f"{data.n_unscorable} texts not scored")
+    if len(watch.rows) < FEWEST_READINGS:
+        return [*found, f"{len(watch.rows)} readings say nothing about growth: take more than {n_texts} texts"]
     third = len(watch.rows) // 3
     early, late = (watch.slope(watch.seconds, part) for part in (slice(0, third), slice(-third, None)))
     per_row = len(store) / store.manifest["n_tokens"]
@@ -143,6 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     empty_folder(args.out)
     work = args.out.resolve()
+    preload(*COMMANDS)
     prepare(work, args.texts)
     arguments = ["score", str(work / "target"), "--base", str(work / "base"), "--attack", "difference", "--quiet"]
     arguments += ["--candidates", str(work / "candidates.jsonl"), "--nonmembers", str(work / "nonmembers.jsonl")]

@@ -29,10 +29,6 @@ from ltmia.features.per_token import FeatureBatch
 from ltmia.lab.evaluate import find_combinations, recipe_of
 from ltmia.report.words import format_measure
 
-N_TEXTS = 400
-"""Members of a combination that are asked about, and non-members."""
-EPOCHS = 4
-"""As of the shipped classifier."""
 GROWTH = (1, 3, 7, 14, 28)
 """Numbers of training combinations; the shipped classifier saw all."""
 LENGTHS, LONGER = (16, 32, 64, 128), (128, 256, 384)
@@ -52,10 +48,10 @@ COLUMN_GROUPS = {
 class Asked:
     """One combination to be asked about: the same texts for every classifier."""
 
-    def __init__(self, combination: Combination) -> None:
+    def __init__(self, combination: Combination, n_texts: int) -> None:
         rng = np.random.default_rng(0)
         sides = (combination.members, combination.nonmembers)
-        chosen = [np.sort(rng.permutation(side)[:N_TEXTS]) for side in sides]
+        chosen = [np.sort(rng.permutation(side)[:n_texts]) for side in sides]
         self.combination = combination
         self.rows = np.concatenate(chosen)
         self.is_member = np.repeat([True, False], [len(side) for side in chosen])
@@ -94,10 +90,11 @@ Score = Callable[[Asked], np.ndarray]
 class Study:
     """The tables, and what has been found for them so far."""
 
-    def __init__(self, stores: Path, out: Path) -> None:
+    def __init__(self, stores: Path, out: Path, *, n_texts: int, epochs: int) -> None:
         combinations = find_combinations([stores])
+        self.epochs = epochs
         self.training = [c for c in combinations if recipe_of(c)["role"] == "train"]
-        self.asked = [Asked(c) for c in combinations]
+        self.asked = [Asked(c, n_texts) for c in combinations]
         exam = [a for a in self.asked if a.recipe["role"] == "exam"]
         self.exam = [a for a in exam if a.n_tokens <= max(LENGTHS)]
         self.long = [a for a in exam if a.n_tokens > max(LENGTHS)]
@@ -110,7 +107,7 @@ class Study:
         folder = self.out / "classifiers" / name
         if not folder.is_dir():
             print(f"training {name} on {len(training)} combinations", flush=True)
-            MembershipClassifier().fit(training, config=TrainingConfig(epochs=EPOCHS)).save_pretrained(folder)
+            MembershipClassifier().fit(training, config=TrainingConfig(epochs=self.epochs)).save_pretrained(folder)
         return MembershipClassifier.from_pretrained(folder)
 
     def ask(self, name: str, asked: Asked, score: Score) -> float:
@@ -161,7 +158,7 @@ class Study:
         """Train on more and more combinations, ask about the exam's; draw the curve."""
         order = np.random.default_rng(0).permutation(len(self.training))
         curve = []
-        for n in (*GROWTH, len(self.training)):
+        for n in (*(n for n in GROWTH if n < len(self.training)), len(self.training)):
             model = self.classifier(f"growth-{n}", [self.training[i] for i in sorted(order[:n])])
             curve.append((n, self.ask_all(f"growth-{n}", model, self.exam)))
         _draw(curve, self.exam, self.out / "growth.svg")
@@ -283,9 +280,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Where the signature of memorisation carries over.")
     parser.add_argument("lab", type=Path, help="folder of `ltmia lab run recipes/tiny.toml`")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--texts", type=int, default=400, help="Members asked about, and as many non-members.")
+    parser.add_argument("--epochs", type=int, default=4, help="As of the shipped classifier.")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    study = Study(args.lab / "stores", args.out)
+    study = Study(args.lab / "stores", args.out, n_texts=args.texts, epochs=args.epochs)
     parts = {
         "One family to learn from": study.families,
         "Regimes, on families not learned from": study.regimes,

@@ -1,4 +1,4 @@
-"""Whether the signature survives other models: python scripts/study_models.py RECIPE LAB CORPORA OUT.
+"""Whether the signature survives other models: python scripts/study_models.py RECIPE LAB CORPORA OUT [options].
 
 LAB is the folder of `ltmia lab run RECIPE --corpora CORPORA`, run with `keep_models = true`. On some combinations of
 the exam the same texts are scored again with the target's weights rounded, and with another reference than the base
@@ -25,8 +25,6 @@ from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
 from ltmia.models.pair import Pair
 
 COMBINATIONS = ("gemma.python_code.exam_weak", "recurrent_gemma.dictionary.exam_weak", "rwkv.python_code.exam_weak")
-N_TEXTS = 400
-"""Members, and as many non-members."""
 RULES = (LEARNED, EXCESS, "ez_mia", "wbc", "difference")
 
 Change = Callable[[nn.Module], nn.Module]
@@ -72,10 +70,10 @@ def variants(pair: Pair, other: nn.Module) -> Mapping[str, Pair]:
     }
 
 
-def examine(work: CombinationWork, other: CombinationWork) -> dict[str, dict[str, float]]:
+def examine(work: CombinationWork, other: CombinationWork, n_texts: int) -> dict[str, dict[str, float]]:
     """Return the AUC of each rule under each variant, on one combination."""
     drawn = draw_texts(work, pool := corpus_texts(work.corpus, pool_buckets(work.corpus)))
-    members, nonmembers = drawn.members[:N_TEXTS], drawn.nonmembers[:N_TEXTS]
+    members, nonmembers = drawn.members[:n_texts], drawn.nonmembers[:n_texts]
     texts = pool.take([*members.tolist(), *nonmembers.tolist()]).texts
     pair = load_pair(work.target, work.base.path, dtype="float32", device="cpu")
     stranger = load_pair(other.target, work.base.path, dtype="float32", device="cpu").target
@@ -120,9 +118,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Whether the signature survives other models.")
     for name in ("recipe", "lab", "corpora", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--combinations", nargs="+", default=COMBINATIONS)
+    parser.add_argument("--texts", type=int, default=400, help="Members of each, and as many non-members.")
     args = parser.parse_args()
     known = works(make_plan(read_recipe(args.recipe), args.lab, corpora=args.corpora, bases=args.recipe.parent))
-    found = {name: examine(known[name], stranger_to(known[name], known)) for name in COMBINATIONS}
+    found = {name: examine(known[name], stranger_to(known[name], known), args.texts) for name in args.combinations}
     args.out.write_text(table(found) + "\n", "utf-8")
     print(table(found))
 

@@ -3,49 +3,36 @@
     python scripts/torture.py OUT --kills 200 --seed 0
 
 Each round runs one command in an empty folder and strikes it with SIGINT, SIGTERM or SIGKILL again and again, until it
-has got through; then its files are compared with those of an undisturbed run, but for what tells of time. Commands run
-in children forked from a process that has the libraries loaded, so that a strike costs work and not imports; only a
-lab's workers load them anew. The work is small, and intervals rest on few resamples: what is asked is whether two runs
-come to the same. Exits 1 unless all of it is zero.
+has got through; then its files are compared with those of an undisturbed run, but for what tells of time. Of labs also
+single workers are killed, or the lab alone. Commands run in processes that have the libraries loaded, so that a strike
+costs work and not imports; only a lab's workers load them anew. The work is small, and intervals rest on few
+resamples: what is asked is whether two runs come to the same. A command that hangs is ended and says where it stood.
+Exits 1 unless nothing was found.
 """
 
 import argparse
-import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from kill_lab import Figures, compare
+import psutil
+from clean_process import COMMANDS, Child, preload, run_command, start
+from comparisons import Differences, compare_audits, compare_files, compare_labs
 
-import ltmia.audit.audit
-import ltmia.audit.score
-import ltmia.cli.app
-import ltmia.evaluation.intervals
-import ltmia.lab.evaluate
-import ltmia.lab.run
-from ltmia.__main__ import main as run_ltmia
-from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.finetuning.perturbed import save_perturbed
 from ltmia.folders import mark_folder
 from ltmia.ownership import Marker, check_folder
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-STRIKES = 4
-"""Most strikes of one round: then it may finish."""
-SHARES = {"audit": 0.45, "score": 0.25, "lab": 0.1, "train": 0.1, "report": 0.1}
-"""Part of the strikes that each kind of command gets. Training reads what the lab made, reports what the audit did."""
+STRIKES_OF_A_ROUND = 4
+"""At most: then the command may finish."""
 N_MEMBERS, N_NONMEMBERS = 30, 40
 N_RESAMPLES = 20
-TIME_FIELDS = ("created", "timing", "command", "environment")
 LIMIT_SECONDS = 300
 """A command that takes longer than this hangs."""
 RECIPE = """
@@ -66,27 +53,129 @@ regimes = ["quick"]
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A signal, and who gets it."""
+
+    signal: signal.Signals
+    victim: str = "command"
+    """`command`: the command's own process; `group`: all of its processes at once; `worker`: one of a lab."""
+
+    def __str__(self) -> str:
+        return self.signal.name if self.victim == "command" else f"{self.signal.name} of the {self.victim}"
+
+    def fall(self, child: Child, chance: random.Random) -> bool:
+        """Send the signal; say whether there was anybody to get it."""
+        if self.victim == "group":
+            os.killpg(child.pid, self.signal)
+        elif self.victim == "command":
+            os.kill(child.pid, self.signal)
+        else:
+            workers = sorted(workers_of(child.pid))
+            if not workers:
+                return False
+            os.kill(chance.choice(workers), self.signal)
+        return True
+
+    @property
+    def may_end_with(self) -> tuple[int, ...]:
+        """Exit codes: it was done already, or says that it was interrupted, or dies of the signal."""
+        return (0,) if self.victim == "worker" else (0, 2, -self.signal)
+
+
+def workers_of(lab: int) -> list[int]:
+    """List the worker processes of a lab."""
+    try:
+        return [p.pid for p in psutil.Process(lab).children() if "spawn_main" in " ".join(p.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+STRIKES = (Strike(signal.SIGINT), Strike(signal.SIGTERM), Strike(signal.SIGKILL, "group"))
+OF_LABS = (*STRIKES, Strike(signal.SIGKILL), Strike(signal.SIGKILL, "worker"))
+
+
 @dataclass
 class Tally:
     """What the strikes did."""
 
     runs: int = 0
     strikes: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    doubled: int = 0
-    differing: list[str] = field(default_factory=list)
-    """Files that differ from those of the undisturbed run, or are left over."""
+    differences: Differences = field(default_factory=Differences)
     misbehaved: list[str] = field(default_factory=list)
     """Wrong exit codes, tracebacks, hangs."""
 
-    @property
-    def is_clean(self) -> bool:
-        """Whether no strike left a trace."""
-        return not (self.lost or self.doubled or self.differing or self.misbehaved)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of command: how it is begun, struck and judged."""
+
+    share: float
+    """Part of the strikes that it gets."""
+    arguments: Callable[[Path, Path], list[str]]
+    """Of the command, given the folder of all work and that of its results."""
+    compare: Callable[[Path, Path, Differences], None]
+    lay_out: Callable[[Path, Path], object] = lambda _work, out: out.mkdir()
+    """Makes the folder of results that the command begins with; same arguments."""
+    strikes: Sequence[Strike] = STRIKES
+
+
+def _pair(work: Path) -> list[str]:
+    from ltmia.data.embedded import demo_base_path
+
+    return [str(work / "target"), "--base", str(demo_base_path()), "--max-length", "24", "--batch-size", "2"]
+
+
+def _texts(work: Path, out: Path, first: str) -> list[str]:
+    sides = [first, str(work / "members.jsonl"), "--nonmembers", str(work / "nonmembers.jsonl")]
+    return [*sides, "-o", str(out), "--quiet"]
+
+
+def audit(work: Path, out: Path) -> list[str]:
+    """An audit with the classifier and an attack that passes over the texts once more."""
+    attacks = ["--attacks", "ltmia,difference,lowercase"]
+    return ["audit", *_pair(work), *attacks, *_texts(work, out, "--members")]
+
+
+def score(work: Path, out: Path) -> list[str]:
+    """A scoring of the same texts."""
+    return ["score", *_pair(work), *_texts(work, out, "--candidates")]
+
+
+def lab(work: Path, out: Path) -> list[str]:
+    """A lab of one combination, with a worker process."""
+    return ["lab", "run", str(work / "lab.toml"), "-o", str(out), "--workers", "1", "--quiet"]
+
+
+def train(work: Path, out: Path) -> list[str]:
+    """A training on what the lab made."""
+    stores = next((work / "whole-lab" / "stores").iterdir())
+    return ["train", str(stores), "-o", str(out / "classifier"), "--epochs", "8", "--quiet"]
+
+
+def copy_audit(work: Path, out: Path) -> None:
+    """Lay out a finished audit without its page."""
+    shutil.copytree(work / "whole-audit", out)
+    (out / "report.html").unlink()
+
+
+KINDS: Mapping[str, Kind] = {
+    "audit": Kind(share=0.4, arguments=audit, compare=compare_audits),
+    "score": Kind(share=0.25, arguments=score, compare=compare_audits),
+    "lab": Kind(share=0.15, arguments=lab, compare=compare_labs, strikes=OF_LABS),
+    "train": Kind(share=0.1, arguments=train, compare=compare_files),
+    "report": Kind(share=0.1, arguments=lambda _, out: ["report", str(out)], compare=compare_files, lay_out=copy_audit),
+}
+"""Training reads what the lab made, reports what the audit did; so these come first."""
 
 
 def prepare(work: Path) -> None:
-    """Write models and texts: the target is the embedded base moved a little."""
+    """Write models, texts and a recipe: the target is the embedded base moved a little."""
+    import json
+
+    from ltmia.data.embedded import demo_base_path, demo_texts
+    from ltmia.finetuning.perturbed import save_perturbed
+
     save_perturbed(demo_base_path(), work / "target")
     texts = demo_texts()
     for name, rows in (("members", range(N_MEMBERS)), ("nonmembers", range(N_MEMBERS, N_MEMBERS + N_NONMEMBERS))):
@@ -95,133 +184,12 @@ def prepare(work: Path) -> None:
     (work / "lab.toml").write_text(RECIPE)
 
 
-def command(kind: str, work: Path, out: Path) -> list[str]:
-    """Return the arguments of one kind of command."""
-    models = [str(work / "target"), "--base", str(demo_base_path()), "--max-length", "24", "--batch-size", "2"]
-    files = ["--nonmembers", str(work / "nonmembers.jsonl"), "-o", str(out), "--quiet"]
-    if kind == "audit":
-        return [
-            "audit",
-            *models,
-            "--attacks",
-            "ltmia,difference,lowercase",
-            "--members",
-            str(work / "members.jsonl"),
-            *files,
-        ]
-    if kind == "score":
-        return ["score", *models, "--candidates", str(work / "members.jsonl"), *files]
-    if kind == "train":
-        return [
-            "train",
-            str(next((work / "whole-lab" / "stores").iterdir())),
-            "-o",
-            str(out / "classifier"),
-            "--epochs",
-            "8",
-            "--quiet",
-        ]
-    if kind == "lab":
-        return ["lab", "run", str(work / "lab.toml"), "-o", str(out), "--workers", "1", "--quiet"]
-    return ["report", str(out)]
+def run_quickly(*arguments: str) -> None:
+    """Run a command with few resamples: what intervals rest on is no matter here."""
+    import ltmia.evaluation.intervals
 
-
-def start(arguments: list[str], log: Path) -> int:
-    """Fork a child that runs one command; return its process id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        os.setsid()
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv = ["ltmia", *arguments]
-        run_ltmia()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(bool(end.code))
-    finally:
-        os._exit(code)
-
-
-def ended(child: int, seconds: float) -> int | None:
-    """Wait for a child; return its exit code (negative: a signal), or None if it still runs."""
-    until = time.monotonic() + seconds
-    while True:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() >= until:
-            return None
-        time.sleep(0.005)
-
-
-def disturbed(arguments: list[str], log: Path, seconds: float, chance: random.Random, tally: Tally, kills: int) -> None:
-    """Run one command to its end, striking it as long as strikes are due."""
-    for left in range(kills, -1, -1):
-        tally.runs += 1
-        child = start(arguments, log)
-        code = ended(child, chance.uniform(0, seconds)) if left else None
-        if code is None and left:
-            kind = chance.choice(SIGNALS)
-            os.killpg(os.getpgid(child), kind) if kind == signal.SIGKILL else os.kill(child, kind)
-            tally.strikes[kind.name] += 1
-            code = ended(child, LIMIT_SECONDS)
-            # It may have been done already, or say so and exit 2, or die of the signal.
-            if code not in (0, 2, -kind):
-                tally.misbehaved.append(f"{log.stem}: exit code {code} after {kind.name}")
-            if code != 0:
-                continue
-        code = ended(child, LIMIT_SECONDS) if code is None else code
-        if code != 0:
-            tally.misbehaved.append(f"{log.stem}: exit code {code} when left in peace")
-        return
-
-
-def compare_audits(whole: Path, found: Path, tally: Tally) -> None:
-    """Compare results, records and store of two audits or scorings."""
-    ours, theirs = (json.loads((folder / "results.json").read_text("utf-8")) for folder in (found, whole))
-    for key in sorted(set(ours) | set(theirs)):
-        if key not in TIME_FIELDS and ours.get(key) != theirs.get(key):
-            tally.differing.append(f"{found.name}/results.json: {key}")
-    rows, wanted = (pq.read_table(folder / "records.parquet") for folder in (found, whole))
-    ids, expected = (Counter(table["id"].to_pylist()) for table in (rows, wanted))
-    tally.lost += (expected - ids).total()
-    tally.doubled += (ids - expected).total()
-    if not rows.equals(wanted) and str(rows.to_pydict()) != str(wanted.to_pydict()):  # NaN is not NaN
-        tally.differing.append(f"{found.name}/records.parquet")
-    compare_files(whole, found, tally, ("records.parquet", "report.html", "results.json", "manifest.json"))
-
-
-def compare_files(whole: Path, found: Path, tally: Tally, except_for: tuple[str, ...] = ()) -> None:
-    """Compare all files of two folders byte for byte."""
-    ours, theirs = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (found, whole))
-    tally.differing += [f"{found.name}/{path}: missing or left over" for path in sorted(ours ^ theirs)]
-    for path in sorted(ours & theirs):
-        if path.name not in except_for and (found / path).read_bytes() != (whole / path).read_bytes():
-            tally.differing.append(f"{found.name}/{path}")
-
-
-def compare_labs(whole: Path, found: Path, tally: Tally) -> None:
-    """Compare the stores of two labs."""
-    figures = Figures()
-    compare(whole, found, figures)
-    tally.lost += figures.lost
-    tally.doubled += figures.doubled
-    tally.differing += figures.differing + figures.left_over
-
-
-COMPARISONS: Mapping[str, Callable[[Path, Path, Tally], None]] = {
-    "audit": compare_audits,
-    "score": compare_audits,
-    "report": compare_files,
-    "train": compare_files,
-    "lab": compare_labs,
-}
+    ltmia.evaluation.intervals.measure_attack.__kwdefaults__["n_resamples"] = N_RESAMPLES
+    run_command(*arguments)
 
 
 def empty_folder(out: Path) -> None:
@@ -233,64 +201,118 @@ def empty_folder(out: Path) -> None:
     mark_folder(out, marker)
 
 
-def undisturbed(kind: str, work: Path) -> float:
-    """Run one kind of command in peace; return its seconds."""
-    out = work / f"whole-{kind}"
-    if kind == "report":
-        shutil.copytree(work / "whole-audit", out)
-    out.mkdir(exist_ok=True)
-    log, began = work / f"whole-{kind}.log", time.monotonic()
-    code = ended(start(command(kind, work, out), log), LIMIT_SECONDS)
-    if code != 0:
-        raise SystemExit(f"{log}: the undisturbed run ended with exit code {code}")
-    return time.monotonic() - began
+class Torture:
+    """Rounds of strikes, and what they found."""
 
+    def __init__(self, work: Path, *, seed: int, limit: float) -> None:
+        self.work, self.seed, self.limit = work, seed, limit
+        self.tally = Tally()
+        self.seconds: dict[str, float] = {}
+        """The shortest time in which each kind of command got through from the beginning: strikes fall within it."""
 
-def rounds(kind: str, args: argparse.Namespace, kills: int, until: float, tally: Tally) -> None:
-    """Strike one kind of command until enough strikes have fallen, or time is over."""
-    work, chance = args.out, random.Random(f"{args.seed} {kind}")
-    seconds, struck, number = undisturbed(kind, work), 0, 0
-    while struck < kills and time.monotonic() < until:
-        number += 1
-        out, log = work / f"{kind}-{number}", work / f"{kind}-{number}.log"
-        if kind == "report":
-            shutil.copytree(work / "whole-audit", out)
-            (out / "report.html").unlink()
-        out.mkdir(exist_ok=True)
-        before = tally.strikes.total()
-        disturbed(command(kind, work, out), log, seconds, chance, tally, min(STRIKES, kills - struck))
-        struck += tally.strikes.total() - before
+    def prepare(self) -> None:
+        """Write what the commands read, in a process of its own."""
+        log = self.work / "prepare.log"
+        if (code := start(prepare, (self.work,), log).ended(self.limit)) != 0:
+            raise SystemExit(f"{log}: nothing could be prepared: exit code {code}\n{log.read_text('utf-8')}")
+
+    def undisturbed(self, name: str) -> None:
+        """Run one kind of command in peace."""
+        out = self.work / f"whole-{name}"
+        KINDS[name].lay_out(self.work, out)
+        began = time.monotonic()
+        child = self._start(name, out)
+        if (code := child.ended(self.limit)) != 0:
+            why = f"exit code {code}" if code is not None else self._hang(name, child, "in peace")
+            raise SystemExit(f"{child.log}: the undisturbed run failed: {why}")
+        self.seconds[name] = time.monotonic() - began
+
+    def strike(self, name: str, kills: int, until: float) -> None:
+        """Strike one kind of command until enough strikes have fallen, or time is over."""
+        self.undisturbed(name)
+        chance, whole = random.Random(f"{self.seed} {name}"), self.seconds[name]
+        began, rounds, struck = self.tally.strikes.total(), 0, 0
+        while struck < kills and time.monotonic() < until:
+            rounds += 1
+            out = self.work / f"{name}-{rounds}"
+            KINDS[name].lay_out(self.work, out)
+            found = len(self.tally.misbehaved), len(self.tally.differences.files)
+            self._disturb(name, out, min(STRIKES_OF_A_ROUND, kills - struck), chance)
+            struck = self.tally.strikes.total() - began
+            self._judge(name, out)
+            if found == (len(self.tally.misbehaved), len(self.tally.differences.files)):
+                shutil.rmtree(out)
+        if struck < kills:
+            self.tally.misbehaved.append(
+                f"{name}: time was over after {struck} of {kills} strikes: give more --seconds"
+            )
+        print(f"{name}: {struck} strikes in {rounds} rounds, {whole:.1f} s undisturbed", flush=True)
+
+    def _disturb(self, name: str, out: Path, kills: int, chance: random.Random) -> None:
+        """Run one command to its end: the same again after each strike, and at last in peace."""
+        for n in range(kills):
+            child, strike, began = self._start(name, out), chance.choice(KINDS[name].strikes), time.monotonic()
+            if child.ended(chance.uniform(0, self.seconds[name])) is None and strike.fall(child, chance):
+                self.tally.strikes[str(strike)] += 1
+                code = self._end(name, child, f"after {strike}", strike.may_end_with)
+            else:
+                code = self._end(name, child, "before any strike", (0,))
+                if not n:  # nothing was there yet; the undisturbed run may have compiled something, or had to wait
+                    self.seconds[name] = min(self.seconds[name], time.monotonic() - began)
+            if code == 0:
+                return
+            # What may change between two runs of the same command changes here.
+        self._end(name, self._start(name, out), "left in peace after strikes", (0,))
+
+    def _start(self, name: str, out: Path) -> Child:
+        self.tally.runs += 1
+        return start(run_quickly, KINDS[name].arguments(self.work, out), out.with_suffix(".log"))
+
+    def _end(self, name: str, child: Child, when: str, right: tuple[int, ...]) -> int | None:
+        """Wait for a command's end, and enter it if it is a wrong one."""
+        code = child.ended(self.limit)
+        if code is None:
+            self.tally.misbehaved.append(self._hang(name, child, when))
+        elif code not in right:
+            self.tally.misbehaved.append(f"{child.log}: {name} {when}: exit code {code}")
+        return code
+
+    def _hang(self, name: str, child: Child, when: str) -> str:
+        return f"{child.log}: {name} {when}: no end within {self.limit:.0f} s; it stood at\n{child.where_it_hangs()}"
+
+    def _judge(self, name: str, out: Path) -> None:
+        log = out.with_suffix(".log")
+        if "Traceback" in log.read_text("utf-8", "replace"):
+            self.tally.misbehaved.append(f"{log}: a traceback")
         try:
-            COMPARISONS[kind](work / f"whole-{kind}", out, tally)
+            KINDS[name].compare(self.work / f"whole-{name}", out, self.tally.differences)
         except (OSError, ValueError) as error:
-            tally.differing.append(f"{out.name}: {error}")
-        if re.search("Traceback", log.read_text("utf-8", "replace")):
-            tally.misbehaved.append(f"{log}: a traceback")
-        else:
-            shutil.rmtree(out)
-    print(f"{kind}: {struck} strikes in {number} rounds, {seconds:.1f} s undisturbed", flush=True)
+            self.tally.differences.files.append(f"{out}: {error}")
 
 
 def main() -> None:
     """Strike every kind of command, and say what was found."""
     parser = argparse.ArgumentParser(description="Interrupt commands at random moments; compare what they come to.")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kills", type=int, default=200, help="Strikes in all.")
-    parser.add_argument("--kinds", default=",".join(SHARES), help="Commands to strike, with commas.")
+    parser.add_argument("--kills", type=int, default=200, help="Strikes in all; each kind of command gets one or more.")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="Commands to strike, with commas.")
     parser.add_argument("--seconds", type=float, default=1200, help="No round begins later.")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, help="Seconds after which a command hangs.")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     empty_folder(args.out)
-    tally, until = Tally(), time.monotonic() + args.seconds
-    ltmia.evaluation.intervals.measure_attack.__kwdefaults__["n_resamples"] = N_RESAMPLES
-    prepare(args.out)
-    shares = {kind: SHARES[kind] for kind in args.kinds.split(",")}
-    for kind, share in shares.items():
-        rounds(kind, args, round(args.kills * share / sum(shares.values())), until, tally)
+    preload(*COMMANDS)
+    torture, until = Torture(args.out.resolve(), seed=args.seed, limit=args.limit), time.monotonic() + args.seconds
+    torture.prepare()
+    shares = {name: KINDS[name].share for name in args.kinds.split(",")}
+    for name, share in shares.items():
+        torture.strike(name, max(1, round(args.kills * share / sum(shares.values()))), until)
+    tally = torture.tally
     print(f"runs: {tally.runs}, kills: {tally.strikes.total()} ({dict(tally.strikes)})")
-    print(f"rows lost: {tally.lost}, rows doubled: {tally.doubled}")
-    print(f"results differing: {tally.differing or 0}, misbehaved: {tally.misbehaved or 0}")
-    raise SystemExit(0 if tally.is_clean else 1)
+    print(f"rows lost: {tally.differences.lost}, rows doubled: {tally.differences.doubled}")
+    print("results differing:", *tally.differences.files or [0], sep="\n" if tally.differences.files else " ")
+    print("misbehaved:", *tally.misbehaved or [0], sep="\n" if tally.misbehaved else " ")
+    raise SystemExit(1 if tally.differences or tally.misbehaved else 0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ OUT/full-exam holds every figure. The same for `lite`; behind OUT the names of t
 goes on where the first one was interrupted.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from ltmia.classifier.combinations import Combination
@@ -22,23 +22,35 @@ EPOCHS, EPOCHS_REAL = 4, 6
 
 def main() -> None:
     """Train, sit the exam, save."""
-    lab, real, out = (Path(argument) for argument in sys.argv[1:4])
+    parser = argparse.ArgumentParser(description="Train the shipped classifiers on two labs and examine each.")
+    for name in ("lab", "real", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(SHIPPED)}; default: all")
+    parser.add_argument("--epochs", nargs=2, type=int, default=(EPOCHS, EPOCHS_REAL), help="On LAB, and on REAL.")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(SHIPPED):
+        parser.error(f"no such classifier is shipped: {', '.join(sorted(unknown))}")
+    out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
-    tiny = find_combinations([lab / "stores"])
+    tiny = find_combinations([args.lab / "stores"])
     exam = [c for c in tiny if recipe_of(c)["role"] == "exam"]
-    for name in sys.argv[4:] or SHIPPED:
-        learned = learn(name, [c for c in tiny if c not in exam], find_combinations([real / "stores"]), out)
+    real = find_combinations([args.real / "stores"])
+    for name in args.names or SHIPPED:
+        learned = learn(name, [c for c in tiny if c not in exam], real, args)
         examined = evaluate(learned, exam, out / f"{name}-exam")
         learned.save_pretrained(out / name, {title: card_row(measured) for title, measured in examined.items()})
 
 
-def learn(name: str, tiny: list[Combination], real: list[Combination], out: Path) -> MembershipClassifier:
+def learn(
+    name: str, tiny: list[Combination], real: list[Combination], args: argparse.Namespace
+) -> MembershipClassifier:
     """Make one of the shipped classifiers: on tiny models first, then on a real one."""
+    epochs, epochs_real = args.epochs
     data = hold_out(tiny, [], SHIPPED[name])
-    start = train(untrained("conv", data), data, TrainingConfig(epochs=EPOCHS), out / f"{name}-tiny", tell=print)
+    start = train(untrained("conv", data), data, TrainingConfig(epochs=epochs), args.out / f"{name}-tiny", tell=print)
     data = hold_out(real, [], SHIPPED[name])
-    config = TrainingConfig(epochs=EPOCHS_REAL).going_on()
-    return train(going_on_from(start, data), data, config, out / name, tell=print)
+    config = TrainingConfig(epochs=epochs_real).going_on()
+    return train(going_on_from(start, data), data, config, args.out / name, tell=print)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def _child(request: dict[str, Any]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in enumerate(request["outputs"], start=1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        _use_threads(int(request["env"].get("OMP_NUM_THREADS", "1")))
         sys.argv = request["argv"]
         if request["script"]:
             sys.path[0] = str(Path(request["script"]).parent)
@@ -105,6 +106,13 @@ def _child(request: dict[str, Any]) -> NoReturn:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _use_threads(n_threads: int) -> None:
+    """Do what loading torch with OMP_NUM_THREADS in the environment would have done."""
+    import torch
+
+    torch.set_num_threads(n_threads)
 
 
 if __name__ == "__main__":

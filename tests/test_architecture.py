@@ -32,6 +32,16 @@ def test_nothing_is_unpickled() -> None:
         assert not re.search(r"\bimport pickle|pickle\.load|torch\.load\(|joblib|allow_pickle=True", text), path
 
 
+def test_processes_are_spawned() -> None:
+    """A forked process waits for ever for the threads that its parent used."""
+    for path in FILES:
+        text = path.read_text("utf-8")
+        forks = (
+            r"os\.fork|forkpty|get_context\(\)|get_context\(.fork.\)|set_start_method|multiprocessing\.(Process|Pool)"
+        )
+        assert not re.search(forks + r"|ProcessPoolExecutor|joblib|num_proc|num_workers", text), path
+
+
 def test_readme_names_the_commands_of_the_makefile() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     assert "make demo" in readme

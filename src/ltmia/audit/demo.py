@@ -10,15 +10,16 @@ from ltmia.finetuning.finetune import FinetuneConfig, finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.progress import Report, silent
 
-N_MEMBERS, N_NONMEMBERS = 500, 1000
+N_MEMBERS = 500
+"""And twice as many non-members."""
 FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_length=128, seed=0)
 
 
-def run_demo(out: Path, *, report: Report = silent) -> AuditResult:
-    """Fine-tune, audit, and write the results into `out`; a fine-tuned model already there is used again."""
-    drawn = draw_membership(demo_texts(), n_members=N_MEMBERS, n_nonmembers=N_NONMEMBERS, n_validation=0, seed=0)
+def run_demo(out: Path, *, n_members: int = N_MEMBERS, report: Report = silent) -> AuditResult:
+    """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again."""
+    drawn = draw_membership(demo_texts(), n_members=n_members, n_nonmembers=2 * n_members, n_validation=0, seed=0)
     members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
-    base, target = demo_base_path(), out / "target"
+    base, target = demo_base_path(), out / ("target" if n_members == N_MEMBERS else f"target-{n_members}")
     if not (target / "model.safetensors").is_file():
         report("fine-tuning", 0, 1)
         options = LoadOptions(dtype="float32", device="cpu")

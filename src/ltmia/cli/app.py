@@ -47,6 +47,9 @@ def ltmia(
 @app.command(rich_help_panel=START)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo"),
+    members: Annotated[
+        int, typer.Option("--members", min=20, max=800, help="Texts to fine-tune on; twice as many are held out.")
+    ] = 500,
     quiet: o.Quiet = False,
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
@@ -54,7 +57,7 @@ def demo(
     from ltmia.audit.demo import run_demo
 
     with progress(quiet=quiet) as report:
-        result = run_demo(out, report=report)
+        result = run_demo(out, n_members=members, report=report)
     _show(result.folder, quiet=quiet, as_json=False)
 
 
