@@ -346,3 +346,26 @@ def test_places(bases, tmp_path):
     assert find_base(find_source(str(bases / "adapter"))) == str(bases / "base")
     assert not find_source(str(tmp_path)).has_tokenizer
     assert load_tokenizer(str(bases / "base"), LoadOptions()).eos_token_id == 0
+
+
+def test_a_revision_of_a_hub_model_is_what_all_its_files_are_of(models, no_network, monkeypatch):
+    """Two commits with other weights and other tokens, one of them named by a tag."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(models / "cache"))
+    in_cache(models / "cache", "org/model", models / "target")
+    place, older = models / "cache/models--org--model", "2" * 40
+    shutil.copytree(models / "base", place / f"snapshots/{older}")
+    grown = tokenizer_of()
+    grown.add_tokens(["<older>"])
+    grown.save_pretrained(place / f"snapshots/{older}")
+    (place / "refs/v1").write_text(older)
+    for name, commit, seed in (
+        ("org/model", "1" * 40, 2),
+        ("org/model@v1", older, 1),
+        (f"org/model@{older}", older, 1),
+    ):
+        pair = load_pair(name, models / "base", **CPU)
+        assert pair.target_origin.revision == commit
+        assert ("<older>" in pair.tokenizer.get_vocab()) == (commit == older)
+        ours, theirs = pair.target.state_dict(), small(seed).state_dict()
+        assert all(torch.equal(ours[key], weight) for key, weight in theirs.items())
+    assert no_network == []

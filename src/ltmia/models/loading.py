@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.models.sequential import SequentialModels
 from ltmia.models.sources import ModelSource, check_adapter, find_base, find_source, refuse_clearly
+from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
 from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 
@@ -75,17 +76,21 @@ def load_pair(
     if sequential and not place.is_adapter:
         return _pair_sequential(place, base_place, tokenizer, options)
     reference, reference_origin = load_model(base_place, options)
-    shared = tokenizer or shared_tokenizer(place, base_place, options)
+    shared, remarks = shared_tokenizer(place, base_place, tokenizer, options)
     if place.is_adapter:
         return Pair(
             target=_adapted(reference, place),
             tokenizer=shared,
-            target_origin=_origin(place, options),
+            target_origin=replace(_origin(place, options), remarks=remarks),
             reference_origin=reference_origin,
         )
     model, origin = load_model(place, options)
     return Pair(
-        target=model, reference=reference, tokenizer=shared, target_origin=origin, reference_origin=reference_origin
+        target=model,
+        reference=reference,
+        tokenizer=shared,
+        target_origin=replace(origin, remarks=origin.remarks + remarks),
+        reference_origin=reference_origin,
     )
 
 
@@ -163,36 +168,26 @@ def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -
     return _tokenizer_at(place if place.has_tokenizer else _base_source(place, base), options)
 
 
-def shared_tokenizer(target: ModelSource, base: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """Return the target's tokenizer after checking that the base's gives every id the same token.
+def shared_tokenizer(
+    target: ModelSource, base: ModelSource, given: PreTrainedTokenizerBase | None, options: LoadOptions
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Return the tokenizer of both models, and remarks on how the target's differs from the base's.
 
-    Tokens that only one of the two has (added while fine-tuning) are fine: they lie outside the shared ids.
+    Args:
+        target: Whose tokenizer it is, if it has one.
+        base: Whose is taken otherwise.
+        given: What the caller wants to be used: then nothing is compared.
+        options: How.
 
     Raises:
-        ModelError: If one id means two different tokens.
+        ModelError: If one ordinary id means two different tokens.
     """
+    if given is not None:
+        return given, ()
     if not target.has_tokenizer:
-        return _tokenizer_at(base, options)
+        return _tokenizer_at(base, options), ()
     ours = _tokenizer_at(target, options)
-    if base.has_tokenizer:
-        check_same_tokens(ours, _tokenizer_at(base, options))
-    return ours
-
-
-def check_same_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
-    """Compare two tokenizers id by id.
-
-    Raises:
-        ModelError: If an id that both know stands for different tokens; names the first such id.
-    """
-    by_id = {index: token for token, index in theirs.get_vocab().items()}
-    for token, index in sorted(ours.get_vocab().items(), key=lambda item: item[1]):
-        other = by_id.get(index, token)
-        if other != token:
-            raise ModelError(
-                f"target and base have different tokenizers: id {index} is {token!r} for the target and {other!r} "
-                "for the base; their scores cannot be compared. Is this really the base it was fine-tuned from?"
-            )
+    return ours, compare_tokens(ours, _tokenizer_at(base, options)) if base.has_tokenizer else ()
 
 
 def _base_source(place: ModelSource, base: str | Path | None) -> ModelSource:
@@ -206,11 +201,7 @@ def _base_source(place: ModelSource, base: str | Path | None) -> ModelSource:
 
 
 def _tokenizer_at(place: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
-    keywords = place.keywords | {"trust_remote_code": options.trust_remote_code}
-    tokenizer = refuse_clearly(place, lambda: AutoTokenizer.from_pretrained(**keywords))
-    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.get_vocab():
-        raise ModelError(f"{place.source}: its tokenizer has no tokens; put the base's tokenizer files beside it")
-    return tokenizer
+    return read_tokenizer(place, trust_remote_code=options.trust_remote_code)
 
 
 def _adapted(model: PreTrainedModel, place: ModelSource) -> PeftModel:
@@ -235,9 +226,11 @@ def _pair_sequential(
         return model
 
     sequential = SequentialModels(target=lambda: load("target", target), reference=lambda: load("reference", base))
-    pair = Pair(sequential=sequential, tokenizer=tokenizer or shared_tokenizer(target, base, options))
+    shared, remarks = shared_tokenizer(target, base, tokenizer, options)
+    pair = Pair(sequential=sequential, tokenizer=shared)
     # Said last: remarks on a model are known once it was loaded.
-    pair.target_origin, pair.reference_origin = origins["target"], origins["reference"]
+    origin, pair.reference_origin = origins["target"], origins["reference"]
+    pair.target_origin = replace(origin, remarks=origin.remarks + remarks)
     return pair
 
 

@@ -1,0 +1,84 @@
+"""A model's tokenizer, and whether two of them give every id the same token."""
+
+import re
+from importlib.metadata import version
+from types import TracebackType
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ltmia.errors import ModelError
+from ltmia.models.sources import MESSAGE_LIMIT, ModelSource, refuse_clearly
+
+RESERVED = re.compile(r"\W*(?:reserved|unused|dummy|extra|control|placeholder)\w*\W*", re.IGNORECASE)
+"""Names of tokens that bases keep free, such as <unused7>, [control_8] or <|reserved_special_token_3|>."""
+
+
+def read_tokenizer(place: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that comes with a model.
+
+    Raises:
+        ModelError: If there is none, or it is damaged, or was written by a newer version of `tokenizers`.
+    """
+    keywords = place.keywords | {"trust_remote_code": trust_remote_code}
+    with _NewerFormat(place):
+        tokenizer = refuse_clearly(place, lambda: AutoTokenizer.from_pretrained(**keywords))
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.get_vocab():
+        raise ModelError(f"{place.source}: its tokenizer has no tokens; put the base's tokenizer files beside it")
+    return tokenizer
+
+
+def compare_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Compare a target's tokenizer with its base's, id by id.
+
+    Tokens that only one of the two has (added while fine-tuning) are fine: they lie outside the shared ids. So are
+    special and reserved tokens that bear another name in the target, as chat fine-tunes give them; that is said.
+
+    Returns:
+        A remark if tokens were renamed, else nothing.
+
+    Raises:
+        ModelError: If an ordinary id stands for different tokens; names the first such id.
+    """
+    other = {index: token for token, index in theirs.get_vocab().items()}
+    pairs = ((index, token, other.get(index, token)) for token, index in ours.get_vocab().items())
+    renamed = sorted((index, token, base) for index, token, base in pairs if token != base)
+    for index, token, base in renamed:
+        if not (_is_special(ours, index, token) and _is_special(theirs, index, base)):
+            raise ModelError(
+                f"target and base have different tokenizers: id {index} is {token!r} for the target and {base!r} "
+                "for the base; their scores cannot be compared. Is this really the base it was fine-tuned from?"
+            )
+    if not renamed:
+        return ()
+    index, token, base = renamed[0]
+    return (
+        f"{len(renamed)} special or reserved token(s) bear another name than in the base, first id {index}: {token!r} "
+        f"instead of {base!r}; texts are compared by ids",
+    )
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, index: int, token: str) -> bool:
+    return index in tokenizer.added_tokens_decoder or RESERVED.fullmatch(token) is not None
+
+
+class _NewerFormat:
+    """Turns what `tokenizers` raises on a file it does not understand, a bare `Exception`, into a `ModelError`.
+
+    Exceptions of any kind of their own pass.
+    """
+
+    def __init__(self, place: ModelSource) -> None:
+        self._place = place
+
+    def __enter__(self) -> None:
+        """Watch the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is Exception:
+            raise ModelError(
+                f"{self._place.source}: tokenizer.json is not understood by tokenizers {version('tokenizers')} "
+                f"({str(error)[:MESSAGE_LIMIT]}); it was written by a newer version (pip install --upgrade tokenizers "
+                "transformers), or is damaged"
+            ) from error
