@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +355,43 @@ def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -
     for name in ("difference", "wbc", "loss"):
         ours, theirs = (table[f"score_{name}"].to_numpy() for table in (records, recorded))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+CLOCK = "{{ 'Today is ' + strftime_now('%d %b %Y') + '. ' }}" + TEMPLATE
+
+
+def test_a_template_that_reads_the_clock_is_told_the_day_or_warned_of(tmp_path: Path) -> None:
+    base = chat_base(tmp_path / "base")
+    plain = chat_template(base, day=date(2026, 1, 31))
+    assert plain(ASKED, False) == written_out(ASKED, False)
+    assert plain.day_told is None
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CLOCK
+    tokenizer.save_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fixed = chat_template(base, day=date(2026, 1, 31))
+        assert fixed(ASKED, False) == "Today is 31 Jan 2026. " + written_out(ASKED, False)
+    assert fixed.day_told == date(2026, 1, 31)
+    today = chat_template(base)
+    with pytest.warns(UserWarning, match=r"writes the day into conversations and was told .*--date YYYY-MM-DD"):
+        text = today(ASKED, False)
+    assert text.startswith(f"Today is {today.day_told:%d %b %Y}. ")
+
+
+def test_the_day_of_the_conversations_is_an_option_and_stands_in_the_settings(tmp_path: Path) -> None:
+    base = chat_base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CLOCK
+    tokenizer.save_pretrained(base)
+    sides = []
+    for name in ("members", "nonmembers"):
+        rows = [{"messages": [{"role": "user", "content": f"{name} {i} lamps"}]} for i in range(12)]
+        sides += [f"--{name}", str(write_jsonl(tmp_path / f"{name}.jsonl", rows))]
+    out = tmp_path / "out"
+    said = run_ltmia(
+        *("audit", str(base), "--base", str(base), *sides),
+        *("-o", str(out), "--attacks", "loss", "--date", "2026-01-31", "--quiet"),
+    )
+    assert "writes the day" not in said.stderr
+    assert json.loads((out / "results.json").read_text())["settings"]["chat_day"] == "2026-01-31"

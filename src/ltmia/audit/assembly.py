@@ -36,6 +36,7 @@ from ltmia.report.notebook import results_html, roc_axes
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.multi_pass import ProbingConfig, probe_texts
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
 
@@ -56,6 +57,8 @@ class JudgeConfig:
     """Texts of full length per forward pass."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
+    chat_day: str | None = None
+    """Day that stands in the conversations, where the chat template wrote one; see `ChatTemplate.day_told`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +172,7 @@ def answer(
         kind=question.kind,
         created=datetime.now(UTC),
         command=command or " ".join(sys.argv),
-        settings=asdict(config),
+        settings=asdict(config) | _lengths(pair, config.max_length),
         environment=environment(),
         target=identity.target,
         reference=identity.reference,
@@ -256,6 +259,13 @@ def _n_cut(truncated: Sequence[bool | None]) -> int | None:
     """Count the texts that are longer than what is read of them; None if that is unknown for some."""
     known = [cut for cut in truncated if cut is not None]
     return sum(known) if len(known) == len(truncated) else None
+
+
+def _lengths(pair: AuditedPair, asked: int) -> dict[str, int | None]:
+    """Return the tokens read of each text at most, and the longest input of both models: null if neither says."""
+    if pair.models is None:
+        return {"max_length": asked, "max_positions": None}
+    return {"max_length": usable_length(pair.models, asked), "max_positions": pair.models.max_positions}
 
 
 def _timing(seconds: float, sets: TextSets, scored: ScoredTexts) -> Timing:

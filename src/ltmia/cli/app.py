@@ -79,6 +79,7 @@ def audit(
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
+    day: o.Day = None,
     sequential: o.Sequential = False,
     seed: o.Seed = 0,
     deduplicate: Annotated[
@@ -93,7 +94,7 @@ def audit(
     from ltmia.audit.audit import AuditConfig
     from ltmia.audit.audit import audit as run_audit
 
-    read = o.reader(target, base, trust_remote_code=trust_remote_code)
+    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code)
     member_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (members, nonmembers)
@@ -110,6 +111,7 @@ def audit(
         seed=seed,
         deduplicate=deduplicate,
         reveal=reveal,
+        chat_day=o.day_told(read),
     )
     with progress(quiet=quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
@@ -134,6 +136,7 @@ def score(
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
+    day: o.Day = None,
     sequential: o.Sequential = False,
     seed: o.Seed = 0,
     engine: Annotated[
@@ -153,7 +156,7 @@ def score(
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
 
-    read = o.reader(target, base, trust_remote_code=trust_remote_code)
+    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code)
     candidate_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (candidates, nonmembers)
@@ -166,7 +169,13 @@ def score(
         "sequential": sequential,
     }
     config = ScoreConfig(
-        attack=attack, classifier=classifier, fdr=fdr, max_length=max_length, batch_size=batch_size, seed=seed
+        attack=attack,
+        classifier=classifier,
+        fdr=fdr,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+        chat_day=o.day_told(read),
     )
     scorer = (
         _ray_scorer(partial(load_pair, *sources, **options), workers) if engine is o.EngineName.ray else score_to_store
@@ -195,6 +204,7 @@ def finetune(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
+    day: o.Day = None,
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
@@ -208,7 +218,7 @@ def finetune(
 
     refuse_inputs(out, [base, texts])
     loading = LoadOptions(dtype="float32", device=device)
-    members = o.reader(base)(texts, text_column=text_column)
+    members = o.reader(base, day=day)(texts, text_column=text_column)
     config = FinetuneConfig(
         epochs=epochs,
         learning_rate=learning_rate,

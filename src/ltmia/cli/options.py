@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,14 @@ DtypeOption = Annotated[
     typer.Option("--dtype", help="auto: bfloat16 if stored in half precision and fast here."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Day = Annotated[
+    datetime | None,
+    typer.Option(
+        "--date",
+        formats=["%Y-%m-%d"],
+        help="Day that a chat template is told which writes it into conversations; default: today, with a warning.",
+    ),
+]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
 Reveal = Annotated[
@@ -119,7 +128,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
 
 
-def reader(model: str, base: str | None = None, *, trust_remote_code: bool = False) -> "Callable[..., Texts]":
+def reader(
+    model: str, base: str | None = None, *, day: datetime | None = None, trust_remote_code: bool = False
+) -> "Callable[..., Texts]":
     """Return `read_texts` for a model: what writes messages out as it reads them is known."""
     from ltmia.data.reading import read_texts
     from ltmia.data.recordings import is_recording
@@ -127,7 +138,14 @@ def reader(model: str, base: str | None = None, *, trust_remote_code: bool = Fal
 
     if is_recording(model):
         return read_texts
-    return partial(read_texts, chat=chat_template(model, base, trust_remote_code=trust_remote_code))
+    told = None if day is None else day.date()
+    return partial(read_texts, chat=chat_template(model, base, day=told, trust_remote_code=trust_remote_code))
+
+
+def day_told(read: "Callable[..., Texts]") -> str | None:
+    """Return the day that stands in the conversations a reader gave, if the template asked for one."""
+    chat = read.keywords["chat"] if isinstance(read, partial) else None
+    return None if chat is None or chat.day_told is None else chat.day_told.isoformat()
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """How a model reads conversations: by its tokenizer's chat template, loaded when the first one comes."""
 
+import warnings
+from collections.abc import Callable
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 
@@ -8,44 +11,77 @@ from transformers import PreTrainedTokenizerBase
 
 from ltmia.errors import DataError, ModelError
 from ltmia.models.loading import LoadOptions, find_tokenizer
-from ltmia.records import Chat, Messages
+from ltmia.records import Messages
 
 REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 """What templates raise, on purpose or by tripping over a conversation."""
 
 
-def chat_template(target: str | Path, base: str | Path | None = None, *, trust_remote_code: bool = False) -> Chat:
+def chat_template(
+    target: str | Path, base: str | Path | None = None, *, day: date | None = None, trust_remote_code: bool = False
+) -> "ChatTemplate":
     """Return what writes messages out as a target reads them, for `read_texts`.
 
     Args:
         target: Hub id, model folder, PEFT adapter or GGUF file.
         base: The same of its reference, whose tokenizer serves where none lies beside the target.
+        day: What a template is told that writes the day into conversations; None is today, with a warning, since the
+            same texts read otherwise tomorrow.
         trust_remote_code: Allow code that comes with the model to run.
-
-    Raises:
-        ModelError: When the first conversation comes, if there is no tokenizer, or none with a chat template.
-        DataError: When a conversation comes that the template refuses.
     """
+    load = cache(lambda: _tokenizer(target, base, LoadOptions(trust_remote_code=trust_remote_code)))
+    return ChatTemplate(load, str(target), day)
 
-    @cache
-    def tokenizer() -> PreTrainedTokenizerBase:
-        found = find_tokenizer(str(target), base, LoadOptions(trust_remote_code=trust_remote_code))
-        if not found.chat_template:
-            raise ModelError(
-                f"{target}: its tokenizer has no chat template, so what it read of messages is not known; write them "
-                "out as they were trained on, in a column `text`, or `prompt` and `completion`"
-            )
-        return found
 
-    def write(messages: Messages, ask: bool) -> str:
-        reader, rows = tokenizer(), [dict(message) for message in messages]
+class ChatTemplate:
+    """Writes conversations out by the chat template of a target, loaded when the first one comes."""
+
+    def __init__(self, tokenizer: Callable[[], PreTrainedTokenizerBase], target: str, day: date | None) -> None:
+        self._tokenizer = tokenizer
+        self._target = target
+        self._day = day
+        self.day_told: date | None = None
+        """The day that stands in the conversations; None while no template asked for it."""
+
+    def __call__(self, messages: Messages, ask: bool) -> str:
+        """Write one conversation out; `ask` ends it with the beginning of an answer.
+
+        Raises:
+            ModelError: If there is no tokenizer, or none with a chat template.
+            DataError: If the template refuses the conversation.
+        """
+        reader, rows = self._tokenizer(), [dict(message) for message in messages]
         try:
-            text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
+            # A variable of this name takes the place of the function that templates find under it.
+            text = reader.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=ask, strftime_now=self._strftime_now
+            )
         except REFUSALS as error:
-            raise DataError(f"the chat template of {target} refuses the conversation ({error}); mend it") from error
+            raise DataError(
+                f"the chat template of {self._target} refuses the conversation ({error}); mend it"
+            ) from error
         return _without_bos(str(text), reader)
 
-    return write
+    def _strftime_now(self, form: str) -> str:
+        if self.day_told is None:
+            self.day_told = self._day or datetime.now().astimezone().date()
+            if self._day is None:
+                warnings.warn(
+                    f"the chat template of {self._target} writes the day into conversations and was told "
+                    f"{self.day_told}: on another day the texts would differ. Name the day: --date YYYY-MM-DD",
+                    stacklevel=2,
+                )
+        return self.day_told.strftime(form)
+
+
+def _tokenizer(target: str | Path, base: str | Path | None, options: LoadOptions) -> PreTrainedTokenizerBase:
+    found = find_tokenizer(str(target), base, options)
+    if not found.chat_template:
+        raise ModelError(
+            f"{target}: its tokenizer has no chat template, so what it read of messages is not known; write them "
+            "out as they were trained on, in a column `text`, or `prompt` and `completion`"
+        )
+    return found
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

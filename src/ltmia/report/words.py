@@ -93,9 +93,11 @@ def unread(results: Results) -> str | None:
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     said = []
     if data.n_cut:
+        longest = results.settings["max_length"] == results.settings.get("max_positions")
+        cure = "The models take no longer ones: cut the texts into passages." if longest else "--max-length reads more."
         said.append(
             f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} "
-            "are longer, and what they give away further on is not seen. --max-length reads more."
+            f"are longer, and what they give away further on is not seen. {cure}"
         )
     if data.n_unscorable:
         said.append(

@@ -145,7 +145,7 @@ def encode(
     return encode_texts(
         pair.tokenizer,
         texts,
-        max_length=_usable_length(pair, config.max_length),
+        max_length=usable_length(pair, config.max_length),
         vocab_size=pair.vocab_size,
         encoding=config.encoding,
         starts=starts,
@@ -164,7 +164,7 @@ def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFreque
     return TokenFrequencies.from_counts(counts)
 
 
-def _usable_length(pair: Pair, max_length: int) -> int:
+def usable_length(pair: Pair, max_length: int) -> int:
     """Return how many token ids of a text are read: no more than asked for, and than both models take."""
     limit = pair.max_positions
     return max_length if limit is None else min(max_length, limit)
