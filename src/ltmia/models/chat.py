@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date, datetime, time
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import chat_template_utils
 
 from ltmia.errors import DataError, ModelError
 from ltmia.models.loading import LoadOptions, find_tokenizer
@@ -52,17 +54,17 @@ class ChatTemplate:
         """
         reader, rows = self._tokenizer(), [dict(message) for message in messages]
         try:
-            # A variable of this name takes the place of the function that templates find under it.
-            text = reader.apply_chat_template(
-                rows, tokenize=False, add_generation_prompt=ask, strftime_now=self._strftime_now
-            )
+            # transformers takes no other clock: its templates ask `datetime.now()` of this module.
+            with patch.object(chat_template_utils, "datetime", self):
+                text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
         except REFUSALS as error:
             raise DataError(
                 f"the chat template of {self._target} refuses the conversation ({error}); mend it"
             ) from error
         return _without_bos(str(text), reader)
 
-    def _strftime_now(self, form: str) -> str:
+    def now(self) -> datetime:
+        """Return the day that a template is told, at midnight; called by the template."""
         if self.day_told is None:
             self.day_told = self._day or datetime.now().astimezone().date()
             if self._day is None:
@@ -71,7 +73,7 @@ class ChatTemplate:
                     f"{self.day_told}: on another day the texts would differ. Name the day: --date YYYY-MM-DD",
                     stacklevel=2,
                 )
-        return self.day_told.strftime(form)
+        return datetime.combine(self.day_told, time())
 
 
 def _tokenizer(target: str | Path, base: str | Path | None, options: LoadOptions) -> PreTrainedTokenizerBase:
