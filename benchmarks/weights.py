@@ -1,4 +1,4 @@
-"""Fine-tune a real LM on a corpus and read its update: python benchmarks/weights.py MODEL CORPUS.jsonl.gz OUT [options].
+"""Fine-tune a real LM on texts and read its update: python benchmarks/weights.py MODEL CORPUS.jsonl.gz OUT [options].
 
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
 TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model.
