@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from ltmia.errors import DataError
+from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape, pack_rows
 from ltmia.weights.metric import Metric, metric_of, second_moments
 from ltmia.weights.mixture import count_used, fit_groups, infer_usage
@@ -225,13 +227,30 @@ def test_second_moments_are_those_of_batches(tmp_path) -> None:
 
 
 def test_a_metric_weighs_rounding_against_the_misfit() -> None:
-    class Drawn:
-        change = np.array([1.0, -1.0, 1.0, 1.0])
-        rounding = np.array([0.0, 1.5, 0.0, 0.0])
-
-    metric = metric_of(np.array([4.0, 4.0, 4.0, 0.0]), Drawn, adaptive=True, power=1.0)
+    drawn = Coordinates(
+        places=(), batched=True, change=np.array([1.0, -1.0, 1.0, 1.0]), rounding=np.array([0.0, 1.5, 0.0, 0.0]),
+        layers=(0,), n_available=4,
+    )  # fmt: skip
+    metric = metric_of(np.array([4.0, 4.0, 4.0, 0.0]), drawn, adaptive=True, power=1.0)
     np.testing.assert_allclose(metric.noise, [1.0, 2.0, 1.0, np.inf])
     np.testing.assert_allclose(metric.preconditioner[:3], 0.5)
-    spread = metric_of(np.array([4.0, 1.0, 4.0, 1.0]), Drawn, adaptive=False, power=0.0)
+    spread = metric_of(np.array([4.0, 1.0, 4.0, 1.0]), drawn, adaptive=False, power=0.0)
     assert spread.noise[3] / spread.noise[0] == pytest.approx(2.0)
     assert (spread.preconditioner == 1).all()
+
+
+def test_products_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmia.weights.solve.free_bytes", lambda _: 1000)
+    file = stored(tmp_path, np.ones((2, 12, 5)))
+    with pytest.raises(DataError, match="12 texts at once takes"):
+        normal_equations(file, np.arange(12), np.ones(5), Metric(preconditioner=np.ones(5), noise=np.ones(5)))
+
+
+def test_a_sample_of_many_texts_chooses_nearly_the_same_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltmia.weights.solve.SEARCHED_TEXTS", 100)
+    _, equations = simulate(np.random.default_rng(11), 150, 60, 6.0, 1000)
+    sampled = choose_ridges(equations)
+    monkeypatch.setattr("ltmia.weights.solve.SEARCHED_TEXTS", 1000)
+    whole = choose_ridges(equations)
+    assert whole.evidence >= sampled.evidence > whole.evidence - 5
+    assert sampled.noise == pytest.approx(36, rel=0.1)

@@ -42,7 +42,7 @@ def pack_rows(
     rows: Float32[np.ndarray, "text coordinate"],
 ) -> tuple[np.ndarray, Float64[np.ndarray, " text"]]:
     """Return rows as float16 and the power of two that each was divided by; NaN for a row that is not finite."""
-    largest = np.abs(rows).max(axis=1, initial=0.0)
+    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
     usable = np.isfinite(largest)
     scales = np.where(usable, np.exp2(np.ceil(np.log2(np.maximum(largest, 2.0**-100) / LARGEST))), np.nan)
     packed = np.where(usable[:, None], rows / np.where(usable, scales, 1.0)[:, None], 0.0).astype(np.float16)

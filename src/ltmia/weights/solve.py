@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64, Int64
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
+from ltmia.errors import DataError
+from ltmia.models.batching import free_bytes
+from ltmia.progress import Report, silent
 from ltmia.weights.gradient_file import GradientFile
 from ltmia.weights.metric import Metric, blocks
 
@@ -30,6 +34,9 @@ LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e3
 SEARCHED_TEXTS = 1500
 """Most texts that the ridges are chosen on."""
 SEARCH_STEPS = 40
+SQUARES = 2
+"""Matrices of the size of K that are in memory at once while it is solved."""
+TASK = "products of gradients"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +113,7 @@ def normal_equations(
     rows: Int64[np.ndarray, " text"],
     change: Float64[np.ndarray, " coordinate"],
     metric: Metric,
+    report: Report = silent,
 ) -> NormalEquations:
     """Form K and c, a run of coordinates at a time: products in float32, their sums in float64.
 
@@ -114,6 +122,10 @@ def normal_equations(
         rows: Texts that take part.
         change: The update.
         metric: Preconditioner and noise.
+        report: Told of progress.
+
+    Raises:
+        DataError: If the products do not fit into memory.
     """
     n_points = file.shape.n_points
     contrast = CONTRASTS[n_points].astype(np.float32)
@@ -121,6 +133,7 @@ def normal_equations(
     weights = np.where(alive, metric.preconditioner / metric.noise, 0.0).astype(np.float32)
     update = np.where(alive, change / metric.noise, 0.0)
     n_columns = n_points * len(rows)
+    _check_memory(len(rows), n_columns)
     products, match = np.zeros((n_columns, n_columns)), np.zeros(n_columns)
     for part in blocks(file.shape.n_coordinates, n_columns):
         points = np.stack([file.block(point, rows, part) for point in range(n_points)])
@@ -128,6 +141,7 @@ def normal_equations(
         columns *= weights[part]
         products += columns @ columns.T
         match -= columns.astype(np.float64) @ update[part]
+        report(TASK, part.stop, file.shape.n_coordinates)
     return NormalEquations(
         products=products,
         match=match,
@@ -136,6 +150,15 @@ def normal_equations(
         log_noise=float(np.log(metric.noise[alive]).sum()),
         n_kinds=n_points,
     )
+
+
+def _check_memory(n_texts: int, n_columns: int) -> None:
+    needed, free = SQUARES * 8 * n_columns**2, free_bytes(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise DataError(
+            f"solving for {n_texts} texts at once takes {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} GiB are free: give fewer texts, or gradients at one point of the path"
+        )
 
 
 def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
@@ -160,7 +183,8 @@ def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
         method="Nelder-Mead",
         options={"maxfev": SEARCH_STEPS * some.n_kinds, "xatol": 0.05, "fatol": 0.5},
     )
-    return weigh_ridges(some, _bounded(found.x) * sizes)
+    # The noise is that of all texts: those left out of the sample explain a part of the update too.
+    return weigh_ridges(equations, _bounded(found.x) * sizes)
 
 
 def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[np.ndarray, " kind"]) -> Ridges:
@@ -181,8 +205,8 @@ def solve(equations: NormalEquations, ridges: Ridges) -> RidgeSolution:
     n = equations.n_texts
     inverse = np.linalg.inv(reduced.products + reduced.ridge * np.eye(n))
     alpha = inverse @ reduced.match
-    smooth = inverse @ reduced.products
-    variance = reduced.noise * np.einsum("ij,ij->i", smooth, inverse)
+    # The noise of the match has the covariance of the products, so that of alpha is R K R = R - ridge R R.
+    variance = reduced.noise * (np.diag(inverse) - reduced.ridge * np.einsum("ij,ij->i", inverse, inverse))
     coefficients = np.concatenate([alpha, others(alpha)])
     fit = 2 * float(coefficients @ equations.match) - float(coefficients @ equations.products @ coefficients)
     return RidgeSolution(
