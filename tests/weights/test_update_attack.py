@@ -60,6 +60,7 @@ def test_members_stand_out_of_a_full_fine_tune(trained, tmp_path) -> None:
     assert found.n_used_interval[0] - 10 < N_MEMBERS < found.n_used_interval[1] + 10
     assert 0.3 < found.explained < 1
     assert found.points == (0.0, 1.0)
+    assert found.adaptive
     assert found.layers == (0, 1, 2)
     # Adam's first steps are as long as later ones, so alpha is near learning rate / batch size.
     assert found.alpha[:N_MEMBERS].mean() == pytest.approx(2e-4 / 6, rel=0.7)
@@ -114,12 +115,13 @@ def test_members_stand_out_of_sgd(trained, tmp_path) -> None:
     pair, texts, _ = trained
     target = copy.deepcopy(pair.reference)
     train_sgd(target, texts)
-    config = WeightsConfig(n_coordinates=20_000, adaptive=False)
+    config = WeightsConfig(n_coordinates=20_000)
     tuned = Pair(target=target, reference=pair.reference, tokenizer=TOKENIZER)
     found = score_update(tuned, texts, tmp_path, identity="a", config=config)
     assert auc(found.score) > 0.99
     assert np.median(found.alpha[:N_MEMBERS]) == pytest.approx(1e-2 / 6, rel=0.2)
     assert found.n_used == pytest.approx(N_MEMBERS, abs=2)
+    assert not found.adaptive
 
 
 def train_sgd(model, texts):

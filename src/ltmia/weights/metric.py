@@ -36,6 +36,8 @@ class Metric:
     """What the optimiser multiplied gradients by."""
     noise: Float64[np.ndarray, " coordinate"]
     """Standard deviation of what the gradients do not explain, up to a common factor; infinite: leave out."""
+    adaptive: bool = False
+    """Whether the preconditioner is that of an optimiser that divides by sqrt(v)."""
 
 
 def second_moments(

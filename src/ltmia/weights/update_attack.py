@@ -14,8 +14,9 @@ from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report, silent
 from ltmia.weights.coordinates import Coordinates, choose_coordinates
+from ltmia.weights.gradient_file import GradientFile
 from ltmia.weights.gradients import read_gradients
-from ltmia.weights.metric import metric_of, read_optimizer_state, second_moments
+from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
 from ltmia.weights.mixture import infer_usage
 from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
 
@@ -24,6 +25,8 @@ FULL_POINTS: tuple[float, ...] = (0.0, 1.0)
 ADAPTER_POINTS: tuple[float, ...] = (0.5, 1.0)
 FEWEST_TEXTS = 10
 """With fewer, there is nothing to take out what texts have in common."""
+TRIED_TEXTS = 300
+"""Texts on which the kind of optimiser is chosen."""
 NO_GRADIENT = "its gradient is not a finite number"
 
 
@@ -39,8 +42,9 @@ class WeightsConfig:
     """Where between base (0) and target (1) gradients are taken, evenly spaced; None: (0, 1), adapters (0.5, 1)."""
     power: float = 1.0
     """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
-    adaptive: bool = True
-    """The optimiser divides by the root of the mean squared gradient, as Adam and its kin do; False for SGD."""
+    adaptive: bool | None = None
+    """The optimiser divides by the root of the mean squared gradient, as Adam and its kin do; False: it does not, as SGD.
+    None: whichever makes the update likelier."""
     optimizer_state: Path | None = None
     """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
     seed: int = 0
@@ -92,6 +96,8 @@ class UpdateScores:
     """Coordinates that were read."""
     points: tuple[float, ...]
     """Where gradients were taken."""
+    adaptive: bool
+    """Whether the optimiser was taken to divide by the root of the mean squared gradient."""
     ridges: Ridges
     """What the regression was held down by, and its marginal likelihood."""
 
@@ -142,16 +148,35 @@ def score_update(
             raise DataError(f"only {len(rows)} of {n_scorable} texts have a gradient of finite numbers")
         state = config.optimizer_state
         moments = second_moments(file, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
-        metric = metric_of(moments, coordinates, adaptive=config.adaptive, power=config.power)
+        metric = _pick_metric(file, rows, moments, coordinates, config)
         equations = normal_equations(file, rows, coordinates.change, metric, report)
     finally:
         file.close()
-    return _scores(equations, coordinates, rows, encoded, points)
+    return _scores(equations, coordinates, metric, rows, encoded, points)
+
+
+def _pick_metric(
+    file: GradientFile,
+    rows: Int64[np.ndarray, " text"],
+    moments: Float64[np.ndarray, " coordinate"],
+    coordinates: Coordinates,
+    config: WeightsConfig,
+) -> Metric:
+    """Make the metric; where the kind of optimiser is not said, try both on a sample of the texts."""
+    kinds = (True, False) if config.adaptive is None else (config.adaptive,)
+    tries = [metric_of(moments, coordinates, adaptive=kind, power=config.power) for kind in kinds]
+    if len(tries) == 1:
+        return tries[0]
+    rng = np.random.default_rng(config.seed)
+    some = np.sort(rng.choice(rows, min(len(rows), TRIED_TEXTS), replace=False))
+    evidence = [choose_ridges(normal_equations(file, some, coordinates.change, metric)).evidence for metric in tries]
+    return tries[int(np.argmax(evidence))]
 
 
 def _scores(
     equations: NormalEquations,
     coordinates: Coordinates,
+    metric: Metric,
     rows: Int64[np.ndarray, " text"],
     encoded: Sequence[EncodedText],
     points: tuple[float, ...],
@@ -179,5 +204,6 @@ def _scores(
         layers=coordinates.layers,
         n_coordinates=len(coordinates),
         points=points,
+        adaptive=metric.adaptive,
         ridges=ridges,
     )
