@@ -43,7 +43,7 @@ class WeightsConfig:
     power: float = 1.0
     """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
     adaptive: bool | None = None
-    """The optimiser divides by the root of the mean squared gradient, as Adam and its kin do; False: it does not, as SGD.
+    """Whether the optimiser divides by the root of the mean squared gradient, as Adam and its kin do and SGD does not.
     None: whichever makes the update likelier."""
     optimizer_state: Path | None = None
     """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
