@@ -48,7 +48,7 @@ def test_products_are_exact(tmp_path, monkeypatch: pytest.MonkeyPatch, n_points:
     rng = np.random.default_rng(n_points)
     gradients = rng.normal(size=(n_points, 9, 60)) * np.exp(rng.normal(size=(n_points, 9, 1)) * 5)
     update, rows = rng.normal(size=60), np.array([0, 2, 3, 5, 6, 7, 8])
-    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60))
+    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60, adaptive=False))
     metric.noise[4] = np.inf
     found = normal_equations(stored(tmp_path, gradients), rows, update, metric)
     half = gradients.astype(np.float32)[:, rows].astype(np.float64)
@@ -128,7 +128,7 @@ def test_alpha_counts_the_passes_of_a_linear_model_trained_by_sgd(tmp_path) -> N
     passes = rng.integers(0, 4, 60)
     rate, batch = 1e-4, 4
     update, gradients = trained_by_sgd(rng, 60, 800, passes, rate, batch)
-    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800))
+    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800, adaptive=False))
     equations = normal_equations(stored(tmp_path, gradients), np.arange(60), update, metric)
     solution = solve(equations, choose_ridges(equations))
     counted = solution.alpha * batch / rate
@@ -243,7 +243,9 @@ def test_products_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch:
     monkeypatch.setattr("ltmia.weights.solve.free_bytes", lambda _: 1000)
     file = stored(tmp_path, np.ones((2, 12, 5)))
     with pytest.raises(DataError, match="12 texts at once takes"):
-        normal_equations(file, np.arange(12), np.ones(5), Metric(preconditioner=np.ones(5), noise=np.ones(5)))
+        normal_equations(
+            file, np.arange(12), np.ones(5), Metric(preconditioner=np.ones(5), noise=np.ones(5), adaptive=False)
+        )
 
 
 def test_a_sample_of_many_texts_chooses_nearly_the_same_ridge(monkeypatch: pytest.MonkeyPatch) -> None:

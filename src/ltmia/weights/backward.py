@@ -103,7 +103,7 @@ class TextGradients:
 
     @torch.enable_grad()
     def __call__(
-        self, rows: Sequence[Int64[np.ndarray, " seq"]], starts: Sequence[int]
+        self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
     ) -> Float32[Tensor, "batch coordinate"]:
         """Return the gradient of each text's mean loss at the coordinates, on the CPU.
 

@@ -36,7 +36,7 @@ class Metric:
     """What the optimiser multiplied gradients by."""
     noise: Float64[np.ndarray, " coordinate"]
     """Standard deviation of what the gradients do not explain, up to a common factor; infinite: leave out."""
-    adaptive: bool = False
+    adaptive: bool
     """Whether the preconditioner is that of an optimiser that divides by sqrt(v)."""
 
 
@@ -127,4 +127,8 @@ def metric_of(
     misfit = MISFIT_SHARE * np.square(coordinates.change[alive]).mean() if alive.any() else 1.0
     variance = misfit * (safe / scale) ** (power - 1.0) + coordinates.rounding
     noise = np.sqrt(variance / misfit)
-    return Metric(preconditioner=safe**-0.5 if adaptive else np.ones_like(safe), noise=np.where(alive, noise, np.inf))
+    return Metric(
+        preconditioner=safe**-0.5 if adaptive else np.ones_like(safe),
+        noise=np.where(alive, noise, np.inf),
+        adaptive=adaptive,
+    )

@@ -187,7 +187,7 @@ def _scores(
     scored = set(rows.tolist())
     reasons = [None if row in scored else text.reason or NO_GRADIENT for row, text in enumerate(encoded)]
 
-    def spread(values: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
+    def spread(values: Float64[np.ndarray, " scored"]) -> Float64[np.ndarray, " text"]:
         out = np.full(len(encoded), np.nan)
         out[rows] = values
         return out
