@@ -48,7 +48,7 @@ def test_products_are_exact(tmp_path, monkeypatch: pytest.MonkeyPatch, n_points:
     rng = np.random.default_rng(n_points)
     gradients = rng.normal(size=(n_points, 9, 60)) * np.exp(rng.normal(size=(n_points, 9, 1)) * 5)
     update, rows = rng.normal(size=60), np.array([0, 2, 3, 5, 6, 7, 8])
-    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60, adaptive=False))
+    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60), adaptive=False)
     metric.noise[4] = np.inf
     found = normal_equations(stored(tmp_path, gradients), rows, update, metric)
     half = gradients.astype(np.float32)[:, rows].astype(np.float64)
@@ -128,7 +128,7 @@ def test_alpha_counts_the_passes_of_a_linear_model_trained_by_sgd(tmp_path) -> N
     passes = rng.integers(0, 4, 60)
     rate, batch = 1e-4, 4
     update, gradients = trained_by_sgd(rng, 60, 800, passes, rate, batch)
-    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800, adaptive=False))
+    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800), adaptive=False)
     equations = normal_equations(stored(tmp_path, gradients), np.arange(60), update, metric)
     solution = solve(equations, choose_ridges(equations))
     counted = solution.alpha * batch / rate
