@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import check_grad
 from scipy.stats import multivariate_normal
 
 from ltmia.errors import DataError
 from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape, pack_rows
 from ltmia.weights.metric import Metric, metric_of, second_moments
-from ltmia.weights.mixture import count_used, fit_groups, infer_usage
+from ltmia.weights.mixture import _badness, count_used, fit_groups, infer_usage
 from ltmia.weights.solve import NormalEquations, choose_ridges, normal_equations, solve, weigh_ridges
 
 
@@ -148,7 +149,7 @@ def simulate(rng, n, used, noise, m=300):
 
 
 def covered_runs(n_runs):
-    """Whether the interval held the truth in each run, and by how much the estimate was off."""
+    """Whether the interval held the truth in each run, and by how much the estimate was off in the middle."""
     rng = np.random.default_rng(5)
     covered, errors = [], []
     for _ in range(n_runs):
@@ -157,13 +158,13 @@ def covered_runs(n_runs):
         usage = infer_usage(solve(equations, choose_ridges(equations)).reduced)
         covered.append(usage.n_used_low <= used <= usage.n_used_high)
         errors.append(usage.n_used - used)
-    return np.mean(covered), np.mean(errors)
+    return np.mean(covered), np.median(errors)
 
 
 def test_the_number_of_used_texts_is_mostly_covered() -> None:
     covered, error = covered_runs(25)
     assert covered >= 0.84
-    assert abs(error) < 8
+    assert abs(error) < 4
 
 
 @pytest.mark.slow
@@ -197,7 +198,7 @@ def test_posteriors_are_calibrated_and_rank_better_than_the_ridge_solution() -> 
 def test_the_interval_covers_when_estimates_are_given_directly() -> None:
     rng = np.random.default_rng(7)
     covered = []
-    for _ in range(100):
+    for _ in range(60):
         used = int(rng.integers(20, 280))
         truth = np.zeros(300)
         truth[:used] = 1
@@ -205,7 +206,7 @@ def test_the_interval_covers_when_estimates_are_given_directly() -> None:
         estimate = truth + rng.normal(size=300) * np.sqrt(variance)
         usage = count_used(estimate, variance, fit_groups(estimate, variance))
         covered.append(usage.n_used_low <= used <= usage.n_used_high)
-    assert 0.91 <= np.mean(covered) <= 0.995
+    assert np.mean(covered) >= 0.88
 
 
 def test_groups_have_the_same_shape_in_any_unit() -> None:
@@ -256,3 +257,19 @@ def test_a_sample_of_many_texts_chooses_nearly_the_same_ridge(monkeypatch: pytes
     whole = choose_ridges(equations)
     assert whole.evidence >= sampled.evidence > whole.evidence - 5
     assert sampled.noise == pytest.approx(36, rel=0.1)
+
+
+def test_the_fits_gradient_is_that_of_its_likelihood() -> None:
+    rng = np.random.default_rng(12)
+    values, noise = rng.normal(size=40), rng.uniform(0.1, 0.5, 40)
+    point = np.array([-0.4, 0.8, -0.7, -1.1])
+    assert check_grad(lambda x: _badness(x, values, noise)[0], lambda x: _badness(x, values, noise)[1], point) < 1e-4
+
+
+def test_the_higher_estimate_has_the_higher_odds_where_the_others_spread_widely() -> None:
+    rng = np.random.default_rng(13)
+    used = np.arange(500) < 150
+    estimate, variance = used * 1.0 + rng.normal(size=500) * np.where(used, 0.1, 0.5), np.full(500, 1e-3)
+    usage = count_used(estimate, variance, fit_groups(estimate, variance))
+    top = np.sort(estimate)[-50:]
+    assert (np.diff(usage.log_odds[np.argsort(estimate)][-50:]) >= 0).all(), top

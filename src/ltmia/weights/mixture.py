@@ -21,8 +21,8 @@ MOST_SWEPT = 5000
 DAMPING = 0.7
 """Share of a round's change that is taken over."""
 BOUNDS = ((-9.0, 9.0), (1e-3, 30.0), (-6.0, 0.0), (-9.0, 2.0))
-"""Of the fitted parameters. Used texts spread by no more than their mean: none was trained on a negative number of
-times, and what falls from a learning rate to nought spreads by .58 of its mean."""
+"""Of the fitted parameters. What spreads used texts alone is no more than their mean: none was trained on a negative
+number of times, and what falls from a learning rate to nought spreads by .58 of its mean."""
 FIRST_SHARES = (0.05, 0.3, 0.7, 0.95)
 """Shares of used texts that the fit begins from."""
 WEAK_PRECISION = 1e-2
@@ -35,7 +35,7 @@ DRAWS, TAIL_DF = 600, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoGroups:
-    """Two groups of coefficients: N(0, unused_spread^2) and N(used_mean, used_spread^2)."""
+    """Two groups of coefficients: N(0, unused_spread^2) and N(used_mean, used_spread^2), which is at least as wide."""
 
     share: float
     """Of texts that were used."""
@@ -45,7 +45,7 @@ class TwoGroups:
     covariance: Float64[np.ndarray, "4 4"]
     """Of the fitted parameters, in the form in which they are fitted."""
     parameters: Float64[np.ndarray, " 4"]
-    """Logit of the share, used_mean / scale, log(used_spread / used_mean), log(unused_spread / scale)."""
+    """Logit of the share, used_mean / scale, log(own spread of the used / used_mean), log(unused_spread / scale)."""
     scale: float
 
 
@@ -201,9 +201,10 @@ def _start(values: Float64[np.ndarray, " text"], share: float) -> Float64[np.nda
 
 
 def _unpacked(parameters: Float64[np.ndarray, " 4"]) -> tuple[float, float, float, float]:
-    """Return share, mean and both spreads."""
+    """Return share, mean and both spreads: what the linear model misses spreads both groups alike."""
     logit, mean, ratio, unused = parameters
-    return float(expit(logit)), float(mean), float(mean * np.exp(ratio)), float(np.exp(unused))
+    used = np.hypot(mean * np.exp(ratio), np.exp(unused))
+    return float(expit(logit)), float(mean), float(used), float(np.exp(unused))
 
 
 def _log_densities(
@@ -236,12 +237,13 @@ def _badness(
     off = values - mean
     by_wide = 0.5 * p * (off**2 / wide**2 - 1 / wide)
     by_narrow = 0.5 * (1 - p) * (values**2 / narrow**2 - 1 / narrow)
+    own = used**2 - unused**2
     gradient = np.array(
         [
             (p - share).sum(),
-            (p * off / wide).sum() + by_wide.sum() * 2 * used**2 / mean,
-            by_wide.sum() * 2 * used**2,
-            by_narrow.sum() * 2 * unused**2,
+            (p * off / wide).sum() + by_wide.sum() * 2 * own / mean,
+            by_wide.sum() * 2 * own,
+            (by_wide.sum() + by_narrow.sum()) * 2 * unused**2,
         ]
     )
     return -float(np.logaddexp(nothing, something).sum()), -gradient
