@@ -30,10 +30,12 @@ CONTRASTS = {
 """From gradients at evenly spaced points to their mean, slope and bend."""
 FIRST_RIDGES = (0.03, 0.3, 1.0)
 """Where the search for the ridges of mean, slope and bend begins, relative to their mean diagonal."""
+FIRST_STEP = 0.6
+"""First step of the search, in powers of ten."""
 LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e3
-SEARCHED_TEXTS = 1500
+SEARCHED_TEXTS = 800
 """Most texts that the ridges are chosen on."""
-SEARCH_STEPS = 40
+SEARCH_STEPS = 20
 SQUARES = 2
 """Matrices of the size of K that are in memory at once while it is solved."""
 TASK = "products of gradients"
@@ -177,12 +179,9 @@ def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
         return -weigh_ridges(some, _bounded(logs) * sizes).evidence
 
     start = np.log10(FIRST_RIDGES[: some.n_kinds])
-    found = minimize(
-        badness,
-        start,
-        method="Nelder-Mead",
-        options={"maxfev": SEARCH_STEPS * some.n_kinds, "xatol": 0.05, "fatol": 0.5},
-    )
+    first = np.vstack([start, start + FIRST_STEP * np.eye(some.n_kinds)])
+    options = {"maxfev": SEARCH_STEPS * some.n_kinds, "xatol": 0.1, "fatol": 1.0, "initial_simplex": first}
+    found = minimize(badness, start, method="Nelder-Mead", options=options)
     # The noise is that of all texts: those left out of the sample explain a part of the update too.
     return weigh_ridges(equations, _bounded(found.x) * sizes)
 
