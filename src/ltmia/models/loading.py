@@ -6,6 +6,7 @@ Every refusal is a `ModelError` that names what was found and what to do. Embedd
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from peft import PeftModel
@@ -13,10 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
+from ltmia.models.adapters import Adapted, check_gives_base_back, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.models.sequential import SequentialModels
-from ltmia.models.sources import ModelSource, check_adapter, find_base, find_source, refuse_clearly
+from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_adapter, find_source, refuse_clearly
 from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
 from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
@@ -27,11 +29,23 @@ class LoadOptions:
     """How models are brought in, the same for target and reference."""
 
     dtype: str = "auto"
-    """"auto", "float32", "bfloat16" or "float16"."""
+    """"float32", "bfloat16" or "float16", of both models. "auto" is bfloat16 if both are stored in half precision and
+    the hardware computes in it, else float32."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: bool = False
     """Run code that comes with a model. Off unless the user asks."""
+    allow_hub: bool = False
+    """Ask the hub for a base that only an adapter's config or a model card names. Off unless the user asks."""
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The fields of `LoadOptions`, as keywords."""
+
+    dtype: str
+    device: str
+    trust_remote_code: bool
+    allow_hub: bool
 
 
 def load_pair(
@@ -39,10 +53,8 @@ def load_pair(
     base: str | Path | nn.Module | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
     sequential: bool = False,
+    **keywords: Unpack[LoadKeywords],
 ) -> Pair:
     """Load a fine-tuned target and its pretrained reference.
 
@@ -50,18 +62,16 @@ def load_pair(
         target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter, GGUF file, or a module.
         base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
         tokenizer: Only needed when both models are modules.
-        dtype: Of both models. "auto" is bfloat16 if both are stored in half precision and the hardware computes in it,
-            else float32.
-        device: "auto" takes an accelerator if there is one.
-        trust_remote_code: Allow code that comes with the models to run.
         sequential: Have only one model in memory at a time, for two that do not fit together: each is loaded when its
-            turn comes, and the target's hidden states wait on disk. An adapter's weights are one copy anyway.
+            turn comes, and the target's hidden states wait on disk. Where an adapter can be switched off, the weights
+            are one copy anyway.
+        **keywords: `LoadOptions`, field by field: dtype, device, trust_remote_code, allow_hub.
 
     Raises:
         ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer and vocabulary.
         ConfigError: If there is no such dtype or device.
     """
-    options = LoadOptions(dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    options = LoadOptions(**keywords)
     if isinstance(target, nn.Module):
         return _pair_in_memory(target, base, tokenizer)
     if isinstance(base, nn.Module):
@@ -71,19 +81,14 @@ def load_pair(
         check_adapter(place)
     else:
         check_weights(place)
-    base_place = _base_source(place, base)
+    base_place = base_source(place, base, allow_hub=options.allow_hub)
     options = one_dtype([base_place] if place.is_adapter else [place, base_place], options)
-    if sequential and not place.is_adapter:
+    if place.is_adapter:
+        return _pair_of_adapter(place, base_place, tokenizer, options, sequential=sequential)
+    if sequential:
         return _pair_sequential(place, base_place, tokenizer, options)
     reference, reference_origin = load_model(base_place, options)
     shared, remarks = shared_tokenizer(place, base_place, tokenizer, options)
-    if place.is_adapter:
-        return Pair(
-            target=_adapted(reference, place),
-            tokenizer=shared,
-            target_origin=replace(_origin(place, options), remarks=remarks),
-            reference_origin=reference_origin,
-        )
     model, origin = load_model(place, options)
     return Pair(
         target=model,
@@ -118,13 +123,15 @@ def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, optio
 
 
 def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
-    """Load one causal LM in evaluation mode.
+    """Load one causal LM in evaluation mode; an adapter is merged into its base.
 
     Raises:
         ModelError: If there is no such model, only pickled weights, or weights that are not the model's.
         ConfigError: If there is no such dtype or device.
     """
     place = source if isinstance(source, ModelSource) else find_source(source)
+    if place.is_adapter:
+        return _load_merged(place, options)
     options = one_dtype([place], options)
     model, remarks = read_model(
         place,
@@ -132,6 +139,7 @@ def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrai
         device=pick_device(options.device),
         trust_remote_code=options.trust_remote_code,
     )
+    model.name_or_path = place.name
     return model, replace(_origin(place, options), remarks=remarks)
 
 
@@ -145,7 +153,11 @@ def one_dtype(places: Sequence[ModelSource], options: LoadOptions) -> LoadOption
     device, trusted = pick_device(options.device), options.trust_remote_code
     if options.dtype != "auto":
         return replace(options, dtype=dtype_name(pick_dtype(options.dtype, torch.float32, device)))
-    picked = {pick_dtype("auto", stored_dtype(place, trust_remote_code=trusted), device) for place in places}
+    stored = (
+        stored_dtype(adapter_stack(place, allow_hub=options.allow_hub)[-1], trust_remote_code=trusted)
+        for place in places
+    )
+    picked = {pick_dtype("auto", dtype, device) for dtype in stored}
     return replace(options, dtype=dtype_name(torch.float32 if len(picked) > 1 else picked.pop()))
 
 
@@ -165,7 +177,9 @@ def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -
         ModelError: If there is neither.
     """
     place = find_source(target)
-    return _tokenizer_at(place if place.has_tokenizer else _base_source(place, base), options)
+    if not place.has_tokenizer:
+        place = _with_tokenizer(base_source(place, base, allow_hub=options.allow_hub), options)
+    return _tokenizer_at(place, options)
 
 
 def shared_tokenizer(
@@ -190,25 +204,72 @@ def shared_tokenizer(
     return ours, compare_tokens(ours, _tokenizer_at(base, options)) if base.has_tokenizer else ()
 
 
-def _base_source(place: ModelSource, base: str | Path | None) -> ModelSource:
-    if base not in (None, "auto"):
-        return find_source(str(base))
-    named = find_base(place)
-    try:
-        return find_source(named)
-    except ModelError as error:
-        raise ModelError(f"{place.source} names {named!r} as its base; give it with --base ({error})") from error
+def _with_tokenizer(place: ModelSource, options: LoadOptions) -> ModelSource:
+    """Return the model itself, or the first one below an adapter that has a tokenizer."""
+    if place.has_tokenizer:
+        return place
+    stack = adapter_stack(place, allow_hub=options.allow_hub)
+    return next((below for below in stack if below.has_tokenizer), stack[-1])
 
 
 def _tokenizer_at(place: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
     return read_tokenizer(place, trust_remote_code=options.trust_remote_code)
 
 
-def _adapted(model: PreTrainedModel, place: ModelSource) -> PeftModel:
-    # Said outright, or PEFT would look for an accelerator of its own.
-    return refuse_clearly(
-        place, lambda: PeftModel.from_pretrained(model, str(place.path), torch_device=str(model.device))
+def _load_adapted(place: ModelSource, base: ModelSource, options: LoadOptions) -> tuple[Adapted, ModelOrigin]:
+    """Put an adapter on its base; return both, and where the base came from."""
+    check_adapter(place)
+    model, origin = load_model(base, options)
+    return put_adapter(model, place), origin
+
+
+def _load_merged(place: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
+    """Load an adapter as a model of its own: merged into its base, which may be such a one itself."""
+    base = adapter_stack(place, allow_hub=options.allow_hub)[1]
+    adapted, origin = _load_adapted(place, base, options)
+    model = merge(adapted, place)
+    model.name_or_path = place.name
+    merged = f"an adapter, merged into its base {origin.source}"
+    return model, replace(_origin(place, options), remarks=(*origin.remarks, *adapted.remarks, merged))
+
+
+def _pair_of_adapter(
+    place: ModelSource,
+    base: ModelSource,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: LoadOptions,
+    *,
+    sequential: bool,
+) -> Pair:
+    adapted, reference_origin = _load_adapted(place, base, options)
+    shared, remarks = shared_tokenizer(place, _with_tokenizer(base, options), tokenizer, options)
+    target_origin = replace(_origin(place, options), remarks=adapted.remarks + remarks)
+    if not adapted.gives_base_back:
+        apart = "loaded on its own: with its adapter switched off, the target is not its base"
+        reference_origin = replace(reference_origin, remarks=(*reference_origin.remarks, apart))
+        if sequential:
+            del adapted
+            return _sequential_adapter(place, base, shared, options, (target_origin, reference_origin))
+    return Pair(
+        target=adapted.model,
+        reference=None if adapted.gives_base_back else load_model(base, options)[0],
+        tokenizer=shared,
+        target_origin=target_origin,
+        reference_origin=reference_origin,
     )
+
+
+def _sequential_adapter(
+    place: ModelSource,
+    base: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    options: LoadOptions,
+    origins: tuple[ModelOrigin, ModelOrigin],
+) -> Pair:
+    models = SequentialModels(
+        target=lambda: _load_adapted(place, base, options)[0].model, reference=lambda: load_model(base, options)[0]
+    )
+    return Pair(sequential=models, tokenizer=tokenizer, target_origin=origins[0], reference_origin=origins[1])
 
 
 def _origin(place: ModelSource, options: LoadOptions) -> ModelOrigin:
@@ -245,4 +306,6 @@ def _pair_in_memory(
         return Pair(target=target, reference=base, tokenizer=tokenizer)
     if base not in (None, "auto"):
         raise ModelError("the target is a module but the base a path: give both in the same form")
+    if isinstance(target, PeftModel):
+        check_gives_base_back(target)
     return Pair(target=target, tokenizer=tokenizer)

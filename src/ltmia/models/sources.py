@@ -6,7 +6,8 @@ and what to do.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are a pa
 from ltmia.errors import ModelError
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+CARD_REVISION = "base_model_revision"
+"""Key of a model card: which revision of a hub model the base is."""
 ADAPTER_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
 MESSAGE_LIMIT = 400
 """Characters of a library's own message that are passed on."""
@@ -42,6 +47,13 @@ class ModelSource:
     hub_id: str = ""
     revision: str | None = None
     """Of a model on the hub; pinned to one commit, so that config, weights and tokenizer are of the same."""
+    from_cache: bool = False
+    """Whether a model of the hub may come from this machine's cache only."""
+
+    @property
+    def name(self) -> str:
+        """What a fine-tune may call it, in whatever folder it is loaded: a hub id, or an absolute path."""
+        return self.hub_id or str(Path(str(self.path)).resolve())
 
     @property
     def is_gguf(self) -> bool:
@@ -57,7 +69,8 @@ class ModelSource:
     def keywords(self) -> dict[str, Any]:
         """Arguments that point `from_pretrained` here; nothing local ever asks the network."""
         if self.path is None:
-            return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
+            place = {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
+            return place | ({"local_files_only": True} if self.from_cache else {})
         if self.is_gguf:
             folder = str(self.path.parent)
             return {"pretrained_model_name_or_path": folder, "gguf_file": self.path.name, "local_files_only": True}
@@ -81,13 +94,14 @@ def is_gguf_name(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
-def find_source(source: str) -> ModelSource:
+def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
     """Find out what a name stands for.
 
     An adapter on the hub is fetched: a few megabytes, and from then on it is a folder like any other.
 
     Args:
         source: Path of a folder or a .gguf file, or a hub id, "org/name" or "org/name@revision".
+        from_cache: Take a model of the hub from this machine's cache only; the network is not asked.
 
     Raises:
         ModelError: If the name is plainly a path, and nothing usable is there.
@@ -103,46 +117,105 @@ def find_source(source: str) -> ModelSource:
             "or a hub id like org/name"
         )
     name, _, revision = source.partition("@")
-    place = ModelSource(source, None, name, resolve_revision(name, revision or None))
-    if refuse_clearly(place, lambda: find_adapter_config_file(name, revision=place.revision)) is None:
+    place = ModelSource(
+        source, None, name, resolve_revision(name, revision or None, local_files_only=from_cache), from_cache
+    )
+    where = partial(find_adapter_config_file, name, revision=place.revision, local_files_only=from_cache)
+    if refuse_clearly(place, where) is None:
         return place
-    return ModelSource(source, Path(refuse_clearly(place, lambda: _fetch_adapter(place))), name, place.revision)
+    folder = refuse_clearly(place, lambda: _fetch_adapter(place))
+    return replace(place, path=Path(folder))
 
 
 def _fetch_adapter(place: ModelSource) -> str:
-    return snapshot_download(place.hub_id, revision=place.revision, allow_patterns=ADAPTER_FILES)
+    return snapshot_download(
+        place.hub_id, revision=place.revision, allow_patterns=ADAPTER_FILES, local_files_only=place.from_cache
+    )
 
 
 def find_base(place: ModelSource) -> str:
     """Return the base that a fine-tune names: an adapter in its config, any other in its model card.
 
+    Returns:
+        A path, or a hub id, with "@revision" behind it where the fine-tune says which.
+
     Raises:
         ModelError: If it names none.
     """
     if place.path is not None and place.is_adapter:
-        named = read_json(place.path / ADAPTER_CONFIG).get("base_model_name_or_path")
-        looked = ADAPTER_CONFIG
+        config, looked = read_json(place.path / ADAPTER_CONFIG), ADAPTER_CONFIG
+        named, revision = config.get("base_model_name_or_path"), config.get("revision")
     else:
-        named = _base_in_card(place)
-        looked = "the model card (README.md)"
+        card, looked = _card(place), "the model card (README.md)"
+        named, revision = card.get("base_model"), card.get(CARD_REVISION)
+    if isinstance(named, list) and len(named) == 1:
+        named = named[0]
     if not (isinstance(named, str) and named):
         raise ModelError(
             f"{place.source}: {looked} does not say which model it was fine-tuned from; name that one with --base"
         )
-    return named
+    # What lies here has no revisions.
+    has_revision = isinstance(revision, str) and revision and "@" not in named and not Path(named).expanduser().exists()
+    return f"{named}@{revision}" if has_revision else named
 
 
-def _base_in_card(place: ModelSource) -> object:
-    card = place.hub_id if place.path is None else place.path / "README.md"
-    if isinstance(card, Path) and not card.is_file():
-        return None
+def base_source(place: ModelSource, base: str | Path | None = None, *, allow_hub: bool) -> ModelSource:
+    """Find a model's base.
+
+    Args:
+        place: The model.
+        base: What the user says it is; None or "auto" asks the model's own files.
+        allow_hub: Ask the hub for a name that only those files give. Otherwise it is asked where the model itself is
+            on the hub: what a file says must not decide whom this machine talks to.
+
+    Raises:
+        ModelError: If there is none, it is not here, or it is the adapter itself.
+    """
+    found = _named_base(place, allow_hub=allow_hub) if base in (None, "auto") else find_source(str(base))
+    if place.is_adapter and found.name == place.name:
+        raise ModelError(f"{place.source}: an adapter cannot be put on itself; name what it was trained on with --base")
+    return found
+
+
+def _named_base(place: ModelSource, *, allow_hub: bool) -> ModelSource:
+    named = find_base(place)
+    from_cache = not (allow_hub or place.hub_id)
     try:
-        named = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict().get("base_model")
+        base = find_source(named, from_cache=from_cache)
+    except ModelError as error:
+        raise ModelError(f"{place.source} names {named!r} as its base; give it with --base ({error})") from error
+    if base.path is None and from_cache and base.commit is None:
+        raise ModelError(
+            f"{place.source} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
+            f"name that only a file gives: say --base {named}, or --allow-hub"
+        )
+    return base
+
+
+def adapter_stack(place: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
+    """Return a model, what it is an adapter of, and so on down to one that is no adapter.
+
+    Raises:
+        ModelError: If one of them cannot be found, or they go round in a circle.
+    """
+    stack = [place]
+    while stack[-1].is_adapter:
+        below = base_source(stack[-1], allow_hub=allow_hub)
+        if below.name in {above.name for above in stack}:
+            raise ModelError(f"{place.source}: adapters that name each other as their base; name one with --base")
+        stack.append(below)
+    return stack
+
+
+def _card(place: ModelSource) -> dict[str, Any]:
+    """Return the metadata of a model card; nothing where there is none, or none that can be read."""
+    card = place.hub_id if place.path is None else place.path / CARD
+    if isinstance(card, Path) and not card.is_file():
+        return {}
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except (*LOADING_ERRORS, YAMLError):
-        return None
-    if isinstance(named, list):
-        return named[0] if len(named) == 1 else None
-    return named
+        return {}
 
 
 def check_adapter(place: ModelSource) -> None:
@@ -151,9 +224,9 @@ def check_adapter(place: ModelSource) -> None:
     Raises:
         ModelError: If there is no adapter_model.safetensors.
     """
-    if place.path is None or not (place.path / "adapter_model.safetensors").is_file():
+    if place.path is None or not (place.path / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
-            f"{place.source}: no adapter_model.safetensors; pickled adapters (.bin) could run code and are not "
+            f"{place.source}: no {ADAPTER_WEIGHTS}; pickled adapters (.bin) could run code and are not "
             "loaded: save it again as safetensors"
         )
 

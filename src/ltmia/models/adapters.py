@@ -1,0 +1,230 @@
+"""Puts a PEFT adapter on its base. Every tensor of the adapter's file must reach the model.
+
+Also finds out whether the base comes back when the adapter is switched off. Knows nothing of where models lie.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from peft.utils.save_and_load import get_base_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ltmia.errors import ModelError
+from ltmia.models.identity import tensors_sha256
+from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, read_json, refuse_clearly
+
+ADAPTER_NAME = "default"
+"""What PEFT calls the only adapter of a model."""
+WRAPPERS = frozenset(
+    {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)  # fmt: skip
+"""Parts of names that are not the model's own: of torch.compile, DDP, FSDP, activation checkpoints, DeepSpeed."""
+PEFT_PREFIX = "base_model.model."
+"""What PEFT puts before the base's own names."""
+RESIDUAL_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""First weights of LoRA that are taken out of the base: the base under the adapter is not the base that was given."""
+UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
+"""Those that need training data, or chance, to be taken out a second time."""
+PROBE_SHAPE = (4, 16)
+"""Texts and tokens of the probe."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """A base with its adapter on."""
+
+    model: PeftModel
+    """In evaluation mode; the base given, changed in place."""
+    gives_base_back: bool
+    """Whether the model with its adapter switched off is the base as it was."""
+    remarks: tuple[str, ...]
+    """What a reader of the results should know."""
+
+
+def put_adapter(base: PreTrainedModel, place: ModelSource) -> Adapted:
+    """Put the adapter of a folder on its base.
+
+    Raises:
+        ModelError: If a tensor that the adapter's config asks for is missing from its file, if the file holds one that
+            has no place in the base, or if the adapter cannot be put on this base.
+    """
+    folder = Path(str(place.path))
+    config = refuse_clearly(place, lambda: PeftConfig.from_pretrained(str(folder)))
+    _refuse_unrepeatable(config, place)
+    before = refuse_clearly(place, lambda: _BaseState.of(base, base.state_dict()))
+    config.inference_mode = True
+    # PEFT warns when the base's name is another one than the config's: a base may be moved.
+    config.base_model_name_or_path = base.name_or_path
+    model: PeftModel = refuse_clearly(place, lambda: get_peft_model(base, config))
+    given = refuse_clearly(place, lambda: load_file(folder / ADAPTER_WEIGHTS))
+    weights = _renamed(given, model, place)
+    moved = len(given.keys() - weights.keys())
+    _check_names(_converted(weights, model), model, place)
+    refuse_clearly(place, lambda: set_peft_model_state_dict(model, weights))
+    _check_arrived(_converted(weights, model), model, place)
+    model.eval()
+    with model.disable_adapter():
+        after = _BaseState.of(model, get_base_model_state_dict(model))
+    remarks = [*_unknown_settings(config, place)]
+    if moved:
+        remarks.append(
+            f"{moved} of the adapter's {len(given)} tensors have names of a wrapped model; they were read all the same"
+        )
+    if _same(after.logits, _probe(model)):
+        remarks.append("switching the adapter on changes nothing on a probe: was it trained?")
+    return Adapted(model=model, gives_base_back=after.equals(before), remarks=tuple(remarks))
+
+
+def merge(adapted: Adapted, place: ModelSource) -> PreTrainedModel:
+    """Add an adapter to its base's weights, for another adapter to be put on both.
+
+    Raises:
+        ModelError: If adapters of its kind cannot be merged.
+    """
+    if adapted.model.active_peft_config.is_prompt_learning:
+        raise ModelError(f"{place.source}: an adapter of virtual tokens cannot be the base of another model")
+    merged: PreTrainedModel = refuse_clearly(place, lambda: adapted.model.merge_and_unload(safe_merge=True))
+    return merged.eval()
+
+
+def check_gives_base_back(model: PeftModel) -> None:
+    """Refuse a PEFT model in memory whose base is surely not itself when its adapters are switched off.
+
+    Raises:
+        ModelError: Naming the setting.
+    """
+    for name, config in model.peft_config.items():
+        start, bias = str(getattr(config, "init_lora_weights", "")).lower(), getattr(config, "bias", "none")
+        changed = f"init_lora_weights = {start!r}" if start.startswith(RESIDUAL_STARTS) else f"bias = {bias!r}"
+        if start.startswith(RESIDUAL_STARTS) or bias != "none":
+            raise ModelError(
+                f"the adapter {name!r} has {changed}, which changes the base's own weights, so that switching it off "
+                "does not give the base back: give the base as well"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _BaseState:
+    """What must be the same for a model to be the base."""
+
+    sha256: str
+    logits: Tensor
+
+    @classmethod
+    def of(cls, model: Any, weights: Mapping[str, Tensor]) -> "_BaseState":
+        return cls(tensors_sha256(weights), _probe(model))
+
+    def equals(self, other: "_BaseState") -> bool:
+        return self.sha256 == other.sha256 and _same(self.logits, other.logits)
+
+
+@torch.inference_mode()
+def _probe(model: Any) -> Tensor:
+    """Return the logits of a few texts whose ids are spread over the whole vocabulary."""
+    n_ids = int(model.get_input_embeddings().weight.shape[0])
+    ids = torch.linspace(0, n_ids - 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).long().view(PROBE_SHAPE)
+    ids = ids.to(next(model.parameters()).device)
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    return logits.float().cpu()
+
+
+def _same(logits: Tensor, others: Tensor) -> bool:
+    # Not torch.equal: broken weights give NaN on both sides.
+    return logits.shape == others.shape and torch.allclose(logits, others, rtol=0, atol=0, equal_nan=True)
+
+
+def _refuse_unrepeatable(config: PeftConfig, place: ModelSource) -> None:
+    start = str(getattr(config, "init_lora_weights", "")).lower()
+    if start.startswith(UNREPEATABLE_STARTS):
+        raise ModelError(
+            f"{place.source}: {ADAPTER_CONFIG} says init_lora_weights = {start!r}: what was taken out of the base "
+            "before training cannot be found again, so the model cannot be put together; save the adapter with "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes plain LoRA of it"
+        )
+
+
+def _unknown_settings(config: PeftConfig, place: ModelSource) -> Iterable[str]:
+    written = read_json(Path(str(place.path)) / ADAPTER_CONFIG)
+    unknown = sorted(name for name, value in written.items() if value and not hasattr(config, name))
+    if unknown:
+        yield f"{ADAPTER_CONFIG} has settings that the PEFT installed here does not know: {', '.join(unknown)}"
+
+
+def _saved(model: PeftModel) -> dict[str, Tensor]:
+    """Return the adapter's tensors under the names that PEFT saves them by."""
+    # Said outright, or PEFT would look for the base to see whether its vocabulary has grown.
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _converted(weights: Mapping[str, Tensor], model: PeftModel) -> dict[str, Tensor]:
+    """Return the file's tensors as PEFT loads them into architectures whose layers have got other names since."""
+    config = model.peft_config[ADAPTER_NAME]
+    return convert_peft_adapter_state_dict_for_transformers(model, config, dict(weights), ADAPTER_NAME)
+
+
+def _renamed(given: Mapping[str, Tensor], model: PeftModel, place: ModelSource) -> dict[str, Tensor]:
+    """Take from the names what wrappers and another adapter name have put there.
+
+    Raises:
+        ModelError: If two tensors then have the same name.
+    """
+    saved, state = _saved(model), model.state_dict()
+    own = {part for name in state for part in name.split(".")}
+    by_place = {tensor.data_ptr(): name for name, tensor in saved.items()}
+    in_model = {name: by_place[tensor.data_ptr()] for name, tensor in state.items() if tensor.data_ptr() in by_place}
+    weights: dict[str, Tensor] = {}
+    origins: dict[str, str] = {}
+    for name, tensor in given.items():
+        plain = ".".join(part for part in name.split(".") if part in own or part not in WRAPPERS)
+        found = plain if plain in saved else _without_adapter_name(plain, in_model)
+        if found in weights:
+            raise ModelError(
+                f"{place.source}: {ADAPTER_WEIGHTS} holds both {origins[found]} and {name}, two adapters for one "
+                "place; save one alone"
+            )
+        weights[found], origins[found] = tensor, name
+    return weights
+
+
+def _without_adapter_name(name: str, in_model: Mapping[str, str]) -> str:
+    """Return the name that PEFT saves a tensor by, given that in a model whose adapter has any name."""
+    parts = name.split(".")
+    for i in range(len(parts)):
+        found = in_model.get(".".join([*parts[:i], ADAPTER_NAME, *parts[i + 1 :]]))
+        if found is not None:
+            return found
+    return name
+
+
+def _check_names(weights: Collection[str], model: PeftModel, place: ModelSource) -> None:
+    expected, state = _saved(model).keys(), model.state_dict().keys()
+    missing = [name for name in expected if name not in weights]
+    # Grown or trained embeddings may be saved beside the adapter, under their own names.
+    foreign = [name for name in weights if name not in expected and name not in state]
+    for names, wrong, cure in (
+        (foreign, "have no place in the base", "is this the base it was trained on?"),
+        (missing, "are missing, which its config asks for", "save the adapter again with save_pretrained"),
+    ):
+        if names:
+            raise ModelError(
+                f"{place.source}: {len(names)} tensors of {ADAPTER_WEIGHTS} {wrong}, the first is {names[0]}; {cure}"
+            )
+
+
+def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, place: ModelSource) -> None:
+    """Compare what is in the model with the file, bit for bit but for a wider or narrower dtype."""
+    loaded = model.state_dict() | _saved(model)
+    for name, tensor in weights.items():
+        there = loaded[name].cpu()
+        if not torch.equal(there.nan_to_num(), tensor.cpu().to(there.dtype).nan_to_num()):
+            raise ModelError(
+                f"{place.source}: {name} of {ADAPTER_WEIGHTS} did not reach the model as it is in the file"
+            )
