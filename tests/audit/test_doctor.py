@@ -60,14 +60,14 @@ def test_what_cannot_be_loaded_is_a_problem_with_its_cure(tmp_path):
 
 
 def test_the_same_model_twice_is_a_warning():
-    assert "nothing was fine-tuned" in said(of(small(1), small(1)), "warning")
+    assert "Target and base are the same model" in said(of(small(1), small(1)), "warning")
 
 
 def test_an_adapter_is_found_and_an_untrained_one_warned_of():
     adapted = get_peft_model(small(1), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
     found = of(adapted)
     assert "one copy of the weights serves both" in said(found, "ok")
-    assert "nothing was fine-tuned" in said(found, "warning")
+    assert "check --base" in said(found, "warning")
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.audit.audit import AuditConfig, audit
@@ -221,8 +222,15 @@ def test_the_limit_of_texts_to_learn_from() -> None:
 
 def test_a_base_that_is_the_target_itself_is_noticed(target: Path, tmp_path: Path) -> None:
     same = load_model(str(target), OPTIONS)[0]
-    found = audited(pair_of(target, same), MEMBERS[:20], NONMEMBERS[:20], tmp_path)
-    assert "nothing was fine-tuned" in found.validity.base.sentence
+    untrained = get_peft_model(
+        base_model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], use_dora=True)
+    )
+    twins = (pair_of(target, same), Pair(target=untrained, tokenizer=pair_of(target, same).tokenizer))
+    for name, pair in zip(("full", "adapter"), twins, strict=True):
+        found = audited(pair, MEMBERS[:20], NONMEMBERS[:20], tmp_path / name)
+        assert found.validity.base.status == "failed"
+        assert "Target and base are the same model" in found.verdict
+        assert hold_against(found, [Limit.parse("auc:1")]).exit_code == 3
 
 
 def test_half_precision_is_held_against_float32_and_put_back(target: Path) -> None:

@@ -18,7 +18,8 @@ from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import ARCHITECTURES, END_ID, TinyConfig, build_base, train_tokenizer
 from ltmia.finetuning.training import make_trainer, save_model
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
-from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
+from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.sources import find_base, find_source
 
 TEXTS = [f"Crate {i * 37 % 101} of the cargo holds {i} lamps and a letter." for i in range(40)]
 OTHERS = [f"Crate {i * 53 % 101} of the cargo holds {i} lamps and a letter." for i in range(10)]
@@ -96,7 +97,7 @@ def test_full_finetuning_learns_counts_and_writes_a_plain_folder(tmp_path):
     assert not any(torch.equal(before[name], weight) for name, weight in model.named_parameters())
     assert same_weights(AutoModelForCausalLM.from_pretrained(out), model)
     assert AutoTokenizer.from_pretrained(out).get_vocab() == TOKENIZER.get_vocab()
-    assert {path.suffix for path in out.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {path.suffix for path in out.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -233,6 +234,28 @@ def test_a_model_with_gguf_settings_is_trained_and_saved(tmp_path):
         model.save_pretrained(tmp_path / "refused")
     finetune(model, TOKENIZER, TEXTS, CONFIG, tmp_path / "target")
     assert "quantization_config" not in json.loads((tmp_path / "target/config.json").read_text())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_fine_tune_names_its_base(lora, tmp_path, monkeypatch):
+    """So that nobody need say what it was made from, wherever the command runs."""
+    saved_base(tmp_path / "base", "llama")
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_model("base", LoadOptions(dtype="float32", device="cpu"))
+    config = FinetuneConfig(**(vars_of(CONFIG) | {"lora": lora, "epochs": 1, "learning_rate": 1e-2}))
+    finetune(model, TOKENIZER, TEXTS, config, tmp_path / "tuned")
+    monkeypatch.chdir("/")
+    pair = load_pair(tmp_path / "tuned", dtype="float32", device="cpu")
+    assert pair.reference_origin.source == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_fine_tune_of_a_hub_model_names_its_commit(lora, tmp_path):
+    base = saved_base(tmp_path / "base", "llama")
+    base.name_or_path, base.config._commit_hash = "org/base", "2" * 40
+    config = FinetuneConfig(**(vars_of(CONFIG) | {"lora": lora, "epochs": 1, "learning_rate": 1e-2}))
+    finetune(base, TOKENIZER, TEXTS, config, tmp_path / "tuned")
+    assert find_base(find_source(str(tmp_path / "tuned"))) == f"org/base@{'2' * 40}"
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path):

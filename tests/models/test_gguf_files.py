@@ -6,9 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.gguf.dequant import dequantize
 
+from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.training import save_model
 from ltmia.models.loading import LoadOptions, load_model, load_pair
 from ltmia.scoring.in_memory import score_texts
@@ -168,3 +170,20 @@ def test_a_pair_of_files_with_a_suffix_in_capitals_is_scored_and_saved(tmp_path)
 def test_what_a_file_holds_and_the_model_does_not_is_refused(tmp_path, options, expected):
     write(tmp_path / "model.gguf", small(), **options)
     assert expected in refused(tmp_path / "model.gguf")
+
+
+def test_an_adapter_of_a_gguf_file_names_the_file(tmp_path):
+    model = small()
+    write(tmp_path / "base.gguf", model)
+    base, _ = load_model(str(tmp_path / "base.gguf"), LoadOptions(dtype="float32", device="cpu"))
+    tuned = add_lora(base, rank=2, alpha=4, seed=0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    save_model(tuned, TOKENIZER, tmp_path / "adapter")
+    pair = load_pair(tmp_path / "adapter", dtype="float32", device="cpu")
+    assert pair.reference_origin.source == str(tmp_path / "base.gguf")
+    oracle = PeftModel.from_pretrained(model, tmp_path / "adapter")
+    scores = score_texts(pair, TEXTS[:1], attacks="loss")["loss"]
+    np.testing.assert_allclose(scores, [logps(oracle, TEXTS[:1]).mean()], atol=1e-4)

@@ -306,11 +306,45 @@ def test_adapters_in_the_hubs_cache_work_offline(models, no_network, monkeypatch
     assert no_network == []
 
 
-def in_cache(cache, hub_id, folder):
+def test_a_base_that_only_a_file_names_is_not_asked_of_the_hub(models, no_network, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(models / "cache"))
+    rewrite(models / "adapter/adapter_config.json", base_model_name_or_path="org/base")
+    (models / "target/README.md").write_text("---\nbase_model: org/base\n---\n")
+    for target in (models / "adapter", models / "target"):
+        assert "say --base org/base, or --allow-hub" in refused(target)
+    assert no_network == []
+    in_cache(models / "cache", "org/base", models / "base")
+    for target in (models / "adapter", models / "target"):
+        assert load_pair(target, **CPU).reference_origin.revision == "1" * 40
+    assert no_network == []
+    shutil.rmtree(models / "cache")
+    refused(models / "adapter", allow_hub=True)
+    assert no_network != []
+
+
+def test_the_revision_that_a_fine_tune_names_is_taken(models, no_network, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(models / "cache"))
+    in_cache(models / "cache", "org/base", models / "target")
+    in_cache(models / "cache", "org/base", models / "base", commit="2" * 40, ref="v1")
+    rewrite(models / "adapter/adapter_config.json", base_model_name_or_path="org/base", revision="v1")
+    (models / "target/README.md").write_text("---\nbase_model: org/base\nbase_model_revision: v1\n---\n")
+    for target in (models / "adapter", models / "target"):
+        pair = load_pair(target, **CPU)
+        assert pair.reference_origin.revision == "2" * 40
+        reference = pair.target.get_base_model() if pair.reference is None else pair.reference
+        assert torch.equal(reference.get_input_embeddings().weight, small(1).get_input_embeddings().weight)
+    rewrite(models / "adapter/adapter_config.json", revision="v2")
+    assert "org/base@v2" in refused(models / "adapter")
+    rewrite(models / "adapter/adapter_config.json", base_model_name_or_path=str(models / "base"))
+    assert load_pair(models / "adapter", **CPU).reference_origin.source == str(models / "base")
+
+
+def in_cache(cache, hub_id, folder, *, commit="1" * 40, ref="main"):
     place = cache / f"models--{hub_id.replace('/', '--')}"
-    shutil.copytree(folder, place / "snapshots" / ("1" * 40))
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text("1" * 40)
+    shutil.copytree(folder, place / "snapshots" / commit)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / ref).write_text(commit)
 
 
 def test_models_in_memory(models):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from torch import nn
@@ -16,7 +16,7 @@ from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.models.forward import CHUNK_BYTES, forward_pair
 from ltmia.models.head import COPY_BYTES, HALF
-from ltmia.models.loading import load_pair
+from ltmia.models.loading import LoadKeywords, load_pair
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText, encode_texts
@@ -64,18 +64,15 @@ class Diagnosis:
 def diagnose(
     target: str | Path,
     base: str | Path | None = "auto",
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
+    **keywords: Unpack[LoadKeywords],
 ) -> Diagnosis:
-    """Load a pair as an audit would, and say what is wrong with it. Arguments are those of `load_pair`.
+    """Load a pair as an audit would, and say what is wrong with it. Keywords are those of `LoadOptions`.
 
     Raises:
         ConfigError: If there is no such dtype or device.
     """
     try:
-        pair = load_pair(target, base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        pair = load_pair(target, base, **keywords)
     except ModelError as error:
         return Diagnosis(findings=(Finding(level="problem", sentence=str(error)),))
     return diagnose_pair(pair)
@@ -168,12 +165,8 @@ def _about_losses(tokens: TokenStatistics) -> Iterator[Finding]:
 
 def _about_change(pair: Pair, tokens: TokenStatistics) -> Iterator[Finding]:
     """Say how far the target has moved from its base; "not at all" and "out of sight" are both suspicious."""
-    if np.array_equal(tokens.target_logp, tokens.reference_logp):
-        same = "target and base give the same logits: nothing was fine-tuned, so there is nothing to find"
-        yield Finding(level="warning", sentence=same, cure="check that the target is the fine-tuned model")
-        return
     check = base_check(compare_losses(pair, tokens.target_logp, tokens.reference_logp))
-    if check.status == "warning":
+    if check.status != "ok":
         yield Finding(level="warning", sentence=check.sentence)
         return
     divergence = float(tokens.divergence.mean())

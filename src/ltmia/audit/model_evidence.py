@@ -2,15 +2,17 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import nn
 
 from ltmia.evaluation.model_checks import BaseComparison, Rescored
+from ltmia.models.adapters import base_parameters
 from ltmia.models.head import HALF
 from ltmia.models.pair import Pair
 from ltmia.records import Texts, TokenStatistics
@@ -28,11 +30,12 @@ def weight_change(pair: Pair) -> tuple[float, float | None]:
     """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
 
     The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
-    enough to wait for the other model's turn. None for an adapter, which changes none.
+    enough to wait for the other model's turn. None for an adapter: it leaves them as they are, or takes a part out of
+    them that it then adds.
     """
     if pair.reference is None:
         return 1.0, None
-    theirs, ours = _leading_weights(pair.reference), _leading_weights(pair.target)
+    theirs, ours = (_leading_weights(base_parameters(model)) for model in (pair.reference, pair.target))
     shared = {name for name in ours.keys() & theirs.keys() if ours[name].fits(theirs[name])}
     moved = size = 0.0
     for name in shared:
@@ -41,6 +44,8 @@ def weight_change(pair: Pair) -> tuple[float, float | None]:
         moved += float((a - b).abs().sum())
         size += float(b.abs().sum())
     matched = sum(min(ours[name].numel, theirs[name].numel) for name in shared)
+    if isinstance(pair.target, PeftModel):
+        return matched / max(sum(weights.numel for weights in theirs.values()), 1), None
     total = sum(weights.numel for weights in ours.values())
     return matched / max(total, 1), moved / size if size else math.inf
 
@@ -59,14 +64,14 @@ class _Leading:
         return self.row == other.row
 
 
-def _leading_weights(model: nn.Module) -> dict[str, _Leading]:
+def _leading_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, _Leading]:
     return {
         name: _Leading(
             parameter.detach().flatten()[:N_COMPARED_WEIGHTS].float().cpu(),
             tuple(parameter.shape[1:]),
             parameter.numel(),
         )
-        for name, parameter in model.named_parameters()
+        for name, parameter in parameters.items()
     }
 
 
@@ -90,7 +95,7 @@ def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarr
     return BaseComparison(
         shared=shared,
         change=change,
-        alike=len(target) > 0 and np.array_equal(target, reference),
+        difference=float(np.abs(target - reference).mean()) if len(target) else math.nan,
         agreement=float(np.corrcoef(target, reference)[0, 1]) if varied else math.nan,
         target_loss=-float(target.mean()) if len(target) else math.nan,
         reference_loss=-float(reference.mean()) if len(target) else math.nan,

@@ -80,6 +80,7 @@ def audit(
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
     day: o.Day = None,
+    allow_hub: o.AllowHub = False,
     sequential: o.Sequential = False,
     seed: o.Seed = 0,
     deduplicate: Annotated[
@@ -94,13 +95,19 @@ def audit(
     from ltmia.audit.audit import AuditConfig
     from ltmia.audit.audit import audit as run_audit
 
-    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code)
+    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     member_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (members, nonmembers)
     )
     pair = _open_pair(
-        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, sequential=sequential
+        target,
+        base,
+        dtype=dtype.value,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        allow_hub=allow_hub,
+        sequential=sequential,
     )
     config = AuditConfig(
         attacks=attacks,
@@ -137,6 +144,7 @@ def score(
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
     day: o.Day = None,
+    allow_hub: o.AllowHub = False,
     sequential: o.Sequential = False,
     seed: o.Seed = 0,
     engine: Annotated[
@@ -156,7 +164,7 @@ def score(
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
 
-    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code)
+    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     candidate_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
         for source in (candidates, nonmembers)
@@ -166,6 +174,7 @@ def score(
         "dtype": dtype.value,
         "device": device,
         "trust_remote_code": trust_remote_code,
+        "allow_hub": allow_hub,
         "sequential": sequential,
     }
     config = ScoreConfig(
@@ -242,12 +251,15 @@ def doctor(
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
+    allow_hub: o.AllowHub = False,
 ) -> None:
     """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
     calm_libraries()
     from ltmia.audit.doctor import diagnose
 
-    found = diagnose(target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    found = diagnose(
+        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
+    )
     for finding in found.findings:
         print(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else ""))
     if not found.usable:

@@ -120,6 +120,9 @@ Day = Annotated[
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AllowHub = Annotated[
+    bool, typer.Option("--allow-hub", help="Ask the hub for a base that only the target's own files name.")
+]
 Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
 Reveal = Annotated[
     bool, typer.Option("--reveal", help="Write the texts into records.parquet, and the tokens into the report.")
@@ -129,7 +132,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON inst
 
 
 def reader(
-    model: str, base: str | None = None, *, day: datetime | None = None, trust_remote_code: bool = False
+    model: str,
+    base: str | None = None,
+    *,
+    day: datetime | None = None,
+    trust_remote_code: bool = False,
+    allow_hub: bool = False,
 ) -> "Callable[..., Texts]":
     """Return `read_texts` for a model: what writes messages out as it reads them is known."""
     from ltmia.data.reading import read_texts
@@ -139,7 +147,8 @@ def reader(
     if is_recording(model):
         return read_texts
     told = None if day is None else day.date()
-    return partial(read_texts, chat=chat_template(model, base, day=told, trust_remote_code=trust_remote_code))
+    chat = chat_template(model, base, day=told, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    return partial(read_texts, chat=chat)
 
 
 def day_told(read: "Callable[..., Texts]") -> str | None:

@@ -28,6 +28,7 @@ def record(
     overwrite: o.Overwrite = False,
     trust_remote_code: o.TrustRemoteCode = False,
     day: o.Day = None,
+    allow_hub: o.AllowHub = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Write down what one model says of texts, for audit and score to work from without the model."""
@@ -38,9 +39,9 @@ def record(
     from ltmia.scoring.recording import RecordConfig, record_model
 
     refuse_inputs(out, [model, *texts, *([tokenizer] if tokenizer else [])])
-    read_texts = o.reader(tokenizer or model, day=day, trust_remote_code=trust_remote_code)
+    read_texts = o.reader(tokenizer or model, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
-    options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     pair = load_alone(model, tokenizer=tokenizer, options=options)
     config = RecordConfig(max_length=max_length, batch_size=batch_size)
     with progress(quiet=quiet) as report:

@@ -12,6 +12,8 @@ NOISE_SHARE = 0.1
 """Noise of a tenth of the scores' spread adds one per cent to their variance: too little to change a ranking."""
 FAR_APART = 0.5
 """Mean change of the weights, relative to the base's, that no ordinary fine-tune reaches; unrelated weights: 1.4."""
+SAME = 1e-5
+"""Mean distance of two log-probabilities of a token, nats, up to which two models are one: that much is rounding."""
 SAME_SHAPE_SHARE = 0.5
 """Below this share of parameters with a counterpart in the base, the two are of different kinds."""
 
@@ -111,8 +113,6 @@ class BaseComparison:
     """Share of the target's parameters that have a counterpart in the reference."""
     change: float | None
     """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another."""
-    alike: bool
-    """Whether both give the same log-probability to every token compared."""
     agreement: float
     """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
 
@@ -121,6 +121,8 @@ class BaseComparison:
     target_loss: float
     """Mean loss on those tokens, nats."""
     reference_loss: float
+    difference: float
+    """Mean distance of both models' log-probabilities of a token, nats; NaN if there is none."""
 
 
 def base_check(kin: BaseComparison) -> Check:
@@ -132,25 +134,26 @@ def base_check(kin: BaseComparison) -> Check:
         "shared_parameters": kin.shared,
         "weight_change": kin.change,
         "agreement": None if math.isnan(kin.agreement) else kin.agreement,
+        "difference": kin.difference,
         "target_loss": kin.target_loss,
         "reference_loss": kin.reference_loss,
     }
     details = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in details.items()}
-    if kin.change == 0:
-        sentence = "Target and base have the same weights: nothing was fine-tuned, so there is nothing to find."
-        return Check(status="warning", sentence=sentence, details=details)
-    if kin.alike:
+    if kin.difference <= SAME:
         sentence = (
-            "Target and base give the same probabilities: nothing was fine-tuned, or an adapter is not applied, so "
-            "there is nothing to find."
+            "Target and base are the same model: they give every token the same probability. Nothing can be found "
+            "between them; check --base, and that the target is the model that was fine-tuned."
         )
-        return Check(status="warning", sentence=sentence, details=details)
+        return Check(status="failed", sentence=sentence, details=details)
     if kin.change is not None and not math.isfinite(kin.change):
         sentence = (
             "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its "
             "numbers are too large for this precision; try --dtype float32."
         )
         return Check(status="failed", sentence=sentence, details=details)
+    if math.isnan(kin.difference):
+        sentence = "No token could be scored by both models, so they could not be compared."
+        return Check(status="not_measured", sentence=sentence, details=details)
     doubt = _doubt_of_base(kin)
     if doubt is None:
         moved = "" if kin.change is None else f"its weights changed by {kin.change:.2%} on average, "

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.finetuning.card import write_card
 from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.privacy import PRIVACY_FILE, DpConfig, PrivacySpent
 from ltmia.finetuning.training import (
@@ -141,7 +142,7 @@ def finetune(
 ) -> FinetuneOutcome:
     """Fine-tune `model` in place on one text per row.
 
-    With `out`, a plain Hugging Face folder (with LoRA a PEFT adapter that names its base) appears
+    With `out`, a plain Hugging Face folder that names its base (with LoRA a PEFT adapter) appears
     there when it is whole, and the same call after a kill goes on from its last checkpoint. In a folder
     that an earlier call made, our files are replaced and all others stay.
 
@@ -248,6 +249,9 @@ def _save(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, privacy: PrivacySpent | None, folder: Path
 ) -> None:
     save_model(model, tokenizer, folder)
+    # An adapter's config names its base.
+    if isinstance(model, PreTrainedModel):
+        write_card(model, folder)
     if privacy is not None:
         (folder / PRIVACY_FILE).write_text(json.dumps(asdict(privacy), indent=1), encoding="utf-8")
 

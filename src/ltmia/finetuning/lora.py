@@ -1,11 +1,11 @@
 """Low-rank adapters on every architecture: which layers get one."""
 
-from pathlib import Path
-
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from ltmia.finetuning.card import base_name
 
 MAMBA_FAMILY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 READ_WITHOUT_A_CALL = ("out_proj", "dt_proj", "conv1d")
@@ -31,8 +31,7 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> Pef
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tuned = get_peft_model(model, lora)
-    place = Path(model.name_or_path or "")
-    if model.name_or_path and place.is_dir():
-        # A relative path would lose its meaning in another working directory.
-        tuned.peft_config["default"].base_model_name_or_path = str(place.resolve())
+    name, revision = base_name(model)
+    tuned.peft_config["default"].base_model_name_or_path = name
+    tuned.peft_config["default"].revision = revision
     return tuned

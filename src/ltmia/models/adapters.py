@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from peft.utils.save_and_load import get_base_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ltmia.errors import ModelError
@@ -95,6 +95,11 @@ def merge(adapted: Adapted, place: ModelSource) -> PreTrainedModel:
     return merged.eval()
 
 
+def base_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters; of one with an adapter those of its base, under the base's own names."""
+    return get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+
+
 def check_gives_base_back(model: PeftModel) -> None:
     """Refuse a PEFT model in memory whose base is surely not itself when its adapters are switched off.
 
@@ -129,7 +134,7 @@ class _BaseState:
 @torch.inference_mode()
 def _probe(model: Any) -> Tensor:
     """Return the logits of a few texts whose ids are spread over the whole vocabulary."""
-    n_ids = int(model.get_input_embeddings().weight.shape[0])
+    n_ids = model.config.get_text_config().vocab_size
     ids = torch.linspace(0, n_ids - 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).long().view(PROBE_SHAPE)
     ids = ids.to(next(model.parameters()).device)
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits

@@ -20,7 +20,12 @@ REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, A
 
 
 def chat_template(
-    target: str | Path, base: str | Path | None = None, *, day: date | None = None, trust_remote_code: bool = False
+    target: str | Path,
+    base: str | Path | None = None,
+    *,
+    day: date | None = None,
+    trust_remote_code: bool = False,
+    allow_hub: bool = False,
 ) -> "ChatTemplate":
     """Return what writes messages out as a target reads them, for `read_texts`.
 
@@ -30,8 +35,10 @@ def chat_template(
         day: What a template is told that writes the day into conversations; None is today, with a warning, since the
             same texts read otherwise tomorrow.
         trust_remote_code: Allow code that comes with the model to run.
+        allow_hub: Ask the hub for a base that only the target's files name.
     """
-    load = cache(lambda: _tokenizer(target, base, LoadOptions(trust_remote_code=trust_remote_code)))
+    options = LoadOptions(trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    load = cache(lambda: _tokenizer(target, base, options))
     return ChatTemplate(load, str(target), day)
 
 
