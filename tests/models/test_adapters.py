@@ -32,6 +32,7 @@ from ltmia.records import TokenStatistics
 
 TEXTS = ["The lamp burns low on the pier.", "Crate nine of the cargo holds a letter and a map.", "Snow on the pier."]
 TOKENIZER = train_tokenizer(TEXTS * 3, 300)
+TOKENS = [*TOKENIZER(TEXTS[0])["input_ids"][1:3], 299]
 CPU = {"dtype": "float32", "device": "cpu"}
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 LORA = {"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 16, "target_modules": TARGETS}
@@ -50,8 +51,8 @@ ONE_COPY = {
     "saved head": lambda: LoraConfig(**LORA, modules_to_save=["lm_head"]),
     "saved embeddings": lambda: LoraConfig(**LORA, modules_to_save=["embed_tokens"]),
     "saved norms": lambda: LoraConfig(**LORA, modules_to_save=["input_layernorm", "norm"]),
-    "trainable tokens in LoRA": lambda: LoraConfig(**LORA, trainable_token_indices=[40, 41, 299]),
-    "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[40, 41, 299]),
+    "trainable tokens in LoRA": lambda: LoraConfig(**LORA, trainable_token_indices=TOKENS),
+    "trainable tokens": lambda: TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=TOKENS),
     "IA3": lambda: IA3Config(
         task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
     ),
@@ -138,7 +139,7 @@ def assert_right(pair, target, reference):
     torch.testing.assert_close(ours, target, atol=WITHIN, rtol=0)
     torch.testing.assert_close(theirs, reference, atol=WITHIN, rtol=0)
     # Else any model would do.
-    assert (target - reference).abs().max() > 100 * WITHIN
+    assert (target - reference).abs().max() > 10 * WITHIN
 
 
 def refused(target, base=None, **options):

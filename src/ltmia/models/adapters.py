@@ -211,9 +211,9 @@ def _without_adapter_name(name: str, in_model: Mapping[str, str]) -> str:
 
 def _check_names(weights: Collection[str], model: PeftModel, place: ModelSource) -> None:
     expected, state = _saved(model).keys(), model.state_dict().keys()
-    missing = [name for name in expected if name not in weights]
+    missing = sorted(name for name in expected if name not in weights)
     # Grown or trained embeddings may be saved beside the adapter, under their own names.
-    foreign = [name for name in weights if name not in expected and name not in state]
+    foreign = sorted(name for name in weights if name not in expected and name not in state)
     for names, wrong, cure in (
         (foreign, "have no place in the base", "is this the base it was trained on?"),
         (missing, "are missing, which its config asks for", "save the adapter again with save_pretrained"),
