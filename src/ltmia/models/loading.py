@@ -162,12 +162,12 @@ def one_dtype(places: Sequence[ModelSource], options: LoadOptions) -> LoadOption
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model.
+    """Load the tokenizer that lies beside a model, or below it where it is an adapter.
 
     Raises:
         ModelError: If there is none, or it is damaged.
     """
-    return _tokenizer_at(find_source(source), options)
+    return _tokenizer_at(_with_tokenizer(find_source(source), options), options)
 
 
 def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -> PreTrainedTokenizerBase:
@@ -198,6 +198,7 @@ def shared_tokenizer(
     """
     if given is not None:
         return given, ()
+    base = _with_tokenizer(base, options)
     if not target.has_tokenizer:
         return _tokenizer_at(base, options), ()
     ours = _tokenizer_at(target, options)
@@ -242,7 +243,7 @@ def _pair_of_adapter(
     sequential: bool,
 ) -> Pair:
     adapted, reference_origin = _load_adapted(place, base, options)
-    shared, remarks = shared_tokenizer(place, _with_tokenizer(base, options), tokenizer, options)
+    shared, remarks = shared_tokenizer(place, base, tokenizer, options)
     target_origin = replace(_origin(place, options), remarks=adapted.remarks + remarks)
     if not adapted.gives_base_back:
         apart = "loaded on its own: with its adapter switched off, the target is not its base"
