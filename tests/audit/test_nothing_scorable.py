@@ -1,6 +1,7 @@
 """No text that can be scored: every row is kept with its reason, figures are null, and nothing passes."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,10 +58,20 @@ def test_candidates_without_a_scorable_text_are_kept(pair: Pair, tmp_path: Path)
 
 
 def test_a_target_and_base_that_say_the_same_are_noticed_without_looking_at_weights() -> None:
-    said = BaseComparison(shared=1.0, change=None, alike=True, agreement=1.0, target_loss=4.0, reference_loss=4.0)
+    said = BaseComparison(shared=1.0, change=None, difference=1e-6, agreement=1.0, target_loss=4.0, reference_loss=4.0)
+    assert base_check(said).status == "failed"
+    assert "the same probability" in base_check(said).sentence
+    assert base_check(replace(said, difference=math.nan)).status == "not_measured"
+    assert base_check(replace(said, difference=0.1, target_loss=3.9)).status == "ok"
+
+
+def test_a_base_that_shares_no_weight_is_another_kind_of_model_and_not_a_damaged_one() -> None:
+    said = BaseComparison(
+        shared=0.0, change=math.inf, difference=3.0, agreement=0.1, target_loss=4.0, reference_loss=9.0
+    )
     assert base_check(said).status == "warning"
-    assert "the same probabilities" in base_check(said).sentence
-    assert base_check(replace(said, alike=False, target_loss=3.9)).status == "ok"
+    assert "another kind of model" in base_check(said).sentence
+    assert "not all finite" in base_check(replace(said, change=math.nan)).sentence
 
 
 def test_the_command_names_the_model_and_ends_inconclusive(tmp_path: Path) -> None:

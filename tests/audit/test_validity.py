@@ -223,7 +223,7 @@ def test_the_limit_of_texts_to_learn_from() -> None:
 def test_a_base_that_is_the_target_itself_is_noticed(target: Path, tmp_path: Path) -> None:
     same = load_model(str(target), OPTIONS)[0]
     untrained = get_peft_model(
-        base_model(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], use_dora=True)
+        base_model(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", use_dora=True)
     )
     twins = (pair_of(target, same), Pair(target=untrained, tokenizer=pair_of(target, same).tokenizer))
     for name, pair in zip(("full", "adapter"), twins, strict=True):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peft import (
@@ -23,15 +24,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ltmia.errors import ModelError
 from ltmia.features.statistics import token_statistics
-from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.finetuning.training import save_model
 from ltmia.models.forward import forward_pair
 from ltmia.models.loading import load_pair
 from ltmia.models.tokens import encode_texts
 from ltmia.records import TokenStatistics
+from plain_loops import TEXTS, TOKENIZER, logps
 
-TEXTS = ["The lamp burns low on the pier.", "Crate nine of the cargo holds a letter and a map.", "Snow on the pier."]
-TOKENIZER = train_tokenizer(TEXTS * 3, 300)
 TOKENS = [*TOKENIZER(TEXTS[0])["input_ids"][1:3], 299]
 CPU = {"dtype": "float32", "device": "cpu"}
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -108,38 +107,27 @@ def adapter(folder, base, config, seed=3):
     return folder
 
 
-def by_peft(model):
-    """Return the log-probability of every token after a text's first, by the definition."""
-    found = []
-    for text in TEXTS:
-        ids = torch.tensor(TOKENIZER(text)["input_ids"])
-        with torch.no_grad():
-            logits = model(input_ids=ids[None], attention_mask=torch.ones_like(ids[None])).logits[0, :-1]
-        found.append(logits.double().log_softmax(-1).gather(1, ids[1:, None])[:, 0])
-    return torch.cat(found)
-
-
 def plain(base):
-    return by_peft(AutoModelForCausalLM.from_pretrained(base))
+    return logps(AutoModelForCausalLM.from_pretrained(base))
 
 
 def on_base(base, folder):
-    return by_peft(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder))
+    return logps(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder))
 
 
 def by_product(pair):
     texts = encode_texts(TOKENIZER, TEXTS, max_length=64, vocab_size=300)
     parts = [token_statistics(part.target, part.reference, part.truth, 20) for part in forward_pair(pair, texts)]
     tokens = TokenStatistics.concatenate(parts)
-    return torch.from_numpy(tokens.target_logp).double(), torch.from_numpy(tokens.reference_logp).double()
+    return tokens.target_logp, tokens.reference_logp
 
 
 def assert_right(pair, target, reference):
     ours, theirs = by_product(pair)
-    torch.testing.assert_close(ours, target, atol=WITHIN, rtol=0)
-    torch.testing.assert_close(theirs, reference, atol=WITHIN, rtol=0)
+    np.testing.assert_allclose(ours, target, atol=WITHIN, rtol=0)
+    np.testing.assert_allclose(theirs, reference, atol=WITHIN, rtol=0)
     # Else any model would do.
-    assert (target - reference).abs().max() > 10 * WITHIN
+    assert np.abs(target - reference).max() > 10 * WITHIN
 
 
 def refused(target, base=None, **options):
@@ -309,8 +297,8 @@ def test_an_adapter_on_an_adapter(base, lora, tmp_path, second, named_by):
     rewrite(third / "adapter_config.json", base_model_name_or_path=str(folder))
     rewrite(folder / "adapter_config.json", base_model_name_or_path=str(lora))
     on_second = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"), folder)
-    two = by_peft(on_second)
-    three = by_peft(PeftModel.from_pretrained(on_second.merge_and_unload(), third))
+    two = logps(on_second)
+    three = logps(PeftModel.from_pretrained(on_second.merge_and_unload(), third))
     assert_right(load_pair(third, **CPU), three, two)
 
 
@@ -340,6 +328,6 @@ def test_a_model_in_memory_that_does_not_give_its_base_back_needs_it(base, kind)
 
 def test_a_merged_adapter_in_memory_is_scored_as_it_is(base, lora):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), lora)
-    target = by_peft(model)
+    target = logps(model)
     model.merge_adapter()
     assert_right(load_pair(model, tokenizer=TOKENIZER), target, plain(base))

@@ -317,6 +317,11 @@ def test_a_base_that_only_a_file_names_is_not_asked_of_the_hub(models, no_networ
     in_cache(models / "cache", "org/base", models / "base")
     for target in (models / "adapter", models / "target"):
         assert load_pair(target, **CPU).reference_origin.revision == "1" * 40
+    in_cache(models / "cache", "org/sft", models / "adapter")
+    cached = models / "cache/models--org--sft/snapshots" / ("1" * 40)
+    rewrite(cached / "adapter_config.json", base_model_name_or_path="org/absent")
+    rewrite(models / "adapter/adapter_config.json", base_model_name_or_path="org/sft")
+    assert "org/sft names 'org/absent' as its base, which is not on this machine" in refused(models / "adapter")
     assert no_network == []
     shutil.rmtree(models / "cache")
     refused(models / "adapter", allow_hub=True)

@@ -31,7 +31,7 @@ def weight_change(pair: Pair) -> tuple[float, float | None]:
 
     The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
     enough to wait for the other model's turn. None for an adapter: it leaves them as they are, or takes a part out of
-    them that it then adds.
+    them that it then adds. NaN where a number is not finite, infinite where there is nothing to compare with.
     """
     if pair.reference is None:
         return 1.0, None
@@ -47,7 +47,8 @@ def weight_change(pair: Pair) -> tuple[float, float | None]:
     if isinstance(pair.target, PeftModel):
         return matched / max(sum(weights.numel for weights in theirs.values()), 1), None
     total = sum(weights.numel for weights in ours.values())
-    return matched / max(total, 1), moved / size if size else math.inf
+    change = moved / size if size else math.inf
+    return matched / max(total, 1), change if math.isfinite(moved) else math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import typer
 from ltmia.cli import classifiers, decisions
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
+from ltmia.cli.doctor import doctor
 from ltmia.cli.lab import lab_app
 from ltmia.cli.listing import attacks
 from ltmia.cli.progress import calm_libraries, progress
@@ -244,28 +245,6 @@ def finetune(
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")
 
 
-@app.command(rich_help_panel=START)
-def doctor(
-    target: o.Target,
-    base: o.Base = "auto",
-    dtype: o.DtypeOption = o.Dtype.auto,
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_hub: o.AllowHub = False,
-) -> None:
-    """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
-    calm_libraries()
-    from ltmia.audit.doctor import diagnose
-
-    found = diagnose(
-        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
-    )
-    for finding in found.findings:
-        print(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else ""))
-    if not found.usable:
-        raise typer.Exit(2)
-
-
 @app.command(rich_help_panel=AUDIT)
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
@@ -318,6 +297,7 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     return RayScorer(load=load, n_workers=workers)
 
 
+app.command(rich_help_panel=START)(doctor)
 app.command(rich_help_panel=START)(attacks)
 app.command(rich_help_panel=AUDIT)(record)
 app.command(rich_help_panel=DECIDE)(decisions.gate)

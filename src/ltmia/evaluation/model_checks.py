@@ -112,7 +112,10 @@ class BaseComparison:
     shared: float
     """Share of the target's parameters that have a counterpart in the reference."""
     change: float | None
-    """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another."""
+    """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another.
+
+    NaN where a weight is not finite, infinite where no weight has a counterpart.
+    """
     agreement: float
     """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
 
@@ -145,7 +148,7 @@ def base_check(kin: BaseComparison) -> Check:
             "between them; check --base, and that the target is the model that was fine-tuned."
         )
         return Check(status="failed", sentence=sentence, details=details)
-    if kin.change is not None and not math.isfinite(kin.change):
+    if kin.change is not None and math.isnan(kin.change):
         sentence = (
             "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its "
             "numbers are too large for this precision; try --dtype float32."

@@ -18,7 +18,7 @@ from ltmia.models.adapters import Adapted, check_gives_base_back, merge, put_ada
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.models.sequential import SequentialModels
-from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_adapter, find_source, refuse_clearly
+from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_adapter, find_source
 from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
 from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype

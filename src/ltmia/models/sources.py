@@ -11,8 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ResolvedRevision, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, RevisionResolutionError, StrictDataclassError
+from huggingface_hub import ModelCard, ResolvedRevision, constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RevisionResolutionError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers.utils.hub import resolve_revision
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -29,6 +34,9 @@ ADAPTER_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "READ
 MESSAGE_LIMIT = 400
 """Characters of a library's own message that are passed on."""
 
+constants.HF_HUB_DISABLE_TELEMETRY = True
+# Else huggingface_hub asks the hub who may be calling, even when files are read from the cache alone.
+
 LOADING_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, ImportError, AttributeError, NotImplementedError,
     SafetensorError, StrictDataclassError, EntryNotFoundError, RevisionResolutionError,
@@ -43,12 +51,12 @@ class ModelSource:
     source: str
     """As the user named it."""
     path: Path | None
-    """Folder or GGUF file; None for a model on the hub."""
+    """Folder or GGUF file; None for a model on the hub that is not an adapter."""
     hub_id: str = ""
     revision: str | None = None
     """Of a model on the hub; pinned to one commit, so that config, weights and tokenizer are of the same."""
     from_cache: bool = False
-    """Whether a model of the hub may come from this machine's cache only."""
+    """Whether a model of the hub was looked for in this machine's cache only."""
 
     @property
     def name(self) -> str:
@@ -69,8 +77,7 @@ class ModelSource:
     def keywords(self) -> dict[str, Any]:
         """Arguments that point `from_pretrained` here; nothing local ever asks the network."""
         if self.path is None:
-            place = {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
-            return place | ({"local_files_only": True} if self.from_cache else {})
+            return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
         if self.is_gguf:
             folder = str(self.path.parent)
             return {"pretrained_model_name_or_path": folder, "gguf_file": self.path.name, "local_files_only": True}
@@ -117,20 +124,22 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
             "or a hub id like org/name"
         )
     name, _, revision = source.partition("@")
-    place = ModelSource(
-        source, None, name, resolve_revision(name, revision or None, local_files_only=from_cache), from_cache
-    )
-    where = partial(find_adapter_config_file, name, revision=place.revision, local_files_only=from_cache)
-    if refuse_clearly(place, where) is None:
-        return place
-    folder = refuse_clearly(place, lambda: _fetch_adapter(place))
-    return replace(place, path=Path(folder))
+    pinned = resolve_revision(name, revision or None, local_files_only=from_cache)
+    place = ModelSource(source, None, name, pinned, from_cache)
+    return replace(place, path=refuse_clearly(place, lambda: _folder_in_cache(place)))
 
 
-def _fetch_adapter(place: ModelSource) -> str:
-    return snapshot_download(
-        place.hub_id, revision=place.revision, allow_patterns=ADAPTER_FILES, local_files_only=place.from_cache
-    )
+def _folder_in_cache(place: ModelSource) -> Path | None:
+    """Return where a model of the hub lies here; an adapter is fetched first, any other only when it is loaded."""
+    where = partial(snapshot_download, place.hub_id, revision=place.revision)
+    if place.from_cache:
+        try:
+            return Path(where(local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+    if find_adapter_config_file(place.hub_id, revision=place.revision) is None:
+        return None
+    return Path(where(allow_patterns=ADAPTER_FILES))
 
 
 def find_base(place: ModelSource) -> str:
@@ -179,12 +188,13 @@ def base_source(place: ModelSource, base: str | Path | None = None, *, allow_hub
 
 def _named_base(place: ModelSource, *, allow_hub: bool) -> ModelSource:
     named = find_base(place)
-    from_cache = not (allow_hub or place.hub_id)
+    user_named_hub = place.hub_id and not place.from_cache
+    from_cache = not (allow_hub or user_named_hub)
     try:
         base = find_source(named, from_cache=from_cache)
     except ModelError as error:
         raise ModelError(f"{place.source} names {named!r} as its base; give it with --base ({error})") from error
-    if base.path is None and from_cache and base.commit is None:
+    if base.path is None and from_cache:
         raise ModelError(
             f"{place.source} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
             f"name that only a file gives: say --base {named}, or --allow-hub"

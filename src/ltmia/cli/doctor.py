@@ -1,0 +1,27 @@
+"""`ltmia doctor`: whether two models can be audited at all."""
+
+import typer
+
+from ltmia.cli import options as o
+from ltmia.cli.progress import calm_libraries
+
+
+def doctor(
+    target: o.Target,
+    base: o.Base = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    allow_hub: o.AllowHub = False,
+) -> None:
+    """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
+    calm_libraries()
+    from ltmia.audit.doctor import diagnose
+
+    found = diagnose(
+        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
+    )
+    for finding in found.findings:
+        print(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else ""))
+    if not found.usable:
+        raise typer.Exit(2)
