@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-TIME_FIELDS = ("created", "timing", "command", "environment")
-"""What results.json and manifests say of time and machine."""
+TIME_FIELDS = ("created", "timing", "command", "environment", "reused")
+"""What results.json, manifests and kept scores say of time and machine, and of what an earlier run had done."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ def count_rows(whole: Path, found: Path, differences: Differences) -> None:
 
 
 def _content(path: Path) -> object:
-    if path.name != "manifest.json":
+    if path.suffix != ".json":
         return path.read_bytes()
-    manifest = json.loads(path.read_text("utf-8"))
-    return {key: value for key, value in manifest.items() if key not in TIME_FIELDS}
+    said = json.loads(path.read_text("utf-8"))
+    return {key: value for key, value in said.items() if key not in TIME_FIELDS}

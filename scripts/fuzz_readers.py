@@ -26,9 +26,12 @@ from ltmia.errors import LtmiaError
 from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read_records, read_results
 from ltmia.evaluation.gate import Limit, hold_against, read_policy
 from ltmia.evaluation.results import Results
+from ltmia.features.journal import StoredText
+from ltmia.features.manifest import FORMAT_VERSION, file_sha256, write_manifest
 from ltmia.features.packing import EXPECTED_WIDTH, row_width
 from ltmia.features.rows import EXPECTED_FILES
-from ltmia.features.store import FORMAT_VERSION, FeatureStore, StoreWriter
+from ltmia.features.statistics import empty_statistics, named_statistics
+from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.lab.reading import read_recipe
 from ltmia.report.page import write_report
 
@@ -220,6 +223,7 @@ def open_store(folder: Path, manifest: bytes, texts: bytes) -> None:
     (folder / "tokens.f16").write_bytes(bytes(2 * N_TOKENS * row_width(K)))
     for file in EXPECTED_FILES.values():
         (folder / file).write_bytes(bytes(2 * N_TOKENS * EXPECTED_WIDTH))
+    seal(folder)
     store = FeatureStore(folder)
     for name in store.score_names:
         store.scores(name)
@@ -227,13 +231,31 @@ def open_store(folder: Path, manifest: bytes, texts: bytes) -> None:
     _ = store.manifest["fingerprint"], store.texts["n_tokens"].to_numpy(), store.texts["reason"].to_pylist()
 
 
+def seal(folder: Path) -> None:
+    """Make the hashes fit, where the manifest can have any: what they protect is to be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        names = ("tokens.f16", "texts.parquet", *EXPECTED_FILES.values())
+        if isinstance(manifest, dict):
+            hashes = {name: file_sha256(folder / name) for name in names}
+            write_manifest(folder, manifest | {"files": manifest.get("files") and hashes})
+    except (ValueError, RecursionError):
+        return
+
+
 def go_on_with_store(folder: Path, case: bytes) -> None:
     """Go on with a store whose journal is damaged, as after a crash."""
-    entries = [{"fingerprint": "f"}, {"texts": [{"row": 0, "n_tokens": 2, "reason": None, "scores": {"loss": 0.5}}]}]
+    rows, journal = folder / "tokens.f16", folder / "journal.jsonl"
+    for path in (rows, journal):
+        path.unlink(missing_ok=True)
+    writer = StoreWriter(folder, fingerprint="f", k=K, vocab_size=VOCAB_SIZE)
+    nothing = named_statistics(tuple(np.zeros_like(column) for column in empty_statistics(2, K)))
+    writer.append(nothing, [StoredText(row=0, n_tokens=2, scores={"loss": 0.5})])
+    writer.close()
+    entries = [json.loads(line) for line in journal.read_bytes().splitlines()]
     changed = changed_tree(entries, case[1:]) if case[:1] and case[0] % 2 == 0 else None
     lines = "".join(json.dumps(entry) + "\n" for entry in changed).encode() if isinstance(changed, list) else case[1:]
-    (folder / "journal.jsonl").write_bytes(lines)
-    (folder / "tokens.f16").write_bytes(bytes(2 * N_TOKENS * row_width(K)))
+    journal.write_bytes(lines)
     writer = StoreWriter(folder, fingerprint="f", k=K, vocab_size=VOCAB_SIZE)
     assert all(isinstance(row, int) for row in writer.done)
     writer.close()
@@ -270,6 +292,8 @@ def valid_manifest() -> dict[str, Any]:
         "n_texts": 2,
         "n_tokens": N_TOKENS,
         "expectations": ["full", "lite"],
+        "created": "2026-01-01T00:00:00+00:00",
+        "files": {"all": "hashed when it is written"},
         "recipe": {"seed": 0},
     }
 

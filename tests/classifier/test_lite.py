@@ -20,6 +20,7 @@ from ltmia.evaluation.roc import auc
 from ltmia.expectation.fit import expect_texts
 from ltmia.expectation.model import fold_of, mean_excess
 from ltmia.features.columns import LITE_COLUMNS
+from ltmia.features.manifest import file_sha256, write_manifest
 from ltmia.features.packing import pack_statistics
 from ltmia.features.per_token import per_token_features
 from ltmia.features.statistics import token_statistics
@@ -135,6 +136,8 @@ def test_the_shipped_lite_scores_without_the_other_statistics(tmp_path: Path, ki
     pq.write_table(
         table.set_column(column, "score_excess", [np.full(len(store), np.nan)]), tmp_path / "store/texts.parquet"
     )
+    files = {name: file_sha256(store.folder / name) for name in store.manifest["files"]}
+    write_manifest(store.folder, store.manifest | {"files": files})
     changed = FeatureStore(tmp_path / "store")
     np.testing.assert_array_equal(classify_store(classifier, changed), before)
     labels = table["label"].to_numpy()
@@ -159,7 +162,7 @@ def test_a_store_without_lite_is_read_for_excess_and_refused_for_lite(tmp_path: 
     (folder / "expected_lite.f16").unlink()
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     manifest["expectations"].remove("lite")
-    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    write_manifest(folder, manifest)
     old = Combination(folder)
     assert old.batch(np.arange(5), "excess").mask.any()
     for refused in (

@@ -114,9 +114,92 @@ def test_a_killed_writer_goes_on_where_it_stopped(tmp_path: Path, torn: str) -> 
         if 1 not in store.done:
             store.append(statistics(2, seed=1), [text(1, 2)])
         finish(store, 3)
-    for name in ("tokens.f16", "texts.parquet", "manifest.json"):
+    for name in ("tokens.f16", "texts.parquet"):
         assert (killed / name).read_bytes() == (undisturbed / name).read_bytes()
+    ours, theirs = (json.loads((folder / "manifest.json").read_text()) for folder in (killed, undisturbed))
+    assert {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)} <= {"created"}
     assert not journal.exists()
+
+
+def altered(file: Path, at: float = 0.5) -> None:
+    """Change one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[int(at * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(("name", "at", "kept"), [("tokens.f16", 0.5, 1), ("tokens.f16", 0.1, 0)])
+def test_rows_altered_before_the_store_is_whole_are_made_again(tmp_path: Path, name: str, at: float, kept: int) -> None:
+    store = writer(tmp_path)
+    for row in range(3):
+        store.append(statistics(2, seed=row), [text(row, 2)])
+    store.close()
+    altered(tmp_path / name, at)
+    again = writer(tmp_path)
+    assert again.done == frozenset(range(kept))
+    assert again.damage is not None
+    assert f"line {kept + 2}" in again.damage
+    for row in range(kept, 3):
+        again.append(statistics(2, seed=row), [text(row, 2)])
+    finish(again, 3)
+    expected = b"".join(pack_statistics(statistics(2, seed=row)).tobytes() for row in range(3))
+    assert (tmp_path / "tokens.f16").read_bytes() == expected
+    assert len(FeatureStore(tmp_path)) == 3
+
+
+@given(
+    line=st.integers(0, 2),
+    old=st.sampled_from(["0.5", '"row": ', '"sha256": "', '"n_tokens": ', "same"]),
+    data=st.data(),
+)
+@settings(max_examples=20)
+def test_an_altered_line_of_the_journal_is_not_gone_on_from(
+    tmp_path_factory: pytest.TempPathFactory, line: int, old: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("store")
+    store = writer(folder)
+    for row in range(2):
+        store.append(statistics(2, seed=row), [text(row, 2)])
+    store.close()
+    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")
+    place = data.draw(st.integers(0, len(lines[line]) - 1))
+    place = lines[line].find(old.encode()) + len(old) if old.encode() in lines[line] else place
+    changed = bytearray(lines[line])
+    changed[place] = ord("7") if changed[place] != ord("7") else ord("8")
+    lines[line] = bytes(changed)
+    (folder / "journal.jsonl").write_bytes(b"\n".join(lines))
+    again = writer(folder)
+    assert again.done == frozenset(range(max(line - 1, 0)))
+    assert again.damage is not None
+    again.close()
+
+
+def test_rows_of_another_batch_are_no_batch_of_this_store(tmp_path: Path) -> None:
+    """Each line is whole, but they are of two stores: the chain of hashes does not hold."""
+    for name, seed in (("a", 0), ("b", 1)):
+        store = writer(tmp_path / name)
+        for row in range(2):
+            store.append(statistics(2, seed=seed + row), [text(row, 2)])
+        store.close()
+    journals = [(tmp_path / name / "journal.jsonl").read_bytes().split(b"\n") for name in "ab"]
+    (tmp_path / "a" / "journal.jsonl").write_bytes(b"\n".join([*journals[0][:2], *journals[1][2:]]))
+    assert writer(tmp_path / "a").done == frozenset({0})
+
+
+@pytest.mark.parametrize("name", ["tokens.f16", "texts.parquet", "manifest.json"])
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
+def test_one_altered_bit_is_noticed_and_the_file_named(tmp_path: Path, name: str, at: float) -> None:
+    store = writer(tmp_path)
+    store.append(statistics(20), [text(0, 20)])
+    finish(store, 1)
+    FeatureStore(tmp_path)
+    if name == "manifest.json":  # a digit of a number, so that it is still JSON
+        file = tmp_path / name
+        file.write_text(file.read_text().replace('"n_texts": 1', '"n_texts": 3'))
+    else:
+        altered(tmp_path / name, at)
+    with pytest.raises(StoreError, match=name.replace(".", "[.]")):
+        FeatureStore(tmp_path)
 
 
 def test_other_work_does_not_go_on_from_a_stranger(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import usable_length
-from ltmia.scoring.multi_pass import ProbingConfig, probe_texts
+from ltmia.scoring.multi_pass import KeptScores, ProbingConfig, probe_texts
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
 
 Scores = Mapping[str, Float64[np.ndarray, " texts"]]
@@ -186,6 +186,7 @@ def answer(
         verdict=verdict(measured.attacks, summary, validity)
         + (set_sentence(measured.set_test) if question.kind == "score" else ""),
         timing=_timing(time.perf_counter() - started, sets, scored),
+        reused=scored.clock.reused,
     )
     records = _write_tables(pair, question, scored, measured, hashed, classifier, folder)
     write_results(results, folder)
@@ -223,8 +224,11 @@ def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, 
         question.sets.texts.texts,
         question.attacks,
         ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
-        folder=folder / "probes",
-        fingerprint=str(scored.store.manifest["fingerprint"]),
+        kept=KeptScores(
+            folder=folder / "probes",
+            fingerprint=str(scored.store.manifest["fingerprint"]),
+            reused=scored.clock.reused,
+        ),
         report=report,
     )
 

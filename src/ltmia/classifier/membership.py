@@ -114,9 +114,9 @@ class MembershipClassifier:
         return self
 
     def settings(self, data: TrainingData, config: TrainingConfig) -> dict[str, Any]:
-        """Return all that training depends on, as JSON values: stores by name and fingerprint, network, config."""
+        """Return all that training depends on, as JSON values: stores by name and content, network, config."""
         stores = {"combinations": data.training, "held_out": data.validation}
-        named = {kind: [[c.name, c.store.manifest["fingerprint"]] for c in some] for kind, some in stores.items()}
+        named = {kind: [[c.name, c.store.sha256] for c in some] for kind, some in stores.items()}
         shape = {"network": self.network, "feature_version": self.feature_version, "k": self.k}
         before = {} if self.start is None else {"start": parameters_sha256(self.start.network_)}
         return named | shape | asdict(config) | before

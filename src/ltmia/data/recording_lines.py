@@ -1,7 +1,8 @@
-"""The lines of a recording in the making: kept on disk batch by batch, in whatever order they come."""
+"""The lines of a recording in the making: kept on disk batch by batch in any order, each with a hash."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from ltmia.data.recordings import RecordedText, as_line
@@ -19,15 +20,18 @@ class LinesFile:
         """
         self.places: dict[int, int] = {}
         """Where the line of each row begins."""
+        self.damage: str | None = None
+        """What was found that no killed run leaves, and was cut away."""
         self._file = path.open("a+b")
         self._file.seek(0)
         self._end = 0
         for line in self._file:
-            try:
-                row = rows[RecordedText.model_validate_json(line).id]
-            except (ValueError, KeyError):
-                break
             if not line.endswith(b"\n"):
+                break
+            try:
+                row = rows[RecordedText.model_validate_json(_checked(line)).id]
+            except (ValueError, KeyError):
+                self.damage = f"{path}: line {len(self.places) + 1} is not as it was written"
                 break
             self.places[row] = self._end
             self._end += len(line)
@@ -37,7 +41,8 @@ class LinesFile:
         """Put the lines of some rows on disk."""
         for row, text in batch:
             self.places[row] = self._end
-            self._end += self._file.write(as_line(text).encode())
+            line = as_line(text).encode()
+            self._end += self._file.write(_hash(line) + line)
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -45,8 +50,32 @@ class LinesFile:
         """Yield the lines by row."""
         for _, place in sorted(self.places.items()):
             self._file.seek(place)
-            yield self._file.readline().decode()
+            yield _checked(self._file.readline()).decode()
+
+    def sha256(self) -> str:
+        """Hash the lines as a recording has them."""
+        digest = sha256()
+        for line in self.in_order():
+            digest.update(line.encode())
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Close the file; what was appended stays for the next run."""
         self._file.close()
+
+
+def _hash(line: bytes) -> bytes:
+    """Return what stands before a line."""
+    return sha256(line).hexdigest().encode() + b" "
+
+
+def _checked(hashed: bytes) -> bytes:
+    """Return a line without its hash.
+
+    Raises:
+        ValueError: If the two do not fit.
+    """
+    line = hashed.partition(b" ")[2]
+    if _hash(line) + line != hashed:
+        raise ValueError("a line that does not fit its hash")
+    return line

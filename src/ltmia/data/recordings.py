@@ -54,6 +54,8 @@ class RecordingHeader(_Line):
     tokenizer_sha256: Sha256 | None = None
     fingerprint: Sha256 | None = None
     """Hash of all that decides the content, of a recording by `ltmia record`: the same work is not done again."""
+    lines_sha256: Sha256 | None = None
+    """Hash of all other lines, likewise: damage is noticed on reading."""
 
 
 class RecordedText(_Line):
@@ -196,10 +198,12 @@ class Recording:
 
     def __iter__(self) -> Iterator[RecordedText]:
         places: dict[str, int] = {}
+        digest = sha256()
         with open_bytes(self.path) as stream:
             lines = iterate_lines(stream, str(self.path), kept=False)
             next(lines, None)
             for line in lines:
+                digest.update(line.text.encode())
                 place = f"{self.path}, line {line.number}"
                 text = _parsed(RecordedText, line.text, place)
                 if text.id in places:
@@ -208,6 +212,11 @@ class Recording:
                 if mistake := text.mistake(self.header):
                     raise DataError(f"{place}: {mistake}. Record the text again.")
                 yield text
+        if self.header.lines_sha256 not in (None, digest.hexdigest()):
+            raise DataError(
+                f"{self.path}: lines_sha256 in its header does not fit its lines: damaged or edited since. Record it "
+                "again, or take that key out if you edited it yourself."
+            )
 
 
 def join_recordings(
@@ -265,7 +274,8 @@ def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[R
                 raise DataError(f"the text {text.id[:80]!r}: {mistake}")
             yield as_line(text)
 
-    write_lines(recording_path(path), header, lines())
+    # The hash in a header that was read elsewhere is not of these lines.
+    write_lines(recording_path(path), header.model_copy(update={"lines_sha256": None}), lines())
 
 
 def write_lines(path: Path, header: RecordingHeader, lines: Iterable[str]) -> None:

@@ -41,6 +41,15 @@ ShareMeasure = Annotated[Measure, AfterValidator(_of_shares)]
 """A figure from 0 to 1, within its interval."""
 
 
+class AdapterInfo(_Section):
+    """The adapter of a model."""
+
+    active: list[str]
+    """Names of those that take part; empty for a reference that is the target with its adapter switched off."""
+    sha256: str
+    """Hash of the adapters' configs as loaded: rank, alpha, variant, targets."""
+
+
 class ModelInfo(_Section):
     """What identifies one of the two models."""
 
@@ -48,7 +57,13 @@ class ModelInfo(_Section):
     """Path, hub id or `memory`; what the recording calls it."""
     revision: str | None = None
     sha256: str
-    """Hash of the weight files; of the parameters for a model in memory; of the recording where there is one."""
+    """Hash of the weights as loaded, with their names and dtypes; of the recording where there is one."""
+    config_sha256: str | None = None
+    """Hash of the config as loaded, without paths and versions. Null, as the next two, for a recording."""
+    modules_sha256: str | None = None
+    """Hash of what neither weights nor config hold: attributes of modules, other buffers, code of the model's own."""
+    adapter: AdapterInfo | None = None
+    """Null for a model without an adapter as well."""
     architecture: str | None
     """Null, as the next two, for a model that was only recorded."""
     n_parameters: Count | None
@@ -64,7 +79,8 @@ class TokenizerInfo(_Section):
     """The tokenizer both models share."""
 
     sha256: str | None
-    """Null if the recordings do not say."""
+    """Hash of all of it: vocabulary, merges, normaliser, special tokens, chat template. Null if the recordings do not
+    say."""
     vocab_size: Count
 
 
@@ -172,6 +188,17 @@ class Validity(_Section):
     power: Check
 
 
+class Reused(_Section):
+    """Work of an earlier run in the same folder that this one went on from."""
+
+    what: str
+    """`store`, `scores` of a cluster, or an attack that takes several passes."""
+    n_texts: Count
+    """Texts whose scores were there already."""
+    since: datetime
+    """When the earlier run began that work."""
+
+
 class Timing(_Section):
     """Where the time went."""
 
@@ -207,3 +234,5 @@ class Results(_Section):
     verdict: str
     """One paragraph composed from the figures above and nothing else."""
     timing: Timing
+    reused: list[Reused] = Field(default_factory=list)
+    """What was not computed anew; empty for an audit that did all the work itself."""

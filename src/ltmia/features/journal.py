@@ -1,10 +1,24 @@
-"""The journal of a store in the making: which texts are safely on disk, a line for each batch."""
+"""What a store in the making has on disk: rows of statistics, and a journal with a line for each batch of them.
+
+Each line has a hash over its texts, their rows and the line before, so that a killed run goes on behind the last batch
+that is as it was written, and behind no other.
+"""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from ltmia.folders import write_whole
+
+JOURNAL_FILE = "journal.jsonl"
+LINE_ERRORS = (ValueError, LookupError, TypeError, RecursionError, AttributeError)
+"""What a line raises that is not of a journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +35,125 @@ class StoredText:
     """Why the text could not be scored."""
 
 
-def text_as_json(text: StoredText) -> dict[str, Any]:
+class Journal:
+    """The rows and the journal of one store; appends batches, and knows which are there."""
+
+    def __init__(self, journal: Path, rows: Path, *, fingerprint: str, row_bytes: int) -> None:
+        """Take over what an earlier run of the same work left; anything else is swept away.
+
+        Args:
+            journal: File of the lines; made where it is missing.
+            rows: File of the rows, likewise.
+            fingerprint: Hash of all that decides the content.
+            row_bytes: Size of a row.
+        """
+        self.texts: list[StoredText] = []
+        """Those on disk, in the order of their rows."""
+        self.rows_sha256 = sha256()
+        """Of their rows."""
+        self.damage: str | None = None
+        """What was found that no killed run leaves, and was thrown away."""
+        self._row_bytes = row_bytes
+        self._head: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "row_bytes": row_bytes,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        kept = self._recover(journal, rows)
+        if not kept:
+            self._chain = _chained("", self._head, b"")
+            kept = [_as_line(self._head | {"sha256": self._chain})]
+        write_whole(journal, lambda path: path.write_bytes(b"".join(kept)))
+        self._rows, self._lines = rows.open("ab"), journal.open("ab")
+        self._rows.truncate(row_bytes * sum(text.n_tokens for text in self.texts))
+
+    @property
+    def created(self) -> str:
+        """When the work on the store began, in UTC."""
+        return str(self._head["created"])
+
+    def append(self, rows: bytes, texts: Sequence[StoredText]) -> None:
+        """Put the rows of some texts on disk, then the line that says so."""
+        written = [_text_as_json(text) for text in texts]
+        self._chain = _chained(self._chain, written, rows)
+        for file, content in (
+            (self._rows, rows),
+            (self._lines, _as_line({"texts": written, "sha256": self._chain})),
+        ):
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows_sha256.update(rows)
+        self.texts += texts
+
+    def close(self) -> None:
+        """Close both files; what was appended stays for the next run."""
+        self._rows.close()
+        self._lines.close()
+
+    def _recover(self, journal: Path, rows: Path) -> list[bytes]:
+        """Return the lines to go on behind: none, if there is nothing of this work."""
+        if not journal.is_file():
+            return []
+        # Behind the last line break is what a kill tore off.
+        lines = journal.read_bytes().split(b"\n")[:-1]
+        head = _parsed(lines[0]) if lines else None
+        if head is None:
+            self.damage = f"{journal}: its first line is damaged" if lines else None
+            return []
+        found = {key: value for key, value in head.items() if key != "sha256"}
+        self._chain = _chained("", found, b"")
+        if head.get("sha256") != self._chain:
+            self.damage = f"{journal}: its first line does not fit its hash"
+            return []
+        if any(found.get(key) != self._head[key] for key in ("fingerprint", "row_bytes")):
+            return []
+        self._head = found
+        if not rows.is_file():
+            rows.touch()
+        with rows.open("rb") as file:
+            n_kept = 1 + next((i for i, line in enumerate(lines[1:]) if not self._take(line, file)), len(lines) - 1)
+        if n_kept < len(lines):
+            self.damage = f"{journal}: line {n_kept + 1} does not fit its hash and its rows in {rows.name}"
+        return [line + b"\n" for line in lines[:n_kept]]
+
+    def _take(self, line: bytes, file: BufferedReader) -> bool:
+        """Take over a line and its rows if both are as they were written."""
+        entry = _parsed(line)
+        try:
+            texts = [_text_from_json(text) for text in entry["texts"]] if entry else []
+            rows = file.read(
+                min(self._row_bytes * sum(text.n_tokens for text in texts), os.fstat(file.fileno()).st_size)
+            )
+            if entry is None or entry["sha256"] != (chain := _chained(self._chain, entry["texts"], rows)):
+                return False
+        except LINE_ERRORS:
+            return False
+        self._chain = chain
+        self.rows_sha256.update(rows)
+        self.texts += texts
+        return True
+
+
+def _chained(before: str, said: Any, rows: bytes) -> str:
+    digest = sha256(json.dumps([before, said]).encode())
+    digest.update(rows)
+    return digest.hexdigest()
+
+
+def _as_line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except LINE_ERRORS:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _text_as_json(text: StoredText) -> dict[str, Any]:
     """Return a text as a line of the journal holds it."""
     return {
         "row": text.row,
@@ -31,7 +163,7 @@ def text_as_json(text: StoredText) -> dict[str, Any]:
     }
 
 
-def text_from_json(entry: Mapping[str, Any]) -> StoredText:
+def _text_from_json(entry: Mapping[str, Any]) -> StoredText:
     """Take a text from a line of the journal.
 
     Raises:
@@ -43,19 +175,3 @@ def text_from_json(entry: Mapping[str, Any]) -> StoredText:
     if not (whole and numbers and isinstance(reason, str | None)):
         raise TypeError(f"no entry of a store's journal: row {row!r}")
     return StoredText(row=row, n_tokens=n_tokens, reason=reason, scores=scores)
-
-
-def journal_entries(journal: Path) -> list[dict[str, Any]]:
-    """Read the journal up to its first torn line."""
-    entries: list[dict[str, Any]] = []
-    if not journal.exists():
-        return entries
-    for line in journal.read_text("utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            entry = json.loads(line)
-            if entries:
-                entry = {"texts": [text_as_json(text_from_json(text)) for text in entry["texts"]]}
-            entries.append({**entry})
-        except (ValueError, LookupError, TypeError, RecursionError):
-            break
-    return entries

@@ -3,15 +3,16 @@
 A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
 the order they were written), `expected.f16` and `expected_lite.f16` (in the same order what to expect
 of each position, by the kinds of `expectation` that were asked for), `texts.parquet` (per text: where
-its rows lie, id, label, group, reason, baseline scores) and `manifest.json`, written last: a store
-without it does not exist. While writing, `journal.jsonl` says which batches are safely on disk, so a
-killed run goes on behind the last of them. Holds no text and no token id.
+its rows lie, id, label, group, reason, baseline scores) and `manifest.json`, written last, with the
+hashes of the others: a store without it does not exist. While writing, `journal.jsonl` says which
+batches are safely on disk, so a killed run goes on behind the last of them. Holds no text and no token id.
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,23 @@ from jaxtyping import Int64
 
 from ltmia.errors import StoreError
 from ltmia.features.columns import expectation_of, needs_expectation
-from ltmia.features.journal import StoredText, journal_entries, text_as_json, text_from_json
+from ltmia.features.journal import JOURNAL_FILE, Journal, StoredText
+from ltmia.features.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    check_files,
+    file_sha256,
+    read_manifest,
+    write_manifest,
+)
 from ltmia.features.packing import EXPECTED_WIDTH, pack_expectation, pack_statistics, row_width
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.rows import EXPECTED_FILES, TOKENS_FILE, TokenRows, row_index
 from ltmia.folders import make_folder, named_errors, write_whole
 from ltmia.records import Expectation, RaggedStatistics, TokenStatistics
 
-FORMAT_VERSION = 3
-TEXTS_FILE, MANIFEST_FILE = "texts.parquet", "manifest.json"
-FILES = (TOKENS_FILE, *EXPECTED_FILES.values(), TEXTS_FILE, MANIFEST_FILE, "journal.jsonl")
+TEXTS_FILE = "texts.parquet"
+FILES = (TOKENS_FILE, *EXPECTED_FILES.values(), TEXTS_FILE, MANIFEST_FILE, JOURNAL_FILE)
 
 
 class StoreWriter:
@@ -42,32 +50,36 @@ class StoreWriter:
         self.k = k
         self.vocab_size = vocab_size
         self._fingerprint = fingerprint
-        self._written: list[StoredText] = []
         make_folder(folder)
         for path in _links(folder):
             path.unlink()
-        self._recover()
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
         with named_errors(folder):
-            self._tokens = (folder / TOKENS_FILE).open("ab")
-            self._journal = (folder / "journal.jsonl").open("a", encoding="utf-8")
-            if self._journal.tell() == 0:
-                self._log({"fingerprint": fingerprint})
+            self._journal = Journal(
+                folder / JOURNAL_FILE, folder / TOKENS_FILE, fingerprint=fingerprint, row_bytes=2 * row_width(k)
+            )
 
     @property
     def done(self) -> frozenset[int]:
         """Input rows that are safely on disk."""
-        return frozenset(text.row for text in self._written)
+        return frozenset(text.row for text in self._journal.texts)
+
+    @property
+    def created(self) -> datetime:
+        """When the work on the store began: before this run if it goes on from an earlier one."""
+        return datetime.fromisoformat(self._journal.created)
+
+    @property
+    def damage(self) -> str | None:
+        """Names what of an earlier run was not as it was written, and is thrown away; None if all was."""
+        return self._journal.damage
 
     def append(self, tokens: TokenStatistics, texts: Sequence[StoredText]) -> None:
         """Add some texts and their positions, end to end; they are on disk when this returns."""
         if sum(text.n_tokens for text in texts) != len(tokens):
             raise ValueError("the texts' token counts do not add up to the positions given")
         with named_errors(self.folder):
-            self._tokens.write(pack_statistics(tokens).tobytes())
-            self._tokens.flush()
-            os.fsync(self._tokens.fileno())
-            self._log({"texts": [text_as_json(text) for text in texts]})
-        self._written += texts
+            self._journal.append(pack_statistics(tokens).tobytes(), texts)
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
         """Gather what was appended of some texts.
@@ -75,7 +87,7 @@ class StoreWriter:
         Raises:
             StoreError: If some input row was never appended.
         """
-        starts, counts = _places(self._written)[1:]
+        starts, counts = _places(self._journal.texts)[1:]
         n_tokens = int(counts.sum())
         return TokenRows(self.folder, starts, counts, (self.k, self.vocab_size, n_tokens)).statistics(rows)
 
@@ -96,70 +108,43 @@ class StoreWriter:
             StoreError: If some input row was never appended.
         """
         self.close()
-        order, starts, counts = _places(self._written)
+        written = self._journal.texts
+        order, starts, counts = _places(written)
         expectations = expectations or {}
         for kind, file in EXPECTED_FILES.items():
             (self.folder / file).unlink(missing_ok=True)
             if kind in expectations:
-                written = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
-                written[row_index(starts, counts)] = pack_expectation(expectations[kind])
-                write_whole(self.folder / file, partial(Path.write_bytes, data=written.tobytes()))
-        table = _text_table([self._written[i] for i in order], starts, counts, columns)
+                rows = np.empty((int(counts.sum()), EXPECTED_WIDTH), np.float16)
+                rows[row_index(starts, counts)] = pack_expectation(expectations[kind])
+                write_whole(self.folder / file, partial(Path.write_bytes, data=rows.tobytes()))
+        table = _text_table([written[i] for i in order], starts, counts, columns)
         write_whole(self.folder / TEXTS_FILE, lambda path: pq.write_table(table, path))
         head = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
+            "created": self._journal.created,
             "k": self.k,
             "vocab_size": self.vocab_size,
-            "n_texts": len(self._written),
+            "n_texts": len(written),
             "n_tokens": int(counts.sum()),
             "expectations": sorted(expectations),
+            "files": {name: file_sha256(self.folder / name) for name in _hashed(expectations) if name != TOKENS_FILE}
+            # As it was appended: what is on disk now may have been damaged since.
+            | {TOKENS_FILE: self._journal.rows_sha256.hexdigest()},
         }
-        text = json.dumps({**head, **manifest}, indent=1, sort_keys=True)
-        write_whole(self.folder / MANIFEST_FILE, lambda path: path.write_text(text, "utf-8"))
-        (self.folder / "journal.jsonl").unlink(missing_ok=True)
+        write_manifest(self.folder, {**head, **manifest})
+        (self.folder / JOURNAL_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the files; what was appended stays for the next run."""
-        self._tokens.close()
         self._journal.close()
-
-    def _log(self, entry: Mapping[str, Any]) -> None:
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
-
-    def _recover(self) -> None:
-        """Take over what an earlier run of the same work left; anything else is swept away."""
-        journal, tokens = self.folder / "journal.jsonl", self.folder / TOKENS_FILE
-        (self.folder / MANIFEST_FILE).unlink(missing_ok=True)
-        entries = journal_entries(journal)
-        if not entries or entries[0].get("fingerprint") != self._fingerprint:
-            journal.unlink(missing_ok=True)
-            tokens.unlink(missing_ok=True)
-            return
-        row_bytes = 2 * row_width(self.k)
-        available = tokens.stat().st_size if tokens.exists() else 0
-        kept, used = [entries[0]], 0
-        for entry in entries[1:]:
-            texts = [text_from_json(text) for text in entry["texts"]]
-            size = row_bytes * sum(text.n_tokens for text in texts)
-            if used + size > available:
-                break
-            used += size
-            kept.append(entry)
-            self._written += texts
-        lines = "".join(json.dumps(entry) + "\n" for entry in kept)
-        write_whole(journal, lambda path: path.write_text(lines, "utf-8"))
-        with tokens.open("ab") as file:
-            file.truncate(used)
 
 
 class FeatureStore:
     """Read access to a finished store: texts in input order, token rows memory-mapped."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Open a store.
+        """Open a store, and compare its files with the hashes in its manifest.
 
         Raises:
             StoreError: If the folder holds no finished store, or a damaged one.
@@ -167,21 +152,29 @@ class FeatureStore:
         self.folder = Path(folder)
         for path in _links(self.folder):
             raise StoreError(f"{path}: a link; a store holds its files itself: put the file there, or extract it again")
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         try:
+            self.expectations = _kinds(self.manifest)
+            check_files(self.folder, self.manifest, _hashed(self.expectations))
             self.k, self.vocab_size, n_tokens = _sizes(self.manifest)
             self.texts = _checked_texts(pq.read_table(self.folder / TEXTS_FILE))
             starts: Int64[np.ndarray, " texts"] = self.texts["start"].to_numpy()
             self._counts: Int64[np.ndarray, " texts"] = self.texts["n_tokens"].to_numpy()
             _check_rows(starts, self._counts, n_tokens)
-            self.expectations = _kinds(self.manifest)
             sizes = (self.k, self.vocab_size, n_tokens)
             self._rows = TokenRows(self.folder, starts, self._counts, sizes, self.expectations)
+            self.created = datetime.fromisoformat(self.manifest["created"])
+            """When the work on it began."""
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
     def __len__(self) -> int:
         return len(self._counts)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of its content: of all files but what the manifest says of how it was made."""
+        return sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -224,6 +217,11 @@ def _links(folder: Path) -> list[Path]:
     return [folder / name for name in FILES if (folder / name).is_symlink()]
 
 
+def _hashed(kinds: Iterable[str]) -> list[str]:
+    """Files whose hashes the manifest of a store with these kinds of expectation holds."""
+    return [TOKENS_FILE, TEXTS_FILE, *(EXPECTED_FILES[kind] for kind in sorted(kinds))]
+
+
 def _places(written: Sequence[StoredText]) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Return, in input order, each text's place among those written, its first row and its number of rows.
 
@@ -248,19 +246,6 @@ def _text_table(
     for name in written[0].scores if written else ():
         table[f"score_{name}"] = np.array([text.scores[name] for text in written], np.float64)
     return pa.table(table)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise StoreError(f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it")
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error}); extract the store again") from error
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        raise StoreError(f"{path}: not a store of format {FORMAT_VERSION}; extract it again")
-    return manifest
 
 
 def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -36,7 +36,7 @@ from ltmia.finetuning.training import (
 )
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
 from ltmia.folders import remove_work_folder, work_folder, write_folder
-from ltmia.models.identity import parameters_sha256
+from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.ownership import Marker, check_folder, refuse_inputs
 from ltmia.records import Texts
 from ltmia.runtime import computes_bfloat16
@@ -168,7 +168,7 @@ def finetune(
     if len(validation) and not measured:
         raise DataError(f"none of {len(validation)} validation texts has a token to predict")
     _check(model, config, out, bool(measured))
-    marker = _marker(model, config, (rows, measured))
+    marker = _marker((model, tokenizer), config, (rows, measured))
     if out is not None:
         refuse_inputs(out, [model.name_or_path or ""])
         check_folder(out, marker, overwrite=overwrite)
@@ -297,9 +297,17 @@ def _arguments(work: Path, device: torch.device, config: FinetuneConfig, n_rows:
     )
 
 
-def _marker(model: PreTrainedModel, config: FinetuneConfig, rows: tuple[list[TextRow], list[TextRow]]) -> Marker:
+def _marker(
+    base: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    config: FinetuneConfig,
+    rows: tuple[list[TextRow], list[TextRow]],
+) -> Marker:
     """Say what the fine-tuned model is made of."""
-    made_of = {"texts": sha256(repr(rows).encode()).hexdigest(), "base": parameters_sha256(model)}
+    made_of = {
+        "texts": sha256(repr(rows).encode()).hexdigest(),
+        "base": ModelIdentity.of(base[0]).key,
+        "tokenizer": tokenizer_sha256(base[1]),
+    }
     return Marker(kind="a fine-tuned model", settings=asdict(config) | made_of)
 
 

@@ -28,6 +28,7 @@ from ltmia.finetuning.training import (
     training_arguments,
 )
 from ltmia.folders import remove_work_folder, work_folder, write_folder
+from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.ownership import Marker
 from ltmia.runtime import computes_bfloat16
 
@@ -97,7 +98,7 @@ class PretrainRecord:
     seconds: float
     """Of this process; after a resumption only its own share."""
     settings: dict[str, int | float | bool | str]
-    """The config, and the sha256 of the training tokens."""
+    """The config, and hashes of the training tokens, the untrained model and the tokenizer."""
 
 
 class Blocks(Dataset[Row]):
@@ -171,6 +172,8 @@ def pretrain(
     settings = asdict(config) | {
         "model_type": str(model.config.model_type),
         "tokens_sha256": hashlib.sha256(blocks.tobytes()).hexdigest(),
+        "base_sha256": ModelIdentity.of(model).key,
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
     }
     done = _read_record(out, settings)
     if done is not None:

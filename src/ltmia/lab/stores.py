@@ -10,18 +10,16 @@ import numpy as np
 from ltmia.attacks.table import ATTACKS, CONTROL, fast_attacks
 from ltmia.classifier.combinations import RULES
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, ngram_overlap
-from ltmia.errors import StoreError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc
 from ltmia.features.columns import EXPECTATIONS
-from ltmia.features.store import FILES, FeatureStore
+from ltmia.features.manifest import write_manifest
+from ltmia.features.store import FeatureStore
 from ltmia.finetuning.privacy import PRIVACY_FILE
-from ltmia.folders import remove_files
-from ltmia.lab.state import read_json, write_json
+from ltmia.lab.state import read_json
 from ltmia.lab.steps import CombinationWork, ExtractWork, Step
 from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
 from ltmia.models.loading import load_pair
-from ltmia.models.pair import Pair
 from ltmia.records import Texts
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import LoadedPair
@@ -34,7 +32,6 @@ from ltmia.scoring.store_filling import StorePlan, fill_store
 def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     """Make the store of a combination; return its figures."""
     combination = work.of
-    _remove_damaged(step.product)
     pool = corpus_texts(combination.corpus, pool_buckets(combination.corpus))
     drawn = draw_texts(combination, pool)
     texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()])
@@ -50,7 +47,9 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     )
     clock = ExtractionClock()
     columns: dict[str, Any] = {"id": list(texts.ids), "label": labels, "group": list(texts.groups or texts.ids)}
-    manifest = _manifest(combination, pair) | {
+    identity = PairIdentity.of(pair)
+    manifest = _manifest(combination, identity) | {
+        "step": step.key,
         "blind_auc": _blind_auc(texts, labels),
         "overlap": _overlap(texts, len(drawn.members)),
     }
@@ -59,7 +58,7 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
         texts,
         step.product,
         config,
-        StorePlan(fingerprint=step.key, columns=columns, manifest=manifest),
+        StorePlan(key=f"{step.key} {identity.key}", columns=columns, manifest=manifest),
         clock=clock,
     )
     figures = dict(combination_figures(store))
@@ -67,19 +66,9 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     figures["reference_member_loss"] = float(np.nanmean(reference[labels == 1]))
     figures["reference_nonmember_loss"] = float(np.nanmean(reference[labels == 0]))
     # The store is whole already; what was measured on it is added to its manifest.
-    file = step.product / "manifest.json"
-    write_json(file, read_json(file) | {"figures": figures})
+    write_manifest(step.product, store.manifest | {"figures": figures})
     seconds = {"forward_seconds": round(clock.forward.seconds, 1), "feature_seconds": round(clock.feature_seconds, 1)}
     return {**figures, **seconds}
-
-
-def _remove_damaged(product: Path) -> None:
-    """Delete the files of a finished store that cannot be opened: it is made anew; an unfinished one is continued."""
-    if (product / "manifest.json").is_file():
-        try:
-            FeatureStore(product)
-        except StoreError:
-            remove_files(product, FILES)
 
 
 def combination_figures(store: FeatureStore) -> Mapping[str, float]:
@@ -95,9 +84,8 @@ def combination_figures(store: FeatureStore) -> Mapping[str, float]:
     return figures
 
 
-def _manifest(work: CombinationWork, pair: Pair) -> dict[str, Any]:
+def _manifest(work: CombinationWork, identity: PairIdentity) -> dict[str, Any]:
     """Say what made a store; no path of this machine is in it."""
-    identity = PairIdentity.of(pair)
     regime = work.regime
     return {
         "combination": {

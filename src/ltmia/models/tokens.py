@@ -1,8 +1,9 @@
 """Texts to token ids, rows kept. Knows tokenizers; knows no model."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -80,6 +81,12 @@ def encode_texts(
             for row, n_prompt in zip(rows, lengths, strict=True)
         ]
     return encoded
+
+
+def hash_encoded(digest: Any, encoded: Iterable[EncodedText]) -> None:
+    """Feed to a hash of `hashlib` what of each text is read and scored."""
+    for text in encoded:
+        digest.update(json.dumps([text.ids.tolist(), text.start, text.reason, text.truncated]).encode())
 
 
 def prompt_lengths(

@@ -274,7 +274,7 @@ def _stored(config: BenchConfig, folder: Path) -> Combination:
     ids = tuple(str(i) for i in range(len(texts)))
     columns: dict[str, Sequence[object]] = {"id": ids, "label": [i % 2 for i in range(len(texts))]}
     named = Texts(texts=tuple(texts), ids=ids)
-    plan = StorePlan(fingerprint="bench", columns=columns)
+    plan = StorePlan(key="bench", columns=columns)
     fill_store(LoadedPair(_pair(config)), named, folder, _extraction(config), plan, clock=ExtractionClock())
     return Combination(folder)
 

@@ -1,19 +1,22 @@
 """What identifies the models of an audit: hashes, sizes, sources."""
 
-import hashlib
 import json
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
-from ltmia.evaluation.results import ModelInfo, TokenizerInfo
-from ltmia.models.identity import parameters_sha256
+from ltmia.evaluation.results import AdapterInfo, ModelInfo, TokenizerInfo
+from ltmia.models.identity import ModelIdentity, active_adapters, tokenizer_sha256
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.runtime import dtype_name
+
+PROVENANCE = {"source", "revision", "trust_remote_code", "remarks", "recorded_by"}
+"""What results files say of a model that decides no score."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairIdentity:
-    """Both models and their tokenizer, as results files name them; work is resumed only for the same hashes."""
+    """Both models and their tokenizer, as results files name them."""
 
     target: ModelInfo
     reference: ModelInfo
@@ -32,16 +35,22 @@ class PairIdentity:
         return cls(target=target, reference=reference, tokenizer=describe_tokenizer(pair))
 
     @property
-    def hashes(self) -> tuple[str, str, str | None]:
-        """What decides every score."""
-        return self.target.sha256, self.reference.sha256, self.tokenizer.sha256
+    def key(self) -> str:
+        """One hash of all that decides what the two say of given texts: work is resumed only for the same one."""
+        models = [info.model_dump(mode="json", exclude=PROVENANCE) for info in (self.target, self.reference)]
+        return sha256(json.dumps([*models, self.tokenizer.model_dump()], sort_keys=True).encode()).hexdigest()
 
 
 def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
+    identity = ModelIdentity.of(model)
+    adapter = AdapterInfo(active=active_adapters(model), sha256=identity.adapter) if identity.adapter else None
     return ModelInfo(
         source=origin.source,
         revision=origin.revision,
-        sha256=parameters_sha256(model),
+        sha256=identity.parameters,
+        config_sha256=identity.config,
+        modules_sha256=identity.modules,
+        adapter=adapter,
         architecture=str(model.config.model_type),
         n_parameters=sum(p.numel() for p in model.parameters()),
         dtype=dtype_name(next(model.parameters()).dtype),
@@ -52,8 +61,4 @@ def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
 
 def describe_tokenizer(pair: Pair) -> TokenizerInfo:
     """Hash a pair's tokenizer."""
-    vocabulary = json.dumps(sorted(pair.tokenizer.get_vocab().items()))
-    return TokenizerInfo(
-        sha256=hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass")).hexdigest(),
-        vocab_size=pair.vocab_size,
-    )
+    return TokenizerInfo(sha256=tokenizer_sha256(pair.tokenizer), vocab_size=pair.vocab_size)

@@ -72,7 +72,7 @@ def extract_features(
 def _stored(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> Iterator[FeatureStore]:
     """Extract texts into a store for a while: what is expected of a token is learned from all of them."""
     named = Texts(texts=tuple(texts), ids=tuple(map(str, range(len(texts)))))
-    plan = StorePlan(fingerprint="", columns={"id": named.ids})
+    plan = StorePlan(key="", columns={"id": named.ids})
     with TemporaryDirectory() as folder:
         yield fill_store(LoadedPair(pair), named, Path(folder), config, plan, clock=ExtractionClock())
 

@@ -1,10 +1,13 @@
 """The attacks that need passes of their own, over a list of texts: shots chosen, scores kept, work resumed."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,14 +15,18 @@ from jaxtyping import Float64
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.table import ATTACKS, slow_attacks
 from ltmia.errors import ConfigError
+from ltmia.evaluation.results import Reused
 from ltmia.folders import make_folder, write_whole
 from ltmia.models.batching import BatchSize
 from ltmia.models.multi_pass import PairProbe
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
+from ltmia.scoring.reuse import note_reused
 
 AT_ONCE = 64
 """Texts between two words on progress."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,14 +41,58 @@ class ProbingConfig:
     """Texts of known membership to choose prefixes from, in order of preference."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptScores:
+    """Scores of finished attacks in a folder, one file each, for the next run of the same work."""
+
+    folder: Path
+    fingerprint: str
+    """Hash of the models and texts, which decides whether scores are of the same work."""
+    reused: list[Reused]
+    """Gets what is found."""
+
+    def find(self, name: str, key: Sequence[Any], report: Report) -> Float64[np.ndarray, " texts"] | None:
+        """Return the scores of an attack; None where there are none of this work, or damaged ones."""
+        path = self.folder / f"{name}.json"
+        if not path.is_file():
+            return None
+        try:
+            kept = json.loads(path.read_text("utf-8"))
+            if kept["sha256"] != _hash([kept["key"], kept["scores"]]):
+                raise ValueError("its content does not fit its hash")
+            scores = np.array(kept["scores"], np.float64)
+            since = datetime.fromisoformat(kept["created"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            log.warning("%s: damaged (%s); the attack is run again", path, error)
+            return None
+        if kept["key"] != self._key(key):
+            return None
+        note_reused(self.reused, name, since=since, n_texts=len(scores), of=len(scores), report=report)
+        return scores
+
+    def keep(self, name: str, key: Sequence[Any], scores: Float64[np.ndarray, " texts"]) -> None:
+        """Write the scores of an attack."""
+        values = [None if np.isnan(score) else score for score in scores.tolist()]
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        content = {"key": self._key(key), "scores": values}
+        text = json.dumps(content | {"sha256": _hash(list(content.values())), "created": created})
+        write_whole(self.folder / f"{name}.json", lambda part: part.write_text(text, "utf-8"))
+
+    def _key(self, key: Sequence[Any]) -> str:
+        return _hash([self.fingerprint, *key])
+
+
+def _hash(value: Any) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()
+
+
 def probe_texts(
     pair: Pair,
     texts: Sequence[str],
     names: Sequence[str],
     config: ProbingConfig,
     *,
-    folder: Path | None = None,
-    fingerprint: str = "",
+    kept: KeptScores | None = None,
     report: Report = silent,
 ) -> dict[str, Float64[np.ndarray, " texts"]]:
     """Score texts with those of the named attacks that need passes of their own.
@@ -51,8 +102,7 @@ def probe_texts(
         texts: Any strings; one that serves as a shot is not scored by the attacks that use shots.
         names: Attacks; others than slow ones are left to the shared pass.
         config: Sizes and shots.
-        folder: Where the scores of each finished attack are kept and found again; nowhere when None.
-        fingerprint: Hash of the models and texts, which decides whether kept scores are the same work.
+        kept: Where the scores of each finished attack are kept and found again; nowhere when None.
         report: Told the progress.
 
     Raises:
@@ -61,17 +111,19 @@ def probe_texts(
     names = slow_attacks(names)
     if not names:
         return {}
-    if folder is not None:
-        make_folder(folder)
+    if kept is not None:
+        make_folder(kept.folder)
     probe = PairProbe(pair, max_length=config.max_length, batch_size=config.batch_size, remember=texts)
     shots = _fitting(probe, config.shots)
-    key = _key(fingerprint, config.max_length, shots)
     found = {}
     for name in names:
-        kept = None if folder is None else _read_kept(folder / f"{name}.json", key)
-        found[name] = _scored(name, probe, texts, shots, report) if kept is None else kept
-        if folder is not None and kept is None:
-            _keep(folder / f"{name}.json", key, found[name])
+        key = [name, config.max_length, shots.nonmembers, shots.members]
+        scores = None if kept is None else kept.find(name, key, report)
+        if scores is None:
+            scores = _scored(name, probe, texts, shots, report)
+            if kept is not None:
+                kept.keep(name, key, scores)
+        found[name] = scores
     return found
 
 
@@ -102,22 +154,3 @@ def _scored(
         parts.append(function(probe, texts[start : start + AT_ONCE], shots))
         report(name, min(start + AT_ONCE, len(texts)), len(texts))
     return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _key(fingerprint: str, max_length: int, shots: Shots) -> str:
-    text = json.dumps([fingerprint, max_length, shots.nonmembers, shots.members])
-    return sha256(text.encode()).hexdigest()
-
-
-def _read_kept(path: Path, key: str) -> Float64[np.ndarray, " texts"] | None:
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        return np.array(kept["scores"], np.float64) if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: computed again
-
-
-def _keep(path: Path, key: str, scores: Float64[np.ndarray, " texts"]) -> None:
-    values = [None if np.isnan(score) else score for score in scores.tolist()]
-    text = json.dumps({"key": key, "scores": values})
-    write_whole(path, lambda part: part.write_text(text, "utf-8"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ltmia.evaluation.results import Reused
 from ltmia.features.statistics import token_statistics
 from ltmia.models.batching import Halving
 from ltmia.models.forward import ForwardClock, forward_pair, scored_states
@@ -26,11 +27,13 @@ which loads both models once."""
 
 @dataclass(slots=True)
 class ExtractionClock:
-    """Where the time of an extraction went, in seconds."""
+    """Where the time of an extraction went, in seconds, and what took none."""
 
     forward: ForwardClock = field(default_factory=ForwardClock)
     feature_seconds: float = 0.0
     """Statistics and baseline scores."""
+    reused: list[Reused] = field(default_factory=list)
+    """What an earlier run had done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ltmia.errors import ConfigError, ModelError
 from ltmia.expectation.fit import folds_of, learn_expectation, sampled_texts
 from ltmia.expectation.model import ExpectedLogRatio
 from ltmia.folders import make_folder, remove_files, write_whole
-from ltmia.models.identity import parameters_sha256
+from ltmia.models.identity import network_sha256
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -32,14 +33,19 @@ from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.passes import ExtractionClock
-from ltmia.scoring.store_filling import StorePlan, fill_store
-from ltmia.scoring.stored_scores import ScoredTexts, read_scores, sampled_features, scoring_fingerprint
+from ltmia.scoring.reuse import note_reused
+from ltmia.scoring.store_filling import StorePlan, fill_store, scoring_fingerprint
+from ltmia.scoring.stored_scores import ScoredTexts, read_scores, sampled_features
 from ltmia.workers import connect
 
 CHUNK_TEXTS = 256
 """Texts of one Parquet file: what a kill costs at most, for each worker."""
+CREATED = b"created"
+"""Key of the time a Parquet file was made."""
 OF_THE_WHOLE_SET = frozenset({"dc_pdd"})
 """Attacks that weigh a text's tokens by their frequency in all texts, which no worker sees."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +54,8 @@ class ChunkWork:
 
     load: Callable[[], Pair]
     """Loads the pair, on whatever machine."""
-    hashes: tuple[str, str, str | None]
-    """Of the pair that it must load."""
+    key: str
+    """Hash of the pair that it must load."""
     config: ExtractionConfig
     classifier: MembershipClassifier | None
     learned: Mapping[str, ExpectedLogRatio]
@@ -65,7 +71,7 @@ class ChunkScorer:
         torch.set_num_threads(1)
         self.work = work
         self.pair = work.load()
-        if PairIdentity.of(self.pair).hashes != work.hashes:
+        if PairIdentity.of(self.pair).key != work.key:
             raise ModelError("a worker found other models under the same names; give all machines the same files")
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
@@ -76,7 +82,7 @@ class ChunkScorer:
         named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups, starts=starts)
         # By way of a store as in one process: what the classifier reads has passed through its float16.
         with tempfile.TemporaryDirectory() as folder:
-            plan = StorePlan(fingerprint="", columns={"id": list(named.ids)}, learned=self.work.learned)
+            plan = StorePlan(key="", columns={"id": list(named.ids)}, learned=self.work.learned)
             clock = ExtractionClock()
             store = fill_store(LoadedPair(self.pair), named, Path(folder), self.work.config, plan, clock=clock)
             scored = read_scores(store, self.work.classifier, clock=clock)
@@ -126,15 +132,16 @@ class RayScorer:
             raise ConfigError(
                 f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
             )
-        files = _begin(folder, scoring_fingerprint(identity, texts, config), classifier)
+        whole = StorePlan(key=identity.key, columns={})
+        files = _begin(folder, scoring_fingerprint(whole, texts, pair.encode(texts, config), config), classifier)
         clock = ExtractionClock()
         sample = texts.take(sampled_texts(len(texts)))
-        plan = StorePlan(fingerprint=scoring_fingerprint(identity, sample, config), columns={"id": list(sample.ids)})
+        plan = StorePlan(key=identity.key, columns={"id": list(sample.ids)})
         store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
         encoded = pair.encode(sample, config)
         work = ChunkWork(
             load=self.load,
-            hashes=identity.hashes,
+            key=identity.key,
             config=config,
             classifier=classifier,
             learned={
@@ -143,14 +150,10 @@ class RayScorer:
             },
             folder=files,
         )
-        n_done = 0
-        missing = []
-        for start in range(0, len(texts), CHUNK_TEXTS):
-            size = min(CHUNK_TEXTS, len(texts) - start)
-            if _is_whole(files, start, size):
-                n_done += size
-            else:
-                missing.append(start)
+        missing, made = _look_through(files, len(texts))
+        n_done = len(texts) - sum(min(CHUNK_TEXTS, len(texts) - start) for start in missing)
+        if made:
+            note_reused(clock.reused, "scores", since=min(made), n_texts=n_done, of=len(texts), report=report)
         report("scoring", n_done, len(texts))
         for result in self._run(work, _chunks(texts, missing), _on_gpu(pair.models)):
             n_done += int(result["n_texts"])
@@ -201,7 +204,7 @@ def _on_gpu(pair: Pair) -> bool:
 
 def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
     """Return the folder of the chunks, named by all that decides them; what other work left there goes."""
-    of_classifier = "" if classifier is None else parameters_sha256(classifier.network_)[:16]
+    of_classifier = "" if classifier is None else network_sha256(classifier.network_)[:16]
     files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
     for other in folder.glob("chunks-*"):
         if other != files and not other.is_symlink():
@@ -217,11 +220,31 @@ def _file(files: Path, start: int) -> Path:
     return files / f"{start:09d}.parquet"
 
 
-def _is_whole(files: Path, start: int, size: int) -> bool:
+def _look_through(files: Path, n_texts: int) -> tuple[list[int], list[datetime]]:
+    """Return where the chunks begin that are to be made, and when those were made that are there."""
+    missing, made = [], []
+    for start in range(0, n_texts, CHUNK_TEXTS):
+        since = _whole_since(_file(files, start), min(CHUNK_TEXTS, n_texts - start))
+        if since is None:
+            missing.append(start)
+        else:
+            made.append(since)
+    return missing, made
+
+
+def _whole_since(file: Path, size: int) -> datetime | None:
+    """Return when a chunk was made; None if it is not there, or not as it was written."""
+    if not file.is_file():
+        return None
     try:
-        return bool(pq.read_metadata(_file(files, start)).num_rows == size)
-    except (OSError, pa.ArrowException):
-        return False
+        chunk = pq.read_table(file, page_checksum_verification=True)
+        since = datetime.fromisoformat((chunk.schema.metadata or {})[CREATED].decode())
+        if chunk.num_rows != size:
+            raise ValueError(f"{chunk.num_rows} texts, expected {size}")
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
+        log.warning("%s: damaged (%s); its texts are scored again", file, error)
+        return None
+    return since
 
 
 def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
@@ -254,4 +277,6 @@ def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts
         "truncated": pa.array(list(scored.truncated), pa.bool_()),
         **{f"score_{name}": values for name, values in scored.scores.items()},
     }
-    write_whole(_file(folder, start), lambda part: pq.write_table(pa.table(columns), part))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    table = pa.table(columns).replace_schema_metadata({CREATED: now.encode()})
+    write_whole(_file(folder, start), lambda part: pq.write_table(table, part, write_page_checksum=True))

@@ -1,6 +1,7 @@
 """Recording: what one model says of texts, into a file that an audit elsewhere can work from."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -28,16 +29,17 @@ from ltmia.features.served import model_statistics
 from ltmia.folders import hold_folder, named_errors, remove_work_folder, work_folder, work_path
 from ltmia.models.batching import BatchSize, Halving, length_batches, pick_batch_size
 from ltmia.models.forward import CHUNK_BYTES, scored_states
-from ltmia.models.identity import parameters_sha256
+from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.models.pair import Pair
-from ltmia.models.tokens import EncodedText
+from ltmia.models.tokens import EncodedText, hash_encoded
 from ltmia.progress import Report, silent
 from ltmia.records import ModelStatistics, Texts, hash_strings
 from ltmia.runtime import dtype_name
 from ltmia.scoring.extraction import ExtractionConfig, encode
-from ltmia.scoring.identity import describe_tokenizer
 
 LINES_FILE = "lines.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,25 +79,35 @@ def record_model(
         DataError: If two texts have one id.
     """
     out, config = recording_path(out), config or RecordConfig()
-    rows, header = rows_by_id(texts), _header(pair, texts, config)
+    rows = rows_by_id(texts)
+    encoded = encode(pair, texts.texts, _reading(config), texts.starts)
+    header = _header(pair, texts, encoded, config)
     if _is_done(out, header, overwrite):
         remove_work_folder(out)
         return Recording(out)
     with hold_folder(work_path(out)):
         work = work_folder(out, {"fingerprint": header.fingerprint})
         with named_errors(out), closing(LinesFile(work / LINES_FILE, rows)) as lines:
-            for batch in _recorded(pair, texts, config, frozenset(lines.places)):
+            if lines.damage:
+                log.warning("%s; that text and those behind it are recorded again", lines.damage)
+            for batch in _recorded(pair, texts, encoded, config, frozenset(lines.places)):
                 lines.append(batch)
                 report("recording", len(lines.places), len(texts))
-            write_lines(out, header, lines.in_order())
+            whole = header.model_copy(update={"lines_sha256": lines.sha256()})
+            write_lines(out, whole, lines.in_order())
         remove_work_folder(out)
     return Recording(out)
 
 
-def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
-    tokenizer = describe_tokenizer(pair).sha256
-    digest = sha256(json.dumps([parameters_sha256(pair.target), tokenizer, config.max_length, LITE_TOP]).encode())
+def _reading(config: RecordConfig) -> ExtractionConfig:
+    return ExtractionConfig(max_length=config.max_length, batch_size=config.batch_size)
+
+
+def _header(pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: RecordConfig) -> RecordingHeader:
+    tokenizer, model = tokenizer_sha256(pair.tokenizer), ModelIdentity.of(pair.target).key
+    digest = sha256(json.dumps([model, tokenizer, config.max_length, LITE_TOP]).encode())
     hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
+    hash_encoded(digest, encoded)
     return RecordingHeader(
         model=pair.target_origin.source,
         revision=pair.target_origin.revision,
@@ -108,7 +120,7 @@ def _header(pair: Pair, texts: Texts, config: RecordConfig) -> RecordingHeader:
 
 
 def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
-    """Say whether the recording is there.
+    """Say whether the recording is there, and whole.
 
     Raises:
         ConfigError: If something else is, or a recording of something else and it is not to be replaced.
@@ -116,27 +128,36 @@ def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
     if not os.path.lexists(out):
         return False
     try:
-        found = Recording(out).header.fingerprint
+        there = Recording(out)
     except DataError as error:
         raise ConfigError(
             f"{out}: exists, and is no recording by ltmia. Nothing was changed. Choose another name."
         ) from error
-    if found == header.fingerprint or (found is not None and overwrite):
-        return found == header.fingerprint
+    found = there.header.fingerprint
+    if found == header.fingerprint:
+        return _is_whole(there)
     if found is None:
         raise ConfigError(f"{out}: a recording that ltmia did not make. Nothing was changed. Choose another name.")
+    if overwrite:
+        return False
     raise ConfigError(
         f"{out}: a recording of another model, other texts or other settings. Nothing was changed. Choose another "
         "name, or replace it with --overwrite (in Python: overwrite=True)."
     )
 
 
+def _is_whole(recording: Recording) -> bool:
+    try:
+        return sum(1 for _ in recording) > 0
+    except DataError as error:
+        log.warning("%s It is made again.", error)
+        return False
+
+
 def _recorded(
-    pair: Pair, texts: Texts, config: RecordConfig, done: frozenset[int]
+    pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: RecordConfig, done: frozenset[int]
 ) -> Iterator[list[tuple[int, RecordedText]]]:
     """Run the target over what is not done, by the same batches as an extraction does; unscorable texts first."""
-    reading = ExtractionConfig(max_length=config.max_length, batch_size=config.batch_size)
-    encoded = encode(pair, texts.texts, reading, texts.starts)
     unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
     yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
     longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)

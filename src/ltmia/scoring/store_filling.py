@@ -1,28 +1,40 @@
 """Extraction into a store: resumable at every batch, and read instead of made again once it is finished."""
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ltmia.attacks.table import EXCESS
+from ltmia.errors import StoreError
 from ltmia.expectation.fit import expect_texts, folds_of
 from ltmia.expectation.model import ExpectedLogRatio
+from ltmia.features.manifest import MANIFEST_FILE
 from ltmia.features.store import FeatureStore, StoreWriter
 from ltmia.folders import make_folder
+from ltmia.models.tokens import EncodedText, hash_encoded
 from ltmia.progress import Report, silent
-from ltmia.records import Texts
+from ltmia.records import Texts, hash_strings
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.reuse import note_reused
+
+CONTENT = 3
+"""Of what a store holds of each text: one of another content is not read but made again."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlan:
     """What a store is to hold beside the statistics."""
 
-    fingerprint: str
-    """Hash of all that decides its content: work is resumed only for the same one."""
+    key: str
+    """Hash of the pair, see `PairIdentity.key`: with texts, columns and options it decides whether work is resumed."""
     columns: Mapping[str, Sequence[Any]]
     """Per-text columns in input order."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -41,15 +53,23 @@ def fill_store(
     clock: ExtractionClock,
     report: Report = silent,
 ) -> FeatureStore:
-    """Extract texts into a store, or open the finished one that the same work left."""
+    """Extract texts into a store, or open the finished one that the same work left.
+
+    What an earlier run left is used again only if every hash fits; the clock and the report say how much that was.
+    """
     make_folder(folder)
-    if (folder / "manifest.json").is_file():
-        store = FeatureStore(folder)
-        if store.manifest["fingerprint"] == plan.fingerprint:
-            return store
-    writer = StoreWriter(folder, fingerprint=plan.fingerprint, k=config.k, vocab_size=pair.vocab_size)
-    n_done = len(writer.done)
     encoded = pair.encode(texts, config)
+    fingerprint = scoring_fingerprint(plan, texts, encoded, config)
+    if (store := _finished(folder, fingerprint)) is not None:
+        n = len(texts)
+        note_reused(clock.reused, "store", since=store.created, n_texts=n, of=n, report=report)
+        return store
+    writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
+    if writer.damage:
+        log.warning("%s; that batch and those behind it are made again", writer.damage)
+    n_done = len(writer.done)
+    if n_done:
+        note_reused(clock.reused, "store", since=writer.created, n_texts=n_done, of=len(texts), report=report)
     for batch in pair.extract(texts, config, encoded=encoded, done=writer.done, clock=clock, scratch=folder):
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
@@ -63,3 +83,34 @@ def fill_store(
         columns[f"score_{EXCESS}"] = expected["full"].excess.tolist()
     writer.finish(columns, plan.manifest, {kind: found.expectation for kind, found in expected.items()})
     return FeatureStore(folder)
+
+
+def scoring_fingerprint(plan: StorePlan, texts: Texts, encoded: Sequence[EncodedText], config: ExtractionConfig) -> str:
+    """Hash all that decides a store's content. The batch size is left out: results do not depend on it.
+
+    Args:
+        plan: Its key and columns count.
+        texts: What is scored.
+        encoded: The same as the models read it.
+        config: What is taken from each text.
+    """
+    digest = sha256()
+    options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
+    digest.update(json.dumps([CONTENT, plan.key, options], sort_keys=True).encode())
+    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ()), *map(str, texts.starts or ())))
+    for name, values in sorted(plan.columns.items()):
+        hash_strings(digest, (name, *map(str, values)))
+    hash_encoded(digest, encoded)
+    return digest.hexdigest()
+
+
+def _finished(folder: Path, fingerprint: str) -> FeatureStore | None:
+    """Open the finished store of the same work; None if there is none, or a damaged one."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        store = FeatureStore(folder)
+    except StoreError as error:
+        log.warning("%s: this is done now", error)
+        return None
+    return store if store.manifest["fingerprint"] == fingerprint else None

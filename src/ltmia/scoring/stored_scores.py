@@ -1,9 +1,7 @@
 """Texts and a pair to a score per text and attack, by way of a store on disk: resumable, in flat memory."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,15 +16,13 @@ from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
 from ltmia.models.batching import BatchSize
 from ltmia.progress import Report, silent
-from ltmia.records import Texts, hash_strings
+from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.passes import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 
-CONTENT = 2
-"""Of what a store of scores holds of each text: one of another content is not read but made again."""
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
 N_SAMPLED = 200
@@ -89,7 +85,7 @@ def score_to_store(
     read, not made again.
     """
     clock = ExtractionClock()
-    plan = StorePlan(fingerprint=scoring_fingerprint(identity, texts, config), columns={"id": list(texts.ids)})
+    plan = StorePlan(key=identity.key, columns={"id": list(texts.ids)})
     store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
     return read_scores(store, classifier, clock=clock, report=report)
 
@@ -156,12 +152,3 @@ def extraction_config(
         batch_size=batch_size,
         expectations=tuple(sorted(kinds)),
     )
-
-
-def scoring_fingerprint(identity: PairIdentity, texts: Texts, config: ExtractionConfig) -> str:
-    """Hash all that decides a store's content. The batch size is left out: results do not depend on it."""
-    digest = hashlib.sha256()
-    options = {name: value for name, value in asdict(config).items() if name != "batch_size"}
-    digest.update(json.dumps([CONTENT, identity.hashes, options], sort_keys=True).encode())
-    hash_strings(digest, (*texts.texts, *texts.ids, *(texts.groups or ()), *map(str, texts.starts or ())))
-    return digest.hexdigest()
