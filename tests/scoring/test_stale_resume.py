@@ -162,7 +162,7 @@ def set_text(inputs: Inputs) -> None:
 def move_weights(inputs: Inputs, name: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(inputs.folder / name)
     with torch.no_grad():
-        model.lm_head.weight[7] *= 3
+        model.lm_head.weight[7:200] *= 30
     model.save_pretrained(inputs.folder / name)
 
 
@@ -188,7 +188,6 @@ CHANGES: dict[str, Callable[[Inputs], None]] = {
     "normaliser": lambda i: i.tokenizers(lower),
     "post-processor": lambda i: i.tokenizers(put_bos_first),
     "added tokens": lambda i: i.tokenizers(add_tokens),
-    "add_bos": lambda i: i.rewrite(ALL, "tokenizer_config.json", add_bos_token=True),
     "max_length": set_length,
     "dtype": set_dtype,
     "a text": set_text,
