@@ -89,13 +89,13 @@ def base(tmp_path_factory):
     return folder
 
 
-def train(model, seed=3):
+def train(model, seed=3, by=0.1):
     """Move every trainable weight a little, as training would."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(by * torch.randn_like(parameter))
     return model
 
 
@@ -300,6 +300,35 @@ def test_an_adapter_on_an_adapter(base, lora, tmp_path, second, named_by):
     two = logps(on_second)
     three = logps(PeftModel.from_pretrained(on_second.merge_and_unload(), third))
     assert_right(load_pair(third, **CPU), three, two)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA", "IA3", "PiSSA"])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_adapter_trained_further_is_not_put_on_its_earlier_self(base, tmp_path, kind, sequential):
+    first = adapter(tmp_path / "first", base, (ONE_COPY | TWO_COPIES)[kind]())
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), first, is_trainable=True)
+    train(model, seed=5, by=0.05).save_pretrained(tmp_path / "further", save_embedding_layers=False)
+    pair = load_pair(tmp_path / "further", first, sequential=sequential, **CPU)
+    assert "trained further" in pair.reference_origin.remarks[-1]
+    assert_right(pair, on_base(base, tmp_path / "further"), on_base(base, first))
+
+
+def test_a_second_adapter_of_the_same_seed_is_put_on_the_first(base, tmp_path):
+    """Its untrained half is the first one's to the bit."""
+    merged, folders = base, [tmp_path / "first", tmp_path / "second"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(0)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(merged), ONE_COPY["LoRA"]())
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        model.save_pretrained(folder)
+        target, merged = logps(model), tmp_path / f"merged-{seed}"
+        model.merge_and_unload().save_pretrained(merged)
+    assert_right(load_pair(folders[1], folders[0], **CPU), target, on_base(base, folders[0]))
 
 
 def test_adapters_in_a_circle_are_refused(lora, tmp_path):

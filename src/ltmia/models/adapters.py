@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from ltmia.errors import ModelError
 from ltmia.models.identity import tensors_sha256
-from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, read_json, refuse_clearly
+from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, check_adapter, read_json, refuse_clearly
 
 ADAPTER_NAME = "default"
 """What PEFT calls the only adapter of a model."""
@@ -33,6 +33,8 @@ RESIDUAL_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """First weights of LoRA that are taken out of the base: the base under the adapter is not the base that was given."""
 UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
 """Those that need training data, or chance, to be taken out a second time."""
+LEAST_ALIKE, ALIKE = 0.25, 0.5
+"""An adapter is another one trained further if all but this share of its tensors correlate with the other's by more."""
 PROBE_SHAPE = (4, 16)
 """Texts and tokens of the probe."""
 
@@ -98,6 +100,29 @@ def merge(adapted: Adapted, place: ModelSource) -> PreTrainedModel:
 def base_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's parameters; of one with an adapter those of its base, under the base's own names."""
     return get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+
+
+def continues(place: ModelSource, earlier: ModelSource) -> bool:
+    """Say whether an adapter is another one trained further, and not a new one put on top of it.
+
+    Decided by the correlation of their tensors, since both kinds name the same base in their configs. New tensors that
+    grow from zero resemble none of the other's, even where two trainings share the seed of all others.
+
+    Raises:
+        ModelError: If one of the two cannot be read.
+    """
+    ours, theirs = (_in_order(place), _in_order(earlier))
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        return False
+    pairs = (torch.stack([a.flatten(), b.flatten()]).float() for a, b in zip(ours, theirs, strict=True))
+    alike = torch.stack([torch.corrcoef(pair)[0, 1].nan_to_num() for pair in pairs])
+    return bool(alike.quantile(LEAST_ALIKE) > ALIKE)
+
+
+def _in_order(place: ModelSource) -> list[Tensor]:
+    check_adapter(place)
+    weights = refuse_clearly(place, lambda: load_file(Path(str(place.path)) / ADAPTER_WEIGHTS))
+    return [weights[name] for name in sorted(weights)]
 
 
 def check_gives_base_back(model: PeftModel) -> None:

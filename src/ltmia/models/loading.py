@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
-from ltmia.models.adapters import Adapted, check_gives_base_back, merge, put_adapter
+from ltmia.models.adapters import Adapted, check_gives_base_back, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.models.sequential import SequentialModels
@@ -242,35 +242,40 @@ def _pair_of_adapter(
     *,
     sequential: bool,
 ) -> Pair:
-    adapted, reference_origin = _load_adapted(place, base, options)
+    beneath = _beneath(place, base, options)
+    adapted, reference_origin = _load_adapted(place, beneath, options)
     shared, remarks = shared_tokenizer(place, base, tokenizer, options)
     target_origin = replace(_origin(place, options), remarks=adapted.remarks + remarks)
-    if not adapted.gives_base_back:
-        apart = "loaded on its own: with its adapter switched off, the target is not its base"
-        reference_origin = replace(reference_origin, remarks=(*reference_origin.remarks, apart))
+    apart = None if adapted.gives_base_back else "with its adapter switched off, the target is not its base"
+    if beneath is not base:
+        apart = f"the target is this adapter, trained further, on {beneath.source}"
+        reference_origin = _origin(base, options)
+    if apart is not None:
+        remarks = (*reference_origin.remarks, f"loaded on its own: {apart}")
+        reference_origin = replace(reference_origin, remarks=remarks)
         if sequential:
             del adapted
-            return _sequential_adapter(place, base, shared, options, (target_origin, reference_origin))
+            models = SequentialModels(
+                target=lambda: _load_adapted(place, beneath, options)[0].model,
+                reference=lambda: load_model(base, options)[0],
+            )
+            return Pair(
+                sequential=models, tokenizer=shared, target_origin=target_origin, reference_origin=reference_origin
+            )
     return Pair(
         target=adapted.model,
-        reference=None if adapted.gives_base_back else load_model(base, options)[0],
+        reference=None if apart is None else load_model(base, options)[0],
         tokenizer=shared,
         target_origin=target_origin,
         reference_origin=reference_origin,
     )
 
 
-def _sequential_adapter(
-    place: ModelSource,
-    base: ModelSource,
-    tokenizer: PreTrainedTokenizerBase,
-    options: LoadOptions,
-    origins: tuple[ModelOrigin, ModelOrigin],
-) -> Pair:
-    models = SequentialModels(
-        target=lambda: _load_adapted(place, base, options)[0].model, reference=lambda: load_model(base, options)[0]
-    )
-    return Pair(sequential=models, tokenizer=tokenizer, target_origin=origins[0], reference_origin=origins[1])
+def _beneath(place: ModelSource, base: ModelSource, options: LoadOptions) -> ModelSource:
+    """Return what an adapter is put on: its base, or what lies beneath that if it is the same adapter, earlier."""
+    if not (base.is_adapter and continues(place, base)):
+        return base
+    return adapter_stack(base, allow_hub=options.allow_hub)[1]
 
 
 def _origin(place: ModelSource, options: LoadOptions) -> ModelOrigin:
