@@ -248,6 +248,15 @@ def test_tensors_without_a_place_are_refused_by_their_name(spoilt, change, first
     assert f"have no place in the base, the first is {first};" in refused(spoilt)
 
 
+def test_an_adapter_of_a_base_of_another_width_is_refused(lora, tmp_path):
+    save_model(llama(hidden_size=64), TOKENIZER, tmp_path / "wide")
+    message = refused(lora, tmp_path / "wide")
+    # All but the rank-by-feed-forward ones of two layers.
+    assert "11 tensors of adapter_model.safetensors have other shapes than the base needs, size mismatch for" in message
+    assert "torch.Size([4, 32])" in message
+    assert message.endswith("is this the base it was trained on?")
+
+
 def test_two_adapters_in_one_file_are_refused(spoilt):
     weights = load_file(spoilt / "adapter_model.safetensors")
     save_file(

@@ -70,7 +70,7 @@ def put_adapter(base: PreTrainedModel, place: ModelSource) -> Adapted:
     weights = _renamed(given, model, place)
     moved = len(given.keys() - weights.keys())
     _check_names(_converted(weights, model), model, place)
-    refuse_clearly(place, lambda: set_peft_model_state_dict(model, weights))
+    refuse_clearly(place, lambda: _fill(model, weights, place))
     _check_arrived(_converted(weights, model), model, place)
     model.eval()
     with model.disable_adapter():
@@ -247,6 +247,19 @@ def _check_names(weights: Collection[str], model: PeftModel, place: ModelSource)
             raise ModelError(
                 f"{place.source}: {len(names)} tensors of {ADAPTER_WEIGHTS} {wrong}, the first is {names[0]}; {cure}"
             )
+
+
+def _fill(model: PeftModel, weights: dict[str, Tensor], place: ModelSource) -> None:
+    try:
+        set_peft_model_state_dict(model, weights)
+    except RuntimeError as error:
+        mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if not mismatches:
+            raise
+        raise ModelError(
+            f"{place.source}: {len(mismatches)} tensors of {ADAPTER_WEIGHTS} have other shapes than the base needs, "
+            f"{mismatches[0].rstrip('.')}; is this the base it was trained on?"
+        ) from error
 
 
 def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, place: ModelSource) -> None:
