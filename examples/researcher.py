@@ -48,7 +48,7 @@ def main(out: Path) -> None:
     pair = load_pair(target, base, dtype="float32", device="cpu")
     audit(pair, members, nonmembers, out, config=AuditConfig(attacks="ltmia,wbc,difference", max_length=64))
 
-    store = FeatureStore(out / "store")
+    store = FeatureStore(out / "private" / "store")
     texts = store.statistics(np.arange(len(store)))
     mine = np.array([share_gained(tokens) for tokens in texts])
     # Texts of one speech are not independent: resample whole speeches.

@@ -23,9 +23,11 @@ from ltmia.data.reading import read_texts
 from ltmia.data.recordings import Recording
 from ltmia.data.rows import stream_rows
 from ltmia.errors import LtmiaError
-from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE, TOKENS_FILE, read_records, read_results
+from ltmia.evaluation.audit_folder import PRIVATE_FOLDER, RECORDS_FILE, RESULTS_FILE, TOKENS_FILE
+from ltmia.evaluation.files import RUN_KEY, read_records, read_results
 from ltmia.evaluation.gate import Limit, hold_against, read_policy
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.token_bands import USUAL
 from ltmia.features.journal import StoredText
 from ltmia.features.manifest import FORMAT_VERSION, file_sha256, write_manifest
 from ltmia.features.packing import EXPECTED_WIDTH, row_width
@@ -36,6 +38,7 @@ from ltmia.lab.reading import read_recipe
 from ltmia.report.page import write_report
 
 ROOT = Path(__file__).parent.parent
+RUN_ID = "0" * 16
 ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x",
     "../../etc/passwd", "\u202e\x00</script>", "9" * 5000, [], [[]], {}, {"a": {}}, "0..1", "1e999",
@@ -202,7 +205,8 @@ def render(folder: Path, case: bytes) -> None:
     results = json.dumps(changed_tree(valid_results(), case if changed == 0 else b""))
     (folder / RESULTS_FILE).write_text(results, "utf-8")
     (folder / RECORDS_FILE).write_bytes(changed_table(valid_records(), case if changed == 1 else b""))
-    (folder / TOKENS_FILE).write_bytes(changed_table(valid_tokens(), case if changed == 2 else b""))
+    (folder / PRIVATE_FOLDER).mkdir(exist_ok=True)
+    (folder / PRIVATE_FOLDER / TOKENS_FILE).write_bytes(changed_table(valid_tokens(), case if changed == 2 else b""))
     write_report(folder)
 
 
@@ -313,13 +317,15 @@ def valid_records() -> pa.Table:
     """Return the records of a small audit."""
     floats = {name: [0.5, -0.5] for name in ("score_loss", "p_value", "q_value")}
     named = {"id": ["a", "b"], "label": [1, 0], "group": ["g", None], "n_tokens": [3, 3]}
-    return pa.table(named | floats | {"flagged": [True, False], "reason": pa.array([None, "why"], pa.string())})
+    named |= {name: [5, None] for name in USUAL} | {"strongest_third": ["first", None], "flagged": [True, False]}
+    table = pa.table(named | floats | {"reason": pa.array([None, "why"], pa.string())})
+    return table.replace_schema_metadata({RUN_KEY: RUN_ID})
 
 
 def valid_tokens() -> pa.Table:
     """Return the tokens of its first record."""
     lists = {name: [[0.5, -0.5]] for name in ("difference", "attribution")}
-    return pa.table({"row": [0]} | lists | {"token": [["a", "b"]]})
+    return pa.table({"row": [0]} | lists | {"token": [["a", "b"]]}).replace_schema_metadata({RUN_KEY: RUN_ID})
 
 
 @cache
@@ -331,8 +337,9 @@ def valid_results() -> dict[str, Any]:
     check = {"status": "ok", "sentence": "well", "measure": figure, "details": {"n": 1}}
     checks = ("blind", "near_duplicates", "length_only", "out_of_distribution", "backend", "power")
     tree = {
-        "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "ltmia", "verdict": "none",
-        "settings": {"seed": 0}, "environment": {"python": "3"}, "target": model, "reference": model,
+        "run_id": RUN_ID, "ltmia_version": "0", "kind": "audit",
+        "created": "2026-01-01T00:00:00Z", "command": "ltmia", "verdict": "none",
+        "settings": {"seed": 0, "reveal": True}, "environment": {"python": "3"}, "target": model, "reference": model,
         "tokenizer": {"sha256": "0", "vocab_size": 9}, "data": {"n_members": 1, "n_nonmembers": 1},
         "attacks": {"loss": attack}, "set_test": {"p_value": 0.5, "effect": figure},
         "decisions": dict.fromkeys(("fdr", "smallest_p"), 0.05)

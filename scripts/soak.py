@@ -106,7 +106,7 @@ def prepare(work: Path, n_texts: int) -> None:
 
 def watched(arguments: list[str], work: Path, kill_at: int | None) -> Watch:
     """Run a command to its end, or until `kill_at` token rows are on disk, reading what it takes."""
-    watch, tokens = Watch(), work / "out" / "store" / "tokens.f16"
+    watch, tokens = Watch(), work / "out" / "private" / "store" / "tokens.f16"
     child = start(run_command, arguments, work / "log")
     process, code, latest = psutil.Process(child.pid), None, time.monotonic()
     while code is None:
@@ -127,7 +127,7 @@ def watched(arguments: list[str], work: Path, kill_at: int | None) -> Watch:
 
 def faults(work: Path, n_texts: int, watch: Watch) -> list[str]:
     """Say what is wrong with rows, memory and time."""
-    store, records = FeatureStore(work / "out" / "store"), pq.read_table(work / "out" / "records.parquet")
+    store, records = FeatureStore(work / "out" / "private" / "store"), pq.read_table(work / "out" / "records.parquet")
     data = read_results(work / "out").data
     found = []
     if not len(store) == len(records) == len(set(records["id"].to_pylist())) == n_texts:

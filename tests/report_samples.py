@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ltmia.audit.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
@@ -22,6 +23,7 @@ from ltmia.evaluation.results import (
     TokenizerInfo,
     Validity,
 )
+from ltmia.evaluation.token_bands import USUAL
 from ltmia.finetuning.finetune import FinetuneConfig, finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
@@ -104,15 +106,16 @@ def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks:
         "q_value": q,
         "flagged": flagged,
         "reason": pa.array([say if i % 50 == 0 else None for i in range(n)], pa.string()),
+        **{name: pa.array(np.where(np.arange(n) % 2, usual, None), pa.int64()) for name, usual in USUAL.items()},
+        "strongest_third": [("first", "middle", "last")[i % 3] for i in range(n)],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_records(records, folder)
+    with run_in(folder) as run:
+        write_records(records, folder, run.run_id)
     kept = np.arange(min(n, 300, 30_000 // n_tokens))
     lists = [rng.normal(0, 0.5, n_tokens).astype(np.float32) for _ in kept]
-    tokens = {"row": kept, "difference": lists, "attribution": lists}
-    if names:
-        tokens["token"] = [[names[t % len(names)] for t in range(n_tokens)] for _ in kept]
-    write_tokens(tokens, folder)
+    words = [names[t % len(names)] if names else "w" for t in range(n_tokens)]
+    tokens = {"row": kept, "difference": lists, "attribution": lists, "token": [words for _ in kept]}
+    write_tokens(tokens, run)
     measured = {
         name: measure_attack(values[labels == 1], values[labels == 0], n_resamples=20)
         for name, values in scores.items()
@@ -123,11 +126,12 @@ def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks:
         "backend": "ok", "power": "ok",
     }  # fmt: skip
     results = Results(
+        run_id=run.run_id,
         ltmia_version="0",
         kind="audit",
         created=datetime(2026, 1, 1, tzinfo=UTC),
         command=say,
-        settings={"classifier": say},
+        settings={"classifier": say, "reveal": True},
         environment={"processor": say},
         target=model,
         reference=model,

@@ -210,8 +210,8 @@ def test_an_audit_writes_through_no_link_in_its_folder(tmp_path: Path) -> None:
     texts = demo_texts().texts
     write_lines(tmp_path / "members.jsonl", texts[:6])
     write_lines(tmp_path / "nonmembers.jsonl", texts[60:70])
-    names = ("results.json", "records.parquet", "tokens.parquet", "report.html", ".holder", "store/texts.parquet")
-    (out / "store").mkdir(parents=True)
+    names = ("results.json", "records.parquet", "report.html", ".holder", "private/store/texts.parquet")
+    (out / "private" / "store").mkdir(parents=True)
     for name in names:
         (out / name).symlink_to(victim)
         (out / f"{name}.part").symlink_to(victim)
@@ -310,7 +310,7 @@ def test_a_traceback_shows_no_text(tmp_path: Path, name: str) -> None:
 def test_a_traceback_from_the_middle_of_the_work_shows_no_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "members.jsonl", (f"{SECRET} one", f"{SECRET} two"))
     write_lines(tmp_path / "nonmembers.jsonl", (f"{SECRET} three", f"{SECRET} four"))
-    (tmp_path / "out" / "store" / "tokens.f16").mkdir(parents=True)  # no file can be written there
+    (tmp_path / "out" / "private" / "store" / "tokens.f16").mkdir(parents=True)  # no file can be written there
     done = audit(tmp_path, "--debug")
     assert "Traceback" in done.stderr
     assert "IsADirectoryError" in done.stderr

@@ -27,6 +27,8 @@ class Texts:
     texts: tuple[str, ...]
     ids: tuple[str, ...]
     """One per text, unique; the user's own, or made from the content."""
+    made_ids: frozenset[str] = frozenset()
+    """Those made from the content. They let a guess at a text be confirmed, so others are handed on in their place."""
     groups: tuple[str, ...] | None = None
     """Patient, author or document of each text; None when the data have no groups."""
     starts: tuple[int, ...] | None = None
@@ -47,6 +49,7 @@ class Texts:
         return Texts(
             texts=tuple(self.texts[i] for i in rows),
             ids=tuple(self.ids[i] for i in rows),
+            made_ids=self.made_ids,
             groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
             starts=None if self.starts is None else tuple(self.starts[i] for i in rows),
             source=self.source,
@@ -60,6 +63,7 @@ class Texts:
         return cls(
             texts=tuple(text for part in parts for text in part.texts),
             ids=tuple(name for part in parts for name in part.ids),
+            made_ids=frozenset().union(*(part.made_ids for part in parts)),
             groups=tuple(group for part in groups for group in part) if len(groups) == len(parts) else None,
             starts=tuple(start for part in parts for start in part.starts or (0,) * len(part)) if prompted else None,
             source=", ".join(part.source for part in parts),

@@ -81,7 +81,7 @@ def test_a_second_process_in_the_same_folder_is_refused(work: Path) -> None:
 
 @pytest.mark.parametrize("year_seconds", [0, 4_000_000_000])
 def test_times_of_files_decide_nothing(work: Path, year_seconds: int) -> None:
-    before, tokens = found(work / "whole"), work / "whole" / "store" / "tokens.f16"
+    before, tokens = found(work / "whole"), work / "whole" / "private" / "store" / "tokens.f16"
     for path in (work / "whole").rglob("*"):
         os.utime(path, (year_seconds, year_seconds))
     done = audit(work, work / "whole")

@@ -211,9 +211,9 @@ def test_attacks_with_passes_of_their_own_are_part_of_an_audit_when_asked(work: 
     records = pq.read_table(work / "all" / "records.parquet")
     unscored = np.isnan(records["score_con_recall"].to_numpy())
     assert 2 <= unscored.sum() <= 24, "the shots, and nothing else, are not scored"
-    kept = (work / "all" / "probes" / "recall.json").stat().st_mtime_ns
+    kept = (work / "all" / "private" / "probes" / "recall.json").stat().st_mtime_ns
     assert run(*arguments, "--attacks", "fast,recall", cwd=work).returncode == 0
-    assert (work / "all" / "probes" / "recall.json").stat().st_mtime_ns == kept
+    assert (work / "all" / "private" / "probes" / "recall.json").stat().st_mtime_ns == kept
 
 
 def test_texts_are_written_only_when_asked(work: Path) -> None:

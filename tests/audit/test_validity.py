@@ -171,13 +171,13 @@ def test_an_adapter_that_leaks_less_than_full_fine_tuning_is_told_from_it(
     pair = load_pair(adapter, demo_base_path(), dtype="float32", device="cpu")
     gentle = audited(pair, MEMBERS, NONMEMBERS, tmp_path / "audit")
     full, lora = (sound, read_records(sound_folder)), (gentle, read_records(tmp_path / "audit"))
-    found = compare_audits(full, lora)
+    found = compare_audits(full, lora, same_texts=True)
     assert found.lower_leakage == "yes"
     assert found.auc.high < 0
     assert found.auc.value == pytest.approx(
         gentle.attacks["difference"].auc.value - sound.attacks["difference"].auc.value
     )
-    assert compare_audits(lora, full).lower_leakage == "no"
+    assert compare_audits(lora, full, same_texts=True).lower_leakage == "no"
 
 
 def test_what_the_classifier_never_saw_raises_the_flag_and_the_best_baseline_is_named(

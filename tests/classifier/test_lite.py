@@ -190,7 +190,7 @@ def test_lite_audits_a_real_pair(materials: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     done = run_ltmia("audit", *models, *texts, "--attacks", "ltmia,loss", "--classifier", "lite", "-o", str(out))
     assert done.returncode == 0, done.stderr
-    store = FeatureStore(out / "store")
+    store = FeatureStore(out / "private" / "store")
     assert store.expectations == {"lite"}
     assert not {"excess", "min_k_plus_plus"} & set(store.score_names)
     records = pq.read_table(out / "records.parquet")

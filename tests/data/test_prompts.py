@@ -327,7 +327,7 @@ def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -
     texts = read_texts(work / "members.jsonl", chat=chat_template(work / "base"))
     first = encode_texts(TOKENIZER, texts.texts, max_length=128, vocab_size=10**6, starts=texts.starts)
     assert records["n_tokens"].to_pylist()[:40] == [text.n_scored for text in first]
-    tokens = pq.read_table(work / "audit" / "tokens.parquet").to_pylist()[0]
+    tokens = pq.read_table(work / "audit" / "private" / "tokens.parquet").to_pylist()[0]
     assert len(tokens["token"]) == len(tokens["difference"])
 
     for model in ("target", "base"):

@@ -74,7 +74,7 @@ def test_formulas_of_the_shared_pass_are_what_runs(formulas: dict[str, Any], pai
 
 
 def test_the_formula_of_the_whole_set_is_what_runs(formulas: dict[str, Any], materials: Path) -> None:
-    store = FeatureStore(materials / "audit" / "store")
+    store = FeatureStore(materials / "audit" / "private" / "store")
     stored = store.scores(EXCESS)
     for row in (0, 70, 150):
         text = store.statistics([row])

@@ -109,7 +109,7 @@ def test_every_column_is_described_by_the_formula_it_has(version: str, materials
     assert sorted(described) == sorted(columns)
     if version != "published":
         assert tuple(described) == columns
-    store = FeatureStore(materials / "audit" / "store")
+    store = FeatureStore(materials / "audit" / "private" / "store")
     for row in (0, 70, 150):
         text = store.statistics([row])
         tokens = text.tokens

@@ -125,7 +125,7 @@ def test_ids_that_one_model_does_not_know_make_a_text_unscorable():
     tokenizer = train_tokenizer(TEXTS * 3, 300)
     tokenizer.add_tokens(["<patient>"])
     found = encode(["a <patient> b", TEXTS[0]], tokenizer, vocab_size=300)
-    assert found[0].reason == "token id 300 is unknown to one of the two models"
+    assert found[0].reason == "a token is unknown to one of the two models"
     assert found[0].n_scored == 0
     assert found[1].reason is None
 

@@ -19,8 +19,10 @@ from ltmia.audit.audit import AuditConfig, audit
 from ltmia.audit.score import ScoreConfig, score
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError
-from ltmia.evaluation.files import read_records, read_results, read_tokens
+from ltmia.evaluation.files import read_audit, read_records, read_results, read_tokens
 from ltmia.evaluation.results import Validity
+from ltmia.evaluation.token_bands import USUAL
+from ltmia.features.store import FeatureStore
 from ltmia.models.pair import Pair
 from ltmia.report.figures import MOST_POINTS, _thinned
 from ltmia.report.page import render_report, write_report
@@ -62,7 +64,7 @@ def data_of(page: str) -> dict:
 
 
 def test_the_same_files_give_the_same_bytes(audited: Path) -> None:
-    files = read_results(audited), read_records(audited), read_tokens(audited)
+    files = read_audit(audited)
     assert render_report(*files) == render_report(*files) == (audited / "report.html").read_text("utf-8")
 
 
@@ -115,21 +117,44 @@ def test_of_very_many_records_the_highest_scores_are_kept_and_it_is_said(
 
 
 def test_what_the_script_reads_is_what_the_files_hold(audited: Path) -> None:
-    data, records, tokens = data_of(page_of(audited)), read_records(audited), read_tokens(audited)
+    data, records = data_of(page_of(audited)), read_records(audited)
     labels, scores = records["label"].to_numpy(), records["score_wbc"].to_numpy()
     below = np.frombuffer(base64.b64decode(data["above"]["wbc"]), "<u2") / 65_534
     expected = [(scores[labels == 0] < s).mean() for s in scores]
     np.testing.assert_allclose(below, expected, atol=1e-4)
     assert data["kind"] == "".join("MN"[1 - label] for label in labels)
+    percent = np.frombuffer(base64.b64decode(data["bands"]["percent"]), "u1").reshape(-1, 4)
+    for i, name in enumerate(USUAL):
+        assert [None if p == 255 else p for p in percent[:, i]] == records[name].to_pylist(), name
+    assert data["bands"]["third"] == "".join((t or "-")[0] for t in records["strongest_third"].to_pylist())
+    assert "f" in data["bands"]["third"]
+
+
+def test_bands_are_those_of_the_stored_numbers(audited: Path) -> None:
+    records, store = read_records(audited), FeatureStore(audited / "private" / "store")
+    ratios = [tokens.log_ratio.astype(np.float64) for tokens in store.statistics(range(len(records)))]
+    edges = np.quantile(np.concatenate(ratios[N_MEMBERS:]), [0.5, 0.9, 0.99])
+    for row, ratio in enumerate(ratios):
+        above = [(ratio > edge).mean() for edge in edges]
+        expected = [1 - above[0], above[0] - above[1], above[1] - above[2], above[2]]
+        found = [records[name][row].as_py() for name in USUAL]
+        if len(ratio) < 30:
+            assert found == [None] * 4
+        else:
+            np.testing.assert_allclose(found, 100 * np.array(expected), atol=2.5 + 1e-6)
+
+
+def test_revealed_tokens_are_those_of_the_files(pair: Pair, tmp_path: Path) -> None:
+    audited = real_audit(pair, tmp_path, reveal=True)
+    data, records, tokens = data_of(page_of(audited)), read_records(audited), read_tokens(audited)
     first = data["strips"]["counts"][0]
     difference = np.frombuffer(base64.b64decode(data["strips"]["difference"]), "<i2")[:first] / 1000
     np.testing.assert_allclose(difference, tokens["difference"][0].as_py(), atol=6e-4)
     row = tokens["row"][0].as_py()
-    assert scores is not None
     assert row == int(np.argmax(records["score_ltmia"].to_numpy()))
     assert first == records["n_tokens"][row].as_py()
     # The mean of the token differences is the score that is called so.
-    assert np.mean(tokens["difference"][0].as_py()) == pytest.approx(records["score_difference"][row].as_py(), abs=2e-3)
+    assert np.mean(tokens["difference"][0].as_py()) == pytest.approx(records["score_difference"][row].as_py(), abs=5e-3)
 
 
 def test_no_text_and_no_token_is_anywhere_without_reveal(audited: Path, pair: Pair) -> None:
@@ -147,7 +172,7 @@ def test_no_text_and_no_token_is_anywhere_without_reveal(audited: Path, pair: Pa
             table = pq.read_table(path)
             assert set(table.column_names) & {"text", "token", "token_ids"} == set()
             strings = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
-            assert set(strings) <= {"id", "group", "reason"}, path
+            assert set(strings) <= {"id", "group", "reason", "strongest_third"}, path
             lists = [
                 table.schema.field(n).type for n in table.column_names if pa.types.is_list(table.schema.field(n).type)
             ]
@@ -158,7 +183,7 @@ def test_no_text_and_no_token_is_anywhere_without_reveal(audited: Path, pair: Pa
     data = json.dumps({k: v for k, v in data_of(page_of(audited)).items() if k != "above"})
     found = {word for word in words if word in data}
     assert not found - {"difference", "attribution"}, found
-    assert data_of(page_of(audited))["strips"]["words"] is None
+    assert data_of(page_of(audited))["strips"] is None
 
 
 def test_reveal_writes_the_tokens_that_make_up_the_text(pair: Pair, tmp_path: Path) -> None:
@@ -198,10 +223,10 @@ def test_embedded_json_cannot_end_its_element_and_comes_back_whole() -> None:
 
 def test_a_damaged_token_file_is_named_and_a_missing_one_is_no_fault(tmp_path: Path) -> None:
     folder = made_up_audit(tmp_path, 60)
-    (folder / "tokens.parquet").write_bytes(b"PAR1 no such thing")
+    (folder / "private" / "tokens.parquet").write_bytes(b"PAR1 no such thing")
     with pytest.raises(StoreError, match=r"tokens\.parquet"):
         write_report(folder)
-    (folder / "tokens.parquet").unlink()
+    (folder / "private" / "tokens.parquet").unlink()
     assert data_of(page_of(folder))["strips"] is None
 
 
@@ -215,7 +240,7 @@ def test_files_that_lack_a_part_give_a_page_or_name_it(tmp_path: Path) -> None:
     assert "Written before this check existed." in page
     records = pq.read_table(folder / "records.parquet")
     for lost in ("score_ltmia", "q_value", "group"):
-        pq.write_table(records.drop_columns(lost), folder / "records.parquet")
+        pq.write_table(records.drop_columns(lost), folder / "records.parquet")  # the run id stays
         with pytest.raises(StoreError, match=rf"records\.parquet: .*no column '{lost}'"):
             write_report(folder)
 

@@ -173,26 +173,45 @@ def test_the_csv_holds_what_is_chosen(opened: Opened, audited: Path, tmp_path: P
     np.testing.assert_allclose(table["score"], records["score_ltmia"], rtol=1e-5)
 
 
-def test_a_record_opens_by_keyboard_and_shows_its_tokens(opened: Opened, audited: Path) -> None:
+def test_a_record_opens_by_keyboard_and_shows_its_bands(opened: Opened, audited: Path) -> None:
     page = opened.page
     page.select_option("#f-show", "flagged")
     page.focus("#table tbody button >> nth=0")
     page.keyboard.press("Enter")
     assert page.is_visible("#record")
     assert "⚑ flagged" in page.inner_text("#r-facts")
-    cells = page.locator("#r-cells .cell").all_inner_texts()
-    assert cells == [str(i) for i in range(1, len(cells) + 1)], "positions, since nothing was revealed"
+    bands = page.locator("#r-bands div").all_inner_texts()
+    top = read_records(audited).to_pandas().query("flagged").sort_values("score_ltmia", ascending=False).iloc[0]
+    assert [" ".join(band.split()) for band in bands] == [
+        f"highest 1 % {top['percent_highest_1']:.0f} % (usual: 1 %)",
+        f"next 9 % {top['percent_next_9']:.0f} % (usual: 9 %)",
+        f"next 40 % {top['percent_next_40']:.0f} % (usual: 40 %)",
+        f"lowest 50 % {top['percent_lowest_50']:.0f} % (usual: 50 %)",
+    ]
+    assert page.inner_text("#r-third") == f"It stands out most in its {top['strongest_third']} third."
+    assert not page.is_visible("#r-strip")
+    assert "--reveal" in page.inner_text("#r-none")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#record")
+    assert page.evaluate("document.activeElement.closest('#table') !== null"), "focus returns to the table"
+
+
+def test_a_record_shows_its_tokens_where_they_were_revealed(browser: Any, pair: Pair, tmp_path: Path) -> None:
+    audited = real_audit(pair, tmp_path, reveal=True)
+    opened = Opened(browser, audited / "report.html")
+    page, tokens = opened.page, read_tokens(audited)
+    page.click("#table tbody button >> nth=0")
+    cells = page.locator("#r-cells .cell").all_text_contents()
+    assert cells == tokens["token"][0].as_py()
     before = page.get_attribute("#r-cells", "aria-label")
     page.check("input[value=attribution]")
     assert page.get_attribute("#r-cells", "aria-label") != before
     page.click("#record summary")
     shown = page.locator("#r-table tbody tr > :last-child").all_inner_texts()
     assert len(shown) == len(cells)
-    made_of_it = read_tokens(audited)["attribution"][0].as_py()
+    made_of_it = tokens["attribution"][0].as_py()
     np.testing.assert_allclose([float(text.replace("−", "-")) for text in shown], made_of_it, atol=6e-4)
-    page.keyboard.press("Escape")
-    assert not page.is_visible("#record")
-    assert page.evaluate("document.activeElement.closest('#table') !== null"), "focus returns to the table"
+    opened.close()
 
 
 def test_dark_is_dark_and_paper_is_white(browser: Any, audited: Path, tmp_path: Path) -> None:
@@ -265,16 +284,13 @@ def test_axe_finds_nothing_serious(browser: Any, audited: Path, scheme: str) -> 
     # The page's own policy lets no foreign script in, so this one test goes past it.
     opened = Opened(browser, audited / "report.html", color_scheme=scheme, bypass_csp=True)
     opened.page.add_script_tag(content=AXE.read_text("utf-8"))
-    for state in ("page", "flagged", "record", "attribution"):
+    for state in ("page", "flagged", "record"):
         if state == "flagged":
             opened.page.select_option("#f-show", "flagged")
             opened.page.click("summary:has-text('Score, q, length')")
             assert opened.count() > 1
         elif state == "record":
             opened.page.click("#table tbody button >> nth=0")
-            opened.page.click("#record summary")
-        elif state == "attribution":
-            opened.page.check("input[value=attribution]")
         found = opened.page.evaluate("axe.run().then(r => r.violations)")
         said = [(v["id"], v["impact"], [n["target"] for n in v["nodes"]][:3]) for v in found]
         assert not [v for v in said if v[1] in ("serious", "critical")], (state, said)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
+from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.files import read_records, read_results, read_tokens, write_records, write_tokens
 from ltmia.evaluation.gate import read_policy
 from ltmia.features.store import FeatureStore
@@ -89,9 +90,10 @@ def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
 )
 def test_lists_of_tokens_that_do_not_fit_are_refused(tmp_path: Path, token: list) -> None:
     sound = readers.valid_tokens()
-    write_tokens({name: sound[name] for name in sound.column_names}, tmp_path)
+    with run_in(tmp_path) as run:
+        write_tokens({name: sound[name] for name in sound.column_names}, run)
     assert read_tokens(tmp_path) is not None
-    write_tokens({"row": [0], "difference": [[0.5, -0.5]], "token": pa.array(token, pa.list_(pa.string()))}, tmp_path)
+    write_tokens({"row": [0], "difference": [[0.5, -0.5]], "token": pa.array(token, pa.list_(pa.string()))}, run)
     with pytest.raises(StoreError, match="gaps or differ"):
         read_tokens(tmp_path)
 
@@ -100,7 +102,7 @@ def test_lists_of_tokens_that_do_not_fit_are_refused(tmp_path: Path, token: list
 def test_records_without_a_name_or_a_length_are_refused(tmp_path: Path, name: str) -> None:
     sound = readers.valid_records()
     columns = {column: sound[column] for column in sound.column_names}
-    write_records(columns | {name: pa.nulls(2)}, tmp_path)
+    write_records(columns | {name: pa.nulls(2)}, tmp_path, "0" * 16)
     with pytest.raises(StoreError, match=f"{name}.*gaps"):
         read_records(tmp_path)
 

@@ -20,14 +20,24 @@ from matplotlib.axes import Axes
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import LEARNED
 from ltmia.audit.checks import Findings, check_validity
-from ltmia.audit.record_table import clean_text, flagged_hashes, group_columns, hashed_groups, record_columns
+from ltmia.audit.record_table import (
+    clean_text,
+    flagged_hashes,
+    group_columns,
+    hashed_groups,
+    published_ids,
+    record_columns,
+    texts_sha256,
+)
 from ltmia.audit.text_sets import TextSets
 from ltmia.audit.token_table import token_columns
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
+from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.files import GROUPS_FILE, write_groups, write_records, write_results, write_tokens
+from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
 from ltmia.evaluation.results import AttackResult, DataInfo, Measure, Results, SetTest, Timing
+from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.models.batching import BatchSize
@@ -120,31 +130,34 @@ class Question:
 def answer(
     pair: AuditedPair,
     question: Question,
-    folder: Path,
+    run: Run,
     *,
     scorer: Scorer,
     report: Report,
     command: str | None = None,
 ) -> AuditResult:
-    """Score both sets of texts, measure, check, and write results, records, tokens and report into `folder`.
+    """Score both sets of texts, measure, check, and write results, records, tokens and report into the run's folder.
+
+    Every figure is of the scores as `records.parquet` holds them, rounded, so that it can be computed again from there.
 
     Args:
         pair: Target and reference.
         question: The texts, and what is asked about them.
-        folder: Folder for the results, held by this process.
-        scorer: Scores the texts by way of `folder/store`.
+        run: Folder for the results, held by this process.
+        scorer: Scores the texts by way of `private/store`.
         report: Told the progress.
         command: Command line to write down; this process's when None.
     """
     started = time.perf_counter()
     sets, config = question.sets, question.config
+    run.note_texts(texts_sha256(sets))
     classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     identity = pair.identity()
     scored = scorer(
         pair,
         sets.texts,
-        folder / "store",
+        run.private.store,
         extraction_config(
             (*question.attacks, *question.also_scored),
             classifier,
@@ -156,7 +169,8 @@ def answer(
         classifier=classifier,
         report=report,
     )
-    measured = question.measure(sets, {**scored.scores, **_several_passes(pair, question, scored, folder, report)})
+    found = {**scored.scores, **_several_passes(pair, question, scored, run, report)}
+    measured = question.measure(sets, {name: published(scores) for name, scores in found.items()})
     findings = Findings(
         control=measured.control,
         blind=measured.control_auc,
@@ -165,9 +179,10 @@ def answer(
         attacks=question.attacks,
     )
     validity = check_validity(pair.models, sets, scored, findings, classifier=classifier, config=config)
-    hashed = hashed_groups(sets)
+    hashed = hashed_groups(sets, run.private.salt())
     summary = measured.decisions.summary
     results = Results(
+        run_id=run.run_id,
         ltmia_version=version("ltmia"),
         kind=question.kind,
         created=datetime.now(UTC),
@@ -188,10 +203,10 @@ def answer(
         timing=_timing(time.perf_counter() - started, sets, scored),
         reused=scored.clock.reused,
     )
-    records = _write_tables(pair, question, scored, measured, hashed, classifier, folder)
-    write_results(results, folder)
-    write_report(folder)
-    return AuditResult(results=results, records=records, folder=folder)
+    records = _write_tables(pair, question, scored, measured, hashed, classifier, run)
+    write_results(results, run.folder)
+    write_report(run.folder)
+    return AuditResult(results=results, records=records, folder=run.folder)
 
 
 def set_test_of(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
@@ -214,8 +229,8 @@ def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
     )
 
 
-def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, folder: Path, report: Report) -> Scores:
-    """Score with the attacks that take several passes; finished ones are kept in `folder/probes`."""
+def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, run: Run, report: Report) -> Scores:
+    """Score with the attacks that take several passes; finished ones are kept in `private/probes`."""
     if pair.models is None or question.shots is None or not isinstance(scored, StoredTexts):
         return {}
     config = question.config
@@ -225,7 +240,7 @@ def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, 
         question.attacks,
         ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
         kept=KeptScores(
-            folder=folder / "probes",
+            folder=run.private.probes,
             fingerprint=str(scored.store.manifest["fingerprint"]),
             reused=scored.clock.reused,
         ),
@@ -240,22 +255,21 @@ def _write_tables(
     measured: Measured,
     hashed: list[str | None],
     classifier: MembershipClassifier | None,
-    folder: Path,
+    run: Run,
 ) -> pa.Table:
     """Write the tables of records, groups and tokens; return the records."""
     sets = question.sets
-    columns = record_columns(sets, scored, measured.scores, measured.decisions, hashed)
+    ids = published_ids(sets.texts, run.private.salt())
+    columns = record_columns(sets, scored, measured.scores, measured.decisions, ids, hashed)
     if question.reveal:
         columns["text"] = [clean_text(text) for text in sets.texts.texts]
-    records = write_records(columns, folder)
-    if measured.decisions.groups is None:
-        (folder / GROUPS_FILE).unlink(missing_ok=True)  # of an earlier audit here, whose texts had groups
-    else:
-        write_groups(group_columns(sets, hashed, measured.decisions.groups), folder)
+    records = write_records(columns, run.folder, run.run_id)
+    if measured.decisions.groups is not None:
+        write_groups(group_columns(sets, hashed, measured.decisions.groups), run.folder, run.run_id)
     if isinstance(scored, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
         tokens = token_columns(scored, measured.scores[measured.judge], classifier=classifier, revealed=revealed)
-        write_tokens(tokens, folder)
+        write_tokens(tokens, run)
     return records
 
 

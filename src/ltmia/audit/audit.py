@@ -10,11 +10,12 @@ from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
 from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, set_test_of
 from ltmia.audit.text_sets import TextSets, as_texts, join_sets
+from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.folders import hold_folder
+from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -49,8 +50,8 @@ def audit(
 ) -> AuditResult:
     """Audit a fine-tuned model: which of its training texts can be told from texts it never saw?
 
-    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet`,
-    `tokens.parquet`, `report.html` and `store/` into `out`.
+    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
+    `report.html` into `out`, which may be handed on, and what may not into `out/private`.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.
@@ -66,7 +67,7 @@ def audit(
         ConfigError: If an attack is unknown, or recordings hold too little for it, or another run is at work in `out`.
     """
     config = config or AuditConfig()
-    with hold_folder(Path(out)):
+    with run_in(Path(out)) as run:
         names = select_attacks(config.attacks)
         sets = join_sets(as_texts(members), as_texts(nonmembers), "members", deduplicate=config.deduplicate)
         question = Question(
@@ -78,14 +79,14 @@ def audit(
             measure=lambda sets, found: _measure(sets, found, names, config),
             reveal=config.reveal,
         )
-        return answer(audited(pair), question, Path(out), scorer=score_to_store, report=report, command=command)
+        return answer(audited(pair), question, run, scorer=score_to_store, report=report, command=command)
 
 
 def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
     scores = {name: found[name] for name in names if name in found}
     judge = LEARNED if LEARNED in scores else next(iter(scores), CONTROL)
-    scores[CONTROL] = control.scores
+    scores[CONTROL] = published(control.scores)
     units, groups = (
         {"member_groups": judged, "nonmember_groups": others}
         for judged, others in (sets.split_units, sets.split_groups)

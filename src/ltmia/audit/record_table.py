@@ -1,5 +1,6 @@
 """The columns of `records.parquet`: one row per text, in input order."""
 
+import hmac
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
@@ -8,23 +9,38 @@ import numpy as np
 import pyarrow as pa
 
 from ltmia.audit.text_sets import TextSets
+from ltmia.audit.token_shares import share_columns
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.group_decisions import GroupDecisions
-from ltmia.records import hash_strings
+from ltmia.records import Texts, hash_strings
 from ltmia.scoring.stored_scores import ScoredTexts
 
 
-def hashed_groups(data: TextSets) -> list[str | None]:
-    """Hash the groups with a salt made of all the texts and written nowhere: without them nothing can be looked up."""
-    salt = _texts_hash(data)
+def texts_sha256(data: TextSets) -> str:
+    """Hash the texts in order, with what of each is scored; for the private folder, since it confirms a guess."""
+    digest = sha256()
+    hash_strings(digest, (*data.texts.texts, *map(str, data.texts.starts or ())))
+    return digest.hexdigest()
+
+
+def published_ids(texts: Texts, salt: bytes) -> list[str]:
+    """Return the ids as they are handed on: the user's own as they are, others made with the salt.
+
+    Args:
+        texts: What is audited.
+        salt: Random, of the private folder: without it no guess at a text can be held against an id.
+    """
+    return [_salted(salt, "text", name)[:16] if name in texts.made_ids else name for name in texts.ids]
+
+
+def hashed_groups(data: TextSets, salt: bytes) -> list[str | None]:
+    """Hash the groups with a salt, the same for all texts of one; None without groups."""
     groups = data.texts.groups or (None,) * len(data.texts)
-    return [None if g is None else sha256(salt + g.encode("utf-8", "replace")).hexdigest()[:12] for g in groups]
+    return [None if group is None else _salted(salt, "group", group)[:12] for group in groups]
 
 
-def _texts_hash(data: TextSets) -> bytes:
-    digest = sha256(b"groups")
-    hash_strings(digest, data.texts.texts)
-    return digest.digest()
+def _salted(salt: bytes, kind: str, name: str) -> str:
+    return hmac.new(salt, f"{kind}:{name}".encode("utf-8", "surrogatepass"), sha256).hexdigest()
 
 
 def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDecisions) -> list[str] | None:
@@ -59,6 +75,7 @@ def record_columns(
     scored: ScoredTexts,
     scores: Mapping[str, np.ndarray],
     decisions: AuditDecisions,
+    ids: list[str],
     groups: list[str | None],
 ) -> dict[str, Any]:
     """Lay out records.parquet: texts to judge first."""
@@ -73,7 +90,7 @@ def record_columns(
     # A repeat shares the decision on the first of its kind.
     p_values, q_values, flagged = (values[data.originals] for values in (p_values, q_values, flagged))
     return {
-        "id": list(data.texts.ids),
+        "id": ids,
         "label": pa.array(data.labels, pa.int64()),
         "group": pa.array(groups, pa.string()),
         "n_tokens": scored.n_tokens,
@@ -82,6 +99,7 @@ def record_columns(
         "q_value": q_values,
         "flagged": flagged,
         "reason": pa.array(list(scored.reasons), pa.string()),
+        **share_columns(scored, np.arange(data.n_judged, len(data.texts))),
     }
 
 

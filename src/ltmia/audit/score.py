@@ -8,10 +8,10 @@ from ltmia.attacks.table import ATTACKS, LEARNED, select_attacks
 from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, set_test_of
 from ltmia.audit.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
+from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import judge_candidates
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.folders import hold_folder
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -39,8 +39,8 @@ def score(
 ) -> AuditResult:
     """Judge candidates: was each of them, and were they as a whole, used to fine-tune the target?
 
-    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet`,
-    `tokens.parquet`, `report.html` and `store/` into `out`.
+    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
+    `report.html` into `out`, which may be handed on, and what may not into `out/private`.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.
@@ -48,7 +48,7 @@ def score(
         nonmembers: Texts of the same kind that were surely not; all of them calibrate.
         out: Folder for the results.
         config: Options.
-        scorer: Scores the texts: this process, by way of `out/store`, or `ray_scoring.RayScorer`.
+        scorer: Scores the texts: this process, by way of `out/private/store`, or `ray_scoring.RayScorer`.
         report: Told the progress.
 
     Raises:
@@ -57,7 +57,7 @@ def score(
             it, or another run is at work in `out`.
     """
     config = config or ScoreConfig()
-    with hold_folder(Path(out)):
+    with run_in(Path(out)) as run:
         sets = join_sets(as_texts(candidates), as_texts(nonmembers), "candidates")
         if not sets.n_judged or not sets.n_nonmembers:
             raise DataError("candidates and texts surely not used are both needed, at least one of each")
@@ -70,7 +70,7 @@ def score(
             also_scored=("difference",),
             measure=lambda sets, found: _measure(sets, found, config),
         )
-        return answer(audited(pair), question, Path(out), scorer=scorer, report=report)
+        return answer(audited(pair), question, run, scorer=scorer, report=report)
 
 
 def _check_attack(name: str) -> None:

@@ -76,7 +76,8 @@ def as_texts(texts: Texts | Sequence[str]) -> Texts:
     """Take plain strings as texts with ids made from their content."""
     if isinstance(texts, Texts):
         return texts
-    return Texts(texts=tuple(texts), ids=tuple(content_ids(texts)))
+    ids = content_ids(texts)
+    return Texts(texts=tuple(texts), ids=tuple(ids), made_ids=frozenset(ids))
 
 
 def join_sets(

@@ -95,7 +95,9 @@ def audit(
     calm_libraries()
     from ltmia.audit.audit import AuditConfig
     from ltmia.audit.audit import audit as run_audit
+    from ltmia.evaluation.audit_folder import set_results_aside
 
+    set_results_aside(out)
     read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     member_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
@@ -162,9 +164,11 @@ def score(
     calm_libraries()
     from ltmia.audit.score import ScoreConfig
     from ltmia.audit.score import score as run_score
+    from ltmia.evaluation.audit_folder import set_results_aside
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
 
+    set_results_aside(out)
     read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     candidate_texts, nonmember_texts = (
         read(source, text_column=text_column, id_column=id_column, group_column=group_column)
@@ -249,7 +253,7 @@ def finetune(
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
 ) -> None:
-    """Render report.html again from the folder's results.json, records.parquet and tokens.parquet alone."""
+    """Render report.html again from the folder's results.json and records.parquet, and from revealed tokens."""
     from ltmia.report.page import write_report
 
     print(write_report(folder))

@@ -30,7 +30,7 @@ def gate(
     summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
 ) -> None:
     """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
-    from ltmia.evaluation.files import read_results
+    from ltmia.evaluation.files import read_whole_audit
     from ltmia.evaluation.gate import Limit, hold_against, read_policy
     from ltmia.ownership import refuse_stranger
 
@@ -38,7 +38,8 @@ def gate(
     rules = read_policy(policy) if policy else None
     limits += rules.limits if rules else []
     treated = inconclusive.value if inconclusive else rules.inconclusive if rules else None
-    verdict = hold_against(read_results(folder), limits, treated)
+    results, _ = read_whole_audit(folder)
+    verdict = hold_against(results, limits, treated)
     for line in verdict.lines():
         print(line)
     if junit:
@@ -59,12 +60,15 @@ def compare(
     seed: o.Seed = 0,
 ) -> None:
     """Compare two audits of the same texts: does the second model give less away?"""
+    from ltmia.evaluation.audit_folder import are_of_same_texts
     from ltmia.evaluation.comparison import compare_audits
-    from ltmia.evaluation.files import read_records, read_results
+    from ltmia.evaluation.files import read_audit
     from ltmia.evaluation.shown import one_line
 
-    audits = [(read_results(folder), read_records(folder)) for folder in (first, second)]
-    comparison = compare_audits(audits[0], audits[1], attack=attack, seed=seed)
+    same_texts = are_of_same_texts(first, second)
+    comparison = compare_audits(read_audit(first), read_audit(second), attack=attack, same_texts=same_texts, seed=seed)
+    if same_texts is None:
+        print("The ids are the same; whether the texts are was not checked: that takes the private folders of both.")
     for fpr, measure in comparison.tpr_at_fpr.items():
         if measure.value is None:
             print(f"TPR at an FPR of {fpr}: {measure.reason}")

@@ -77,9 +77,11 @@ def read_texts(
         collected.add(row)
     if not collected.texts:
         raise DataError(f"{name}: holds no texts. Expected at least one row.")
+    ids = _complete_ids(collected.texts, collected.ids)
     return Texts(
         texts=tuple(collected.texts),
-        ids=_complete_ids(collected.texts, collected.ids),
+        ids=ids,
+        made_ids=frozenset(name for name, given in zip(ids, collected.ids, strict=True) if given is None),
         groups=None if group_column is None else tuple(collected.groups),
         starts=tuple(collected.starts) if any(collected.starts) else None,
         source=name,
@@ -89,7 +91,8 @@ def read_texts(
 def content_ids(texts: Sequence[str]) -> list[str]:
     """Return an id for each of some texts that have none: 16 hex digits, `-2`, `-3` behind repeats.
 
-    Salted with all the texts: who holds a results file and guesses one text cannot tell whether it is among them.
+    Salted with all the texts, so that only who has them all can make the same. They match texts with recordings and
+    stores, which hold as much of the texts themselves, and are handed on to nobody: see `Texts.made_ids`.
     """
     whole = hashlib.sha256()
     hash_strings(whole, texts)

@@ -1,6 +1,6 @@
 """Two audits of the same texts: which of the two models gives more away?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,12 @@ class Comparison:
 
 
 def compare_audits(
-    first: tuple[Results, pa.Table], second: tuple[Results, pa.Table], *, attack: str | None = None, seed: int = 0
+    first: tuple[Results, pa.Table],
+    second: tuple[Results, pa.Table],
+    *,
+    attack: str | None = None,
+    same_texts: bool | None = None,
+    seed: int = 0,
 ) -> Comparison:
     """Compare two audits of the same members and non-members, text by text.
 
@@ -62,6 +67,8 @@ def compare_audits(
         first: Results and records of the first audit, such as before a change.
         second: Those of the second.
         attack: Whose scores to compare; the one that decided the first audit when None.
+        same_texts: Whether both are of the same texts in the same order, by `are_of_same_texts`; None where that is not
+            known, and the ids must be the same. Ids that the texts do not have themselves differ from folder to folder.
         seed: Of the resampling.
 
     Raises:
@@ -69,7 +76,11 @@ def compare_audits(
     """
     _refuse_other_settings(first[0], second[0])
     attack = attack or first[0].decisions.attack
-    texts = _same_texts(first[1], second[1])
+    if same_texts is False:
+        raise ConfigError(
+            "the two audits are of other texts, or of the same ones in another order: audit the same texts"
+        )
+    texts = _same_texts(first[1], second[1], ("label",) if same_texts else ("id", "label"))
     scores = [_scores(records, attack, name) for (_, records), name in ((first, "first"), (second, "second"))]
     usable = ~np.isnan(scores[0] + scores[1])
     a, b = (values[usable] for values in scores)
@@ -103,11 +114,15 @@ class _Texts:
     groups: Int64[np.ndarray, " _"]
 
 
-def _same_texts(first: pa.Table, second: pa.Table) -> _Texts:
-    for column in ("id", "label"):
+def _same_texts(first: pa.Table, second: pa.Table, columns: Sequence[str]) -> _Texts:
+    for column in columns:
         if first[column].to_pylist() != second[column].to_pylist():
+            hint = (
+                "; for texts without ids of their own, compare where both private folders are" if column == "id" else ""
+            )
             raise ConfigError(
-                f"the two audits differ in {column}: they must be of the same members and non-members, in one order"
+                f"the two audits differ in {column}: they must be of the same members and non-members, in one "
+                f"order{hint}"
             )
     labels = first["label"].to_numpy(zero_copy_only=False)
     names = first["group"].to_pylist()

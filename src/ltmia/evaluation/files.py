@@ -1,6 +1,10 @@
-"""Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `tokens.parquet`."""
+"""Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `private/tokens.parquet`.
+
+Each file carries the id of the run that wrote it; files of two runs are refused.
+"""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +15,29 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from ltmia.errors import StoreError
+from ltmia.evaluation.audit_folder import (
+    GROUPS_FILE,
+    PRIVATE_FOLDER,
+    RECORDS_FILE,
+    REPORT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    TOKENS_FILE,
+    Run,
+    last_run,
+    refuse_other_run,
+    why_no_results,
+)
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.shown import one_line
+from ltmia.evaluation.token_bands import USUAL
 from ltmia.folders import write_whole
 
-RESULTS_FILE, RECORDS_FILE, TOKENS_FILE = "results.json", "records.parquet", "tokens.parquet"
-GROUPS_FILE = "groups.parquet"
+RUN_KEY = b"ltmia_run"
+"""Key of the run id in a Parquet file."""
+RUN_IN_PAGE = re.compile(rb'<meta name="ltmia-run" content="([0-9a-f]*)">')
+PAGE_HEAD = 4096
+"""Bytes from the start of the report within which it says its run."""
 RECORD_TYPES: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "label": pa.int64(),
@@ -26,6 +47,8 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "q_value": pa.float64(),
     "flagged": pa.bool_(),
     "reason": pa.string(),
+    **dict.fromkeys(USUAL, pa.int64()),
+    "strongest_third": pa.string(),
     "text": pa.string(),
 }
 """Columns of the records beside `score_ATTACK`."""
@@ -60,21 +83,25 @@ def read_results(folder: Path) -> Results:
     """Read `results.json`.
 
     Raises:
-        StoreError: If it is missing or not of the published schema, naming the first wrong key.
+        StoreError: If it is missing, not of the published schema (naming the first wrong key), or not of the last run
+            that began in its folder.
     """
     path = folder / RESULTS_FILE
     try:
         text = path.read_text("utf-8")
         json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic would keep the last of two
-        return Results.model_validate_json(text, strict=True)
+        results = Results.model_validate_json(text, strict=True)
     except OSError as error:
-        raise StoreError(f"{path}: not there; expected the folder of an audit or a score") from error
+        raise StoreError(f"{path}: not there; {why_no_results(folder)}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise StoreError(f"{path}: {one_line(place)}: {first['msg']}; run the audit again") from error
     except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, nested beyond reason
         raise StoreError(f"{path}: {error}; run the audit again") from error
+    if run := last_run(folder):
+        refuse_other_run(folder / PRIVATE_FOLDER / RUN_FILE, run["run_id"], results.run_id)
+    return results
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,19 +113,19 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write_records(columns: Mapping[str, Any], folder: Path) -> pa.Table:
+def write_records(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Table:
     """Write `records.parquet`, one row per text in input order, and return the table."""
-    return _write_table(columns, folder / RECORDS_FILE)
+    return _write_table(columns, folder / RECORDS_FILE, run_id)
 
 
-def write_groups(columns: Mapping[str, Any], folder: Path) -> pa.Table:
+def write_groups(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Table:
     """Write `groups.parquet`: one row per group judged as a whole, and return the table.
 
     Columns: `group` (salted hash, as in the records), `n_texts` (scorable texts), `n_compared` (texts of it, and of
     each calibration group, whose mean score was compared), `n_calibration` (calibration groups), `p_value`,
     `q_value`, `flagged`.
     """
-    return _write_table(columns, folder / GROUPS_FILE)
+    return _write_table(columns, folder / GROUPS_FILE, run_id)
 
 
 def read_groups(folder: Path) -> pa.Table | None:
@@ -111,18 +138,18 @@ def read_groups(folder: Path) -> pa.Table | None:
     return _read_table(path, GROUP_TYPES, tuple(GROUP_TYPES)) if path.exists() else None
 
 
-def write_tokens(columns: Mapping[str, Any], folder: Path) -> pa.Table:
-    """Write `tokens.parquet`: per-token numbers of some records, one row per record.
+def write_tokens(columns: Mapping[str, Any], run: Run) -> pa.Table:
+    """Write `private/tokens.parquet`: per-token numbers of some records, one row per record.
 
     Columns: `row` (of the record in `records.parquet`, from 0), `difference` (list: reference loss minus target loss of
     each scored token, nats), `attribution` (list: what each adds to the classifier's logit; only where one took
     part) and `token` (list of strings; only if the texts were revealed).
     """
-    return _write_table(columns, folder / TOKENS_FILE)
+    return _write_table(columns, run.private.path / TOKENS_FILE, run.run_id)
 
 
 def read_records(folder: Path) -> pa.Table:
-    """Read `records.parquet`.
+    """Read `records.parquet`; `read_audit` also checks that it belongs to the results beside it.
 
     Raises:
         StoreError: If it is missing or damaged.
@@ -130,13 +157,24 @@ def read_records(folder: Path) -> pa.Table:
     return _read_table(folder / RECORDS_FILE, RECORD_TYPES, tuple(name for name in RECORD_TYPES if name != "text"))
 
 
+def read_audit(folder: Path) -> tuple[Results, pa.Table]:
+    """Read results and records.
+
+    Raises:
+        StoreError: If one is missing or damaged, or if they are of two runs.
+    """
+    results, records = read_results(folder), read_records(folder)
+    refuse_other_run(folder / RECORDS_FILE, run_of(records), results.run_id)
+    return results, records
+
+
 def read_tokens(folder: Path) -> pa.Table | None:
-    """Read `tokens.parquet`; None if there is none.
+    """Read `private/tokens.parquet`; None if there is none, as where only what may be handed on was handed on.
 
     Raises:
         StoreError: If it is damaged.
     """
-    path = folder / TOKENS_FILE
+    path = folder / PRIVATE_FOLDER / TOKENS_FILE
     if not path.exists():
         return None
     table = _read_table(path, TOKEN_TYPES, ("row", "difference"))
@@ -145,6 +183,29 @@ def read_tokens(folder: Path) -> pa.Table | None:
     if not whole or any(pc.list_value_length(column) != pc.list_value_length(lists[0]) for column in lists):
         raise StoreError(f"{path}: a record's lists have gaps or differ in length; run the audit again")
     return table
+
+
+def read_whole_audit(folder: Path) -> tuple[Results, pa.Table]:
+    """Read results and records for a verdict: groups and report beside them must be of the same run as well.
+
+    Raises:
+        StoreError: If one is missing or damaged, or if they are of two runs.
+    """
+    results, records = read_audit(folder)
+    if (groups := read_groups(folder)) is not None:
+        refuse_other_run(folder / GROUPS_FILE, run_of(groups), results.run_id)
+    page = folder / REPORT_FILE
+    if page.exists():
+        with page.open("rb") as file:
+            found = RUN_IN_PAGE.search(file.read(PAGE_HEAD))
+        refuse_other_run(page, found[1].decode() if found else None, results.run_id)
+    return results, records
+
+
+def run_of(table: pa.Table) -> str | None:
+    """Return the id of the run that wrote a table; None if it does not say."""
+    found = (table.schema.metadata or {}).get(RUN_KEY)
+    return None if found is None else found.decode("utf-8", "replace")
 
 
 def _read_table(path: Path, types: Mapping[str, pa.DataType], required: tuple[str, ...]) -> pa.Table:
@@ -170,7 +231,7 @@ def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[
     return table
 
 
-def _write_table(columns: Mapping[str, Any], path: Path) -> pa.Table:
-    table = pa.table(dict(columns))
+def _write_table(columns: Mapping[str, Any], path: Path, run_id: str) -> pa.Table:
+    table = pa.table(dict(columns)).replace_schema_metadata({RUN_KEY: run_id})
     write_whole(path, lambda part: pq.write_table(table, part))
     return table

@@ -211,7 +211,9 @@ class Timing(_Section):
 class Results(_Section):
     """Everything `results.json` holds."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
+    run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    """Drawn at random by the run that wrote this file; its records and its report carry the same."""
     ltmia_version: str
     kind: Literal["audit", "score"]
     created: datetime

@@ -147,5 +147,5 @@ def _finish(
         reason = f"{max(len(kept) - start, 0)} token(s) behind the prompt: too few to score{whole}"
         return EncodedText(ids=array, reason=reason, truncated=truncated)
     if array.max() >= vocab_size:
-        return EncodedText(ids=array, reason=f"token id {array.max()} is unknown to one of the two models")
+        return EncodedText(ids=array, reason="a token is unknown to one of the two models")
     return EncodedText(ids=array, start=start, truncated=truncated)

@@ -7,10 +7,11 @@ from jinja2 import Environment
 from matplotlib.axes import Axes
 
 from ltmia.errors import DataError
+from ltmia.evaluation.audit_folder import REPORT_FILE
 from ltmia.evaluation.results import Results
 from ltmia.report import words
 from ltmia.report.figures import plot_roc
-from ltmia.report.page import REPORT_FILE, chosen_curves
+from ltmia.report.page import chosen_curves
 
 COMPACT = """
 <div style="font-family: system-ui, sans-serif; max-width: 46rem; line-height: 1.45">

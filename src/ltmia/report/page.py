@@ -1,4 +1,7 @@
-"""The HTML report: a pure function of the files of an audit's folder, one file without any network."""
+"""The HTML report: a pure function of the files of an audit's folder, one file without any network.
+
+Unless the texts were revealed it is drawn from the files that may be handed on, and gives away no more than they do.
+"""
 
 import base64
 import json
@@ -14,7 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ltmia.errors import StoreError
-from ltmia.evaluation.files import RECORDS_FILE, read_records, read_results, read_tokens
+from ltmia.evaluation.audit_folder import (
+    PRIVATE_FOLDER,
+    RECORDS_FILE,
+    REPORT_FILE,
+    TOKENS_FILE,
+    refuse_other_run,
+)
+from ltmia.evaluation.files import read_audit, read_tokens, run_of
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.folders import write_whole
@@ -22,7 +32,6 @@ from ltmia.report import figures, words
 from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
 
-REPORT_FILE = "report.html"
 N_CURVES = 4
 """Attacks drawn into the ROC beside the control."""
 
@@ -33,10 +42,13 @@ def write_report(folder: Path) -> Path:
     Raises:
         StoreError: If the files are missing or damaged.
     """
-    results, records = read_results(folder), read_records(folder)
+    results, records = read_audit(folder)
+    tokens = read_tokens(folder) if results.settings.get("reveal") else None
+    if tokens is not None:
+        refuse_other_run(folder / PRIVATE_FOLDER / TOKENS_FILE, run_of(tokens), results.run_id)
     if (column := f"score_{results.decisions.attack}") not in records.column_names:
         raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
-    page = render_report(results, records, read_tokens(folder))
+    page = render_report(results, records, tokens)
     path = folder / REPORT_FILE
     write_whole(path, lambda part: part.write_text(page, "utf-8"))
     return path
@@ -48,7 +60,7 @@ def render_report(results: Results, records: pa.Table, tokens: pa.Table | None =
     Args:
         results: Of `results.json`.
         records: Of `records.parquet`.
-        tokens: Of `tokens.parquet`: per-token numbers of some records, and their tokens if they were revealed.
+        tokens: Of `tokens.parquet`, only if the tokens were revealed.
     """
     environment = Environment(
         loader=PackageLoader("ltmia.report"),

@@ -1,4 +1,4 @@
-"""What the page's script reads: the table of records and the tokens of the top ones, packed to stay small.
+"""What the page's script reads: the table of records and, if they were revealed, tokens; packed to stay small.
 
 Numbers go as base64 of little-endian arrays, repeated strings as a list of distinct ones and indices into it. Any
 string may be hostile: it is cut to a length a cell can hold, and nothing in the JSON can end the script element.
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from ltmia.evaluation.token_bands import THIRDS, USUAL
 from ltmia.report.words import CONTROL
 
 MOST_RECORDS = 20_000
@@ -24,6 +25,8 @@ MILLI = 1000
 """Per-token numbers are kept in thousandths."""
 SHARES = 65_534
 """Resolution of a share; the value above it says "not measured"."""
+NO_SHARE = 255
+"""Stands for a percentage of tokens that is not known."""
 
 
 def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[s
 
     Args:
         records: Of `records.parquet`.
-        tokens: Of `tokens.parquet`, where there is one.
+        tokens: Of `tokens.parquet`, only if the tokens were revealed: their numbers give the text away.
         attack: The one that decided.
     """
     scores = records[f"score_{attack}"].to_numpy().astype(np.float64)
@@ -50,6 +53,7 @@ def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[s
         "q": _packed(shown["q_value"].to_numpy(), "<f4"),
         "flagged": "".join("1" if flag else "0" for flag in shown["flagged"].to_pylist()),
         "above": _shares_below(records, rows),
+        "bands": _bands(shown),
         "strips": None if tokens is None else _strips(tokens, rows),
     }
 
@@ -98,21 +102,30 @@ def _shares_below(records: pa.Table, rows: np.ndarray) -> dict[str, str]:
     return packed
 
 
+def _bands(records: pa.Table) -> dict[str, Any]:
+    """Lay out which percent of each record's tokens lies in each band, and its strongest third."""
+    percent = np.array([records[column].to_numpy() for column in USUAL], np.float64)
+    known = ((percent >= 0) & (percent <= 100)).all(axis=0)
+    thirds = [third[0] if third in THIRDS else "-" for third in records["strongest_third"].to_pylist()]
+    return {
+        "usual": list(USUAL.values()),
+        "percent": _packed(np.where(known, percent, NO_SHARE).T, "u1"),
+        "third": "".join(thirds),
+    }
+
+
 def _strips(tokens: pa.Table, rows: np.ndarray) -> dict[str, Any]:
     """Lay out per-token numbers end to end, in thousandths."""
     place = {int(row): i for i, row in enumerate(rows)}
     kept = [i for i, row in enumerate(tokens["row"].to_pylist()) if row in place]
     tokens = tokens.take(pa.array(kept, pa.int64()))
-    strips: dict[str, Any] = {
+    return {
         "records": [place[row] for row in tokens["row"].to_pylist()],
         "counts": [len(values) for values in tokens["difference"].to_pylist()],
         "difference": _thousandths(tokens["difference"]),
         "attribution": _thousandths(tokens["attribution"]) if "attribution" in tokens.column_names else None,
-        "words": None,
+        "words": [[_cut(word, LONGEST_TOKEN) for word in words] for words in tokens["token"].to_pylist()],
     }
-    if "token" in tokens.column_names:
-        strips["words"] = [[_cut(word, LONGEST_TOKEN) for word in words] for words in tokens["token"].to_pylist()]
-    return strips
 
 
 def _thousandths(lists: pa.ChunkedArray) -> str:

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ltmia.evaluation.files import RECORDS_FILE, RESULTS_FILE
+from ltmia.evaluation.audit_folder import RECORDS_FILE, REPORT_FILE, RESULTS_FILE
 from ltmia.evaluation.results import Measure, Results
-from ltmia.report.page import REPORT_FILE
 from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks, unread
 
 STYLES = {"warning": "yellow", "failed": "bold red"}

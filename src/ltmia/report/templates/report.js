@@ -178,6 +178,9 @@
   });
 
   // ---- one record ----
+  const NO_SHARE = 255, usual = data.bands.usual, bandShares = unpack(data.bands.percent, Uint8Array);
+  const thirds = { f: "first", m: "middle", l: "last" };
+  const bandNames = ["lowest 50 %", "next 40 %", "next 9 %", "highest 1 %"];
   const strips = data.strips, where = new Map();
   const values = {};
   if (strips) {
@@ -195,6 +198,14 @@
   };
   const signed = (v) => (v > 0 ? "+" : v < 0 ? "−" : "") + Math.abs(v / MILLI).toFixed(3);
 
+  function meter(name, share, said) {
+    const line = element("div"), bar = element("span", undefined, "meter"), fill = element("i");
+    fill.style.setProperty("--v", share);
+    bar.append(fill);
+    line.append(element("span", name), bar, element("span", said));
+    return line;
+  }
+
   function view(i) {
     open = i;
     $("r-title").textContent = data.id[i];
@@ -210,32 +221,40 @@
     }));
     $("r-attacks").replaceChildren(...Object.entries(above).map(([name, shares]) => {
       const known = shares[i] <= SHARES, share = shares[i] / SHARES;
-      const line = element("div"), meter = element("span", undefined, "meter"), fill = element("i");
-      fill.style.setProperty("--v", known ? share : 0);
-      meter.append(fill);
-      line.append(element("span", name), meter, element("span", known ? `${(100 * share).toFixed(1)} %` : NA));
-      return line;
+      return meter(name, known ? share : 0, known ? `${(100 * share).toFixed(1)} %` : NA);
     }));
+    bands(i);
     const found = where.has(i);
     $("r-strip").hidden = !found;
     $("r-none").hidden = found;
     $("r-none").textContent = columns.tokens[i] === 0 ? "No token of this text could be scored."
-      : `Tokens are kept of the ${where.size} records with the highest scores only; this is not one of them.`;
+      : strips ? `Single tokens are kept of the ${where.size} records with the highest scores only; this is not one of them.`
+      : "Single tokens are not shown: from their numbers the text could be read. An audit with --reveal shows them.";
     if (found) strip();
     if (!$("record").open) $("record").showModal();
     $("r-title").focus();
     $("record").scrollTop = 0;
   }
 
+  function bands(i) {
+    const shares = Array.from(bandShares.subarray(i * usual.length, (i + 1) * usual.length));
+    const known = shares[0] !== NO_SHARE;
+    $("r-bands-part").hidden = !known;
+    if (!known) return;
+    $("r-bands").replaceChildren(...shares.map((share, band) => meter(bandNames[band], share / 100, `${share} % (usual: ${usual[band]} %)`)).reverse());
+    const third = thirds[data.bands.third[i]];
+    $("r-third").textContent = third === undefined ? "" : `It stands out most in its ${third} third.`;
+  }
+
   function strip() {
     const { at, start, count } = where.get(open);
     const by = document.querySelector("input[name=by]:checked").value, list = values[by].subarray(start, start + count);
-    const words = strips.words && strips.words[at];
+    const words = strips.words[at];
     const largest = Math.max(1, ...list.map(Math.abs));
-    $("r-explain").textContent = `${explanations[by]} ${words ? "" : "Tokens are shown by position, since the texts were not revealed."}`;
+    $("r-explain").textContent = explanations[by];
     $("r-cells").replaceChildren(...Array.from(list, (v, t) => {
-      const made = element("span", undefined, `cell ${v > 0 ? "up" : v < 0 ? "down" : ""}${words ? " worded" : ""}`);
-      const inner = element("span", words ? words[t] : String(t + 1));
+      const made = element("span", undefined, `cell ${v > 0 ? "up" : v < 0 ? "down" : ""}`);
+      const inner = element("span", words[t]);
       inner.dir = "auto";
       made.style.setProperty("--v", (Math.abs(v) / largest).toFixed(3));
       made.title = `position ${t + 1}: ${signed(v)}`;
@@ -246,14 +265,14 @@
     $("r-cells").setAttribute("aria-label",
       `${count} tokens, ${list.filter((v) => v > 0).length} speak for membership; most of all positions ${top.map(([v, t]) => `${t} (${signed(v)})`).join(", ")}`);
     const names = Object.keys(values), headRow = element("tr");
-    headRow.append(...["Position", ...(words ? ["Token"] : []), ...names.map((name) => ({ difference: "Reference − target loss", attribution: "Classifier" })[name])]
+    headRow.append(...["Position", "Token", ...names.map((name) => ({ difference: "Reference − target loss", attribution: "Classifier" })[name])]
       .map((text) => { const header = element("th", text); header.scope = "col"; return header; }));
     $("r-table").tHead.replaceChildren(headRow);
     $("r-table").tBodies[0].replaceChildren(...Array.from({ length: count }, (_, t) => {
       const row = element("tr");
-      row.append(element("td", String(t + 1)));
-      if (words) { const word = element("td", words[t]); word.dir = "auto"; row.append(word); }
-      row.append(...names.map((name) => element("td", signed(values[name][start + t]))));
+      const word = element("td", words[t]);
+      word.dir = "auto";
+      row.append(element("td", String(t + 1)), word, ...names.map((name) => element("td", signed(values[name][start + t]))));
       return row;
     }));
   }
