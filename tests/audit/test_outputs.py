@@ -15,7 +15,7 @@ from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.reading import content_ids, read_texts
 from ltmia.errors import ConfigError, StoreError
 from ltmia.evaluation.audit_folder import run_in
-from ltmia.evaluation.files import read_audit, read_whole_audit
+from ltmia.evaluation.files import read_audit, read_verdict
 from ltmia.finetuning.perturbed import save_perturbed
 from ltmia.models.loading import load_pair
 from ltmia.models.pair import Pair
@@ -58,7 +58,7 @@ def out(audited: Path, tmp_path: Path) -> Path:
 
 def test_what_holds_numbers_per_token_is_in_one_private_folder(audited: Path) -> None:
     assert {path.name for path in audited.iterdir()} - {".lock"} == {
-        "results.json", "records.parquet", "report.html", "private",
+        "results.json", "records.parquet", "groups.parquet", "report.html", "private",
     }  # fmt: skip
     private = audited / "private"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
@@ -125,11 +125,11 @@ def test_one_run_id_in_every_file(out: Path) -> None:
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert json.loads((out / "private" / "run.json").read_text("utf-8"))["run_id"] == results["run_id"]
     assert f'<meta name="ltmia-run" content="{results["run_id"]}">' in (out / "report.html").read_text("utf-8")
-    for name in ("records.parquet", "private/tokens.parquet"):
+    for name in ("records.parquet", "groups.parquet", "private/tokens.parquet"):
         assert pq.read_schema(out / name).metadata[b"ltmia_run"].decode() == results["run_id"]
 
 
-@pytest.mark.parametrize("name", ["results.json", "records.parquet", "report.html"])
+@pytest.mark.parametrize("name", ["results.json", "records.parquet", "groups.parquet", "report.html"])
 def test_files_of_two_runs_are_refused(work: Path, pair: Pair, out: Path, tmp_path: Path, name: str) -> None:
     other = audit_files(work, pair, tmp_path / "other").folder
     shutil.copy(other / name, out / name)
@@ -137,9 +137,9 @@ def test_files_of_two_runs_are_refused(work: Path, pair: Pair, out: Path, tmp_pa
         if not private:
             shutil.rmtree(out / "private")
         with pytest.raises(StoreError, match="two audits are mixed"):
-            read_whole_audit(out)
+            read_verdict(out)
         assert run_ltmia("gate", str(out), *LIMIT).returncode == 2
-        if name != "report.html":  # which `report` draws anew
+        if name in ("results.json", "records.parquet"):  # what `report` and `compare` read
             with pytest.raises(StoreError, match="two audits are mixed"):
                 write_report(out)
             assert run_ltmia("compare", str(other), str(out)).returncode == 2

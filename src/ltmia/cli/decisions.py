@@ -30,7 +30,7 @@ def gate(
     summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
 ) -> None:
     """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
-    from ltmia.evaluation.files import read_whole_audit
+    from ltmia.evaluation.files import read_verdict
     from ltmia.evaluation.gate import Limit, hold_against, read_policy
     from ltmia.ownership import refuse_stranger
 
@@ -38,8 +38,7 @@ def gate(
     rules = read_policy(policy) if policy else None
     limits += rules.limits if rules else []
     treated = inconclusive.value if inconclusive else rules.inconclusive if rules else None
-    results, _ = read_whole_audit(folder)
-    verdict = hold_against(results, limits, treated)
+    verdict = hold_against(read_verdict(folder), limits, treated)
     for line in verdict.lines():
         print(line)
     if junit:

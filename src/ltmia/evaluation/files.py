@@ -185,21 +185,23 @@ def read_tokens(folder: Path) -> pa.Table | None:
     return table
 
 
-def read_whole_audit(folder: Path) -> tuple[Results, pa.Table]:
-    """Read results and records for a verdict: groups and report beside them must be of the same run as well.
+def read_verdict(folder: Path) -> Results:
+    """Read `results.json` for a verdict: records, groups and report that lie beside it must be of the same run.
 
     Raises:
-        StoreError: If one is missing or damaged, or if they are of two runs.
+        StoreError: If a file is damaged, or of another run.
     """
-    results, records = read_audit(folder)
-    if (groups := read_groups(folder)) is not None:
-        refuse_other_run(folder / GROUPS_FILE, run_of(groups), results.run_id)
+    results = read_results(folder)
+    tables = [(RECORDS_FILE, read_records), (GROUPS_FILE, read_groups)]
+    for name, read in tables:
+        if (folder / name).exists() and (table := read(folder)) is not None:
+            refuse_other_run(folder / name, run_of(table), results.run_id)
     page = folder / REPORT_FILE
     if page.exists():
         with page.open("rb") as file:
             found = RUN_IN_PAGE.search(file.read(PAGE_HEAD))
         refuse_other_run(page, found[1].decode() if found else None, results.run_id)
-    return results, records
+    return results
 
 
 def run_of(table: pa.Table) -> str | None:
