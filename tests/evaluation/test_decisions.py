@@ -58,7 +58,8 @@ def results(members: np.ndarray, nonmembers: np.ndarray, n_flagged: int = 3, few
     measured = measure_attack(members, nonmembers, n_resamples=200)
     return Results.model_validate(
         {
-            "run_id": "0" * 16, "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "", "settings": {},
+            "run_id": "0" * 16,
+            "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "", "settings": {},
             "environment": {}, "target": model, "reference": model, "tokenizer": {"sha256": "0", "vocab_size": 9},
             "data": {"n_members": len(members), "n_nonmembers": len(nonmembers)},
             "attacks": {"loss": measured.model_dump(), "bag_of_words": measured.model_dump()},

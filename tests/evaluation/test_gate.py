@@ -44,7 +44,8 @@ def sound() -> Tree:
     checks: Tree = {name: {"status": "ok", "sentence": "fine"} for name in CHECKS}
     checks["near_duplicates"]["details"] = details
     return {
-        "run_id": "0" * 16, "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "", "settings": {},
+        "run_id": "0" * 16,
+        "ltmia_version": "0", "kind": "audit", "created": "2026-01-01T00:00:00Z", "command": "", "settings": {},
         "environment": {}, "target": model, "reference": model, "tokenizer": {"sha256": "0", "vocab_size": 9},
         "data": {"n_members": 1000, "n_nonmembers": 2000},
         "attacks": {"difference": attack(), "loss": attack(), "bag_of_words": attack()},
