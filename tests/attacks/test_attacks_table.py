@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
-from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, fast_attacks, score_evidence, select_attacks
+from ltmia.attacks.selection import fast_attacks, score_evidence, select_attacks
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, WEIGHTS
 from ltmia.errors import ConfigError
 from ltmia.features.statistics import empty_statistics, named_statistics
 
@@ -20,9 +21,16 @@ SLOW = {"lowercase", "recall", "con_recall", "neighbourhood", "gradient_norm"}
 def test_every_attack_of_the_method_is_there() -> None:
     groups = {
         group: {n for n, a in ATTACKS.items() if a.group == group}
-        for group in ("fast", "slow", "set", "learned", "control")
+        for group in ("fast", "slow", "set", "learned", "weights", "control")
     }
-    assert groups == {"fast": FAST, "slow": SLOW, "set": {EXCESS}, "learned": {LEARNED}, "control": {CONTROL}}
+    assert groups == {
+        "fast": FAST,
+        "slow": SLOW,
+        "set": {EXCESS},
+        "learned": {LEARNED},
+        "weights": set(WEIGHTS),
+        "control": {CONTROL},
+    }
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -34,7 +42,7 @@ def test_rows_are_complete(name: str) -> None:
     assert attack.title
     assert attack.needs
     assert "/" in attack.passes
-    assert "arXiv" in attack.source or "EMNLP" in attack.source or name == EXCESS
+    assert "arXiv" in attack.source or "EMNLP" in attack.source or name in (EXCESS, *WEIGHTS)
 
 
 def test_titles_tell_attacks_apart() -> None:
@@ -43,7 +51,7 @@ def test_titles_tell_attacks_apart() -> None:
 
 def test_groups() -> None:
     assert set(select_attacks("fast")) == FAST | {EXCESS, LEARNED, CONTROL}
-    assert select_attacks("all") == tuple(ATTACKS)
+    assert select_attacks("all") == tuple(name for name in ATTACKS if name not in WEIGHTS)
     assert set(fast_attacks(select_attacks("all"))) == FAST
     assert set(select_attacks("recorded")) == {n for n, attack in ATTACKS.items() if attack.recorded}
     assert set(select_attacks("fast,recall")) == FAST | {EXCESS, LEARNED, CONTROL, "recall"}

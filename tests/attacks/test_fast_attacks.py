@@ -12,7 +12,8 @@ from scipy.special import log_softmax
 
 from ltmia.attacks import likelihood, reference
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
-from ltmia.attacks.table import ATTACKS, fast_attacks, score_evidence
+from ltmia.attacks.selection import fast_attacks, score_evidence
+from ltmia.attacks.table import ATTACKS
 from ltmia.features.statistics import token_statistics
 from ltmia.records import RaggedStatistics, TokenStatistics
 

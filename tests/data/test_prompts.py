@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from commands import run_ltmia
-from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.attacks.selection import fast_attacks, select_attacks
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.reading import read_texts
 from ltmia.errors import DataError, ModelError

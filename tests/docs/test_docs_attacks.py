@@ -12,7 +12,8 @@ import torch
 from ltmia.attacks import multi_pass
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Shots
-from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, score_evidence
+from ltmia.attacks.selection import score_evidence
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED
 from ltmia.data.reading import read_texts
 from ltmia.evaluation.controls import _fold_scores
 from ltmia.features.store import FeatureStore

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from ltmia.attacks.table import EXCESS, LEARNED, fast_attacks, select_attacks
+from ltmia.attacks.selection import fast_attacks, select_attacks
+from ltmia.attacks.table import EXCESS, LEARNED
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.finetuning.perturbed import move_weights
 from ltmia.models.loading import LoadOptions, load_model, load_pair

@@ -13,7 +13,8 @@ import torch
 
 from commands import run_ltmia
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
-from ltmia.attacks.table import ATTACKS, select_attacks
+from ltmia.attacks.selection import select_attacks
+from ltmia.attacks.table import ATTACKS
 from ltmia.audit.assembly import data_info
 from ltmia.audit.audit import AuditConfig, audit
 from ltmia.audit.text_sets import join_sets

@@ -1,6 +1,5 @@
 """The table of attacks: one row each, and everything that lists, selects or runs attacks reads it."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,17 +7,24 @@ from typing import Literal
 from ltmia.attacks import likelihood, multi_pass, reference
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Scores, Shots, TargetProbe
-from ltmia.errors import ConfigError
 from ltmia.records import SERVED
 
 FastFunction = Callable[[TextEvidence], float]
 SlowFunction = Callable[[TargetProbe, Sequence[str], Shots], Scores]
-Group = Literal["fast", "slow", "set", "learned", "control"]
+Observer = Literal["logprobs", "weights"]
+"""What an attacker sees: log-probabilities of both models, or also their weights."""
+Group = Literal["fast", "slow", "set", "learned", "weights", "control"]
 
 LEARNED = "ltmia"
 """The learned classifier, computed by `ltmia.classifier`."""
 EXCESS = "excess"
 """The mean excess of D_t over what is expected of it, computed by `ltmia.expectation.model` from all texts."""
+UPDATE = "update"
+"""How much of a text's gradient the update of the weights holds, computed by `ltmia.weights`."""
+WITH_WEIGHTS = "ltmia_weights"
+"""The learned classifier and the update together: the sum of their log-odds."""
+WEIGHTS = (WITH_WEIGHTS, UPDATE)
+"""Attacks that read the weights, the one that decides first."""
 CONTROL = "bag_of_words"
 """The control that never sees a model, computed by `ltmia.evaluation`."""
 
@@ -53,6 +59,11 @@ class Attack:
         return _GROUP_OF[self.name]
 
     @property
+    def observer(self) -> Observer:
+        """Who can run it: whoever sees log-probabilities, or whoever holds the weights of both models."""
+        return "weights" if self.group == "weights" else "logprobs"
+
+    @property
     def recorded(self) -> bool:
         """Whether recorded log-probabilities suffice for it."""
         reads: frozenset[str] | None = getattr(self.fast, "reads", self.reads)
@@ -67,11 +78,19 @@ class Attack:
         return (function.__doc__ or "").strip().splitlines()[0]
 
 
-_GROUP_OF: dict[str, Group] = {LEARNED: "learned", EXCESS: "set", CONTROL: "control"}
+_GROUP_OF: dict[str, Group] = {
+    LEARNED: "learned",
+    EXCESS: "set",
+    UPDATE: "weights",
+    WITH_WEIGHTS: "weights",
+    CONTROL: "control",
+}
 
 _SUMMARIES = {
     EXCESS: "Return the mean of D_t less what this target does to such tokens in other texts, weighed by precision.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
+    UPDATE: "Return the log-odds that the text is one of those whose gradients make up target minus base.",
+    WITH_WEIGHTS: "Return the sum of the log-odds of `ltmia` and of `update`.",
     CONTROL: "Control: tell members from non-members by their words alone, without any model.",
 }
 
@@ -222,6 +241,20 @@ _ROWS = (
         slow=multi_pass.gradient_norm,
     ),
     Attack(
+        name=WITH_WEIGHTS,
+        title="LT-MIA + update",
+        needs="weights, all texts",
+        passes="1/1 + backward",
+        source="this project",
+    ),
+    Attack(
+        name=UPDATE,
+        title="Weight update",
+        needs="weights, all texts",
+        passes="1/1 + backward",
+        source="this project",
+    ),
+    Attack(
         name=CONTROL,
         title="Bag of words (control)",
         needs="labelled texts",
@@ -232,71 +265,3 @@ _ROWS = (
 )
 
 ATTACKS: dict[str, Attack] = {attack.name: attack for attack in _ROWS}
-
-
-def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the attacks to run, each once, in the table's order.
-
-    Args:
-        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "recorded"
-            (all that recorded log-probabilities suffice for), "all", or names, in a list or with commas;
-            "fast,recall" adds one to a group.
-
-    Raises:
-        ConfigError: If a name is unknown, or there is none.
-    """
-    names = wanted.split(",") if isinstance(wanted, str) else wanted
-    names = [name.strip() for name in names if name.strip()]
-    chosen: set[str] = set()
-    for name in names:
-        chosen |= _GROUPS[name] if name in _GROUPS else {_known(name)}
-    if not chosen:
-        raise ConfigError(f"no attack is named; available: {_available()}")
-    return tuple(name for name in ATTACKS if name in chosen)
-
-
-def fast_attacks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the names that the shared pass computes."""
-    return tuple(name for name in names if ATTACKS[_known(name)].fast)
-
-
-def slow_attacks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the names that need passes of their own."""
-    return tuple(name for name in names if ATTACKS[_known(name)].slow)
-
-
-def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, float]:
-    """Score one text with the fast attacks named; NaN where an attack cannot measure it.
-
-    Raises:
-        ConfigError: If a name is unknown, or not that of a fast attack.
-    """
-    scores = {}
-    for name in names:
-        function = ATTACKS[_known(name)].fast
-        if function is None:
-            raise ConfigError(
-                f"{name} is not computed in the shared pass; those that are: {', '.join(fast_attacks(tuple(ATTACKS)))}"
-            )
-        scores[name] = function(evidence)
-    return scores
-
-
-_GROUPS = {
-    "fast": {attack.name for attack in ATTACKS.values() if attack.group != "slow"},
-    "recorded": {attack.name for attack in ATTACKS.values() if attack.recorded},
-    "all": set(ATTACKS),
-}
-
-
-def _known(name: str) -> str:
-    if name in ATTACKS:
-        return name
-    spelt = name.lower().replace("-", "_").replace(" ", "_")
-    near = [repr(match) for match in difflib.get_close_matches(spelt, [*ATTACKS, *_GROUPS], n=3)]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(f"unknown attack {name!r}; {hint}available: {_available()}")
-
-
-def _available() -> str:
-    return ", ".join([*_GROUPS, *ATTACKS])

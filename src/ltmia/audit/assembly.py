@@ -5,7 +5,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
-from ltmia.attacks.table import LEARNED
+from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS, Observer
 from ltmia.audit.checks import Findings, check_validity
 from ltmia.audit.record_table import (
     clean_text,
@@ -31,12 +31,13 @@ from ltmia.audit.record_table import (
 )
 from ltmia.audit.text_sets import TextSets
 from ltmia.audit.token_table import token_columns
+from ltmia.audit.update import ObserverChoice, UpdateReading, read_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
-from ltmia.evaluation.results import AttackResult, DataInfo, Measure, Results, SetTest, Timing
+from ltmia.evaluation.results import AttackResult, DataInfo, Measure, ObserverResult, Results, SetTest, Timing
 from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
@@ -47,6 +48,7 @@ from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import usable_length
+from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.multi_pass import KeptScores, ProbingConfig, probe_texts
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
 
@@ -65,6 +67,8 @@ class JudgeConfig:
     """Tokens read of each text."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
+    observer: ObserverChoice = "auto"
+    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": the strongest that can be had."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
@@ -102,8 +106,10 @@ class Measured:
     control: ControlScores
     control_auc: Measure
     judge: str
-    """The attack that decides."""
+    """The attack that decides, of the strongest observer."""
     decisions: AuditDecisions
+    by_observer: Mapping[Observer, ObserverResult]
+    """Decisions of each observer."""
     set_test: SetTest
     epsilon: Measure | None = None
 
@@ -169,7 +175,11 @@ def answer(
         classifier=classifier,
         report=report,
     )
+    update = _update(pair, question, identity, run, report)
     found = {**scored.scores, **_several_passes(pair, question, scored, run, report)}
+    if update.score is not None:
+        found |= {UPDATE: update.score}
+        found |= {WITH_WEIGHTS: found[LEARNED] + update.score} if LEARNED in found else {}
     measured = question.measure(sets, {name: published(scores) for name, scores in found.items()})
     findings = Findings(
         control=measured.control,
@@ -195,6 +205,8 @@ def answer(
         data=data_info(sets, scored),
         attacks=dict(measured.attacks),
         decisions=summary.model_copy(update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}),
+        observers={"weights": ObserverResult(reason=update.reason), **measured.by_observer},
+        update=update.info,
         set_test=measured.set_test,
         epsilon=measured.epsilon,
         validity=validity,
@@ -226,6 +238,33 @@ def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
         n_repeats=int(sets.repeats.sum()),
         n_cut=_n_cut(scored.truncated),
         n_groups=None if sets.groups is None else len(np.unique(sets.groups)),
+    )
+
+
+def judges(names: Iterable[str]) -> dict[Observer, str]:
+    """Return the attack that decides for each observer; the learned one, where it took part."""
+    order = [name for name in (*WEIGHTS, LEARNED) if name in names]
+    order += [name for name in names if name not in (*order, CONTROL)]
+    found: dict[Observer, str] = {}
+    for name in order:
+        found.setdefault(ATTACKS[name].observer, name)
+    return found
+
+
+def _update(
+    pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report
+) -> UpdateReading:
+    """Read the update of the weights, where the learned attack takes part or the observer is named."""
+    config = question.config
+    wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
+    return read_update(
+        pair,
+        question.sets.texts,
+        config.observer if wanted else "logprobs",
+        max_length=config.max_length,
+        identity=identity,
+        folder=run.private.gradients,
+        report=report,
     )
 
 

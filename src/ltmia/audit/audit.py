@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.attacks.multi_pass import SHOTS, Shots
-from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
-from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, set_test_of
+from ltmia.attacks.selection import select_attacks
+from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
+from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, judges, set_test_of
 from ltmia.audit.text_sets import TextSets, as_texts, join_sets
+from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import run_in
-from ltmia.evaluation.calibration import judge_audit
+from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.rounding import published
+from ltmia.evaluation.results import ObserverResult
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -68,7 +71,7 @@ def audit(
     """
     config = config or AuditConfig()
     with run_in(Path(out)) as run:
-        names = select_attacks(config.attacks)
+        names = _named_attacks(config)
         sets = join_sets(as_texts(members), as_texts(nonmembers), "members", deduplicate=config.deduplicate)
         question = Question(
             kind="audit",
@@ -82,26 +85,49 @@ def audit(
         return answer(audited(pair), question, run, scorer=score_to_store, report=report, command=command)
 
 
+def _named_attacks(config: AuditConfig) -> tuple[str, ...]:
+    names = select_attacks(config.attacks)
+    weights = [name for name in WEIGHTS if name in names]
+    if weights and config.observer == "logprobs":
+        raise ConfigError(f"{', '.join(weights)}: reads the weights, which the observer logprobs does not see")
+    return select_attacks([*names, LEARNED]) if WITH_WEIGHTS in names else names
+
+
 def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
-    scores = {name: found[name] for name in names if name in found}
-    judge = LEARNED if LEARNED in scores else next(iter(scores), CONTROL)
+    scores = {name: found[name] for name in ATTACKS if name in found and (name in names or name in WEIGHTS)}
+    deciding = judges(scores)
+    judge = deciding.get("weights") or deciding.get("logprobs") or CONTROL
     scores[CONTROL] = published(control.scores)
-    units, groups = (
-        {"member_groups": judged, "nonmember_groups": others}
-        for judged, others in (sets.split_units, sets.split_groups)
-    )
-    members, nonmembers = sets.split(sets.once(scores[judge]))
+    member_units, nonmember_units = sets.split_units
+    units = {"member_groups": member_units, "nonmember_groups": nonmember_units}
     attacks = {name: measure_attack(*sets.split(values), **units, seed=config.seed) for name, values in scores.items()}
+    decisions = {name: _decide(sets, scores[name], name, config) for name in {*deciding.values(), judge}}
     return Measured(
         scores=scores,
         attacks=attacks,
         control=control,
         control_auc=attacks[CONTROL].auc,
         judge=judge,
-        decisions=judge_audit(members, nonmembers, attack=judge, fdr=config.fdr, **groups, seed=config.seed),
+        decisions=decisions[judge],
+        by_observer={
+            observer: ObserverResult(attack=name, decisions=decisions[name].summary)
+            for observer, name in deciding.items()
+        },
         set_test=set_test_of(sets, scores[judge], config.seed),
-        epsilon=epsilon_lower_bound(members, nonmembers, seed=config.seed),
+        epsilon=epsilon_lower_bound(*sets.split(sets.once(scores[judge])), seed=config.seed),
+    )
+
+
+def _decide(sets: TextSets, scores: np.ndarray, name: str, config: AuditConfig) -> AuditDecisions:
+    member_groups, nonmember_groups = sets.split_groups
+    return judge_audit(
+        *sets.split(sets.once(scores)),
+        attack=name,
+        fdr=config.fdr,
+        member_groups=member_groups,
+        nonmember_groups=nonmember_groups,
+        seed=config.seed,
     )
 
 

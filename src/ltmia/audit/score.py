@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ltmia.attacks.table import ATTACKS, LEARNED, select_attacks
-from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, set_test_of
+import numpy as np
+
+from ltmia.attacks.selection import select_attacks
+from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
+from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, judges, set_test_of
 from ltmia.audit.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.audit_folder import run_in
-from ltmia.evaluation.calibration import judge_candidates
+from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.results import ObserverResult
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -24,7 +28,8 @@ class ScoreConfig(JudgeConfig):
     """Options of `score`."""
 
     attack: str = LEARNED
-    """The one attack whose scores decide: choosing among several afterwards would spoil the error rates."""
+    """The one attack whose scores decide: choosing among several afterwards would spoil the error rates. The default
+    decides together with the update of the weights, where the observer has them."""
 
 
 def score(
@@ -75,14 +80,16 @@ def score(
 
 def _check_attack(name: str) -> None:
     chosen = select_attacks(name)
-    if len(chosen) != 1 or not (chosen[0] == LEARNED or ATTACKS[chosen[0]].fast):
+    if len(chosen) != 1 or not (chosen[0] in (LEARNED, UPDATE) or ATTACKS[chosen[0]].fast):
         raise ConfigError(f"{name}: expected one attack that a single pass serves, such as {LEARNED} or difference")
 
 
 def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
-    scores = found[config.attack]
+    names = [config.attack, *(WEIGHTS if config.attack == LEARNED else ())]
+    scores = {name: found[name] for name in names if name in found}
+    deciding = judges(scores)
+    judge = deciding.get("weights") or deciding["logprobs"]
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
-    candidate_groups, nonmember_groups = sets.split_groups
     candidate_units, nonmember_units = sets.split_units
     measured_control = measure_attack(
         *sets.split(control.scores),
@@ -90,19 +97,29 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
         nonmember_groups=nonmember_units,
         seed=config.seed,
     )
+    decisions = {name: _decide(sets, scores[name], name, config) for name in deciding.values()}
     return Measured(
-        scores={config.attack: scores},
+        scores=scores,
         attacks={},
         control=control,
         control_auc=measured_control.auc,
-        judge=config.attack,
-        decisions=judge_candidates(
-            *sets.split(sets.once(scores)),
-            attack=config.attack,
-            fdr=config.fdr,
-            candidate_groups=candidate_groups,
-            nonmember_groups=nonmember_groups,
-            seed=config.seed,
-        ),
-        set_test=set_test_of(sets, scores, config.seed),
+        judge=judge,
+        decisions=decisions[judge],
+        by_observer={
+            observer: ObserverResult(attack=name, decisions=decisions[name].summary)
+            for observer, name in deciding.items()
+        },
+        set_test=set_test_of(sets, scores[judge], config.seed),
+    )
+
+
+def _decide(sets: TextSets, scores: np.ndarray, name: str, config: ScoreConfig) -> AuditDecisions:
+    candidate_groups, nonmember_groups = sets.split_groups
+    return judge_candidates(
+        *sets.split(sets.once(scores)),
+        attack=name,
+        fdr=config.fdr,
+        candidate_groups=candidate_groups,
+        nonmember_groups=nonmember_groups,
+        seed=config.seed,
     )

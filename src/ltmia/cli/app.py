@@ -74,6 +74,7 @@ def audit(
     group_column: o.GroupColumn = None,
     attacks: o.Attacks = "fast",
     classifier: o.Classifier = None,
+    observer: o.Observer = o.ObserverName.auto,
     fdr: o.Fdr = 0.05,
     max_length: o.MaxLength = 128,
     batch_size: o.BatchSize = 16,
@@ -115,6 +116,7 @@ def audit(
     config = AuditConfig(
         attacks=attacks,
         classifier=classifier,
+        observer=observer.value,
         fdr=fdr,
         max_length=max_length,
         batch_size=batch_size,
@@ -140,6 +142,7 @@ def score(
     group_column: o.GroupColumn = None,
     attack: Annotated[str, typer.Option("--attack", help="Whose scores decide.")] = "ltmia",
     classifier: o.Classifier = None,
+    observer: o.Observer = o.ObserverName.auto,
     fdr: o.Fdr = 0.05,
     max_length: o.MaxLength = 128,
     batch_size: o.BatchSize = 16,
@@ -185,6 +188,7 @@ def score(
     config = ScoreConfig(
         attack=attack,
         classifier=classifier,
+        observer=observer.value,
         fdr=fdr,
         max_length=max_length,
         batch_size=batch_size,

@@ -17,7 +17,8 @@ def attacks(
     as_json: o.AsJson = False,
 ) -> None:
     """List the attacks; with a NAME, show its formula, cost and source."""
-    from ltmia.attacks.table import ATTACKS, select_attacks
+    from ltmia.attacks.selection import select_attacks
+    from ltmia.attacks.table import ATTACKS
 
     chosen = ATTACKS.values() if name is None else [ATTACKS[only] for only in select_attacks([name])]
     if as_json:

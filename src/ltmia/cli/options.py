@@ -23,6 +23,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class ObserverName(StrEnum):
+    """Which attacker an audit stands for."""
+
+    auto = "auto"
+    logprobs = "logprobs"
+    weights = "weights"
+
+
 class EngineName(StrEnum):
     """Who does the work."""
 
@@ -89,6 +97,13 @@ Classifier = Annotated[
     ),
 ]
 Fdr = Annotated[float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")]
+Observer = Annotated[
+    ObserverName,
+    typer.Option(
+        "--observer",
+        help="What an attacker sees: logprobs (an endpoint) or weights (both models); auto: weights if readable.",
+    ),
+]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
 BatchSize = Annotated[
     Any,  # int | "auto", which typer cannot say

@@ -152,6 +152,30 @@ class Decisions(_Section):
         return self.fewest_flags is not None and self.fewest_flags <= self.n_judged
 
 
+class ObserverResult(_Section):
+    """What one observer can decide: whoever sees log-probabilities, or whoever holds the weights of both models."""
+
+    attack: str | None = None
+    """The attack that decides for this observer; null if the observer was not tried."""
+    decisions: Decisions | None = None
+    reason: str | None = None
+    """Why this observer was not tried."""
+
+
+class UpdateInfo(_Section):
+    """What was read of the update of the weights, target minus base."""
+
+    explained: float
+    """Share of the update that the texts explain."""
+    n_coordinates: Count
+    """Coordinates of the update that were read."""
+    layers: list[int]
+    """Layers they lie in."""
+    points: list[float]
+    """Where the gradients were taken, from base (0) to target (1)."""
+    seconds: Amount
+
+
 class SetTest(_Section):
     """Was this collection used? One p-value for all candidates together."""
 
@@ -229,6 +253,10 @@ class Results(_Section):
     attacks: dict[str, AttackResult]
     """By attack name; empty when there are no labels (score)."""
     decisions: Decisions
+    observers: dict[Literal["logprobs", "weights"], ObserverResult] = Field(default_factory=dict)
+    """Decisions of each observer; `decisions` are those of the strongest one that was tried."""
+    update: UpdateInfo | None = None
+    """What the weights say; null if they were not read."""
     set_test: SetTest
     epsilon: Measure | None = None
     """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.attacks.selection import fast_attacks, select_attacks
 from ltmia.errors import ConfigError
 from ltmia.finetuning.finetune import FinetuneConfig, Keep, Schedule
 from ltmia.finetuning.pretraining import PretrainConfig

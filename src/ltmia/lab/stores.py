@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ltmia.attacks.table import ATTACKS, CONTROL, fast_attacks
+from ltmia.attacks.selection import fast_attacks
+from ltmia.attacks.table import ATTACKS, CONTROL
 from ltmia.classifier.combinations import RULES
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, ngram_overlap
 from ltmia.evaluation.controls import bag_of_words

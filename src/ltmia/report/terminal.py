@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ltmia.evaluation.audit_folder import RECORDS_FILE, REPORT_FILE, RESULTS_FILE
 from ltmia.evaluation.results import Measure, Results
-from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks, unread
+from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks, observer_lines, unread
 
 STYLES = {"warning": "yellow", "failed": "bold red"}
 
@@ -30,8 +30,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         if check.status in STYLES:
             light = LIGHTS[check.status]
             _print(console, f"{light.mark} {light.word}: {name}. {check.sentence}", STYLES[check.status])
-    if unseen := unread(results):
-        _print(console, unseen)
+    for line in filter(None, (*observer_lines(results), unread(results))):
+        _print(console, line)
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
 

@@ -68,6 +68,29 @@ def headline(results: Results) -> str:
     return verdict_headline(results.decisions, judged, of_an_audit(results))
 
 
+OBSERVERS: Mapping[str, str] = {
+    "logprobs": "Whoever sees log-probabilities",
+    "weights": "Whoever holds the weights of both models",
+}
+
+
+def observer_lines(results: Results) -> list[str]:
+    """Say for each observer how many records it can identify, or why it was not tried."""
+    lines = []
+    for key, who in OBSERVERS.items():
+        found = results.observers.get(key)  # type: ignore[call-overload]  # mypy wants the literal
+        if found is None:
+            continue
+        if found.decisions is None:
+            lines.append(f"{who}: not tried ({found.reason}).")
+        else:
+            d = found.decisions
+            lines.append(f"{who}: {d.n_flagged} of {d.n_judged} identified, by {found.attack}.")
+    if results.update is not None:
+        lines.append(f"The texts explain {100 * results.update.explained:.0f} % of the update of the weights.")
+    return lines
+
+
 def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
     """Return the attack that finds most members at a false-positive rate, and how many; None if none is measured."""
     found = [

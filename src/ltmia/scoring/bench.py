@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from ltmia.attacks.table import fast_attacks, select_attacks
+from ltmia.attacks.selection import fast_attacks, select_attacks
 from ltmia.classifier.combinations import Combination, load_ahead
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.training import TrainingConfig, training_step

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
-from ltmia.attacks.table import score_evidence
+from ltmia.attacks.selection import score_evidence
 from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.journal import StoredText

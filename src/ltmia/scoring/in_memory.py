@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.multi_pass import Shots
-from ltmia.attacks.table import CONTROL, LEARNED, select_attacks
+from ltmia.attacks.selection import select_attacks
+from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.errors import ConfigError
 from ltmia.features.columns import DEFAULT_K, expectation_of, feature_columns, needs_expectation
@@ -108,6 +109,8 @@ def score_texts(
     names = [name for name in select_attacks(attacks) if attacks not in ("fast", "all") or name != CONTROL]
     if CONTROL in names:
         raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
+    if weights := [name for name in names if ATTACKS[name].observer == "weights"]:
+        raise ConfigError(f"{', '.join(weights)}: reads the weights, so it is part of `audit` and `score` only")
     chosen = (classifier or shipped_classifier()) if LEARNED in names else None
     config = extraction_config(names, chosen, max_length=max_length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.multi_pass import SHOTS, Shots
-from ltmia.attacks.table import ATTACKS, slow_attacks
+from ltmia.attacks.selection import slow_attacks
+from ltmia.attacks.table import ATTACKS
 from ltmia.errors import ConfigError
 from ltmia.evaluation.results import Reused
 from ltmia.folders import make_folder, write_whole

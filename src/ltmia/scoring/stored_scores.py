@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED, fast_attacks
+from ltmia.attacks.selection import fast_attacks
+from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED
 from ltmia.classifier.combinations import gather_inputs, rules_of
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.features.columns import DEFAULT_K, expectation_of

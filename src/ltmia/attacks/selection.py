@@ -1,0 +1,77 @@
+"""Choosing attacks by name or group, and running the fast ones on a text."""
+
+import difflib
+from collections.abc import Sequence
+
+from ltmia.attacks.evidence import TextEvidence
+from ltmia.attacks.table import ATTACKS
+from ltmia.errors import ConfigError
+
+
+def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the attacks to run, each once, in the table's order.
+
+    Args:
+        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "recorded"
+            (all that recorded log-probabilities suffice for), "all" (both without the attacks on weights, which
+            an audit adds by its observer), or names, in a list or with commas;
+            "fast,recall" adds one to a group.
+
+    Raises:
+        ConfigError: If a name is unknown, or there is none.
+    """
+    names = wanted.split(",") if isinstance(wanted, str) else wanted
+    names = [name.strip() for name in names if name.strip()]
+    chosen: set[str] = set()
+    for name in names:
+        chosen |= _GROUPS[name] if name in _GROUPS else {_known(name)}
+    if not chosen:
+        raise ConfigError(f"no attack is named; available: {_available()}")
+    return tuple(name for name in ATTACKS if name in chosen)
+
+
+def fast_attacks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the names that the shared pass computes."""
+    return tuple(name for name in names if ATTACKS[_known(name)].fast)
+
+
+def slow_attacks(names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the names that need passes of their own."""
+    return tuple(name for name in names if ATTACKS[_known(name)].slow)
+
+
+def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, float]:
+    """Score one text with the fast attacks named; NaN where an attack cannot measure it.
+
+    Raises:
+        ConfigError: If a name is unknown, or not that of a fast attack.
+    """
+    scores = {}
+    for name in names:
+        function = ATTACKS[_known(name)].fast
+        if function is None:
+            raise ConfigError(
+                f"{name} is not computed in the shared pass; those that are: {', '.join(fast_attacks(tuple(ATTACKS)))}"
+            )
+        scores[name] = function(evidence)
+    return scores
+
+
+_GROUPS = {
+    "fast": {attack.name for attack in ATTACKS.values() if attack.group not in ("slow", "weights")},
+    "recorded": {attack.name for attack in ATTACKS.values() if attack.recorded},
+    "all": {attack.name for attack in ATTACKS.values() if attack.group != "weights"},
+}
+
+
+def _known(name: str) -> str:
+    if name in ATTACKS:
+        return name
+    spelt = name.lower().replace("-", "_").replace(" ", "_")
+    near = [repr(match) for match in difflib.get_close_matches(spelt, [*ATTACKS, *_GROUPS], n=3)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ConfigError(f"unknown attack {name!r}; {hint}available: {_available()}")
+
+
+def _available() -> str:
+    return ", ".join([*_GROUPS, *ATTACKS])

@@ -1,0 +1,79 @@
+"""The weights observer of an audit: how much of each text's gradient the update of the weights holds."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from ltmia.errors import DataError, ModelError
+from ltmia.evaluation.results import UpdateInfo
+from ltmia.progress import Report
+from ltmia.records import Texts
+from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.extraction import ExtractionConfig
+from ltmia.scoring.identity import PairIdentity
+from ltmia.weights.update_attack import score_update
+
+ObserverChoice = Literal["auto", "logprobs", "weights"]
+"""Which attacker an audit stands for; "auto": the strongest that the inputs allow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReading:
+    """A score per text from the weights, or the reason why there are none."""
+
+    score: Float64[np.ndarray, " texts"] | None = None
+    """Log-odds that each text was used; None if the weights were not read."""
+    info: UpdateInfo | None = None
+    reason: str | None = None
+    """Why the weights were not read."""
+
+
+def read_update(
+    pair: AuditedPair,
+    texts: Texts,
+    observer: ObserverChoice,
+    *,
+    max_length: int,
+    identity: PairIdentity,
+    folder: Path,
+    report: Report,
+) -> UpdateReading:
+    """Score texts by the update of the weights.
+
+    Args:
+        pair: Target and reference.
+        texts: All texts of the audit; those nobody asks about take out what texts of their kind have in common.
+        observer: "logprobs" reads no weights, "weights" must, "auto" does where it can and says why where it cannot.
+        max_length: Token ids read of each text.
+        identity: Of both models: gradients of others in the folder are not read.
+        folder: Keeps the gradients, so that a killed run goes on.
+        report: Told the progress.
+
+    Raises:
+        ModelError: If the observer is "weights" and the weights cannot be read.
+        DataError: The same, for want of texts.
+    """
+    if observer == "logprobs":
+        return UpdateReading(reason="left out by --observer logprobs")
+    started = time.perf_counter()
+    try:
+        if pair.models is None:
+            raise ModelError("the models are not at hand: recordings hold log-probabilities only")
+        encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
+        found = score_update(pair.models, encoded, folder, identity=identity.key, report=report)
+    except (ModelError, DataError) as error:
+        if observer == "weights":
+            raise
+        return UpdateReading(reason=str(error))
+    info = UpdateInfo(
+        explained=found.explained,
+        n_coordinates=found.n_coordinates,
+        layers=list(found.layers),
+        points=list(found.points),
+        seconds=time.perf_counter() - started,
+    )
+    return UpdateReading(score=found.score, info=info)

@@ -1,0 +1,112 @@
+"""An audit answers for each observer: what log-probabilities give away, and what the weights add."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import run_ltmia
+from ltmia.audit.audit import AuditConfig, audit
+from ltmia.audit.score import ScoreConfig, score
+from ltmia.data.reading import read_texts
+from ltmia.errors import ConfigError, ModelError
+from ltmia.evaluation.files import read_records, read_results
+from ltmia.models.loading import load_pair
+from ltmia.models.pair import Pair
+from ltmia.records import Texts
+from ltmia.report.words import observer_lines
+from ltmia.scoring.recorded_pair import load_recorded_pair
+from ltmia.scoring.recording import record_model
+
+ATTACKS = "ltmia,difference"
+
+
+@pytest.fixture(scope="module")
+def pair(materials: Path) -> Pair:
+    return load_pair(materials / "my-model", materials / "my-base", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def texts(materials: Path) -> tuple[Texts, Texts]:
+    return read_texts(materials / "train.jsonl"), read_texts(materials / "held-out.jsonl")
+
+
+@pytest.fixture(scope="module")
+def audited(pair: Pair, texts: tuple[Texts, Texts], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("observers")
+    audit(pair, *texts, folder, config=AuditConfig(attacks=ATTACKS))
+    return folder
+
+
+def test_both_observers_stand_side_by_side_and_the_stronger_decides(audited: Path) -> None:
+    results, records = read_results(audited), read_records(audited)
+    assert {key: found.attack for key, found in results.observers.items()} == {
+        "weights": "ltmia_weights",
+        "logprobs": "ltmia",
+    }
+    assert results.decisions.attack == "ltmia_weights"
+    together = np.array(records["score_ltmia"]) + np.array(records["score_update"])
+    np.testing.assert_allclose(np.array(records["score_ltmia_weights"]), together, rtol=1e-3)
+    assert results.update is not None
+    assert 0 < results.update.explained < 1
+    for name in ("update", "ltmia_weights", "ltmia"):
+        assert (results.attacks[name].auc.value or 0) > 0.7, "two epochs at a high rate leave a plain trace"
+    assert any("weights of both models" in line for line in observer_lines(results))
+
+
+def test_the_weaker_observer_decides_as_it_would_alone(
+    audited: Path, pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path
+) -> None:
+    alone = audit(pair, *texts, tmp_path, config=AuditConfig(attacks=ATTACKS, observer="logprobs")).results
+    both = read_results(audited)
+    assert alone.observers["logprobs"].decisions == both.observers["logprobs"].decisions
+    assert alone.decisions.attack == "ltmia"
+    assert alone.attacks["ltmia"] == both.attacks["ltmia"]
+    assert not {"update", "ltmia_weights"} & set(alone.attacks)
+    assert "--observer logprobs" in (alone.observers["weights"].reason or "")
+    assert alone.update is None
+
+
+def test_recordings_say_that_the_weights_were_not_read(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path, materials: Path
+) -> None:
+    some = Texts.concatenate([texts[0].take(range(20)), texts[1].take(range(30))])
+    for name, source in (("target", "my-model"), ("base", "my-base")):
+        loaded = load_pair(materials / source, materials / "my-base", dtype="float32", device="cpu")
+        record_model(loaded, some, tmp_path / f"{name}.jsonl")
+    recorded = load_recorded_pair(tmp_path / "target.jsonl", tmp_path / "base.jsonl")
+    sets = some.take(range(20)), some.take(range(20, 50))
+    found = audit(recorded, *sets, tmp_path / "auto", config=AuditConfig(attacks="ltmia", classifier="lite")).results
+    assert found.decisions.attack == "ltmia"
+    assert "recordings" in (found.observers["weights"].reason or "")
+    config = AuditConfig(attacks="ltmia", classifier="lite", observer="weights")
+    with pytest.raises(ModelError, match="recordings"):
+        audit(recorded, *sets, tmp_path / "forced", config=config)
+
+
+def test_an_attack_on_weights_contradicts_an_observer_of_log_probabilities(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="update: reads the weights"):
+        audit(pair, *texts, tmp_path, config=AuditConfig(attacks="update", observer="logprobs"))
+
+
+def test_candidates_are_judged_with_the_weights_where_they_are_at_hand(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path, materials: Path
+) -> None:
+    few = texts[0].take(range(10))
+    found = score(pair, few, texts[1], tmp_path / "auto").results
+    assert found.decisions.attack == "ltmia_weights"
+    assert (found.set_test.p_value or 1) < 0.01
+    alone = score(pair, few, texts[1], tmp_path / "alone", config=ScoreConfig(observer="logprobs"))
+    assert alone.results.decisions.attack == "ltmia"
+    assert "score_update" not in alone.records.column_names
+
+
+def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    sets = ["--members", str(materials / "train.jsonl"), "--nonmembers", str(materials / "held-out.jsonl")]
+    where = [str(materials / "my-model"), "--base", str(materials / "my-base"), "-o", out]
+    done = run_ltmia("audit", *where, *sets, "--attacks", "ltmia,update", "--observer", "weights")
+    assert done.returncode == 0, done.stderr
+    assert "Whoever holds the weights of both models" in done.stdout
