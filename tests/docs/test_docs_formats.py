@@ -36,6 +36,7 @@ def test_folder_of_an_audit(materials: Path) -> None:
     there = {str(path.relative_to(materials / "audit")) for path in (materials / "audit").rglob("*")}
     assert {name for name in there if not name.startswith("private/store/")} == said - {
         "private/probes",
+        "private/gradients",
         "private/previous",
     }
 

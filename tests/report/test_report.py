@@ -14,8 +14,8 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from ltmia.audit.assembly import AuditResult
 from ltmia.audit.audit import AuditConfig, audit
+from ltmia.audit.question import AuditResult
 from ltmia.audit.score import ScoreConfig, score
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError

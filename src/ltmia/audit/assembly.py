@@ -5,21 +5,18 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
-from matplotlib.axes import Axes
 
-from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS, Observer
 from ltmia.audit.checks import Findings, check_validity
+from ltmia.audit.question import AuditResult, Measured, Question, Scores
 from ltmia.audit.record_table import (
     clean_text,
     flagged_hashes,
@@ -31,19 +28,15 @@ from ltmia.audit.record_table import (
 )
 from ltmia.audit.text_sets import TextSets
 from ltmia.audit.token_table import token_columns
-from ltmia.audit.update import ObserverChoice, UpdateReading, read_update
+from ltmia.audit.update import UpdateReading, read_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
-from ltmia.evaluation.calibration import AuditDecisions
-from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
-from ltmia.evaluation.results import AttackResult, DataInfo, Measure, ObserverResult, Results, SetTest, Timing
+from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing
 from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
-from ltmia.models.batching import BatchSize
 from ltmia.progress import Report
-from ltmia.report.notebook import results_html, roc_axes
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
@@ -51,86 +44,6 @@ from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.multi_pass import KeptScores, ProbingConfig, probe_texts
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
-
-Scores = Mapping[str, Float64[np.ndarray, " texts"]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeConfig:
-    """Options of `audit` and of `score`: they decide the numbers."""
-
-    classifier: str | None = None
-    """"full" or "lite", which are part of this package, a folder or a hub id; full when None."""
-    fdr: float = 0.05
-    """False discovery rate to flag records at."""
-    max_length: int = 128
-    """Tokens read of each text."""
-    batch_size: BatchSize = 16
-    """Texts of full length per forward pass."""
-    observer: ObserverChoice = "auto"
-    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": the strongest that can be had."""
-    seed: int = 0
-    """Seed of resampling, folds, permutations and calibration split."""
-    chat_day: str | None = None
-    """Day that stands in the conversations, where the chat template wrote one; see `ChatTemplate.day_told`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditResult:
-    """What an audit found, and where it is written."""
-
-    results: Results
-    records: pa.Table
-    folder: Path
-
-    def plot_roc(self, axes: Axes | None = None) -> Axes:
-        """Draw the ROC curves of the strongest attacks and the control, both axes logarithmic; return the axes.
-
-        Raises:
-            DataError: If membership is not known, as after `score`.
-        """
-        return roc_axes(self.results, self.records, axes)
-
-    def _repr_html_(self) -> str:
-        return results_html(self.results, self.folder)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What the scores alone say."""
-
-    scores: Scores
-    """Scores that go into the records, by attack."""
-    attacks: Mapping[str, AttackResult]
-    """How well each attack tells members from non-members; empty where membership is not known."""
-    control: ControlScores
-    control_auc: Measure
-    judge: str
-    """The attack that decides, of the strongest observer."""
-    decisions: AuditDecisions
-    by_observer: Mapping[Observer, ObserverResult]
-    """Decisions of each observer."""
-    set_test: SetTest
-    epsilon: Measure | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked about two sets of texts."""
-
-    kind: Literal["audit", "score"]
-    sets: TextSets
-    config: JudgeConfig
-    attacks: Sequence[str]
-    """Attacks whose scores answer the question."""
-    also_scored: Sequence[str] = ()
-    """Attacks that the checks need besides."""
-    shots: Shots | None = None
-    """Texts of known membership for the attacks that take several passes; None: none of those takes part."""
-    measure: Callable[[TextSets, Scores], Measured]
-    """Turns scores into figures and decisions."""
-    reveal: bool = False
-    """Write texts and tokens into the files."""
 
 
 def answer(
@@ -251,9 +164,7 @@ def judges(names: Iterable[str]) -> dict[Observer, str]:
     return found
 
 
-def _update(
-    pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report
-) -> UpdateReading:
+def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
     """Read the update of the weights, where the learned attack takes part or the observer is named."""
     config = question.config
     wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)

@@ -9,7 +9,8 @@ import numpy as np
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
-from ltmia.audit.assembly import AuditResult, JudgeConfig, Measured, Question, Scores, answer, judges, set_test_of
+from ltmia.audit.assembly import answer, judges, set_test_of
+from ltmia.audit.question import AuditResult, JudgeConfig, Measured, Question, Scores
 from ltmia.audit.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import run_in
@@ -17,8 +18,8 @@ from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.rounding import published
 from ltmia.evaluation.results import ObserverResult
+from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
