@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ from ltmia.audit.update import UpdateReading, read_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
-from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing
+from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
 from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
@@ -103,35 +104,46 @@ def answer(
     )
     validity = check_validity(pair.models, sets, scored, findings, classifier=classifier, config=config)
     hashed = hashed_groups(sets, run.private.salt())
-    summary = measured.decisions.summary
+    records = _write_tables(pair, question, scored, measured, hashed, classifier, run)
     results = Results(
+        **_provenance(pair, question, identity, command),
         run_id=run.run_id,
-        ltmia_version=version("ltmia"),
-        kind=question.kind,
-        created=datetime.now(UTC),
-        command=command or " ".join(sys.argv),
-        settings=asdict(config) | _lengths(pair, config.max_length),
-        environment=environment(),
-        target=identity.target,
-        reference=identity.reference,
-        tokenizer=identity.tokenizer,
         data=data_info(sets, scored),
         attacks=dict(measured.attacks),
-        decisions=summary.model_copy(update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}),
+        decisions=measured.decisions.summary.model_copy(
+            update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}
+        ),
         observers={"weights": ObserverResult(reason=update.reason), **measured.by_observer},
         update=update.info,
         set_test=measured.set_test,
         epsilon=measured.epsilon,
         validity=validity,
-        verdict=verdict(measured.attacks, summary, validity)
-        + (set_sentence(measured.set_test) if question.kind == "score" else ""),
+        verdict=_verdict(question, measured, validity),
         timing=_timing(time.perf_counter() - started, sets, scored),
         reused=scored.clock.reused,
     )
-    records = _write_tables(pair, question, scored, measured, hashed, classifier, run)
     write_results(results, run.folder)
     write_report(run.folder)
     return AuditResult(results=results, records=records, folder=run.folder)
+
+
+def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, command: str | None) -> dict[str, Any]:
+    return {
+        "ltmia_version": version("ltmia"),
+        "kind": question.kind,
+        "created": datetime.now(UTC),
+        "command": command or " ".join(sys.argv),
+        "settings": asdict(question.config) | _lengths(pair, question.config.max_length),
+        "environment": environment(),
+        "target": identity.target,
+        "reference": identity.reference,
+        "tokenizer": identity.tokenizer,
+    }
+
+
+def _verdict(question: Question, measured: Measured, validity: Validity) -> str:
+    said = verdict(measured.attacks, measured.decisions.summary, validity)
+    return said + set_sentence(measured.set_test) if question.kind == "score" else said
 
 
 def set_test_of(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
