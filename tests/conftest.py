@@ -33,7 +33,7 @@ for name in ("datasets", "peft", "pyarrow.parquet", "scipy.stats", "sklearn.ense
     importlib.import_module(name)
 
 LONGEST = (
-    "test_lab", "test_docs_blocks", "test_end_to_end", "test_torture", "test_validity", "test_report_browser",
+    "test_lab", "test_docs_blocks", "test_end_to_end", "test_small_runs", "test_validity", "test_report_browser",
     "test_finetuning", "test_report", "test_examples",
 )  # fmt: skip
 """Files of about a minute: they begin first, so that none is left to one process while the other has nothing to do."""

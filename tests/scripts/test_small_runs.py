@@ -1,0 +1,236 @@
+"""Everything that a page, the Makefile or a folder of scripts offers runs here, in a size of seconds.
+
+`small_runs.py` is the list. Commands of `ltmia` run where torch has used threads before, and may not fork.
+"""
+
+import gzip
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands import run_script
+from ltmia.data.embedded import demo_texts
+from small_runs import COMMANDS, ROOT, SCRIPTS, SmallRun
+
+AFTER_THREADS = ROOT / "tests" / "after_threads.py"
+THREADS = {"OMP_NUM_THREADS": "2", "NO_COLOR": "1", "COLUMNS": "160"}
+CORPORA = (
+    "package_descriptions", "kernel_docs", "manpages", "commentary", "novels", "scripture", "email", "speeches",
+    "dictionary", "python_code",
+)  # fmt: skip
+ELSEWHERE = {
+    "ltmia": "below, by subcommand",
+    "python": "below, by file",
+    "make": "below: what stands in the Makefile",
+    "mkdocs": "test_the_site_is_built",
+    "pytest": "this suite",
+    "ruff": "the Makefile's check, before this suite",
+    "mypy": "the Makefile's check",
+    "lint-imports": "the Makefile's check",
+    "pip": "makes the environment",
+    "pip-audit": "asks a server",
+    "touch": "no command of ours",
+    "git": "no command of ours",
+    "cd": "no command of ours",
+    ".": "no command of ours",
+    "ray": "no command of ours",
+}
+"""Programs that pages and the Makefile call, and what runs them."""
+_docs = runpy.run_path(str(ROOT / "tests" / "docs" / "test_docs_blocks.py"))
+_page = runpy.run_path(str(ROOT / "scripts" / "run_page.py"))
+
+
+@pytest.fixture(scope="module")
+def places(materials: Path, smoke_lab: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The folders that the arguments speak of; nobody may change them."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "page.md").write_text(
+        "```sh {.run}\nltmia attacks\n```\n\n```python\nprint('two and two make', 2 + 2)\n```\n"
+    )
+    shutil.copytree(materials, folder / "materials")
+    return {
+        "root": str(ROOT),
+        "materials": str(folder / "materials"),
+        "corpora": str(write_corpora(folder / "corpora")),
+        "lab": str(with_an_exam(smoke_lab, folder / "lab")),
+        "kept": str(keep_models(smoke_lab, folder / "kept")),
+    }
+
+
+def write_corpora(folder: Path) -> Path:
+    """Write the embedded texts under the name of each corpus, and a file where a base is looked for."""
+    folder.mkdir()
+    texts = demo_texts()
+    rows = zip(texts.ids, texts.texts, texts.groups, strict=True)
+    lines = "".join(json.dumps({"id": i, "text": text, "source": source}) + "\n" for i, text, source in rows)
+    whole = gzip.compress(lines.encode(), 1)
+    for name in CORPORA:
+        (folder / f"{name}.jsonl.gz").write_bytes(whole)
+    (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
+    return folder
+
+
+def with_an_exam(lab: Path, folder: Path) -> Path:
+    """Copy a lab's stores; those of one corpus become an exam's, and one of them that of longer texts."""
+    for store in (lab / "stores").iterdir():
+        copy = shutil.copytree(store, folder / "stores" / store.name)
+        manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+        if ".late." in store.name:
+            manifest["combination"]["role"] = "exam"
+        if store.name == "tiny.late.quick":
+            manifest["combination"]["finetuning"]["max_length"] = 256
+        (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    shutil.copytree(folder / "stores" / "demo.early.quick", folder / "real" / "stores" / "demo.early.quick")
+    return folder
+
+
+def keep_models(lab: Path, folder: Path) -> Path:
+    """Let a copy of a lab make its fine-tuned models once more and keep them."""
+    shutil.copytree(lab, folder)
+    recipe = (ROOT / "recipes" / "smoke.toml").read_text("utf-8").replace('["demo", "tiny"]', '["demo"]')
+    folder.with_suffix(".toml").write_text("keep_models = true\n" + recipe, "utf-8")
+    done = run_after_threads("lab", "run", f"{folder}.toml", "-o", str(folder), "--workers", "1", here=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing is left to do" in done.stdout
+    assert len(list((folder / "targets").iterdir())) == 2
+    return folder
+
+
+def run_after_threads(*arguments: str, here: Path) -> subprocess.CompletedProcess[str]:
+    return run_script(AFTER_THREADS, *arguments, cwd=here, env=THREADS)
+
+
+def skip_without(run: SmallRun) -> None:
+    if run.needs and importlib.util.find_spec(run.needs) is None:
+        pytest.skip(f"{run.needs} is not installed; make torture installs it")
+
+
+def check(run: SmallRun, done: subprocess.CompletedProcess[str], here: Path) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(run.finds, done.stdout), done.stdout
+    run.check(here, done.stdout)
+
+
+@pytest.mark.parametrize("name", [name for name, run in SCRIPTS.items() if run])
+def test_script_runs_small(name: str, places: dict[str, str], tmp_path: Path) -> None:
+    run = SCRIPTS[name]
+    skip_without(run)
+    arguments = shlex.split(run.arguments.format(**places))
+    if run.is_fresh:
+        command = [sys.executable, str(ROOT / name), *arguments]
+        environment = os.environ | THREADS
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    else:
+        done = run_script(ROOT / name, *arguments, cwd=tmp_path, env=THREADS)
+    check(run, done, tmp_path)
+
+
+@pytest.mark.parametrize("run", COMMANDS, ids=lambda run: re.sub(r"[^ \w-]", "", run.arguments)[:60])
+def test_command_runs_small(run: SmallRun, places: dict[str, str], tmp_path: Path) -> None:
+    skip_without(run)
+    (tmp_path / "policy.toml").write_text("[max]\nauc = 1.0\n", "utf-8")
+    done = run_after_threads(*shlex.split(run.arguments.format(**places)), here=tmp_path)
+    check(run, done, tmp_path)
+
+
+FORKING = """
+import multiprocessing, sys
+sys.path.append(sys.argv[1])
+from after_threads import refuse_forks
+from child_work import compute
+sys.addaudithook(refuse_forks)
+multiprocessing.get_context("fork").Process(target=compute).start()
+"""
+
+
+def test_a_fork_after_threads_is_refused(tmp_path: Path) -> None:
+    """Or the runs above would show nothing."""
+    (tmp_path / "forking.py").write_text(FORKING)
+    done = run_script(tmp_path / "forking.py", str(AFTER_THREADS.parent), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "start the process by spawn or forkserver" in done.stderr
+
+
+def test_the_site_is_built(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Start here" in (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert "ltmia audit" in (tmp_path / "site" / "commands.html").read_text("utf-8")
+
+
+def test_every_script_is_in_the_list() -> None:
+    files = [path for folder in ("scripts", "benchmarks") for path in (ROOT / folder).glob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): "if __name__ ==" in path.read_text("utf-8") for path in files}
+    listed = {name: run is not None for name, run in SCRIPTS.items() if not name.startswith("examples/")}
+    assert listed == found, "each file, and whether it is a command"
+
+
+def options(words: list[str]) -> set[str]:
+    return {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)}
+
+
+def subcommand(words: list[str]) -> str:
+    """`lab run` of a line that begins with `ltmia lab run`."""
+    return " ".join(words[1:3] if words[1] in ("lab", "bench") else words[1:2])
+
+
+def page_lines() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield where a line stands, its block's mark, and its words."""
+    for page in [*_docs["LIVING"], ROOT / "benchmarks" / "README.md"]:
+        for block in _page["blocks"](page):
+            texts = [block.text] if block.language == "sh" else []
+            if block.language == "yaml":
+                texts = list(_docs["job_commands"](yaml.safe_load(block.text)))
+            for text in texts:
+                for words in _page["commands"](text):
+                    yield str(block), block.mark, words
+
+
+def makefile_lines() -> Iterator[tuple[str, str, list[str]]]:
+    for line in (ROOT / "Makefile").read_text("utf-8").splitlines():
+        if line.startswith("\t") and "$(PYTHON) -m venv" not in line:
+            yield "Makefile", "", shlex.split(line.replace("$(BIN)/", ""))
+
+
+LINES = [(place, mark, words) for lines in (page_lines, makefile_lines) for place, mark, words in lines()]
+
+
+@pytest.fixture(scope="module")
+def options_run() -> dict[str, set[str]]:
+    """Options with which each script and subcommand is run: small, or by the page itself."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for name, run in SCRIPTS.items():
+        if run:
+            found[name] |= options(run.arguments.split())
+    for words in (["ltmia", *run.arguments.split()] for run in COMMANDS):
+        found[subcommand(words)] |= options(words)
+    for _, mark, words in LINES:
+        if mark == "run":
+            found[subcommand(words)] |= options(words)
+    return found
+
+
+@pytest.mark.parametrize(("place", "words"), [(p, w) for p, _, w in LINES], ids=lambda value: str(value)[:70])
+def test_what_is_shown_is_run(place: str, words: list[str], options_run: dict[str, set[str]]) -> None:
+    while "=" in words[0]:
+        words = words[1:]
+    assert words[0] in ELSEWHERE, f"{place}: nothing runs {words}"
+    if words[0] in ("ltmia", "python"):
+        name = subcommand(words) if words[0] == "ltmia" else words[1]
+        assert name in options_run, f"{place}: {name} has no small run"
+        missing = options(words[1:]) - options_run[name]
+        assert not missing, f"{place}: no small run of {name} has {missing}"

@@ -1,0 +1,247 @@
+"""The size in which the suite runs every script, and every command that Makefile, README or docs show.
+
+In arguments, {materials} is the folder that the docs speak of, {lab} one with stores to learn from and to be examined
+on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora; all else is written
+into the folder where the command runs.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ltmia.data.embedded import demo_texts
+from ltmia.evaluation.files import read_results
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallRun:
+    """One command in a size of seconds, and how its output is checked."""
+
+    arguments: str
+    finds: str
+    """A pattern of what it prints."""
+    check: Callable[[Path, str], None] = lambda _here, _printed: None
+    """Given the folder where it ran, and what it printed."""
+    needs: str | None = None
+    """An extra that `make test` does not install; `make torture` does."""
+    is_fresh: bool = False
+    """Whether an interpreter of its own runs it, with two threads: what it starts must not depend on this suite."""
+
+
+def same_texts(here: Path, _printed: str) -> None:
+    """Cut once more, the embedded texts stay as they are."""
+    with gzip.open(here / "texts.jsonl.gz", "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert {row["id"]: row["text"] for row in rows} == dict(zip(demo_texts().ids, demo_texts().texts, strict=True))
+
+
+def small_base(here: Path, _printed: str) -> None:
+    """The base is one of GPT-2's shape in bfloat16, with a tokenizer beside it."""
+    config = json.loads((here / "base" / "config.json").read_text("utf-8"))
+    assert (config["model_type"], config["n_layer"], config["n_embd"]) == ("gpt2", 3, 128)
+    with safe_open(here / "base" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118  no dict
+    assert (here / "base" / "tokenizer.json").is_file()
+
+
+def every_reader(_here: Path, printed: str) -> None:
+    """Each reader was searched, and held."""
+    from fuzz import READERS
+
+    assert re.findall(r"^(\w+): held, [1-9]", printed, re.M) == list(READERS)
+
+
+def five_kinds(_here: Path, printed: str) -> None:
+    """Each kind of command was struck, and no strike left a trace."""
+    struck = dict(re.findall(r"^(\w+): (\d+) strikes", printed, re.M))
+    assert set(struck) == {"audit", "score", "lab", "train", "report"}
+    assert all(int(number) for number in struck.values())
+    assert re.search(r"results differing: 0\nmisbehaved: 0$", printed, re.M)
+
+
+def published_schema(_here: Path, printed: str) -> None:
+    """It is the page of the docs."""
+    assert printed == (ROOT / "docs" / "results.schema.json").read_text("utf-8")
+
+
+def two_architectures(here: Path, _printed: str) -> None:
+    """The page counts both."""
+    assert "2 architectures: 2 work" in (here / "page.md").read_text("utf-8")
+
+
+def study_tables(here: Path, printed: str) -> None:
+    """Each table holds figures between 0 and 1, and the curve is drawn."""
+    assert "nan" not in printed
+    for title in ("One family", "Regimes", "More combinations", "Shorter", "Longer", "What it leans on"):
+        table = re.search(rf"## {title}.*?\n\n((?:\|.*\n?)+)", printed)
+        assert table, title
+        assert re.search(r"0\.\d{3}", table[1]), title
+    assert "</svg>" in (here / "out" / "growth.svg").read_text("utf-8")
+
+
+def models_table(here: Path, _printed: str) -> None:
+    """One row for each way to change a model."""
+    rows = (here / "out.md").read_text("utf-8").splitlines()
+    assert len(rows) == 9, rows
+    assert all(re.search(r"\| [01]\.\d{3} \|", row) for row in rows[2:])
+
+
+def shipped_anew(here: Path, _printed: str) -> None:
+    """The classifier and its exam are there."""
+    figures = json.loads((here / "out" / "lite-exam" / "exam.json").read_text("utf-8"))
+    assert set(figures) == {"demo.late.quick", "tiny.late.quick"}
+    assert "demo.early.quick" in (here / "out" / "lite" / "README.md").read_text("utf-8")
+
+
+def audited(folder: str, n_members: int) -> Callable[[Path, str], None]:
+    """Return a check that an audit of so many members is there, with its page."""
+
+    def check(here: Path, _printed: str) -> None:
+        assert read_results(here / folder).data.n_members == n_members
+        assert (here / folder / "report.html").is_file()
+
+    return check
+
+
+def two_audits(here: Path, _printed: str) -> None:
+    """Before and after are measured, with the interval of what lies between."""
+    [figures] = json.loads((here / "out" / "what_helps.json").read_text("utf-8")).values()
+    assert figures["before"]["n_members"] == figures["after"]["n_members"] == 40
+    value, low, high = figures["auc_difference"]
+    assert low <= value <= high
+
+
+def written(*names: str) -> Callable[[Path, str], None]:
+    """Return a check that files are there."""
+
+    def check(here: Path, _printed: str) -> None:
+        assert all((here / name).exists() for name in names), names
+
+    return check
+
+
+SCRIPTS: dict[str, SmallRun | None] = {
+    "scripts/architectures.py": SmallRun(
+        arguments="page.md gpt2 mamba --limit 300", finds="mamba: works", check=two_architectures
+    ),
+    "scripts/clean_process.py": None,
+    "scripts/comparisons.py": None,
+    "scripts/deletion_test.py": SmallRun(
+        arguments="{materials}/audit/store", finds=r"integrated gradients: the logit falls by -?\d"
+    ),
+    "scripts/fuzz.py": SmallRun(arguments="all --cases 50", finds="held", check=every_reader, is_fresh=True),
+    "scripts/fuzz_instrumented.py": None,
+    "scripts/fuzz_readers.py": None,
+    "scripts/make_demo_base.py": SmallRun(
+        arguments="{corpora} --out base --tokens 20000 --held-out 10", finds="held_out", check=small_base
+    ),
+    "scripts/make_demo_texts.py": SmallRun(
+        arguments="{corpora} --out texts.jsonl.gz", finds=f"{len(demo_texts())} texts", check=same_texts
+    ),
+    "scripts/realised_fdp.py": SmallRun(
+        arguments="{lab}/stores --attack difference", finds=r"4 combinations(?s:.*)Mean FDP over 20 splits: 0\.\d"
+    ),
+    "scripts/results_schema.py": SmallRun(arguments="", finds="properties", check=published_schema),
+    "scripts/run_page.py": SmallRun(arguments="{materials}/../page.md", finds="two and two make 4"),
+    "scripts/site_hooks.py": None,
+    "scripts/soak.py": SmallRun(arguments="out --texts 1000", finds="faults: 0", is_fresh=True),
+    "scripts/study.py": SmallRun(
+        arguments="{lab} out --texts 20 --epochs 1", finds="One family to learn from", check=study_tables
+    ),
+    "scripts/study_models.py": SmallRun(
+        arguments="{kept}.toml {kept} . out.md --combinations demo.early.quick --texts 20",
+        finds="rounded to 4 bits",
+        check=models_table,
+    ),
+    "scripts/torture.py": SmallRun(
+        arguments="out --kills 4", finds="rows lost: 0, rows doubled: 0", check=five_kinds, is_fresh=True
+    ),
+    "scripts/train_shipped.py": SmallRun(
+        arguments="{lab} {lab}/real out lite --epochs 1 1", finds="epoch 1", check=shipped_anew
+    ),
+    "benchmarks/ray_lab.py": SmallRun(
+        arguments="out --rounds 1 --seeds 1 --texts 20", finds=r"2 workers over that of 1: \d", needs="ray"
+    ),
+    "benchmarks/real_lm.py": SmallRun(
+        arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 30 --nonmembers 60 --lora "
+        "--learning-rate 1e-3 --dtype float32",
+        finds="fine-tuned: loss",
+        check=audited("out", 30),
+    ),
+    "benchmarks/what_helps.py": SmallRun(
+        arguments="out --members 40 --changes fewer_epochs", finds="--epochs 1", check=two_audits
+    ),
+    "examples/materials.py": SmallRun(arguments=".", finds="", check=written("train.jsonl", "my-base/config.json")),
+}
+"""By file; None for a file that is no command but a part of others."""
+
+PAIR = "{materials}/my-model --base {materials}/my-base"
+SIDES = "--nonmembers {materials}/held-out.jsonl"
+WORK = "--texts 4 --tokens 8 --vocab-size 64 --hidden-size 12 --layers 1 --json"
+COMMANDS: tuple[SmallRun, ...] = (
+    SmallRun(arguments="demo -o demo --members 40", finds="ltmia", check=audited("demo", 40)),
+    SmallRun(
+        arguments=f"audit {PAIR} --members {{materials}}/train.jsonl {SIDES} --group-column document --attacks loss "
+        "--dtype float32 -o audit",
+        finds="loss",
+        check=audited("audit", 60),
+    ),
+    SmallRun(
+        arguments="finetune {materials}/my-base --texts {materials}/candidates.jsonl -o model --epochs 1 --lora "
+        "--learning-rate 8e-4 --seed 0 --batch-size 50",
+        finds="",
+        check=written("model/adapter_config.json"),
+    ),
+    SmallRun(
+        arguments="finetune {materials}/my-base --texts {materials}/candidates.jsonl -o model --epochs 1 --lora "
+        "--epsilon 8",
+        finds="",
+        check=written("model/adapter_config.json"),
+        needs="opacus",
+    ),
+    SmallRun(arguments="compare {materials}/audit {materials}/audit", finds=r"\+0\.000 \[\+0\.000"),
+    SmallRun(
+        arguments="gate {materials}/audit --policy policy.toml --junit gate.xml", finds="auc", check=written("gate.xml")
+    ),
+    SmallRun(
+        arguments="lab run {root}/recipes/tiny.toml -o lab --corpora {corpora} --workers 2 --dry-run",
+        finds="steps to do",
+    ),
+    SmallRun(
+        arguments="lab run {root}/recipes/real.toml -o lab --corpora {corpora} --bases {corpora} --workers 2 --dry-run",
+        finds="steps to do",
+    ),
+    SmallRun(arguments="lab status {kept}", finds="Nothing is left to do"),
+    SmallRun(
+        arguments="lab run {kept}.toml -o lab --engine ray --workers 1", finds="Nothing is left to do", needs="ray"
+    ),
+    SmallRun(
+        arguments=f"score {PAIR} --candidates {{materials}}/candidates.jsonl {SIDES} --engine ray -o claim",
+        finds="p = ",
+        needs="ray",
+    ),
+    SmallRun(
+        arguments="train {lab}/stores -o model --hold-out late --epochs 1",
+        finds="2 combinations, 2 held out",
+        check=written("model/model.safetensors"),
+    ),
+    SmallRun(
+        arguments="train {lab}/stores -o model --network published --feature-version published --epochs 1",
+        finds="4 combinations",
+        check=written("model/model.safetensors"),
+    ),
+    SmallRun(
+        arguments="evaluate lite {lab}/stores -o exam", finds=r"corpus late \(2\)", check=written("exam/exam.json")
+    ),
+    SmallRun(arguments=f"bench extract --dtype float32 {WORK}", finds='"peak_rss_gb": 0'),
+    SmallRun(arguments=f"bench store {WORK}", finds="{"),
+    SmallRun(arguments=f"bench train {WORK}", finds="{"),
+)
+"""Those of `ltmia` that are shown but not run where they are shown."""
