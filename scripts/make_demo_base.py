@@ -31,15 +31,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        train(args, Path(scratch))
+        trained = Path(scratch) / "base"
+        train(args, trained)
         shutil.rmtree(args.out, ignore_errors=True)
-        model = AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(trained, dtype=torch.bfloat16)
         model.save_pretrained(args.out)
-        AutoTokenizer.from_pretrained(scratch).save_pretrained(args.out)
+        AutoTokenizer.from_pretrained(trained).save_pretrained(args.out)
 
 
-def train(args: argparse.Namespace, scratch: Path) -> None:
-    """Train tokenizer and model."""
+def train(args: argparse.Namespace, out: Path) -> None:
+    """Train tokenizer and model into a new folder."""
     texts = [t for name in CORPORA for t in read_texts(args.corpora / f"{name}.jsonl.gz").texts]
     random.Random(0).shuffle(texts)
     tokenizer = train_tokenizer(texts, 2048)
@@ -50,7 +51,7 @@ def train(args: argparse.Namespace, scratch: Path) -> None:
         tokenizer,
         training,
         PretrainConfig(n_tokens=args.tokens),
-        out=scratch,
+        out=out,
         held_out=held_out,
     )
     print(record)

@@ -5,6 +5,8 @@ A forked process lacks the threads of its parent and waits for them for ever.
 
 import sys
 
+import torch
+
 from child_work import compute
 from ltmia.__main__ import main
 
@@ -19,6 +21,7 @@ def refuse_forks(event: str, _arguments: tuple[object, ...]) -> None:
 
 if __name__ == "__main__":
     compute()
+    torch.set_num_threads(1)  # two that wait for each other cost more than they save where tests run side by side
     sys.addaudithook(refuse_forks)
     sys.argv[0] = "ltmia"
     main()
