@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,19 +67,23 @@ def places(materials: Path, smoke_lab: Path, tmp_path_factory: pytest.TempPathFa
     return {
         "root": str(ROOT),
         "materials": str(folder / "materials"),
-        "corpora": str(write_corpora(folder / "corpora")),
+        "corpora": str(write_corpora(folder / "corpora", embedded_rows())),
+        "many": str(write_corpora(folder / "many", ({"id": f"{i}", "text": f"Text {i}."} for i in range(20_000)))),
         "lab": str(with_an_exam(smoke_lab, folder / "lab")),
         "kept": str(keep_models(smoke_lab, folder / "kept")),
     }
 
 
-def write_corpora(folder: Path) -> Path:
-    """Write the embedded texts under the name of each corpus, and a file where a base is looked for."""
-    folder.mkdir()
+def embedded_rows() -> Iterator[dict[str, str]]:
     texts = demo_texts()
-    rows = zip(texts.ids, texts.texts, texts.groups, strict=True)
-    lines = "".join(json.dumps({"id": i, "text": text, "source": source}) + "\n" for i, text, source in rows)
-    whole = gzip.compress(lines.encode(), 1)
+    for number, text, source in zip(texts.ids, texts.texts, texts.groups, strict=True):
+        yield {"id": number, "text": text, "source": source}
+
+
+def write_corpora(folder: Path, rows: Iterable[dict[str, str]]) -> Path:
+    """Write the same texts under the name of each corpus, and a file where a base is looked for."""
+    folder.mkdir()
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode(), 1)
     for name in CORPORA:
         (folder / f"{name}.jsonl.gz").write_bytes(whole)
     (folder / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF")
