@@ -1,8 +1,8 @@
 """The size in which the suite runs every script, and every command that Makefile, README or docs show.
 
 In arguments and copies, {materials} is the folder that the docs speak of, {lab} one with stores to learn from and to
-be examined on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one of
-as many texts as the largest recipe wants; all else is written into the folder where the command runs.
+be examined on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one
+of as many texts as the largest recipe wants; all else is written into the folder where the command runs.
 """
 
 import gzip
