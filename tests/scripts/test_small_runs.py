@@ -23,6 +23,7 @@ from _pytest.mark import ParameterSet
 
 from commands import run_script
 from ltmia.data.embedded import demo_texts
+from ltmia.features.manifest import read_manifest, write_manifest
 from small_runs import COMMANDS, ROOT, SCRIPTS, SLOW_SCRIPTS, SmallRun
 
 AFTER_THREADS = ROOT / "tests" / "after_threads.py"
@@ -94,12 +95,12 @@ def with_an_exam(lab: Path, folder: Path) -> Path:
     """Copy a lab's stores; those of one corpus become an exam's, and one of them that of longer texts."""
     for store in (lab / "stores").iterdir():
         copy = shutil.copytree(store, folder / "stores" / store.name)
-        manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+        manifest = read_manifest(copy)
         if ".late." in store.name:
             manifest["combination"]["role"] = "exam"
         if store.name == "tiny.late.quick":
             manifest["combination"]["finetuning"]["max_length"] = 256
-        (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        write_manifest(copy, manifest)
     shutil.copytree(folder / "stores" / "demo.early.quick", folder / "real" / "stores" / "demo.early.quick")
     return folder
 
