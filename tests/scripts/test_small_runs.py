@@ -69,7 +69,7 @@ def places(materials: Path, smoke_lab: Path, tmp_path_factory: pytest.TempPathFa
         "root": str(ROOT),
         "materials": str(folder / "materials"),
         "corpora": str(write_corpora(folder / "corpora", embedded_rows())),
-        "many": str(write_corpora(folder / "many", ({"id": f"{i}", "text": f"Text {i}."} for i in range(20_000)))),
+        "many": str(write_corpora(folder / "many", numbered_rows())),
         "lab": str(with_an_exam(smoke_lab, folder / "lab")),
         "kept": str(keep_models(smoke_lab, folder / "kept")),
     }
@@ -79,6 +79,11 @@ def embedded_rows() -> Iterator[dict[str, str]]:
     texts = demo_texts()
     for number, text, source in zip(texts.ids, texts.texts, texts.groups, strict=True):
         yield {"id": number, "text": text, "source": source}
+
+
+def numbered_rows() -> Iterator[dict[str, str]]:
+    for i in range(20_000):
+        yield {"id": f"{i}", "text": f"Text {i}.", "source": f"{i}"}
 
 
 def write_corpora(folder: Path, rows: Iterable[dict[str, str]]) -> Path:
