@@ -133,14 +133,18 @@ def written(*names: str) -> Callable[[Path, str], None]:
 
 SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/architectures.py": SmallRun(
-        arguments="page.md gpt2 mamba --limit 300", finds="mamba: works", check=two_architectures, is_fresh=True
+        arguments="page.md gpt2 mamba --limit 300",
+        finds="mamba: works",
+        check=two_architectures,
+        is_fresh=True,
+        is_slow=True,
     ),
     "scripts/clean_process.py": None,
     "scripts/comparisons.py": None,
     "scripts/deletion_test.py": SmallRun(
         arguments="{materials}/audit/store", finds=r"integrated gradients: the logit falls by -?\d"
     ),
-    "scripts/fuzz.py": SmallRun(arguments="all --cases 20", finds="held", check=every_reader, is_fresh=True),
+    "scripts/fuzz.py": SmallRun(arguments="all --cases 10", finds="held", check=every_reader, is_fresh=True),
     "scripts/fuzz_instrumented.py": None,
     "scripts/fuzz_readers.py": None,
     "scripts/make_demo_base.py": SmallRun(
@@ -178,6 +182,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         "--learning-rate 1e-3 --dtype float32",
         finds="fine-tuned: loss",
         check=audited("out", 30),
+    ),
+    "benchmarks/weights.py": SmallRun(
+        arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --batch-size 4 "
+        "--learning-rate 1e-3 --coordinates 500 --layers 1",
+        finds=r"AUC [01]\.\d{3}",
+        check=written("out/target/config.json"),
     ),
     "benchmarks/what_helps.py": SmallRun(
         arguments="out --members 60 --changes fewer_epochs",
@@ -232,6 +242,7 @@ COMMANDS: tuple[SmallRun, ...] = (
     SmallRun(
         arguments="lab run {root}/recipes/tiny.toml -o lab --corpora {many} --workers 2 --dry-run",
         finds="steps to do",
+        is_slow=True,
     ),
     SmallRun(
         arguments="lab run {root}/recipes/real.toml -o lab --corpora {many} --bases {many} --workers 2 --dry-run",
@@ -261,6 +272,6 @@ COMMANDS: tuple[SmallRun, ...] = (
     ),
     SmallRun(arguments=f"bench extract --dtype float32 {WORK}", finds='"peak_rss_gb": 0'),
     SmallRun(arguments=f"bench store {WORK}", finds="{"),
-    SmallRun(arguments=f"bench train {WORK}", finds="{"),
+    SmallRun(arguments=f"bench train {WORK}", finds="{", is_slow=True),
 )
 """Those of `ltmia` that are shown but not run where they are shown."""
