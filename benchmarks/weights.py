@@ -39,7 +39,7 @@ def main() -> None:
         pair,
         encoded,
         args.out / "gradients",
-        identity=" ".join(map(str, PairIdentity.of(pair).hashes)),
+        identity=PairIdentity.of(pair).key,
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
     )
     print(f"{time.monotonic() - started:.0f} s, layers {found.layers}, {found.n_coordinates} coordinates")
