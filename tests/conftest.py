@@ -92,7 +92,7 @@ def _make_materials(folder: Path) -> None:
     runpy.run_path(str(ROOT / "examples" / "materials.py"))["write_materials"](folder, n_members=60, n_nonmembers=120)
     finetune = ["finetune", "my-base", "--texts", "train.jsonl", "-o", "my-model", "--epochs", "2"]
     texts = ["--members", "train.jsonl", "--nonmembers", "held-out.jsonl", "--group-column", "document"]
-    texts += ["--attacks", "ltmia,loss,difference,wbc", "--observer", "logprobs"]
+    texts += ["--attacks", "ltmia,loss,difference,wbc"]
     for command in (
         [*finetune, "--learning-rate", "1e-3"],
         ["audit", "my-model", "--base", "my-base", *texts, "-o", "audit"],

@@ -34,7 +34,7 @@ def texts(materials: Path) -> tuple[Texts, Texts]:
 @pytest.fixture(scope="module")
 def audited(pair: Pair, texts: tuple[Texts, Texts], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("observers")
-    audit(pair, *texts, folder, config=AuditConfig(attacks=ATTACKS))
+    audit(pair, *texts, folder, config=AuditConfig(attacks=ATTACKS, observer="auto"))
     return folder
 
 
@@ -63,7 +63,7 @@ def test_the_weaker_observer_decides_as_it_would_alone(
     assert alone.decisions.attack == "ltmia"
     assert alone.attacks["ltmia"] == both.attacks["ltmia"]
     assert not {"update", "ltmia_weights"} & set(alone.attacks)
-    assert "--observer logprobs" in (alone.observers["weights"].reason or "")
+    assert "--observer weights" in (alone.observers["weights"].reason or "")
     assert alone.update is None
 
 
@@ -76,7 +76,9 @@ def test_recordings_say_that_the_weights_were_not_read(
         record_model(loaded, some, tmp_path / f"{name}.jsonl")
     recorded = load_recorded_pair(tmp_path / "target.jsonl", tmp_path / "base.jsonl")
     sets = some.take(range(20)), some.take(range(20, 50))
-    found = audit(recorded, *sets, tmp_path / "auto", config=AuditConfig(attacks="ltmia", classifier="lite")).results
+    found = audit(
+        recorded, *sets, tmp_path / "auto", config=AuditConfig(attacks="ltmia", classifier="lite", observer="auto")
+    ).results
     assert found.decisions.attack == "ltmia"
     assert "recordings" in (found.observers["weights"].reason or "")
     config = AuditConfig(attacks="ltmia", classifier="lite", observer="weights")
@@ -95,7 +97,7 @@ def test_candidates_are_judged_with_the_weights_where_they_are_at_hand(
     pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path, materials: Path
 ) -> None:
     few = texts[0].take(range(10))
-    found = score(pair, few, texts[1], tmp_path / "auto").results
+    found = score(pair, few, texts[1], tmp_path / "auto", config=ScoreConfig(observer="auto")).results
     assert found.decisions.attack == "ltmia_weights"
     assert (found.set_test.p_value or 1) < 0.01
     alone = score(pair, few, texts[1], tmp_path / "alone", config=ScoreConfig(observer="logprobs"))

@@ -16,10 +16,7 @@ FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_len
 
 
 def run_demo(out: Path, *, n_members: int = N_MEMBERS, report: Report = silent) -> AuditResult:
-    """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again.
-
-    The audit reads log-probabilities only: reading the weights too would more than double the time.
-    """
+    """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again."""
     drawn = draw_membership(demo_texts(), n_members=n_members, n_nonmembers=2 * n_members, n_validation=0, seed=0)
     members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
     base, target = demo_base_path(), out / ("target" if n_members == N_MEMBERS else f"target-{n_members}")
@@ -30,4 +27,4 @@ def run_demo(out: Path, *, n_members: int = N_MEMBERS, report: Report = silent) 
         finetune(model, load_tokenizer(str(base), options), members.texts, FINETUNING, target)
         report("fine-tuning", 1, 1)
     pair = load_pair(target, base, dtype="float32", device="cpu")
-    return audit(pair, members, nonmembers, out, config=AuditConfig(observer="logprobs"), report=report)
+    return audit(pair, members, nonmembers, out, config=AuditConfig(), report=report)

@@ -35,8 +35,10 @@ class JudgeConfig:
     """Tokens read of each text."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
-    observer: ObserverChoice = "auto"
-    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": the strongest that can be had."""
+    observer: ObserverChoice = "logprobs"
+    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": the strongest that can be had.
+
+    The weights have to be asked for: reading them takes longer than scoring, and they are not yet measured enough."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
