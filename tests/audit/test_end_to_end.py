@@ -130,7 +130,7 @@ def ltmia_texts(texts: tuple[str, ...], prefix: str):
     ("arguments", "message"),
     [
         (("audit", "nowhere/at/all", "--base", "target", *AUDIT, "-o", "x"), "no model"),
-        (("audit", "target", *AUDIT, "-o", "x"), "with --base"),
+        (("audit", str(demo_base_path()), *AUDIT, "-o", "x"), "--base"),
         (
             ("audit", "target", "--base", "target", "--members", "none.jsonl", "--nonmembers", "n", "-o", "x"),
             "none.jsonl",
