@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
 from ltmia.finetuning.finetune import FinetuneConfig, finetune

@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from ltmia import audit, load_pair
-from ltmia.audit.audit import AuditConfig
-from ltmia.audit.question import AuditResult
+from ltmia.auditing.audit import AuditConfig
+from ltmia.auditing.question import AuditResult
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.comparison import compare_audits

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ltmia import load_pair, score
-from ltmia.audit.score import ScoreConfig
+from ltmia.auditing.score import ScoreConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.finetuning.finetune import FinetuneConfig, finetune

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ltmia import load_pair
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.intervals import measure_attack

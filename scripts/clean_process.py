@@ -22,8 +22,8 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 COMMANDS = (
-    "ltmia.cli.app", "ltmia.data.reading", "ltmia.models.loading", "ltmia.finetuning.finetune", "ltmia.audit.audit",
-    "ltmia.audit.score", "ltmia.lab.run", "ltmia.lab.evaluate", "ltmia.audit.doctor", "pyarrow.parquet",
+    "ltmia.cli.app", "ltmia.data.reading", "ltmia.models.loading", "ltmia.finetuning.finetune", "ltmia.auditing.audit",
+    "ltmia.auditing.score", "ltmia.lab.run", "ltmia.lab.evaluate", "ltmia.auditing.doctor", "pyarrow.parquet",
 )  # fmt: skip
 """Modules that the commands of `ltmia` load."""
 STARTING_SECONDS = 120

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 MODULES = (
-    "ltmia.cli.app", "ltmia.data.reading", "ltmia.models.loading", "ltmia.finetuning.finetune", "ltmia.audit.audit",
-    "ltmia.audit.score", "ltmia.lab.run", "ltmia.lab.evaluate", "ltmia.audit.doctor",
+    "ltmia.cli.app", "ltmia.data.reading", "ltmia.models.loading", "ltmia.finetuning.finetune", "ltmia.auditing.audit",
+    "ltmia.auditing.score", "ltmia.lab.run", "ltmia.lab.evaluate", "ltmia.auditing.doctor",
 )  # fmt: skip
 
 

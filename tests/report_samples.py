@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import judge_audit

@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ltmia
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ltmia"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -124,3 +126,9 @@ def test_make_and_ci_install_by_the_constraints() -> None:
             line for line in (ROOT / name).read_text("utf-8").splitlines() if "pip" in line and "install" in line
         ]
         assert all("-c constraints.txt" in line or "--no-deps" in line for line in installs), installs
+
+
+def test_no_folder_of_the_source_hides_a_public_name() -> None:
+    folders = {path.parent.name for path in (ROOT / "src" / "ltmia").glob("*/__init__.py")}
+    modules = {path.stem for path in (ROOT / "src" / "ltmia").glob("*.py")}
+    assert not (folders | modules) & set(ltmia.__all__), "importing such a module would replace the function"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltmia.attacks.table import ATTACKS
-    from ltmia.audit.audit import audit
-    from ltmia.audit.score import score
+    from ltmia.auditing.audit import audit
+    from ltmia.auditing.score import score
     from ltmia.classifier.membership import MembershipClassifier
     from ltmia.data.prompt_logprobs import from_prompt_logprobs
     from ltmia.data.reading import read_texts
@@ -26,14 +26,14 @@ _HOMES = {
     "MembershipClassifier": "ltmia.classifier.membership",
     "Pair": "ltmia.models.pair",
     "RecordingHeader": "ltmia.data.recordings",
-    "audit": "ltmia.audit.audit",
+    "audit": "ltmia.auditing.audit",
     "chat_template": "ltmia.models.chat",
     "extract_features": "ltmia.scoring.in_memory",
     "from_prompt_logprobs": "ltmia.data.prompt_logprobs",
     "load_pair": "ltmia.models.loading",
     "load_recorded_pair": "ltmia.scoring.recorded_pair",
     "read_texts": "ltmia.data.reading",
-    "score": "ltmia.audit.score",
+    "score": "ltmia.auditing.score",
     "score_texts": "ltmia.scoring.in_memory",
     "write_recording": "ltmia.data.recordings",
 }

@@ -14,9 +14,9 @@ import pytest
 from matplotlib.axes import Axes
 from rich.console import Console
 
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.question import AuditResult
-from ltmia.audit.score import ScoreConfig, score
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.question import AuditResult
+from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError
 from ltmia.evaluation.files import read_audit, read_records, read_results, read_tokens

@@ -15,9 +15,9 @@ from commands import run_ltmia
 from ltmia.attacks.evidence import TextEvidence, TokenFrequencies
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS
-from ltmia.audit.assembly import data_info
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.text_sets import join_sets
+from ltmia.auditing.assembly import data_info
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.text_sets import join_sets
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.reading import read_texts
 from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, write_recording

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ltmia.audit.score import ScoreConfig, score
-from ltmia.audit.text_sets import as_texts
+from ltmia.auditing.score import ScoreConfig, score
+from ltmia.auditing.text_sets import as_texts
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError

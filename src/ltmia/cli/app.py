@@ -55,7 +55,7 @@ def demo(
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
     calm_libraries()
-    from ltmia.audit.demo import run_demo
+    from ltmia.auditing.demo import run_demo
 
     with progress(quiet=quiet) as report:
         result = run_demo(out, n_members=members, report=report)
@@ -94,8 +94,8 @@ def audit(
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
     calm_libraries()
-    from ltmia.audit.audit import AuditConfig
-    from ltmia.audit.audit import audit as run_audit
+    from ltmia.auditing.audit import AuditConfig
+    from ltmia.auditing.audit import audit as run_audit
     from ltmia.evaluation.audit_folder import set_results_aside
 
     set_results_aside(out)
@@ -165,8 +165,8 @@ def score(
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
     calm_libraries()
-    from ltmia.audit.score import ScoreConfig
-    from ltmia.audit.score import score as run_score
+    from ltmia.auditing.score import ScoreConfig
+    from ltmia.auditing.score import score as run_score
     from ltmia.evaluation.audit_folder import set_results_aside
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store

@@ -16,7 +16,7 @@ def doctor(
 ) -> None:
     """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
     calm_libraries()
-    from ltmia.audit.doctor import diagnose
+    from ltmia.auditing.doctor import diagnose
 
     found = diagnose(
         target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub

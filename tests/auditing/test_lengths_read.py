@@ -1,6 +1,6 @@
 """What an audit says it read of long texts is what the models took."""
 
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.finetuning.tiny import TinyConfig, build_base
 from ltmia.models.pair import Pair
 from ltmia.report.words import unread

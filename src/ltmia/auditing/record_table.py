@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ltmia.audit.text_sets import TextSets
-from ltmia.audit.token_shares import share_columns
+from ltmia.auditing.text_sets import TextSets
+from ltmia.auditing.token_shares import share_columns
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.group_decisions import GroupDecisions
 from ltmia.records import Texts, hash_strings

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.question import AuditResult
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.question import AuditResult
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.finetuning.finetune import FinetuneConfig, finetune

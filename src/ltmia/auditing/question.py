@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.table import Observer
-from ltmia.audit.text_sets import TextSets
-from ltmia.audit.update import ObserverChoice
+from ltmia.auditing.text_sets import TextSets
+from ltmia.auditing.update import ObserverChoice
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.results import AttackResult, Measure, ObserverResult, Results, SetTest

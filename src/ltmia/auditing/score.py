@@ -8,9 +8,9 @@ import numpy as np
 
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
-from ltmia.audit.assembly import answer, judges, set_test_of
-from ltmia.audit.question import AuditResult, JudgeConfig, Measured, Question, Scores
-from ltmia.audit.text_sets import TextSets, as_texts, join_sets
+from ltmia.auditing.assembly import answer, judges, set_test_of
+from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores
+from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import AuditDecisions, judge_candidates

@@ -14,7 +14,7 @@ import ltmia
 from commands import run_ltmia
 from ltmia.__main__ import main
 from ltmia.attacks.multi_pass import Shots
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError
 from ltmia.evaluation.files import read_results

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from ltmia.audit.record_table import clean_text
+from ltmia.auditing.record_table import clean_text
 from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.models.pair import Pair

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from ltmia.audit.doctor import SAMPLE, diagnose, diagnose_pair
+from ltmia.auditing.doctor import SAMPLE, diagnose, diagnose_pair
 from ltmia.errors import ConfigError
 from ltmia.finetuning.perturbed import move_weights
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer

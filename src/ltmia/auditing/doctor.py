@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from torch import nn
 
-from ltmia.audit.model_evidence import compare_losses
+from ltmia.auditing.model_evidence import compare_losses
 from ltmia.errors import ModelError
 from ltmia.evaluation.model_checks import base_check
 from ltmia.features.columns import DEFAULT_K

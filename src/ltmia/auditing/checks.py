@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from ltmia.attacks.table import EXCESS
-from ltmia.audit.model_evidence import compare_with_base, rescore
-from ltmia.audit.text_sets import TextSets
+from ltmia.auditing.model_evidence import compare_with_base, rescore
+from ltmia.auditing.text_sets import TextSets
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, ngram_overlap
 from ltmia.evaluation.controls import ControlScores

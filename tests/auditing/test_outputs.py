@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import run_ltmia
-from ltmia.audit.audit import AuditConfig, audit
+from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.reading import content_ids, read_texts
 from ltmia.errors import ConfigError, StoreError

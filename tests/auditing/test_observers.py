@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from commands import run_ltmia
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.score import ScoreConfig, score
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.reading import read_texts
 from ltmia.errors import ConfigError, ModelError
 from ltmia.evaluation.files import read_records, read_results

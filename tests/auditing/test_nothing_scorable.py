@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from commands import run_ltmia
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.score import ScoreConfig, score
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.files import read_results
 from ltmia.evaluation.gate import Limit, hold_against

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ltmia.audit.audit import AuditConfig, audit
-from ltmia.audit.doctor import diagnose_pair
-from ltmia.audit.model_evidence import rescore
-from ltmia.audit.text_sets import as_texts
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.doctor import diagnose_pair
+from ltmia.auditing.model_evidence import rescore
+from ltmia.auditing.text_sets import as_texts
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.calibration import judge_audit, judge_candidates
 from ltmia.evaluation.comparison import compare_audits

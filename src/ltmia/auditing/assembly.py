@@ -16,9 +16,9 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS, Observer
-from ltmia.audit.checks import Findings, check_validity
-from ltmia.audit.question import AuditResult, Measured, Question, Scores
-from ltmia.audit.record_table import (
+from ltmia.auditing.checks import Findings, check_validity
+from ltmia.auditing.question import AuditResult, Measured, Question, Scores
+from ltmia.auditing.record_table import (
     clean_text,
     flagged_hashes,
     group_columns,
@@ -27,9 +27,9 @@ from ltmia.audit.record_table import (
     record_columns,
     texts_sha256,
 )
-from ltmia.audit.text_sets import TextSets
-from ltmia.audit.token_table import token_columns
-from ltmia.audit.update import UpdateReading, read_update
+from ltmia.auditing.text_sets import TextSets
+from ltmia.auditing.token_table import token_columns
+from ltmia.auditing.update import UpdateReading, read_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens

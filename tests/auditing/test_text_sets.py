@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ltmia.audit.text_sets import join_sets
+from ltmia.auditing.text_sets import join_sets
 from ltmia.evaluation.calibration import judge_candidates
 from ltmia.evaluation.set_test import collection_test
 from ltmia.records import Texts
