@@ -142,7 +142,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/clean_process.py": None,
     "scripts/comparisons.py": None,
     "scripts/deletion_test.py": SmallRun(
-        arguments="{materials}/audit/store", finds=r"integrated gradients: the logit falls by -?\d"
+        arguments="{materials}/audit/private/store", finds=r"integrated gradients: the logit falls by -?\d"
     ),
     "scripts/fuzz.py": SmallRun(arguments="all --cases 10", finds="held", check=every_reader, is_fresh=True),
     "scripts/fuzz_instrumented.py": None,
