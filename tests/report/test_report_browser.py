@@ -168,7 +168,8 @@ def test_the_csv_holds_what_is_chosen(opened: Opened, audited: Path, tmp_path: P
         opened.page.click("#export")
     download.value.save_as(tmp_path / "records.csv")
     table = pyarrow.csv.read_csv(tmp_path / "records.csv").to_pandas()
-    records = read_records(audited).to_pandas().query("label == 0").sort_values("score_ltmia", ascending=False)
+    records = read_records(audited).to_pandas().query("label == 0")
+    records = records.sort_values("score_ltmia", ascending=False, kind="stable")
     assert table["id"].tolist() == records["id"].tolist()
     np.testing.assert_allclose(table["score"], records["score_ltmia"], rtol=1e-5)
 
