@@ -83,8 +83,9 @@ def real_audit(pair: Pair, folder: Path, *, hostile: bool = False, reveal: bool 
     return folder
 
 
-def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks: int = 12, n_tokens: int = 128) -> Path:
+def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks: int = 12, reveal: bool = True) -> Path:
     """Write a folder of random numbers: n records, half of them members; `names` are all its strings."""
+    n_tokens = 128
     rng = np.random.default_rng(0)
     labels = np.repeat([1, 0], [n // 2, n - n // 2])
     attack_names = ["ltmia", "bag_of_words", *(names or [f"attack_{i}" for i in range(attacks - 2)])]
@@ -131,7 +132,7 @@ def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks:
         kind="audit",
         created=datetime(2026, 1, 1, tzinfo=UTC),
         command=say,
-        settings={"classifier": say, "reveal": True},
+        settings={"classifier": say, "reveal": reveal},
         environment={"processor": say},
         target=model,
         reference=model,

@@ -26,7 +26,7 @@ from ltmia.models.loading import load_pair
 from report_samples import tuned_pair
 
 N_MEMBERS, N_NONMEMBERS, N_ATTACKED = 24, 60, 2
-LENGTH = 40
+LENGTH = 34
 FIRST_BEAM, BEAM = 2048, 64
 
 
@@ -55,7 +55,7 @@ def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         model = build_base(TinyConfig(model_type="gpt2", vocab_size=request.param, hidden_size=32, n_layers=2), seed=0)
         model.save_pretrained(base)
         tokenizer.save_pretrained(base)
-        config = FinetuneConfig(epochs=8, learning_rate=3e-3, max_length=LENGTH)
+        config = FinetuneConfig(epochs=25, learning_rate=5e-3, max_length=LENGTH)
         finetune(model, tokenizer, texts[:N_MEMBERS], config, work / "target")
         pair = load_pair(work / "target", base, dtype="float32", device="cpu")
     audit(pair, texts[:N_MEMBERS], texts[60 : 60 + N_NONMEMBERS], work / "audit", config=AuditConfig(max_length=LENGTH))
@@ -130,7 +130,7 @@ def test_what_is_handed_on_gives_no_text_back(attacked: Attacked) -> None:
     """The attacker weighs tokens by the bands that the record's page shows, having found the bounds by himself."""
     bands, plain = data_of(attacked.folder)["bands"], guess(attacked)
     percent = np.frombuffer(base64.b64decode(bands["percent"]), "u1").reshape(-1, 4)
-    bounds = torch.tensor(bounds_of(attacked), dtype=torch.float32)
+    bounds = torch.tensor(bounds_of(attacked, plain), dtype=torch.float32)
     for row, truth in zip(attacked.rows, attacked.truth, strict=True):
         assert percent[row].max() <= 100, "a text of this length has its bands"
         weights = torch.log(torch.tensor(np.maximum(percent[row], 1) / np.array(bands["usual"]), dtype=torch.float32))
@@ -139,9 +139,9 @@ def test_what_is_handed_on_gives_no_text_back(attacked: Attacked) -> None:
         assert recovered(found, truth) <= 0.25
 
 
-def bounds_of(attacked: Attacked) -> np.ndarray:
-    """Bounds between the bands, as an attacker would estimate them, from texts that the target writes itself."""
-    plain = guess(attacked)[None]
+def bounds_of(attacked: Attacked, plain: torch.Tensor) -> np.ndarray:
+    """Bounds between the bands, as an attacker would estimate them, from a text that the target writes itself."""
+    plain = plain[None]
     with torch.no_grad():
         ours, theirs = (m(plain).logits.log_softmax(-1) for m in (attacked.target, attacked.base))
     ratios = (ours - theirs)[0, :-1].gather(1, plain[0, 1:, None])
