@@ -46,7 +46,7 @@ def test_both_observers_stand_side_by_side_and_the_stronger_decides(audited: Pat
     }
     assert results.decisions.attack == "ltmia_weights"
     together = np.array(records["score_ltmia"]) + np.array(records["score_update"])
-    np.testing.assert_allclose(np.array(records["score_ltmia_weights"]), together, rtol=1e-3)
+    np.testing.assert_allclose(np.array(records["score_ltmia_weights"]), together, atol=0.2)  # all are rounded
     assert results.update is not None
     assert 0 < results.update.explained < 1
     for name in ("update", "ltmia_weights", "ltmia"):
