@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-TIME_FIELDS = ("created", "timing", "command", "environment", "reused")
-"""What results.json, manifests and kept scores say of time and machine, and of what an earlier run had done."""
+TIME_FIELDS = ("created", "timing", "command", "environment", "reused", "run_id")
+"""What results.json, manifests and kept scores say of time, machine and run, and of what an earlier run had done."""
+OF_ONE_RUN = ("records.parquet", "groups.parquet", "tokens.parquet", "report.html", "results.json", "run.json")
+"""Files of an audit that carry the id of their run; what an earlier run left is not compared at all."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ def compare_audits(whole: Path, found: Path, differences: Differences) -> None:
     rows, wanted = (pq.read_table(folder / "records.parquet") for folder in (found, whole))
     if not rows.equals(wanted) and str(rows.to_pydict()) != str(wanted.to_pydict()):  # NaN is not NaN
         differences.files.append(f"{found.name}/records.parquet")
-    compare_files(whole, found, differences, ("records.parquet", "report.html", "results.json"))
+    compare_files(whole, found, differences, OF_ONE_RUN)
 
 
 def compare_labs(whole: Path, found: Path, differences: Differences) -> None:
@@ -51,7 +53,10 @@ def compare_labs(whole: Path, found: Path, differences: Differences) -> None:
 
 def compare_files(whole: Path, found: Path, differences: Differences, except_for: Collection[str] = ()) -> None:
     """Compare all files of two folders byte for byte, but for what manifests say of time."""
-    ours, theirs = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (found, whole))
+    ours, theirs = (
+        {p.relative_to(f) for p in f.rglob("*") if p.is_file() and "previous" not in p.relative_to(f).parts}
+        for f in (found, whole)
+    )
     differences.files += [f"{found}/{path}: missing or left over" for path in sorted(ours ^ theirs)]
     for path in sorted(ours & theirs):
         if path.name not in except_for and _content(found / path) != _content(whole / path):
