@@ -210,7 +210,7 @@ def test_an_audit_writes_through_no_link_in_its_folder(tmp_path: Path) -> None:
     texts = demo_texts().texts
     write_lines(tmp_path / "members.jsonl", texts[:6])
     write_lines(tmp_path / "nonmembers.jsonl", texts[60:70])
-    names = ("results.json", "records.parquet", "report.html", ".holder", "private/store/texts.parquet")
+    names = ("results.json", "records.parquet", "report.html", "private/store/texts.parquet")
     (out / "private" / "store").mkdir(parents=True)
     for name in names:
         (out / name).symlink_to(victim)
@@ -219,10 +219,11 @@ def test_an_audit_writes_through_no_link_in_its_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert victim.read_text() == "untouched"
     assert read_results(out).data.n_members == 6
-    (out / ".lock").unlink()
-    (out / ".lock").symlink_to(victim)
-    assert audit(tmp_path, "--attacks", "loss").returncode == 2
-    assert victim.read_text() == "untouched"
+    for name in (".holder", ".lock"):
+        (out / name).unlink(missing_ok=True)
+        (out / name).symlink_to(victim)
+        assert audit(tmp_path, "--attacks", "loss").returncode == 2
+        assert victim.read_text() == "untouched"
 
 
 def write_lines(path: Path, texts: tuple[str, ...]) -> None:
