@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ltmia"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+USED = (None, "ray", "dp", "hub", "mlflow", "wandb", "trackio", "tensorboard")
+"""What the package itself imports; the others are for those who work on it."""
 DECLARED = {
     None: [Requirement(line) for line in PROJECT["dependencies"]],
     **{extra: [Requirement(line) for line in lines] for extra, lines in EXTRAS.items()},
@@ -78,7 +80,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_every_import_is_declared() -> None:
-    declared = {canonicalize_name(r.name) for extra in (None, "ray", "dp", "hub") for r in DECLARED[extra]}
+    declared = {canonicalize_name(r.name) for extra in USED for r in DECLARED[extra]}
     homes = packages_distributions()
     third_party = {name for path in SOURCE.rglob("*.py") for name in imports(path)} - set(sys.stdlib_module_names)
     for module in third_party - {"ltmia"}:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ltmia.cli import classifiers, decisions
+from ltmia.cli import classifiers, decisions, evidence
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.doctor import doctor
@@ -89,6 +89,7 @@ def audit(
         bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
     ] = False,
     reveal: o.Reveal = False,
+    log_to: o.LogTo = None,
     quiet: o.Quiet = False,
     as_json: o.AsJson = False,
 ) -> None:
@@ -97,7 +98,9 @@ def audit(
     from ltmia.auditing.audit import AuditConfig
     from ltmia.auditing.audit import audit as run_audit
     from ltmia.evaluation.audit_folder import set_results_aside
+    from ltmia.integrations.trackers import log_audit, require_trackers
 
+    require_trackers(log_to or [])
     set_results_aside(out)
     read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     member_texts, nonmember_texts = (
@@ -127,6 +130,7 @@ def audit(
     )
     with progress(quiet=quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
+    log_audit(out, log_to or [])
     _show(out, quiet=quiet, as_json=as_json)
 
 
@@ -305,12 +309,10 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     return RayScorer(load=load, n_workers=workers)
 
 
-app.command(rich_help_panel=START)(doctor)
-app.command(rich_help_panel=START)(attacks)
-app.command(rich_help_panel=AUDIT)(record)
-app.command(rich_help_panel=DECIDE)(decisions.gate)
-app.command(rich_help_panel=DECIDE)(decisions.compare)
+for panel, commands in {
+    START: (doctor, attacks), AUDIT: (record,), DECIDE: (decisions.gate, decisions.compare, evidence.card),
+    RESEARCH: (classifiers.train, classifiers.evaluate, bench),
+}.items():  # fmt: skip
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 app.add_typer(lab_app, name="lab", rich_help_panel=RESEARCH)
-app.command(rich_help_panel=RESEARCH)(classifiers.train)
-app.command(rich_help_panel=RESEARCH)(classifiers.evaluate)
-app.command(rich_help_panel=RESEARCH)(bench)

@@ -38,6 +38,15 @@ class EngineName(StrEnum):
     ray = "ray"
 
 
+class TrackerName(StrEnum):
+    """Where figures are logged."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+    tensorboard = "tensorboard"
+
+
 def print_version(wanted: bool) -> None:
     """Print the version and end the command, if wanted."""
     if wanted:
@@ -141,6 +150,10 @@ AllowHub = Annotated[
 Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
 Reveal = Annotated[
     bool, typer.Option("--reveal", help="Write the texts into records.parquet, and the tokens into the report.")
+]
+LogTo = Annotated[
+    list[TrackerName] | None,
+    typer.Option("--log-to", help="Log the figures to a tracker too; give it again for more; each is an extra."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]

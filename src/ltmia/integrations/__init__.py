@@ -1,0 +1,1 @@
+"""Where the evidence of an audit is kept: model cards and trackers."""
