@@ -5,7 +5,7 @@ What a block is, its fence says:
     sh {.run}       its lines, all `ltmia`, are also run, in a folder with the materials of examples/materials.py
     text {.output}  what the block before prints; "..." stands for anything
     python          is run, in the same folder; names live on to the next block of the page
-    toml, yaml      are read as policy, recipe or CI job
+    toml, yaml      are read as policy, recipe, release context or CI job
     toml {.part}    is read as an addition to recipes/smoke.toml
     json            is read as a file of texts
     text            is allowed for README's tree only, which has a test of its own
@@ -28,6 +28,7 @@ from commands import run_script
 from ltmia.cli.app import app
 from ltmia.data.reading import read_texts
 from ltmia.evaluation.gate import read_policy
+from ltmia.integrations.annex import read_context
 from ltmia.lab.reading import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,8 @@ def check_toml(text: str, path: Path) -> None:
     path.write_text(text, "utf-8")
     if "max" in tomllib.loads(text):
         read_policy(path)
+    elif "declared" in tomllib.loads(text):
+        read_context(path)
     else:
         read_recipe(path)
 

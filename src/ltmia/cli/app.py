@@ -310,7 +310,8 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
 
 
 for panel, commands in {
-    START: (doctor, attacks), AUDIT: (record,), DECIDE: (decisions.gate, decisions.compare, evidence.card),
+    START: (doctor, attacks), AUDIT: (record,), DECIDE: (decisions.gate, decisions.compare, evidence.card,
+             evidence.annex, evidence.verify),
     RESEARCH: (classifiers.train, classifiers.evaluate, bench),
 }.items():  # fmt: skip
     for command in commands:

@@ -1,4 +1,4 @@
-"""The commands that put a finished audit where others look for it: `card`."""
+"""The commands that put a finished audit where others look for it: `card`, `annex`, `verify`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,3 +28,36 @@ def card(
     if found:
         raise typer.Exit(CHANGED)
     print(f"{into}: as the audit in {folder} gives it")
+
+
+def annex(
+    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File ending in .md, .html or .pdf (extra: pdf).")],
+    context: Annotated[
+        Path | None, typer.Option("--context", help="TOML file that says how the model is released; see the docs.")
+    ] = None,
+) -> None:
+    """Write a privacy annex: what was tried, what was not, what would change the conclusion."""
+    from ltmia.integrations.annex import read_context, write_annex
+
+    write_annex(folder, out, read_context(context) if context else None)
+    print(out)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+    against: Annotated[
+        Path | None, typer.Option("--annex", help="Annex (.md or .html); exit code 1 if it is of other files.")
+    ] = None,
+) -> None:
+    """Compute the hashes of an audit's files again, and compare them with those in an annex."""
+    from ltmia.integrations.evidence import differing_files, evidence_of
+
+    for name, digest in evidence_of(folder).items():
+        print(f"{digest}  {name}")
+    if against is None:
+        return
+    if found := differing_files(folder, against):
+        print(f"{against}: states other hashes of {', '.join(found)}")
+        raise typer.Exit(CHANGED)
+    print(f"{against}: of these files")

@@ -1,1 +1,1 @@
-"""Where the evidence of an audit is kept: model cards and trackers."""
+"""Where the evidence of an audit is kept: model cards, trackers, the privacy annex."""
