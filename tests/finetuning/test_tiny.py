@@ -166,7 +166,10 @@ def kill_training_at(monkeypatch, step):
     monkeypatch.setattr("ltmia.finetuning.pretraining.make_trainer", make_doomed)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=[] if name in {"gpt2", "mamba"} else [pytest.mark.slow]) for name in ARCHITECTURES],
+)
 def test_a_killed_pretraining_resumes_to_the_same_weights(model_type, tmp_path, monkeypatch):
     config = PretrainConfig(n_tokens=16 * 8 * 12, batch_size=8, seq_len=16, checkpoint_minutes=1e-9, autocast=False)
     whole = small(model_type)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,7 @@ def products(out: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for kind in ("bases", "targets", "stores"):
         for path in sorted(p for p in (out / kind).rglob("*") if p.is_file()):
-            content: object = path.read_bytes().replace(str(out).encode(), b"OUT")  # a fine-tune names its base
+            content: object = re.sub(rb"/\S+/bases/", b"bases/", path.read_bytes())  # a fine-tune names its base
             if path.name in ("manifest.json", "training.json"):
                 values = json.loads(path.read_text("utf-8"))
                 content = {k: v for k, v in values.items() if k not in ("created", "environment", "seconds")}
