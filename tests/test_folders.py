@@ -76,7 +76,7 @@ def test_other_settings_are_named_and_need_a_word(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_folder(out, fill("a"), ONE)
     before = tree(out)
-    with pytest.raises(ConfigError, match=r"other settings: seed \(1 there, 2 now\), texts\. .*--overwrite"):
+    with pytest.raises(ConfigError, match=r"other settings: seed \(1 there, 2 now\), texts\. .*`overwrite=True`"):
         write_folder(out, fill("a"), TWO)
     with pytest.raises(ConfigError, match=r"holds a model, not an audit"), claim_folder(out, Marker(kind="an audit")):
         pass

@@ -136,7 +136,9 @@ def test_code_in_a_hub_repo_runs_only_by_flag(
     (place / "refs").mkdir()
     (place / "refs" / "main").write_text("1" * 40)
     # The tokens of a tokenizer can be read without its code.
-    refusal = pytest.raises(ModelError, match="only with --trust-remote-code") if part == "model" else nullcontext()
+    refusal = (
+        pytest.raises(ModelError, match="only with `trust_remote_code=True`") if part == "model" else nullcontext()
+    )
     with refusal:
         load_pair("org/own", demo_base_path(), **CPU)
     assert not (tmp_path / "ran").exists()

@@ -43,10 +43,11 @@ def _run() -> None:
 
 
 def _message(error: Exception) -> str:
+    from ltmia.cli.flags import in_flags
     from ltmia.errors import LtmiaError
 
     if isinstance(error, LtmiaError):
-        return str(error)
+        return in_flags(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file system'}: {error.strerror}"
     return f"{type(error).__name__}: {error} (unexpected; run again with --debug for a traceback)"

@@ -59,7 +59,7 @@ def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
     if found.settings and not overwrite and (other := differing(found.settings, marker.settings)):
         raise ConfigError(
             f"{out}: holds {found.kind} with other settings: {', '.join(other)}. Nothing was changed. Choose another "
-            "folder, or replace what is there with --overwrite (in Python: overwrite=True)."
+            "folder, or replace what is there with `overwrite=True`."
         )
 
 

@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {name}: not available here ({error})") from error
+        raise ConfigError(f"`device={name}`: not available here ({error})") from error
     return device
 
 
@@ -50,7 +50,7 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
         half = stored in (torch.bfloat16, torch.float16)
         return torch.bfloat16 if half and computes_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"--dtype {name}: expected auto, {', '.join(DTYPES)}")
+        raise ConfigError(f"`dtype={name}`: expected auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 

@@ -64,7 +64,7 @@ def test_the_weaker_observer_decides_as_it_would_alone(
     assert alone.decisions.attack == "ltmia"
     assert alone.attacks["ltmia"] == both.attacks["ltmia"]
     assert not {"update", "ltmia_weights"} & set(alone.attacks)
-    assert "--observer weights" in (alone.observers["weights"].reason or "")
+    assert "the observer `weights`" in (alone.observers["weights"].reason or "")
     assert alone.update is None
 
 

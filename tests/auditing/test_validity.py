@@ -120,7 +120,7 @@ def test_planted_duplicates_are_found_said_and_left_out_on_request(target: Path,
     assert check.details["repeats_across_sets"] == 3
     assert check.details["repeats_within_a_set"] == 1
     assert check.details["nonmembers_overlapping"] == 4
-    assert "--deduplicate" in check.sentence
+    assert "`deduplicate`" in check.sentence
     assert check.sentence in found.verdict
     clean = audited(pair, [*MEMBERS[:20], MEMBERS[5]], planted, tmp_path / "clean", deduplicate=True)
     assert clean.data.n_members == 20
@@ -152,7 +152,7 @@ def test_an_unrelated_base_is_noticed_by_audit_doctor_and_gate(target: Path, sou
     found = audited(pair, MEMBERS, NONMEMBERS, tmp_path)
     check = found.validity.base
     assert check.status == "warning"
-    assert "name the right one with --base" in check.sentence
+    assert "name the right one" in check.sentence
     assert check.sentence in found.verdict
     assert any("hardly the base" in finding.sentence for finding in diagnose_pair(pair).findings)
     limits = [Limit.parse("auc:1")]
@@ -253,7 +253,7 @@ def test_noise_is_judged_against_the_spread() -> None:
     assert quiet.status == "ok"
     loud = backend_check(Rescored(noise=1e-3, float32=0.05), gap=0.02, spread=0.1, **half)
     assert loud.status == "warning"
-    assert "--dtype float32" in loud.sentence
+    assert "audit again in float32" in loud.sentence
     assert "50.0% in float32 instead of bfloat16 (" in loud.sentence
     nothing = backend_check(Rescored(noise=0.0, float32=None), gap=math.nan, spread=0.0, **full)
     assert nothing.status == "not_measured"
@@ -268,7 +268,7 @@ def test_two_dtypes_are_both_named_and_cured(target: Path, tmp_path: Path) -> No
     loud = backend_check(
         Rescored(noise=0.0, float32=0.05), gap=0.02, spread=0.1, dtype="float32", reference_dtype="bfloat16"
     )
-    assert "audit again with --dtype float32" in loud.sentence
+    assert "audit again in float32" in loud.sentence
 
 
 def test_power_says_what_cannot_be_shown() -> None:

@@ -374,7 +374,7 @@ def test_a_template_that_reads_the_clock_is_told_the_day_or_warned_of(tmp_path: 
         assert fixed(ASKED, False) == "Today is 31 Jan 2026. " + written_out(ASKED, False)
     assert fixed.day_told == date(2026, 1, 31)
     today = chat_template(base)
-    with pytest.warns(UserWarning, match=r"writes the day into conversations and was told .*--date YYYY-MM-DD"):
+    with pytest.warns(UserWarning, match=r"writes the day into conversations and was told .*with `day`"):
         text = today(ASKED, False)
     assert text.startswith(f"Today is {today.day_told:%d %b %Y}. ")
 

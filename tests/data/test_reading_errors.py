@@ -231,11 +231,11 @@ def test_zstd_and_array_bombs_are_refused(tmp_path, monkeypatch):
 def test_wrong_labels(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_text('{"text": "a", "who": "x"}\n{"text": "b", "who": null}\n')
-    with pytest.raises(DataError, match=r"line 2: column 'who' holds a NoneType.*--group-column"):
+    with pytest.raises(DataError, match=r"line 2: column 'who' holds a NoneType.*`group_column`"):
         read_texts(path, group_column="who")
-    with pytest.raises(DataError, match=r"line 1: no column 'key'.*'text', 'who'.*--id-column"):
+    with pytest.raises(DataError, match=r"line 1: no column 'key'.*'text', 'who'.*`id_column`"):
         read_texts(path, id_column="key")
-    with pytest.raises(DataError, match=r"no column 'ward'.*--group-column"):
+    with pytest.raises(DataError, match=r"no column 'ward'.*`group_column`"):
         read_texts(path, group_column="ward")
     (tmp_path / "r.txt").write_text("x")
     with pytest.raises(DataError, match=r"no column 'body'.*Columns found: 'text'"):

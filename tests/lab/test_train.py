@@ -231,7 +231,7 @@ def test_a_finished_classifier_is_neither_made_again_nor_replaced(
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "model"))
     assert run(data, out, report=die) == [f"{out}: trained by these settings already"]
-    with pytest.raises(ConfigError, match=r"other settings: half_batch .*--overwrite"):
+    with pytest.raises(ConfigError, match=r"other settings: half_batch .*`overwrite=True`"):
         run(data, out, config=TrainingConfig(epochs=3), report=die)
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "precious").touch()
@@ -367,7 +367,7 @@ def test_a_step_of_several_combinations_follows_their_common_gradient(stores: li
 
 
 def test_what_cannot_be_trained_on_is_named(stores: list[Combination], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--hold-out c9: no such base, corpus or store; there are c0, c1, c2"):
+    with pytest.raises(ConfigError, match="`hold_out=c9`: no such base, corpus or store; there are c0, c1, c2"):
         training.hold_out(stores, ["c9"], "excess")
     with pytest.raises(ConfigError, match="0 combinations to train on, 3 held out"):
         training.hold_out(stores, ["c0", "c1", "c2"], "excess")

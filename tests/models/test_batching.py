@@ -139,7 +139,7 @@ def test_one_text_that_does_not_fit_is_an_error_with_a_cure() -> None:
     def work(_rows: list[int]) -> None:
         raise MemoryError
 
-    with pytest.raises(ModelError, match="one text of 5 tokens does not fit into memory; lower --max-length"):
+    with pytest.raises(ModelError, match="one text of 5 tokens does not fit into memory; lower `max_length`"):
         list(Halving(texts_of(5, 5)).run([0, 1], work))
 
 

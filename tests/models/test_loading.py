@@ -125,9 +125,9 @@ def test_an_adapter_without_its_base_is_refused(models):
     message = refused(models / "adapter")
     assert str(models / "adapter") in message
     assert str(models / "base") in message
-    assert "give it with --base" in message
+    assert "give it with `base`" in message
     rewrite(models / "adapter/adapter_config.json", base_model_name_or_path=None)
-    assert "does not say which model it was fine-tuned from; name that one with --base" in refused(models / "adapter")
+    assert "does not say which model it was fine-tuned from; name that one with `base`" in refused(models / "adapter")
 
 
 def test_a_pickled_adapter_is_refused_and_does_not_run(models):
@@ -166,7 +166,7 @@ def test_the_model_card_names_the_base_of_a_full_fine_tune(models, card):
 def test_a_card_that_names_no_base_is_not_enough(models, card):
     if card:
         (models / "target/README.md").write_text(card)
-    assert "name that one with --base" in refused(models / "target")
+    assert "name that one with `base`" in refused(models / "target")
 
 
 def test_a_target_without_a_tokenizer_uses_the_bases(models):
@@ -250,7 +250,7 @@ def test_code_that_comes_with_a_model_runs_only_by_flag(models, monkeypatch):
     code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     rewrite(target / "config.json", auto_map=code, model_type="own", architectures=["Own"])
     message = refused(target, models / "base")
-    assert "brings code of its own to run, and that runs only with --trust-remote-code" in message
+    assert "brings code of its own to run, and that runs only with `trust_remote_code=True`" in message
     assert not flag.exists()
     # A type that is known here is loaded by the code that is known here.
     rewrite(target / "config.json", model_type="llama")
@@ -312,7 +312,7 @@ def test_a_base_that_only_a_file_names_is_not_asked_of_the_hub(models, no_networ
     rewrite(models / "adapter/adapter_config.json", base_model_name_or_path="org/base")
     (models / "target/README.md").write_text("---\nbase_model: org/base\n---\n")
     for target in (models / "adapter", models / "target"):
-        assert "say --base org/base, or --allow-hub" in refused(target)
+        assert "say `base=org/base`, or `allow_hub=True`" in refused(target)
     assert no_network == []
     in_cache(models / "cache", "org/base", models / "base")
     for target in (models / "adapter", models / "target"):
@@ -374,7 +374,7 @@ def test_dtype_and_device_are_as_asked(bases, tmp_path):
     assert load_model(half, LoadOptions(dtype="float32", device="cpu"))[0].dtype == torch.float32
     assert load_model(half, LoadOptions(dtype="bfloat16", device="cpu"))[0].dtype == torch.bfloat16
     assert load_model(str(bases / "base"), LoadOptions(dtype="auto", device="cpu"))[0].dtype == torch.float32
-    for wrong, message in (({"dtype": "int3"}, "--dtype int3"), ({"device": "gpu9"}, "--device gpu9")):
+    for wrong, message in (({"dtype": "int3"}, "`dtype=int3`"), ({"device": "gpu9"}, "`device=gpu9`")):
         with pytest.raises(ConfigError, match=message):
             load_model(half, LoadOptions(**(CPU | wrong)))
 

@@ -316,7 +316,9 @@ def test_an_interrupted_recording_goes_on_to_the_same_file(materials: Path, tmp_
     before = killed.stat().st_mtime_ns
     record_model(pair, texts, killed, config=config)
     assert killed.stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match=r"a recording of another model, other texts or other settings.*--overwrite"):
+    with pytest.raises(
+        ConfigError, match=r"a recording of another model, other texts or other settings.*`overwrite=True`"
+    ):
         record_model(pair, texts.take([0]), killed, config=config)
     assert killed.read_bytes() == whole.read_bytes()
     record_model(pair, texts.take([0]), killed, config=config, overwrite=True)

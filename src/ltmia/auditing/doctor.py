@@ -116,15 +116,15 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
         if not scorer.runs_head_apart:
             slow = "does more after its output head than is known here, so it is run whole: right, but slower"
             ties = f"the {name} {slow}" + (", and in half precision ranks tie" if _is_half(model) else "")
-            cure = "use --dtype float32" if _is_half(model) else ""
+            cure = "use `dtype=float32`" if _is_half(model) else ""
             yield Finding(level="warning", sentence=ties, cure=cure)
         if _is_half(model) and not computes_bfloat16(pair.device):
             slow = f"the {name} is in {_dtype(model)}, which this hardware only emulates"
-            yield Finding(level="warning", sentence=slow, cure="--dtype float32 is faster here, if memory allows")
+            yield Finding(level="warning", sentence=slow, cure="`dtype=float32` is faster here, if memory allows")
     models = [model for _, model, _ in _both(pair)]
     if _is_half(models[0]) != _is_half(models[1]):
         unlike = f"the target is in {_dtype(models[0])} and the base in {_dtype(models[1])}: rounding tells them apart"
-        yield Finding(level="warning", sentence=unlike, cure="name one --dtype for both")
+        yield Finding(level="warning", sentence=unlike, cure="name one `dtype` for both")
 
 
 def _about_ids(pair: Pair) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _about_logits(tokens: TokenStatistics) -> Iterator[Finding]:
             yield Finding(
                 level="problem",
                 sentence=f"the {name} gives NaN logits on plain English",
-                cure="its weights are broken, or overflow in half precision: try --dtype float32, or save it again",
+                cure="its weights are broken, or overflow in half precision: try `dtype=float32`, or save it again",
             )
 
 

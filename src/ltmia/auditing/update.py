@@ -58,7 +58,7 @@ def read_update(
         DataError: The same, for want of texts.
     """
     if observer == "logprobs":
-        return UpdateReading(reason="not asked for: --observer weights reads them")
+        return UpdateReading(reason="not asked for: the observer `weights` reads them")
     started = time.perf_counter()
     try:
         if pair.models is None:

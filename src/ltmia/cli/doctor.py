@@ -3,6 +3,7 @@
 import typer
 
 from ltmia.cli import options as o
+from ltmia.cli.flags import in_flags
 from ltmia.cli.progress import calm_libraries
 
 
@@ -22,6 +23,6 @@ def doctor(
         target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
     )
     for finding in found.findings:
-        print(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else ""))
+        print(in_flags(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else "")))
     if not found.usable:
         raise typer.Exit(2)

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ltmia.cli.flags import warn_in_flags
 from ltmia.progress import Report
 
 LINE_SECONDS = 10.0
@@ -83,9 +84,10 @@ def _as_lines() -> Report:
 
 
 def calm_libraries() -> None:
-    """Keep the libraries' own bars and notices out of ours."""
+    """Keep the libraries' own bars and notices out of ours, and show our own warnings as the command line says it."""
     from transformers.utils import logging as transformers_logging
 
+    warn_in_flags()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)

@@ -40,13 +40,13 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
     if any(set(names) <= set(row.columns) for names in sources):
         return "", 0  # what is there is null
     others = f" Or give {PROMPT} and {COMPLETION}, or {MESSAGES}." if column == TEXT else ""
-    raise DataError(missing(row, column, "--text-column") + others)
+    raise DataError(missing(row, column, "text_column") + others)
 
 
 def missing(row: Row, column: str, option: str) -> str:
     """Say that a row lacks a column."""
     found = ", ".join(repr(name[:80]) for name in list(row.columns)[:20]) or "none"
-    return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with {option}."
+    return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with `{option}`."
 
 
 def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
@@ -85,7 +85,7 @@ def _plain(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise DataError(
             f"{row.place}: column {column!r} holds a {type(value).__name__}. Expected a text, or messages with role "
-            "and content; put a text in quotes, or name another column with --text-column."
+            "and content; put a text in quotes, or name another column with `text_column`."
         )
     return value
 

@@ -155,21 +155,21 @@ class _Collected:
             )
         self.ids.append(self._id_of(row))
         if self.columns.group is not None:
-            self.groups.append(_label_of(row, self.columns.group, "--group-column"))
+            self.groups.append(_label_of(row, self.columns.group, "group_column"))
         self.texts.append(text)
         self.starts.append(start)
 
     def _id_of(self, row: Row) -> str | None:
         if self.columns.id is not None:
-            name = _label_of(row, self.columns.id, "--id-column")
+            name = _label_of(row, self.columns.id, "id_column")
         elif row.columns.get("id") not in (None, ""):
-            name = _label_of(row, "id", "--id-column")
+            name = _label_of(row, "id", "id_column")
         else:
             return None
         if name in self.places:
             raise DataError(
                 f"{row.place}: the id {_shown(name)} stands already at {self.places[name]}. "
-                "Give each text its own id, or name another column with --id-column."
+                "Give each text its own id, or name another column with `id_column`."
             )
         self.places[name] = row.place
         return name
@@ -194,7 +194,7 @@ def _label_of(row: Row, column: str, option: str) -> str:
         shown = "an empty text" if value == "" else f"a {type(value).__name__}"
         raise DataError(
             f"{row.place}: column {column!r} holds {shown}. "
-            f"Expected a text or a whole number in each row; name another column with {option}."
+            f"Expected a text or a whole number in each row; name another column with `{option}`."
         )
     if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
         raise DataError(

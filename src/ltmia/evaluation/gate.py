@@ -169,7 +169,7 @@ def hold_against(
         ConfigError: If there are no limits, or the audit has no such attack.
     """
     if not limits:
-        raise ConfigError("no limits: give --max FIGURE:MOST or --policy FILE")
+        raise ConfigError("no limits: give at least one, such as auc:0.6, or a policy that holds some")
     return GateVerdict(judged=tuple(_judge(results, limit) for limit in limits), inconclusive=inconclusive)
 
 

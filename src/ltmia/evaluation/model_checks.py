@@ -93,7 +93,7 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
     if worst <= NOISE_SHARE * spread:
         return Check(status="ok", sentence=f"{found}: noise is negligible.", details=details)
     exact = dtype == reference_dtype == "float32"
-    cure = "the models' code depends on the batch" if exact else "audit again with --dtype float32"
+    cure = "the models' code depends on the batch" if exact else "audit again in float32"
     sentence = (
         f"{found} ({worst:.2g} nats; members and non-members differ by {gap:.2g} on average): noise hides part of what "
         f"is given away; {cure}."
@@ -145,13 +145,13 @@ def base_check(kin: BaseComparison) -> Check:
     if kin.difference <= SAME:
         sentence = (
             "Target and base are the same model: they give every token the same probability. Nothing can be found "
-            "between them; check --base, and that the target is the model that was fine-tuned."
+            "between them; check that the base is the right one, and that the target is the model that was fine-tuned."
         )
         return Check(status="failed", sentence=sentence, details=details)
     if kin.change is not None and math.isnan(kin.change):
         sentence = (
             "The weights of the target or of its base are not all finite numbers: a checkpoint is damaged, or its "
-            "numbers are too large for this precision; try --dtype float32."
+            "numbers are too large for this precision; try float32."
         )
         return Check(status="failed", sentence=sentence, details=details)
     if math.isnan(kin.difference):
@@ -164,7 +164,7 @@ def base_check(kin: BaseComparison) -> Check:
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
         f"{doubt} ({losses}), so this is hardly the base that the target was fine-tuned from. Against a wrong base all "
-        "attacks that compare the two find less than there is: name the right one with --base."
+        "attacks that compare the two find less than there is: name the right one."
     )
     return Check(status="warning", sentence=sentence, details=details)
 

@@ -102,7 +102,7 @@ def duplicates_check(
         f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {OVERLAP_SHARE:.0%} or more of "
         f"their 8-grams with one: such texts stand on both sides and hide what is given away.{left_out}"
     )
-    cure = " Leave them out with --deduplicate." if candidates == "member" and n_left_out is None else ""
+    cure = " Leave them out with the option `deduplicate`." if candidates == "member" and n_left_out is None else ""
     return Check(status="warning", sentence=sentence + cure, details=details)
 
 

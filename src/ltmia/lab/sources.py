@@ -28,7 +28,7 @@ def find_corpus(name: str, corpus: Corpus, folder: Path) -> CorpusSource:
         file = Path(str(files("ltmia.data"))) / "demo" / "texts.jsonl.gz" if wanted == EMBEDDED else folder / wanted
         if not file.is_file():
             raise ConfigError(
-                f"corpora.{name}: no file {file}; give the folder of the corpora with --corpora, or correct its path"
+                f"corpora.{name}: no file {file}; give the folder of the corpora as `corpora`, or correct its path"
             )
         path, digest = str(file.resolve()), _file_sha256(file)
     return CorpusSource(
@@ -56,7 +56,7 @@ def find_base(name: str, base: FolderBase | HubBase, folder: Path) -> BaseSource
     if not (place / "config.json").is_file() or not any(place.glob("*.safetensors")):
         raise ConfigError(
             f"bases.{name}: {place} is no model: a .gguf file, or a folder with config.json and *.safetensors; "
-            "give the folder of the bases with --bases, or correct its path"
+            "give the folder of the bases as `bases`, or correct its path"
         )
     digest = sha256()
     for file in sorted(place.iterdir()):

@@ -25,7 +25,7 @@ def hold_out(combinations: Sequence[Combination], names: Iterable[str], version:
     known = {name for combination in combinations for name in _names(combination)}
     for name in names:
         if name not in known:
-            raise ConfigError(f"--hold-out {name}: no such base, corpus or store; there are {', '.join(sorted(known))}")
+            raise ConfigError(f"`hold_out={name}`: no such base, corpus or store; there are {', '.join(sorted(known))}")
     validation = [c for c in combinations if _names(c) & set(names)]
     training = [c for c in combinations if not _names(c) & set(names)]
     return TrainingData(training=training, validation=validation, version=version)

@@ -196,8 +196,8 @@ class Halving:
     def _learn(self, part: list[int], error: BaseException) -> None:
         if len(part) == 1:
             raise ModelError(
-                f"one text of {self._tokens(part)} tokens does not fit into memory; lower --max-length, or use "
-                "--dtype bfloat16 or --sequential-models"
+                f"one text of {self._tokens(part)} tokens does not fit into memory; lower `max_length`, or use "
+                "`dtype=bfloat16` or `sequential=True`"
             ) from error
         self._most_tokens = max(self._tokens(half) for half in _halves(part))
         # The error's traceback holds the tensors of the pass that failed.

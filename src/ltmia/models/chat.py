@@ -77,7 +77,7 @@ class ChatTemplate:
             if self._day is None:
                 warnings.warn(
                     f"the chat template of {self._target} writes the day into conversations and was told "
-                    f"{self.day_told}: on another day the texts would differ. Name the day: --date YYYY-MM-DD",
+                    f"{self.day_told}: on another day the texts would differ. Name the day with `day`",
                     stacklevel=2,
                 )
         return datetime.combine(self.day_told, time())

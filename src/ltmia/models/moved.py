@@ -55,7 +55,7 @@ def moved_matrices(pair: Pair) -> list[MovedMatrix]:
         ModelError: If there are none, or they cannot be compared.
     """
     if pair.is_sequential:
-        raise ModelError("the update is read from two models side by side: load the pair without --sequential-models")
+        raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
     found = _adapter_matrices(pair.target) if is_adapter(pair) else _full_matrices(pair)
     if not found:
         raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")

@@ -72,7 +72,7 @@ class Pair:
         if sequential is not None and not self.target_runner.runs_head_apart:
             raise ModelError(
                 "the target does more after its output head than is known here, so its logits, not its "
-                "hidden states, would have to wait on disk: leave out --sequential-models"
+                "hidden states, would have to wait on disk: leave out `sequential=True`"
             )
 
     def _look_at_target(self) -> list[int]:

@@ -161,7 +161,7 @@ def find_base(place: ModelSource) -> str:
         named = named[0]
     if not (isinstance(named, str) and named):
         raise ModelError(
-            f"{place.source}: {looked} does not say which model it was fine-tuned from; name that one with --base"
+            f"{place.source}: {looked} does not say which model it was fine-tuned from; name that one with `base`"
         )
     # What lies here has no revisions.
     has_revision = isinstance(revision, str) and revision and "@" not in named and not Path(named).expanduser().exists()
@@ -182,7 +182,7 @@ def base_source(place: ModelSource, base: str | Path | None = None, *, allow_hub
     """
     found = _named_base(place, allow_hub=allow_hub) if base in (None, "auto") else find_source(str(base))
     if place.is_adapter and found.name == place.name:
-        raise ModelError(f"{place.source}: an adapter cannot be put on itself; name what it was trained on with --base")
+        raise ModelError(f"{place.source}: an adapter cannot be put on itself; name what it was trained on with `base`")
     return found
 
 
@@ -193,11 +193,11 @@ def _named_base(place: ModelSource, *, allow_hub: bool) -> ModelSource:
     try:
         base = find_source(named, from_cache=from_cache)
     except ModelError as error:
-        raise ModelError(f"{place.source} names {named!r} as its base; give it with --base ({error})") from error
+        raise ModelError(f"{place.source} names {named!r} as its base; give it with `base` ({error})") from error
     if base.path is None and from_cache:
         raise ModelError(
             f"{place.source} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
-            f"name that only a file gives: say --base {named}, or --allow-hub"
+            f"name that only a file gives: say `base={named}`, or `allow_hub=True`"
         )
     return base
 
@@ -212,7 +212,7 @@ def adapter_stack(place: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
     while stack[-1].is_adapter:
         below = base_source(stack[-1], allow_hub=allow_hub)
         if below.name in {above.name for above in stack}:
-            raise ModelError(f"{place.source}: adapters that name each other as their base; name one with --base")
+            raise ModelError(f"{place.source}: adapters that name each other as their base; name one with `base`")
         stack.append(below)
     return stack
 
@@ -252,7 +252,7 @@ def refuse_clearly(place: ModelSource, load: Callable[[], Any]) -> Any:
     except LOADING_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{place.source}: brings code of its own to run, and that runs only with --trust-remote-code; "
+                f"{place.source}: brings code of its own to run, and that runs only with `trust_remote_code=True`; "
                 "read the .py files beside it first"
             ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -53,7 +53,7 @@ def roc_axes(results: Results, records: pa.Table, axes: Axes | None = None) -> A
     """
     curves = chosen_curves(results, records)
     if not curves:
-        raise DataError("no members are known, so there is no ROC; audit with --members and --nonmembers to get one")
+        raise DataError("no members are known, so there is no ROC; audit with members and non-members to get one")
     if axes is None:
         from matplotlib import pyplot
 

@@ -117,7 +117,11 @@ def unread(results: Results) -> str | None:
     said = []
     if data.n_cut:
         longest = results.settings["max_length"] == results.settings.get("max_positions")
-        cure = "The models take no longer ones: cut the texts into passages." if longest else "--max-length reads more."
+        cure = (
+            "The models take no longer ones: cut the texts into passages."
+            if longest
+            else "A larger `max_length` reads more."
+        )
         said.append(
             f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} "
             f"are longer, and what they give away further on is not seen. {cure}"

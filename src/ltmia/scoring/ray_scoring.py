@@ -126,11 +126,11 @@ class RayScorer:
             ConfigError: If an attack needs all texts at once, or the models are not at hand.
         """
         if pair.models is None:
-            raise ConfigError("--engine ray: recordings are read in one process; leave it out")
+            raise ConfigError("Ray has no use for recordings, which one process reads: score them without Ray")
         refused = OF_THE_WHOLE_SET.intersection(config.attacks)
         if refused:
             raise ConfigError(
-                f"{', '.join(refused)}: needs all texts in one place; use --engine local, or another attack"
+                f"{', '.join(refused)}: needs all texts in one place; score without Ray, or use another attack"
             )
         whole = StorePlan(key=identity.key, columns={})
         files = _begin(folder, scoring_fingerprint(whole, texts, pair.encode(texts, config), config), classifier)

@@ -37,7 +37,7 @@ def load_recorded_pair(target: str | Path, reference: str | Path | None) -> "Rec
         if not is_recording(str(other)):
             raise ConfigError(
                 f"{name} is a recording, but {other} is not: record the other model too (`ltmia record`), and give "
-                "the target's recording in place of TARGET and the reference's with --base"
+                "the target's recording in place of TARGET and the reference's as `base`"
             )
     return RecordedPair(target=Recording(target), reference=Recording(str(reference)))
 
@@ -83,13 +83,13 @@ class RecordedPair:
         """
         refused, cures = [name for name in attacks if not ATTACKS[name].recorded], []
         if refused:
-            cures.append("choose with --attacks recorded, or name attacks that `ltmia attacks` lists as recorded")
+            cures.append("choose `attacks=recorded`, or name attacks that `ltmia attacks` lists as recorded")
         if version is not None and not reads_recordings(version):
             refused.append(f"a classifier of {version!r} features")
-            cures.append("say --classifier lite")
+            cures.append("say `classifier=lite`")
         if reveal:
-            refused.append("--reveal")
-            cures.append("leave out --reveal, which needs the tokenizer")
+            refused.append("`reveal`")
+            cures.append("leave out `reveal`, which needs the tokenizer")
         if refused:
             raise ConfigError(
                 f"recordings hold too little for {', '.join(refused)}: {'; '.join(cures)}, or give the models"
@@ -153,7 +153,7 @@ class RecordedPair:
         if target.tokens[:max_length] != reference.tokens[:max_length] or target.n_read != reference.n_read:
             raise DataError(
                 f"{self.target.path} and {self.reference.path}: {target.id[:80]!r} has other token ids in the one than "
-                "in the other. Record both models with one tokenizer (`ltmia record --tokenizer`) and one --max-length"
+                "in the other. Record both models with the same `tokenizer` and `max_length`"
             )
         if encoded.n_scored < LEAST_IDS["default"] - 1:
             behind = "" if target.start is None else " and a prompt"

@@ -142,7 +142,7 @@ def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
         return False
     raise ConfigError(
         f"{out}: a recording of another model, other texts or other settings. Nothing was changed. Choose another "
-        "name, or replace it with --overwrite (in Python: overwrite=True)."
+        "name, or replace it with `overwrite=True`."
     )
 
 
