@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ltmia.cli import classifiers, decisions, evidence
+from ltmia.cli import option_groups as g
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
 from ltmia.cli.doctor import doctor
@@ -63,27 +65,18 @@ def demo(
 
 
 @app.command(rich_help_panel=AUDIT)
+@g.with_option_groups
 def audit(
+    *,
     target: o.Target,
     members: Annotated[str, typer.Option("--members", help="Texts it was fine-tuned on.")],
     nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts it never saw.")],
     out: o.Out,
     base: o.Base = "auto",
-    text_column: o.TextColumn = "text",
-    id_column: o.IdColumn = None,
-    group_column: o.GroupColumn = None,
+    columns: g.TextOptions,
     attacks: o.Attacks = "fast",
-    classifier: o.Classifier = None,
-    observer: o.Observer = o.ObserverName.logprobs,
-    fdr: o.Fdr = 0.05,
-    max_length: o.MaxLength = 128,
-    batch_size: o.BatchSize = 16,
-    dtype: o.DtypeOption = o.Dtype.auto,
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
-    day: o.Day = None,
-    allow_hub: o.AllowHub = False,
-    sequential: o.Sequential = False,
+    judging: g.JudgeOptions,
+    loading: g.ModelOptions,
     seed: o.Seed = 0,
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
@@ -102,27 +95,12 @@ def audit(
 
     require_trackers(log_to or [])
     set_results_aside(out)
-    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
-    member_texts, nonmember_texts = (
-        read(source, text_column=text_column, id_column=id_column, group_column=group_column)
-        for source in (members, nonmembers)
-    )
-    pair = _open_pair(
-        target,
-        base,
-        dtype=dtype.value,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        allow_hub=allow_hub,
-        sequential=sequential,
-    )
+    read = loading.reader(target, base)
+    member_texts, nonmember_texts = (read(source, **asdict(columns)) for source in (members, nonmembers))
+    pair = _open_pair(target, base, **loading.keywords)
     config = AuditConfig(
         attacks=attacks,
-        classifier=classifier,
-        observer=observer.value,
-        fdr=fdr,
-        max_length=max_length,
-        batch_size=batch_size,
+        **asdict(judging),
         seed=seed,
         deduplicate=deduplicate,
         reveal=reveal,
@@ -135,27 +113,18 @@ def audit(
 
 
 @app.command(rich_help_panel=AUDIT)
+@g.with_option_groups
 def score(
+    *,
     target: o.Target,
     candidates: Annotated[str, typer.Option("--candidates", help="Texts that may have been used.")],
     nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts surely not used.")],
     out: o.Out,
     base: o.Base = "auto",
-    text_column: o.TextColumn = "text",
-    id_column: o.IdColumn = None,
-    group_column: o.GroupColumn = None,
+    columns: g.TextOptions,
     attack: Annotated[str, typer.Option("--attack", help="Whose scores decide.")] = "ltmia",
-    classifier: o.Classifier = None,
-    observer: o.Observer = o.ObserverName.logprobs,
-    fdr: o.Fdr = 0.05,
-    max_length: o.MaxLength = 128,
-    batch_size: o.BatchSize = 16,
-    dtype: o.DtypeOption = o.Dtype.auto,
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
-    day: o.Day = None,
-    allow_hub: o.AllowHub = False,
-    sequential: o.Sequential = False,
+    judging: g.JudgeOptions,
+    loading: g.ModelOptions,
     seed: o.Seed = 0,
     engine: Annotated[
         o.EngineName, typer.Option("--engine", help="This process, or a Ray cluster (extra: ray) for large sets.")
@@ -176,34 +145,22 @@ def score(
     from ltmia.scoring.stored_scores import score_to_store
 
     set_results_aside(out)
-    read = o.reader(target, base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
-    candidate_texts, nonmember_texts = (
-        read(source, text_column=text_column, id_column=id_column, group_column=group_column)
-        for source in (candidates, nonmembers)
-    )
+    read = loading.reader(target, base)
+    candidate_texts, nonmember_texts = (read(source, **asdict(columns)) for source in (candidates, nonmembers))
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
-    options: dict[str, Any] = {
-        "dtype": dtype.value,
-        "device": device,
-        "trust_remote_code": trust_remote_code,
-        "allow_hub": allow_hub,
-        "sequential": sequential,
-    }
     config = ScoreConfig(
         attack=attack,
-        classifier=classifier,
-        observer=observer.value,
-        fdr=fdr,
-        max_length=max_length,
-        batch_size=batch_size,
+        **asdict(judging),
         seed=seed,
         chat_day=o.day_told(read),
     )
     scorer = (
-        _ray_scorer(partial(load_pair, *sources, **options), workers) if engine is o.EngineName.ray else score_to_store
+        _ray_scorer(partial(load_pair, *sources, **loading.keywords), workers)
+        if engine is o.EngineName.ray
+        else score_to_store
     )
     with progress(quiet=quiet) as report:
-        pair = _open_pair(*sources, **options)
+        pair = _open_pair(*sources, **loading.keywords)
         run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, quiet=quiet, as_json=as_json)
 

@@ -1,0 +1,90 @@
+"""Options that `audit` and `score` share, in groups; each group is one parameter of a command."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, asdict, dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any
+
+from ltmia.cli import options as o
+
+if TYPE_CHECKING:
+    from ltmia.records import Texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """Which columns texts are read from."""
+
+    text_column: o.TextColumn = "text"
+    id_column: o.IdColumn = None
+    group_column: o.GroupColumn = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeOptions:
+    """How texts are scored and judged: fields of `JudgeConfig`."""
+
+    classifier: o.Classifier = None
+    observer: o.Observer = o.ObserverName.logprobs
+    fdr: o.Fdr = 0.05
+    max_length: o.MaxLength = 128
+    batch_size: o.BatchSize = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """How both models and their chat template are loaded."""
+
+    dtype: o.DtypeOption = o.Dtype.auto
+    device: o.Device = "auto"
+    trust_remote_code: o.TrustRemoteCode = False
+    day: o.Day = None
+    allow_hub: o.AllowHub = False
+    sequential: o.Sequential = False
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `load_pair`."""
+        return {name: value for name, value in asdict(self).items() if name != "day"}
+
+    def reader(self, target: str, base: str) -> "Callable[..., Texts]":
+        """Return `read_texts` for a pair of models."""
+        return o.reader(target, base, day=self.day, trust_remote_code=self.trust_remote_code, allow_hub=self.allow_hub)
+
+
+def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each field of the groups among its parameters.
+
+    Typer reads options from a function's signature, so the function returned has a signature with the fields in place
+    of their group. Called, it puts the groups together again.
+    """
+    signature = inspect.signature(command)
+    groups = {name: _group_of(parameter) for name, parameter in signature.parameters.items()}
+    parameters = [
+        shown
+        for name, parameter in signature.parameters.items()
+        for shown in (
+            map(_parameter, groups[name]) if groups[name] else [parameter.replace(kind=Parameter.KEYWORD_ONLY)]
+        )
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        for name, group in groups.items():
+            if group:
+                kind = signature.parameters[name].annotation
+                given[name] = kind(**{field.name: given.pop(field.name) for field in group})
+        command(**given)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # typed for no function
+    return run
+
+
+def _group_of(parameter: Parameter) -> "tuple[Field[Any], ...]":
+    return fields(parameter.annotation) if is_dataclass(parameter.annotation) else ()
+
+
+def _parameter(field: "Field[Any]") -> Parameter:
+    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
