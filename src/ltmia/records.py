@@ -76,6 +76,11 @@ def shared_beginning(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
+def without_surrogates(text: str) -> str:
+    """Replace each lone surrogate by "?", since neither UTF-8 nor a tokenizer can take it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def hash_strings(digest: Any, strings: Iterable[str]) -> None:
     """Feed strings to a hash of `hashlib`, each behind its length: no other strings end to end are the same bytes."""
     for string in strings:

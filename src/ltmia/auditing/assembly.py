@@ -16,10 +16,9 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS, Observer
-from ltmia.auditing.checks import Findings, check_validity
+from ltmia.auditing.checks import MeasuredScores, check_validity
 from ltmia.auditing.question import AuditResult, Measured, Question, Scores
 from ltmia.auditing.record_table import (
-    clean_text,
     flagged_hashes,
     group_columns,
     hashed_groups,
@@ -38,6 +37,7 @@ from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.progress import Report
+from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
@@ -95,7 +95,7 @@ def answer(
         found |= {UPDATE: update.score}
         found |= {WITH_WEIGHTS: found[LEARNED] + update.score} if LEARNED in found else {}
     measured = question.measure(sets, {name: published(scores) for name, scores in found.items()})
-    findings = Findings(
+    findings = MeasuredScores(
         control=measured.control,
         blind=measured.control_auc,
         judge=measured.scores[measured.judge],
@@ -224,7 +224,7 @@ def _write_tables(
     ids = published_ids(sets.texts, run.private.salt())
     columns = record_columns(sets, scored, measured.scores, measured.decisions, ids, hashed)
     if question.reveal:
-        columns["text"] = [clean_text(text) for text in sets.texts.texts]
+        columns["text"] = [without_surrogates(text) for text in sets.texts.texts]
     records = write_records(columns, run.folder, run.run_id)
     if measured.decisions.groups is not None:
         write_groups(group_columns(sets, hashed, measured.decisions.groups), run.folder, run.run_id)

@@ -56,7 +56,7 @@ N_COMPARED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class MeasuredScores:
     """What the checks need of an audit's own measurements."""
 
     control: ControlScores
@@ -75,7 +75,7 @@ def check_validity(
     models: Pair | None,
     data: TextSets,
     scored: ScoredTexts,
-    found: Findings,
+    found: MeasuredScores,
     *,
     classifier: MembershipClassifier | None,
     config: CheckOptions,

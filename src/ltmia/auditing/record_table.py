@@ -101,8 +101,3 @@ def record_columns(
         "reason": pa.array(list(scored.reasons), pa.string()),
         **share_columns(scored, np.arange(data.n_judged, len(data.texts))),
     }
-
-
-def clean_text(text: str) -> str:
-    """Return a text as UTF-8 can hold it: a lone surrogate becomes "?"."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -6,12 +6,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from ltmia.auditing.record_table import clean_text
 from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
-from ltmia.records import Texts
+from ltmia.records import Texts, without_surrogates
 from ltmia.scoring.stored_scores import StoredTexts
 
 MOST_TEXTS, MOST_POSITIONS = 300, 30_000
@@ -71,6 +70,6 @@ def _tokens(pair: Pair, texts: Texts, counts: np.ndarray, max_length: int) -> li
         pair.tokenizer, texts.texts, max_length=max_length, vocab_size=pair.vocab_size, starts=texts.starts
     )
     return [
-        [clean_text(str(pair.tokenizer.decode([int(i)]))) for i in text.scored_ids[:n]]
+        [without_surrogates(str(pair.tokenizer.decode([int(i)]))) for i in text.scored_ids[:n]]
         for text, n in zip(encoded, counts, strict=True)
     ]

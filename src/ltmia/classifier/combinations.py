@@ -97,8 +97,8 @@ class Combination:
         return gather_inputs(self.store, rows, version)
 
 
-Part = tuple[Combination, np.ndarray]
-"""Some texts of one combination."""
+CombinationRows = tuple[Combination, np.ndarray]
+"""A combination, and rows of some of its texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class LabelledBatch:
     """1 for members."""
 
 
-def load_ahead(parts: Iterable[Part], version: str) -> Generator[LabelledBatch, None, None]:
+def load_ahead(parts: Iterable[CombinationRows], version: str) -> Generator[LabelledBatch, None, None]:
     """Yield batches in order; while one is learned from, the next is read and made into features."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         loading = (reader.submit(_load, combination, rows, version) for combination, rows in parts)

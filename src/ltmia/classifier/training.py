@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.classifier.checkpoint import EpochRecord, TrainingState, best_epoch, load_checkpoint, save_checkpoint
-from ltmia.classifier.combinations import Combination, LabelledBatch, Part, TrainingData, load_ahead, tensors
+from ltmia.classifier.combinations import Combination, CombinationRows, LabelledBatch, TrainingData, load_ahead, tensors
 from ltmia.classifier.networks import ConvNetwork
 from ltmia.errors import ConfigError, LtmiaError
 from ltmia.evaluation.roc import auc
@@ -256,9 +256,9 @@ def training_step(
 
 def _epoch_steps(
     combinations: Sequence[Combination], config: TrainingConfig, rng: np.random.Generator
-) -> list[list[Part]]:
+) -> list[list[CombinationRows]]:
     """Cut combinations into batches of half members, half non-members; shuffle these and share them out to steps."""
-    batches: list[Part] = []
+    batches: list[CombinationRows] = []
     for combination in combinations:
         members = rng.permutation(combination.members)
         nonmembers = rng.permutation(combination.nonmembers)

@@ -9,7 +9,7 @@ import typer
 from ltmia.cli import options as o
 
 
-class Part(StrEnum):
+class Benchmark(StrEnum):
     """What is measured."""
 
     extract = "extract"
@@ -18,7 +18,7 @@ class Part(StrEnum):
 
 
 def bench(
-    part: Annotated[Part, typer.Argument(help="extract, store or train.")],
+    part: Annotated[Benchmark, typer.Argument(help="extract, store or train.")],
     n_texts: Annotated[int, typer.Option("--texts", min=2)] = 16,
     n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
     mixed_lengths: Annotated[bool, typer.Option("--mixed-lengths", help="From a quarter of --tokens to all.")] = False,
@@ -44,7 +44,9 @@ def bench(
         dtype=dtype,
         threads=threads,
     )
-    measured = {Part.extract: bench_extract, Part.store: bench_store, Part.train: bench_train}[part](config)
+    measured = {Benchmark.extract: bench_extract, Benchmark.store: bench_store, Benchmark.train: bench_train}[part](
+        config
+    )
     if as_json:
         print(json.dumps(measured))
     else:

@@ -29,7 +29,7 @@ SLACK = 1e-3
 
 LogProbability = Annotated[float, Field(ge=-1e30, le=SLACK)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Part = TypeVar("Part", bound="_Line")
+Line = TypeVar("Line", bound="_Line")
 
 
 class _Line(BaseModel):
@@ -298,7 +298,7 @@ def as_line(part: RecordingHeader | RecordedText) -> str:
     return part.model_dump_json(exclude_none=True) + "\n"
 
 
-def _parsed(kind: type[Part], line: str, place: str) -> Part:
+def _parsed(kind: type[Line], line: str, place: str) -> Line:
     try:
         return kind.model_validate_json(line)
     except ValidationError as error:

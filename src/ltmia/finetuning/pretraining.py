@@ -29,10 +29,11 @@ from ltmia.finetuning.training import (
 )
 from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
+from ltmia.models.tokens import tokenised_at_once
 from ltmia.ownership import Marker
+from ltmia.records import without_surrogates
 from ltmia.runtime import computes_bfloat16
 
-ENCODE_AT_ONCE = 1000
 RECORD_FILE = "training.json"
 
 
@@ -130,11 +131,10 @@ def pack_blocks(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seq_le
     """Lay texts end to end, EOS after each, and cut blocks; a last short one is left out."""
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token: packed texts need one between them")
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    clean = [without_surrogates(text) for text in texts]
     ids: list[int] = []
-    for start in range(0, len(clean), ENCODE_AT_ONCE):
-        part = tokenizer(clean[start : start + ENCODE_AT_ONCE], add_special_tokens=False, verbose=False)
-        for row in part["input_ids"]:
+    for part in tokenised_at_once(len(clean)):
+        for row in tokenizer(clean[part], add_special_tokens=False, verbose=False)["input_ids"]:
             ids += [*row, tokenizer.eos_token_id]
     n_blocks = len(ids) // seq_len
     return np.array(ids[: n_blocks * seq_len], np.int32).reshape(n_blocks, seq_len)

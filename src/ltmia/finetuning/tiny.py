@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ltmia.errors import ConfigError
+from ltmia.records import without_surrogates
 
 END_OF_TEXT = "<|endoftext|>"
 END_ID = 0
@@ -49,8 +50,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    clean = (text.encode("utf-8", "replace").decode("utf-8") for text in texts)
-    tokenizer.train_from_iterator(clean, trainer=trainer)
+    tokenizer.train_from_iterator(map(without_surrogates, texts), trainer=trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
 
 

@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ltmia.finetuning.training import IGNORED_LABEL, Row, ignore_first
-from ltmia.models.tokens import prompt_lengths
-
-ENCODE_AT_ONCE = 1000
+from ltmia.models.tokens import prompt_lengths, tokenised_at_once
+from ltmia.records import without_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,8 @@ def training_rows(
     """
     rows = []
     eos = tokenizer.eos_token_id
-    clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    for first in range(0, len(clean), ENCODE_AT_ONCE):
-        part = slice(first, first + ENCODE_AT_ONCE)
+    clean = [without_surrogates(text) for text in texts]
+    for part in tokenised_at_once(len(clean)):
         encoded = tokenizer(clean[part], return_special_tokens_mask=True, verbose=False)
         lengths = prompt_lengths(tokenizer, clean[part], encoded["input_ids"], starts and starts[part])
         for ids, special, n_prompt in zip(encoded["input_ids"], encoded["special_tokens_mask"], lengths, strict=True):

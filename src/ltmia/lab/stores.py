@@ -26,7 +26,7 @@ from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 
 

@@ -174,7 +174,11 @@ class Halving:
         Raises:
             ModelError: If one text alone does not fit into memory.
         """
-        waiting = [rows]
+        return self.run_all([rows], work)
+
+    def run_all(self, batches: Sequence[list[int]], work: Callable[[list[int]], Result]) -> Iterator[Result]:
+        """Do the same with batch after batch."""
+        waiting = list(batches)
         while waiting:
             part = waiting.pop(0)
             if len(part) > 1 and self._most_tokens is not None and self._tokens(part) > self._most_tokens:

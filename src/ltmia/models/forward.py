@@ -5,7 +5,7 @@ Full-batch logits never exist, and padding has none. Knows nothing of what is co
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from ltmia.models.allocator import trim_heap
-from ltmia.models.batching import most_tokens, pass_stops
+from ltmia.models.batching import BatchSize, length_batches, most_tokens, pass_stops, pick_batch_size
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText
@@ -59,16 +59,14 @@ def forward_pair(
         target_states: What `scored_states` gave of the target; it is run when None.
     """
     clock = clock or ForwardClock()
-    truth = torch.from_numpy(np.concatenate([text.scored_ids for text in texts]))
+    truth = _true_ids(texts)
     started = time.perf_counter()
     if target_states is None:
         target_states = scored_states(pair, pair.target_runner, texts)
     hidden = target_states.to(pair.device), scored_states(pair, pair.reference_runner, texts)
     heads = pair.target_runner.float32_head(), pair.reference_runner.float32_head()
     clock.seconds += time.perf_counter() - started
-    step = max(CHUNK_BYTES // (4 * pair.vocab_size), 1)
-    for start in range(0, len(truth), step):
-        part = slice(start, start + step)
+    for part in _chunks(len(truth), pair.vocab_size):
         started = time.perf_counter()
         target, reference = (
             head(states[part])[:, : pair.vocab_size] for head, states in zip(heads, hidden, strict=True)
@@ -77,6 +75,62 @@ def forward_pair(
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
         # Held any longer, they would stand beside those of the next turn.
         del target, reference
+
+
+def forward_target(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the target alone on one batch, and yield its logits over all its ids, chunk by chunk.
+
+    Args:
+        pair: Its reference is not run.
+        texts: Scorable texts of the batch.
+
+    Yields:
+        Logits, (pred, vocab) float32, and the ids that really followed, (pred,).
+    """
+    runner, truth = pair.target_runner, _true_ids(texts)
+    states, head = scored_states(pair, runner, texts), runner.float32_head()
+    for part in _chunks(len(truth), runner.vocab_size):
+        yield head(states[part]), truth[part]
+
+
+def positions_at_once(vocab_size: int) -> int:
+    """Return how many positions' logits `CHUNK_BYTES` holds."""
+    return max(CHUNK_BYTES // (4 * vocab_size), 1)
+
+
+def _chunks(n_positions: int, vocab_size: int) -> Iterator[slice]:
+    step = positions_at_once(vocab_size)
+    return (slice(start, start + step) for start in range(0, n_positions, step))
+
+
+def _true_ids(texts: Sequence[EncodedText]) -> Int64[Tensor, " pred"]:
+    return torch.from_numpy(np.concatenate([text.scored_ids for text in texts]))
+
+
+def batches_to_run(
+    pair: Pair, encoded: Sequence[EncodedText], batch_size: BatchSize, done: Container[int] = ()
+) -> list[list[int]]:
+    """Group the scorable texts that are not done into batches, longest texts first.
+
+    Batches are cut from all texts, done or not, so that a resumed run pads like an undisturbed one.
+
+    Args:
+        pair: Where the texts are run.
+        encoded: All texts.
+        batch_size: Texts of the longest length per batch.
+        done: Rows that are left out.
+    """
+    longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
+    batches = length_batches(encoded, fitting_batch_size(pair, batch_size, longest))
+    left = ([row for row in rows if row not in done] for rows in batches)
+    return [rows for rows in left if rows]
+
+
+def fitting_batch_size(pair: Pair, batch_size: BatchSize, length: int) -> int:
+    """Return how many texts of a length to run at once; see `pick_batch_size`."""
+    return pick_batch_size(
+        batch_size, length, pair.device, lambda text: scored_states(pair, pair.target_runner, [text])
+    )
 
 
 def scored_states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:

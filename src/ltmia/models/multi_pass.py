@@ -12,8 +12,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ltmia.models.batching import BatchSize, length_batches, pick_batch_size
-from ltmia.models.forward import CHUNK_BYTES, pad_ids, scored_states
+from ltmia.models.batching import BatchSize, length_batches
+from ltmia.models.forward import fitting_batch_size, pad_ids, positions_at_once
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText, encode_texts
@@ -135,10 +135,7 @@ class PairProbe:
 
     def _fitting_size(self, length: int) -> int:
         if length not in self._sizes:
-            pair = self._pair
-            self._sizes[length] = pick_batch_size(
-                self._batch_size, length, pair.device, lambda text: scored_states(pair, pair.target_runner, [text])
-            )
+            self._sizes[length] = fitting_batch_size(self._pair, self._batch_size, length)
         return self._sizes[length]
 
     def _logp(
@@ -150,7 +147,7 @@ class PairProbe:
         ids, mask = pad_ids(rows, 0)
         hidden = runner.hidden_states(ids.to(pair.device), mask.to(pair.device))
         head = runner.float32_head()
-        step = max(CHUNK_BYTES // (4 * pair.vocab_size), 1)
+        step = positions_at_once(pair.vocab_size)
         for row, text, states in zip(rows, texts, hidden, strict=True):
             parts = states[len(row) - 1 - text.n_scored : len(row) - 1].split(step)
             yield torch.cat([head(part)[:, : pair.vocab_size].log_softmax(-1) for part in parts])

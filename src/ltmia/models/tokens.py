@@ -1,7 +1,7 @@
 """Texts to token ids, rows kept. Knows tokenizers; knows no model."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 from transformers import PreTrainedTokenizerBase
 
-from ltmia.records import shared_beginning
+from ltmia.records import shared_beginning, without_surrogates
 
 ENCODE_AT_ONCE = 1000
 CHARACTERS_PER_TOKEN = 256
@@ -71,8 +71,7 @@ def encode_texts(
     if max_length < 2:
         raise ValueError(f"max_length = {max_length}: at least 2 ids are needed to score one")
     encoded = []
-    for first in range(0, len(texts), ENCODE_AT_ONCE):
-        part = slice(first, first + ENCODE_AT_ONCE)
+    for part in tokenised_at_once(len(texts)):
         cleaned = [_clean(text, max_length) for text in texts[part]]
         rows = _token_ids(tokenizer, cleaned, encoding)
         lengths = prompt_lengths(tokenizer, cleaned, rows, None if starts is None else starts[part], encoding)
@@ -81,6 +80,12 @@ def encode_texts(
             for row, n_prompt in zip(rows, lengths, strict=True)
         ]
     return encoded
+
+
+def tokenised_at_once(n_texts: int) -> Iterator[slice]:
+    """Cut texts into runs that a tokenizer gets at once: fast, and few enough for memory."""
+    for start in range(0, n_texts, ENCODE_AT_ONCE):
+        yield slice(start, start + ENCODE_AT_ONCE)
 
 
 def hash_encoded(digest: Any, encoded: Iterable[EncodedText]) -> None:
@@ -118,8 +123,7 @@ def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encodin
 
 
 def _clean(text: str, max_length: int) -> str:
-    head = text[: max_length * CHARACTERS_PER_TOKEN]
-    return head.encode("utf-8", "replace").decode("utf-8")
+    return without_surrogates(text[: max_length * CHARACTERS_PER_TOKEN])
 
 
 def _finish(

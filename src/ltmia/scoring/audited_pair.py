@@ -11,7 +11,7 @@ from ltmia.models.tokens import EncodedText
 from ltmia.records import Texts
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 
 
 class AuditedPair(Protocol):

@@ -32,7 +32,7 @@ from ltmia.models.pair import Pair
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 
 REPEATS = 5

@@ -14,12 +14,12 @@ from ltmia.errors import ModelError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.journal import StoredText
 from ltmia.features.statistics import token_statistics
-from ltmia.models.batching import BatchSize, length_batches, pick_batch_size
-from ltmia.models.forward import scored_states
+from ltmia.models.batching import BatchSize
+from ltmia.models.forward import batches_to_run
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText, Encoding, encode_texts
 from ltmia.records import RaggedStatistics, TokenStatistics
-from ltmia.scoring.passes import ExtractionClock, Part, Passes
+from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock, PairRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +82,14 @@ def extract_batches(
     if config.k > pair.vocab_size:
         raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
     encoded = encode(pair, texts, config) if encoded is None else encoded
-    parts = _run(pair, encoded, config, done, clock, scratch)
-    yield from score_parts(
-        parts, lambda row: _text_read(pair, texts[row], encoded[row]), encoded, config, pair.vocab_size, done, clock
+    batches = _run(pair, encoded, config, done, clock, scratch)
+    yield from score_batches(
+        batches, lambda row: _text_read(pair, texts[row], encoded[row]), encoded, config, pair.vocab_size, done, clock
     )
 
 
-def score_parts(
-    parts: Iterable[Part],
+def score_batches(
+    batches: Iterable[BatchStatistics],
     text_read: Callable[[int], str],
     encoded: Sequence[EncodedText],
     config: ExtractionConfig,
@@ -97,10 +97,10 @@ def score_parts(
     done: frozenset[int],
     clock: ExtractionClock,
 ) -> Iterator[ExtractedBatch]:
-    """Score parts of an extraction as they come, behind what is unscorable.
+    """Score batches as they come; unscorable texts come first.
 
     Args:
-        parts: Statistics of all scorable texts that are not done.
+        batches: Statistics of all scorable texts that are not done.
         text_read: Gives what was read of the text of a row.
         encoded: All texts of the extraction.
         config: What to take.
@@ -112,8 +112,8 @@ def score_parts(
     unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
     if unscorable:
         yield _unscorable_batch(unscorable, encoded, config, vocab_size)
-    for part in parts:
-        yield _score_batch(part, text_read, encoded, frequencies, config, clock)
+    for batch in batches:
+        yield _score_batch(batch, text_read, encoded, frequencies, config, clock)
 
 
 def _run(
@@ -123,19 +123,11 @@ def _run(
     done: frozenset[int],
     clock: ExtractionClock,
     scratch: Path | None,
-) -> Iterator[Part]:
+) -> Iterator[BatchStatistics]:
     """Run both models over what is not done."""
-    size = pick_batch_size(
-        config.batch_size,
-        max((len(text.ids) for text in encoded if text.n_scored), default=1),
-        pair.device,
-        lambda text: scored_states(pair, pair.target_runner, [text]),
-    )
-    # Batches are cut from all rows, done or not, so a resumed run pads like an undisturbed one.
-    batches = [[row for row in rows if row not in done] for rows in length_batches(encoded, size)]
-    batches = [rows for rows in batches if rows]
-    passes = Passes(pair, encoded, config.k, clock)
-    yield from passes.sequential(batches, scratch) if pair.is_sequential else passes.side_by_side(batches)
+    batches = batches_to_run(pair, encoded, config.batch_size, done)
+    runner = PairRunner(pair, encoded, config.k, clock)
+    return runner.sequential(batches, scratch) if pair.is_sequential else runner.side_by_side(batches)
 
 
 def encode(
@@ -178,7 +170,7 @@ def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
 
 
 def _score_batch(
-    part: Part,
+    batch: BatchStatistics,
     text_read: Callable[[int], str],
     encoded: Sequence[EncodedText],
     frequencies: TokenFrequencies,
@@ -187,7 +179,7 @@ def _score_batch(
 ) -> ExtractedBatch:
     started = time.perf_counter()
     stored = []
-    for row, tokens in zip(part.rows, part.statistics, strict=True):
+    for row, tokens in zip(batch.rows, batch.statistics, strict=True):
         evidence = TextEvidence(
             text=text_read(row),
             tokens=tokens,
@@ -204,7 +196,7 @@ def _score_batch(
             )
         )
     clock.feature_seconds += time.perf_counter() - started
-    return ExtractedBatch(statistics=part.statistics, texts=tuple(stored))
+    return ExtractedBatch(statistics=batch.statistics, texts=tuple(stored))
 
 
 def _broken_reason(tokens: TokenStatistics) -> str | None:

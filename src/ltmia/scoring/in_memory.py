@@ -23,7 +23,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 from ltmia.scoring.multi_pass import ProbingConfig, probe_texts
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 from ltmia.scoring.stored_scores import classify_store, extraction_config
 

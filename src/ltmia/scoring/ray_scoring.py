@@ -32,7 +32,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 from ltmia.scoring.store_filling import StorePlan, fill_store, scoring_fingerprint
 from ltmia.scoring.stored_scores import ScoredTexts, read_scores, sampled_features

@@ -14,9 +14,9 @@ from ltmia.features.columns import LITE_TOP, reads_recordings
 from ltmia.features.served import served_statistics
 from ltmia.models.tokens import LEAST_IDS, EncodedText
 from ltmia.records import ModelStatistics, RaggedStatistics, Texts, TokenStatistics
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, score_parts
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, score_batches
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.passes import ExtractionClock, Part
+from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock
 
 AT_ONCE = 64
 """Texts of one batch."""
@@ -128,8 +128,8 @@ class RecordedPair:
         scratch: Path,  # noqa: ARG002  nothing waits on disk
     ) -> Iterator[ExtractedBatch]:
         """Read the statistics of the texts, and score them."""
-        parts = self._parts(texts, encoded, done, config.k)
-        return score_parts(parts, texts.texts.__getitem__, encoded, config, self.vocab_size, done, clock)
+        batches = self._batches(texts, encoded, done, config.k)
+        return score_batches(batches, texts.texts.__getitem__, encoded, config, self.vocab_size, done, clock)
 
     def _check_text(self, text: str, target: RecordedText, reference: RecordedText) -> None:
         """Make sure that both are of this text.
@@ -175,7 +175,9 @@ class RecordedPair:
             reference.statistics(self.reference.header.n_top).slice(0, n),
         )
 
-    def _parts(self, texts: Texts, encoded: Sequence[EncodedText], done: frozenset[int], k: int) -> Iterator[Part]:
+    def _batches(
+        self, texts: Texts, encoded: Sequence[EncodedText], done: frozenset[int], k: int
+    ) -> Iterator[BatchStatistics]:
         """Read the statistics of the scorable texts that are not done."""
         rows = rows_by_id(texts)
         batch: list[tuple[int, TokenStatistics]] = []
@@ -185,16 +187,16 @@ class RecordedPair:
                 found = self._numbers(target, reference, encoded[row].n_scored)
                 batch.append((row, served_statistics(*found, k)))
             if len(batch) == AT_ONCE:
-                yield self._part(batch)
+                yield self._together(batch)
                 batch = []
         if batch:
-            yield self._part(batch)
+            yield self._together(batch)
 
-    def _part(self, batch: Sequence[tuple[int, TokenStatistics]]) -> Part:
+    def _together(self, batch: Sequence[tuple[int, TokenStatistics]]) -> BatchStatistics:
         offsets = np.cumsum([0, *(len(tokens) for _, tokens in batch)], dtype=np.int64)
         tokens = TokenStatistics.concatenate([tokens for _, tokens in batch])
         statistics = RaggedStatistics(tokens=tokens, offsets=offsets, vocab_size=self.vocab_size)
-        return Part(rows=[row for row, _ in batch], statistics=statistics)
+        return BatchStatistics(rows=[row for row, _ in batch], statistics=statistics)
 
 
 def _described(recording: Recording) -> ModelInfo:

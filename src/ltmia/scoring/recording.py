@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ltmia.data.recording_lines import LinesFile
 from ltmia.data.recordings import (
@@ -27,8 +26,8 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
 from ltmia.folders import hold_folder, named_errors, remove_work_folder, work_folder, work_path
-from ltmia.models.batching import BatchSize, Halving, length_batches, pick_batch_size
-from ltmia.models.forward import CHUNK_BYTES, scored_states
+from ltmia.models.batching import BatchSize, Halving
+from ltmia.models.forward import batches_to_run, forward_target
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText, hash_encoded
@@ -160,30 +159,14 @@ def _recorded(
     """Run the target over what is not done, by the same batches as an extraction does; unscorable texts first."""
     unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
     yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
-    longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
-    size = pick_batch_size(
-        config.batch_size, longest, pair.device, lambda text: scored_states(pair, pair.target_runner, [text])
-    )
-    halving = Halving(encoded)
-    for batch in length_batches(encoded, size):
-        rows = [row for row in batch if row not in done]
-        if rows:
-            for part in halving.run(rows, lambda part: (part, _statistics(pair, [encoded[row] for row in part]))):
-                yield [(row, _line(texts, row, encoded[row], found)) for row, found in zip(*part, strict=True)]
+    batches = batches_to_run(pair, encoded, config.batch_size, done)
+    for part in Halving(encoded).run_all(batches, lambda rows: (rows, _statistics(pair, [encoded[i] for i in rows]))):
+        yield [(row, _line(texts, row, encoded[row], found)) for row, found in zip(*part, strict=True)]
 
 
 def _statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
-    """Run the target on one batch, the head on a chunk of positions at a time."""
-    states = scored_states(pair, pair.target_runner, texts)
-    head, truth = (
-        pair.target_runner.float32_head(),
-        torch.from_numpy(np.concatenate([text.scored_ids for text in texts])),
-    )
-    step = max(CHUNK_BYTES // (4 * pair.target_runner.vocab_size), 1)
-    chunks = [
-        model_statistics(head(states[start : start + step]), truth[start : start + step], LITE_TOP)
-        for start in range(0, len(truth), step)
-    ]
+    """Run the target on one batch; return the statistics of each text."""
+    chunks = [model_statistics(logits, truth, LITE_TOP) for logits, truth in forward_target(pair, texts)]
     whole = ModelStatistics.concatenate(chunks)
     stops = np.cumsum([text.n_scored for text in texts])
     return [whole.slice(stop - text.n_scored, stop) for stop, text in zip(stops.tolist(), texts, strict=True)]

@@ -20,7 +20,7 @@ from ltmia.progress import Report, silent
 from ltmia.records import Texts, hash_strings
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import ExtractionConfig
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 
 CONTENT = 3

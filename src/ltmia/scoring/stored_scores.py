@@ -21,7 +21,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.passes import ExtractionClock
+from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 
 CLASSIFY_AT_ONCE = 256

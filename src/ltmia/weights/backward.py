@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ltmia.errors import ModelError
-from ltmia.models.forward import CHUNK_BYTES, pad_ids
+from ltmia.models.forward import pad_ids, positions_at_once
 from ltmia.models.moved import Layout, MovedMatrix
 from ltmia.models.runner import ModelRunner
 
@@ -196,7 +196,7 @@ def _loss_gradient(head: Any, states: Tensor, truth: Tensor, shares: Tensor) -> 
     width = 1
     start = 0
     while start < len(states):
-        step = max(CHUNK_BYTES // (4 * width), 1) if pulls else 1
+        step = positions_at_once(width) if pulls else 1
         part = slice(start, start + step)
         some = states[part].detach().requires_grad_()
         logits = head(some)

@@ -37,18 +37,18 @@ class ExtractionClock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """What was run at once: a batch, or a part of one that fits into memory."""
+class BatchStatistics:
+    """Statistics of the texts that were run at once: a batch, or a part of one that fits into memory."""
 
     rows: list[int]
     statistics: RaggedStatistics
 
 
-class Passes:
-    """The passes of one extraction."""
+class PairRunner:
+    """Runs both models over the texts of one extraction."""
 
     def __init__(self, pair: Pair, encoded: Sequence[EncodedText], k: int, clock: ExtractionClock) -> None:
-        """Prepare passes over some texts.
+        """Prepare to run texts.
 
         Args:
             pair: The two models.
@@ -62,12 +62,11 @@ class Passes:
         self._clock = clock
         self._halving = Halving(encoded)
 
-    def side_by_side(self, batches: Sequence[list[int]]) -> Iterator[Part]:
+    def side_by_side(self, batches: Sequence[list[int]]) -> Iterator[BatchStatistics]:
         """Run both models on each batch."""
-        for rows in batches:
-            yield from self._halving.run(rows, self._statistics)
+        return self._halving.run_all(batches, self._statistics)
 
-    def sequential(self, batches: Sequence[list[int]], scratch: Path | None) -> Iterator[Part]:
+    def sequential(self, batches: Sequence[list[int]], scratch: Path | None) -> Iterator[BatchStatistics]:
         """Run the target on as many batches as `STATES_BYTES` holds, then the reference on the same, and so on.
 
         Args:
@@ -92,7 +91,7 @@ class Passes:
         self._clock.forward.seconds += time.perf_counter() - started
         return rows, states
 
-    def _statistics(self, rows: list[int], kept: KeptStates | None = None) -> Part:
+    def _statistics(self, rows: list[int], kept: KeptStates | None = None) -> BatchStatistics:
         texts = [self._encoded[i] for i in rows]
         parts: list[TokenStatistics] = []
         states = None if kept is None else kept.read(rows)
@@ -105,4 +104,4 @@ class Passes:
         statistics = RaggedStatistics(
             tokens=TokenStatistics.concatenate(parts), offsets=offsets, vocab_size=self._pair.vocab_size
         )
-        return Part(rows=rows, statistics=statistics)
+        return BatchStatistics(rows=rows, statistics=statistics)
