@@ -29,7 +29,7 @@ from ltmia.records import SERVED, Texts
 from ltmia.scoring.in_memory import score_texts
 from ltmia.scoring.recorded_pair import RecordedPair, load_recorded_pair
 from ltmia.scoring.recording import RecordConfig, record_model
-from ltmia.scoring.stored_scores import StoredTexts, extraction_config, score_to_store
+from ltmia.scoring.stored_scores import ScoringTask, StoredTexts, extraction_config, score_to_store
 
 OPTIONS = LoadOptions(dtype="float32", device="cpu")
 RECORDED = ("ltmia", "loss", "difference", "ratio", "min_k", "dc_pdd", "ez_mia", "wbc", "bag_of_words")
@@ -77,9 +77,9 @@ def scored(
     chosen = select_attacks(names)
     classifier = shipped_classifier("lite") if "ltmia" in chosen else None
     config = extraction_config(chosen, classifier, max_length=max_length, batch_size=16, k=pair.k)
-    return score_to_store(
-        pair, Texts.concatenate(sets), folder, config, identity=pair.identity(), classifier=classifier
-    )
+    texts, identity = Texts.concatenate(sets), pair.identity()
+    task = ScoringTask(texts=texts, folder=folder, config=config, identity=identity, classifier=classifier)
+    return score_to_store(pair, task)
 
 
 def test_scores_from_recordings_are_those_of_the_models(

@@ -18,8 +18,9 @@ from ltmia.errors import ConfigError
 from ltmia.finetuning.finetune import FinetuneConfig, finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.records import Texts
+from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.stored_scores import extraction_config
+from ltmia.scoring.stored_scores import ScoringTask, extraction_config
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "ltmia[ray]" to run these tests')
 
@@ -115,14 +116,14 @@ def test_a_worker_killed_in_the_middle_of_a_chunk_loses_nothing(load: partial, t
     dying.__class__ = importlib.import_module("dying_classifier").Dying
     dying.mark = str(tmp_path / "mark")
     pair, texts = load(), Texts(texts=NONMEMBERS, ids=tuple(map(str, range(len(NONMEMBERS)))))
-    scored = RayScorer(load=load, n_workers=1)(
-        pair,
-        texts,
-        tmp_path / "scores",
-        extraction_config(("ltmia",), max_length=32, batch_size=16),
+    task = ScoringTask(
+        texts=texts,
+        folder=tmp_path / "scores",
+        config=extraction_config(("ltmia",), dying, max_length=32, batch_size=16),
         identity=PairIdentity.of(pair),
         classifier=dying,
     )
+    scored = RayScorer(load=load, n_workers=1)(LoadedPair(pair), task)
     assert (tmp_path / "mark").exists(), "no worker was killed"
     assert np.isfinite(scored.scores["ltmia"]).all()
     assert len(scored.n_tokens) == len(NONMEMBERS)

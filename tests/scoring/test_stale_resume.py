@@ -31,7 +31,7 @@ from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.recording import RecordConfig, record_model
-from ltmia.scoring.stored_scores import StoredTexts, score_to_store
+from ltmia.scoring.stored_scores import ScoringTask, StoredTexts, score_to_store
 
 TEXTS = (
     "The lamp burns low in the harbour.",
@@ -144,7 +144,8 @@ def score(inputs: Inputs, pair: Pair | None = None) -> StoredTexts:
     pair = pair or load_pair(inputs.target_path, inputs.base, dtype=inputs.dtype, device="cpu")
     config = ExtractionConfig(attacks=("difference",), k=4, max_length=inputs.max_length, expectations=())
     out = inputs.folder / "out"
-    return score_to_store(LoadedPair(pair), named(inputs), out, config, identity=PairIdentity.of(pair))
+    task = ScoringTask(texts=named(inputs), folder=out, config=config, identity=PairIdentity.of(pair))
+    return score_to_store(LoadedPair(pair), task)
 
 
 def set_dtype(inputs: Inputs) -> None:

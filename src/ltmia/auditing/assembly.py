@@ -44,7 +44,7 @@ from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.multi_pass import KeptScores, ProbingConfig, probe_texts
-from ltmia.scoring.stored_scores import ScoredTexts, Scorer, StoredTexts, extraction_config
+from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
 
 
 def answer(
@@ -74,21 +74,22 @@ def answer(
     classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     identity = pair.identity()
-    scored = scorer(
-        pair,
-        sets.texts,
-        run.private.store,
-        extraction_config(
-            (*question.attacks, *question.also_scored),
-            classifier,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-            k=pair.k,
-        ),
+    extraction = extraction_config(
+        (*question.attacks, *question.also_scored),
+        classifier,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        k=pair.k,
+    )
+    task = ScoringTask(
+        texts=sets.texts,
+        folder=run.private.store,
+        config=extraction,
         identity=identity,
         classifier=classifier,
         report=report,
     )
+    scored = scorer(pair, task)
     update = _update(pair, question, identity, run, report)
     found = {**scored.scores, **_several_passes(pair, question, scored, run, report)}
     if update.score is not None:

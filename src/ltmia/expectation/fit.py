@@ -50,6 +50,8 @@ class ExpectedTexts:
 
     expectation: Expectation
     """Of all positions, text by text."""
+    learned: ExpectedLogRatio
+    """What said so."""
     excess: Float64[np.ndarray, " texts"]
     """Mean over each text; NaN where it has too few positions. By the kind `full` it is the attack `excess`."""
 
@@ -69,7 +71,7 @@ def expect_texts(
         parts.append(learned.expect(positions(statistics, rows, encoded, folds, kind)))
         scores = mean_excess(replace(statistics, expectation=parts[-1]))
         excess.append(np.where(np.diff(statistics.offsets) < MIN_POSITIONS, np.nan, scores))
-    return ExpectedTexts(expectation=Expectation.concatenate(parts), excess=np.concatenate(excess))
+    return ExpectedTexts(expectation=Expectation.concatenate(parts), learned=learned, excess=np.concatenate(excess))
 
 
 def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:

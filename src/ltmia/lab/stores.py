@@ -61,7 +61,7 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
         config,
         StorePlan(key=f"{step.key} {identity.key}", columns=columns, manifest=manifest),
         clock=clock,
-    )
+    ).store
     figures = dict(combination_figures(store))
     reference = store.scores("difference") - store.scores("loss")
     figures["reference_member_loss"] = float(np.nanmean(reference[labels == 1]))

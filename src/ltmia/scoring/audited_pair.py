@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ltmia.features.columns import DEFAULT_K
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.records import Texts
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, encode, extract_batches
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.pair_runner import ExtractionClock
 
 
 class AuditedPair(Protocol):
@@ -53,16 +51,7 @@ class AuditedPair(Protocol):
         """Return each text's token ids as the models read them, or why it cannot be scored."""
         ...
 
-    def extract(
-        self,
-        texts: Texts,
-        config: ExtractionConfig,
-        *,
-        encoded: Sequence[EncodedText],
-        done: frozenset[int],
-        clock: ExtractionClock,
-        scratch: Path,
-    ) -> Iterator[ExtractedBatch]:
+    def extract(self, texts: Texts, config: ExtractionConfig, run: ExtractionRun) -> Iterator[ExtractedBatch]:
         """Give statistics and scores of all texts that are not done, batch by batch, unscorable texts first."""
         ...
 
@@ -94,19 +83,16 @@ class LoadedPair:
         """Tokenise texts."""
         return encode(self.models, texts.texts, config, texts.starts)
 
-    def extract(
-        self,
-        texts: Texts,
-        config: ExtractionConfig,
-        *,
-        encoded: Sequence[EncodedText],
-        done: frozenset[int],
-        clock: ExtractionClock,
-        scratch: Path,
-    ) -> Iterator[ExtractedBatch]:
+    def extract(self, texts: Texts, config: ExtractionConfig, run: ExtractionRun) -> Iterator[ExtractedBatch]:
         """Run both models."""
         return extract_batches(
-            self.models, texts.texts, config, encoded=encoded, done=done, clock=clock, scratch=scratch
+            self.models,
+            texts.texts,
+            config,
+            encoded=run.encoded,
+            done=run.done,
+            clock=run.clock,
+            scratch=run.scratch,
         )
 
 

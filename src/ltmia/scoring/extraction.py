@@ -41,6 +41,20 @@ class ExtractionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionRun:
+    """What one run of an extraction starts from, and where it keeps things."""
+
+    encoded: Sequence[EncodedText]
+    """All texts as the models read them."""
+    done: frozenset[int]
+    """Rows that an earlier run has done."""
+    clock: ExtractionClock
+    """Collects where the time goes."""
+    scratch: Path
+    """Folder for the hidden states of a model that waits on disk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractedBatch:
     """One batch's texts: their statistics end to end, and what is kept of each."""
 

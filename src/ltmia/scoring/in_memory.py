@@ -75,7 +75,7 @@ def _stored(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> Itera
     named = Texts(texts=tuple(texts), ids=tuple(map(str, range(len(texts)))))
     plan = StorePlan(key="", columns={"id": named.ids})
     with TemporaryDirectory() as folder:
-        yield fill_store(LoadedPair(pair), named, Path(folder), config, plan, clock=ExtractionClock())
+        yield fill_store(LoadedPair(pair), named, Path(folder), config, plan, clock=ExtractionClock()).store
 
 
 def score_texts(

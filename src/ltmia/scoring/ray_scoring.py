@@ -24,10 +24,10 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, ModelError
 from ltmia.expectation.fit import folds_of, learn_expectation, sampled_texts
 from ltmia.expectation.model import ExpectedLogRatio
+from ltmia.features.store import FeatureStore
 from ltmia.folders import make_folder, remove_files, write_whole
 from ltmia.models.identity import network_sha256
 from ltmia.models.pair import Pair
-from ltmia.progress import Report, silent
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
@@ -35,7 +35,7 @@ from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 from ltmia.scoring.store_filling import StorePlan, fill_store, scoring_fingerprint
-from ltmia.scoring.stored_scores import ScoredTexts, read_scores, sampled_features
+from ltmia.scoring.stored_scores import ScoredTexts, ScoringTask, read_scores, sampled_features
 from ltmia.workers import connect
 
 CHUNK_TEXTS = 256
@@ -84,8 +84,8 @@ class ChunkScorer:
         with tempfile.TemporaryDirectory() as folder:
             plan = StorePlan(key="", columns={"id": list(named.ids)}, learned=self.work.learned)
             clock = ExtractionClock()
-            store = fill_store(LoadedPair(self.pair), named, Path(folder), self.work.config, plan, clock=clock)
-            scored = read_scores(store, self.work.classifier, clock=clock)
+            filled = fill_store(LoadedPair(self.pair), named, Path(folder), self.work.config, plan, clock=clock)
+            scored = read_scores(filled.store, self.work.classifier, clock=clock)
             _write_chunk(self.work.folder, int(rows[0]), rows, scored)
         return pa.table(
             {
@@ -109,22 +109,13 @@ class RayScorer:
     n_workers: int | None = None
     """Processes; None for as many as the cluster has CPUs, or GPUs if the pair is on one."""
 
-    def __call__(
-        self,
-        pair: AuditedPair,
-        texts: Texts,
-        folder: Path,
-        config: ExtractionConfig,
-        *,
-        identity: PairIdentity,
-        classifier: MembershipClassifier | None = None,
-        report: Report = silent,
-    ) -> ScoredTexts:
-        """Score texts with every fast attack of `config`, and the classifier if given.
+    def __call__(self, pair: AuditedPair, task: ScoringTask) -> ScoredTexts:
+        """Score texts with every fast attack of a task, and its classifier.
 
         Raises:
             ConfigError: If an attack needs all texts at once, or the models are not at hand.
         """
+        texts, config, classifier, report = task.texts, task.config, task.classifier, task.report
         if pair.models is None:
             raise ConfigError("Ray has no use for recordings, which one process reads: score them without Ray")
         refused = OF_THE_WHOLE_SET.intersection(config.attacks)
@@ -132,22 +123,18 @@ class RayScorer:
             raise ConfigError(
                 f"{', '.join(refused)}: needs all texts in one place; score without Ray, or use another attack"
             )
-        whole = StorePlan(key=identity.key, columns={})
-        files = _begin(folder, scoring_fingerprint(whole, texts, pair.encode(texts, config), config), classifier)
+        whole = StorePlan(key=task.identity.key, columns={})
+        files = _begin(task.folder, scoring_fingerprint(whole, texts, pair.encode(texts, config), config), classifier)
         clock = ExtractionClock()
         sample = texts.take(sampled_texts(len(texts)))
-        plan = StorePlan(key=identity.key, columns={"id": list(sample.ids)})
-        store = fill_store(pair, sample, folder / "sample", config, plan, clock=clock, report=report)
-        encoded = pair.encode(sample, config)
+        plan = StorePlan(key=task.identity.key, columns={"id": list(sample.ids)})
+        filled = fill_store(pair, sample, task.folder / "sample", config, plan, clock=clock, report=report)
         work = ChunkWork(
             load=self.load,
-            key=identity.key,
+            key=task.identity.key,
             config=config,
             classifier=classifier,
-            learned={
-                kind: learn_expectation(store.statistics, encoded, folds_of(sample), kind)
-                for kind in config.expectations
-            },
+            learned=filled.learned or _learn_again(pair, sample, filled.store, config),
             folder=files,
         )
         missing, made = _look_through(files, len(texts))
@@ -161,13 +148,13 @@ class RayScorer:
             clock.feature_seconds += float(result["feature_seconds"])
             report("scoring", n_done, len(texts))
         table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
-        names = [*store.score_names, *([LEARNED] if classifier is not None else [])]
+        names = [*filled.store.score_names, *([LEARNED] if classifier is not None else [])]
         return ScoredTexts(
             scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
             n_tokens=table["n_tokens"].to_numpy(),
             reasons=table["reason"].to_pylist(),
             truncated=table["truncated"].to_pylist(),
-            sample=lambda: sampled_features(store, classifier),
+            sample=lambda: sampled_features(filled.store, classifier),
             clock=clock,
         )
 
@@ -200,6 +187,14 @@ class RayScorer:
 
 def _on_gpu(pair: Pair) -> bool:
     return pair.device.type == "cuda"
+
+
+def _learn_again(
+    pair: AuditedPair, sample: Texts, store: FeatureStore, config: ExtractionConfig
+) -> dict[str, ExpectedLogRatio]:
+    """Learn what to expect from a store that an earlier run finished."""
+    encoded, folds = pair.encode(sample, config), folds_of(sample)
+    return {kind: learn_expectation(store.statistics, encoded, folds, kind) for kind in config.expectations}
 
 
 def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:

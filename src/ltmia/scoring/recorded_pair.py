@@ -14,9 +14,9 @@ from ltmia.features.columns import LITE_TOP, reads_recordings
 from ltmia.features.served import served_statistics
 from ltmia.models.tokens import LEAST_IDS, EncodedText
 from ltmia.records import ModelStatistics, RaggedStatistics, Texts, TokenStatistics
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, score_batches
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, score_batches
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock
+from ltmia.scoring.pair_runner import BatchStatistics
 
 AT_ONCE = 64
 """Texts of one batch."""
@@ -117,19 +117,11 @@ class RecordedPair:
             encoded[target.id] = self._encoded(target, reference, config.max_length)
         return [encoded[name] for name in texts.ids]
 
-    def extract(
-        self,
-        texts: Texts,
-        config: ExtractionConfig,
-        *,
-        encoded: Sequence[EncodedText],
-        done: frozenset[int],
-        clock: ExtractionClock,
-        scratch: Path,  # noqa: ARG002  nothing waits on disk
-    ) -> Iterator[ExtractedBatch]:
+    def extract(self, texts: Texts, config: ExtractionConfig, run: ExtractionRun) -> Iterator[ExtractedBatch]:
         """Read the statistics of the texts, and score them."""
-        batches = self._batches(texts, encoded, done, config.k)
-        return score_batches(batches, texts.texts.__getitem__, encoded, config, self.vocab_size, done, clock)
+        batches = self._batches(texts, run.encoded, run.done, config.k)
+        read = texts.texts.__getitem__
+        return score_batches(batches, read, run.encoded, config, self.vocab_size, run.done, run.clock)
 
     def _check_text(self, text: str, target: RecordedText, reference: RecordedText) -> None:
         """Make sure that both are of this text.

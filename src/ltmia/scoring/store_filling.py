@@ -19,7 +19,7 @@ from ltmia.models.tokens import EncodedText, hash_encoded
 from ltmia.progress import Report, silent
 from ltmia.records import Texts, hash_strings
 from ltmia.scoring.audited_pair import AuditedPair
-from ltmia.scoring.extraction import ExtractionConfig
+from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 
@@ -40,7 +40,16 @@ class StorePlan:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """What made it."""
     learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
-    """Says what to expect, by kind; a kind that is not here is learned from the texts themselves."""
+    """Says what to expect, by kind. A kind that is not here is learned from the texts themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilledStore:
+    """A finished store, and what was learned to fill it."""
+
+    store: FeatureStore
+    learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
+    """Says what to expect, by kind; empty where the store was finished before."""
 
 
 def fill_store(
@@ -52,7 +61,7 @@ def fill_store(
     *,
     clock: ExtractionClock,
     report: Report = silent,
-) -> FeatureStore:
+) -> FilledStore:
     """Extract texts into a store, or open the finished one that the same work left.
 
     What an earlier run left is used again only if every hash fits; the clock and the report say how much that was.
@@ -63,14 +72,15 @@ def fill_store(
     if (store := _finished(folder, fingerprint)) is not None:
         n = len(texts)
         note_reused(clock.reused, "store", since=store.created, n_texts=n, of=n, report=report)
-        return store
+        return FilledStore(store=store)
     writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
     if writer.damage:
         log.warning("%s; that batch and those behind it are made again", writer.damage)
     n_done = len(writer.done)
     if n_done:
         note_reused(clock.reused, "store", since=writer.created, n_texts=n_done, of=len(texts), report=report)
-    for batch in pair.extract(texts, config, encoded=encoded, done=writer.done, clock=clock, scratch=folder):
+    run = ExtractionRun(encoded=encoded, done=writer.done, clock=clock, scratch=folder)
+    for batch in pair.extract(texts, config, run):
         writer.append(batch.statistics.tokens, batch.texts)
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
@@ -82,7 +92,7 @@ def fill_store(
     if "full" in expected:
         columns[f"score_{EXCESS}"] = expected["full"].excess.tolist()
     writer.finish(columns, plan.manifest, {kind: found.expectation for kind, found in expected.items()})
-    return FeatureStore(folder)
+    return FilledStore(store=FeatureStore(folder), learned={kind: found.learned for kind, found in expected.items()})
 
 
 def scoring_fingerprint(plan: StorePlan, texts: Texts, encoded: Sequence[EncodedText], config: ExtractionConfig) -> str:

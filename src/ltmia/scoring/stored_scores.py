@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -52,43 +51,37 @@ class StoredTexts(ScoredTexts):
     store: FeatureStore
 
 
-class Scorer(Protocol):
-    """Scores texts and leaves in a folder what lets the same call go on after a kill."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringTask:
+    """Texts to score with a pair of models, and how."""
 
-    def __call__(
-        self,
-        pair: AuditedPair,
-        texts: Texts,
-        folder: Path,
-        config: ExtractionConfig,
-        *,
-        identity: PairIdentity,
-        classifier: MembershipClassifier | None = None,
-        report: Report = silent,
-    ) -> ScoredTexts:
-        """Score texts with every fast attack of `config`, and the classifier if given."""
-        ...
+    texts: Texts
+    folder: Path
+    """Keeps what lets the same task go on after a kill."""
+    config: ExtractionConfig
+    """Names the attacks, and what is taken from each text."""
+    identity: PairIdentity
+    """Of the pair."""
+    classifier: MembershipClassifier | None = None
+    """Scores too, if given."""
+    report: Report = silent
+    """Told the progress."""
 
 
-def score_to_store(
-    pair: AuditedPair,
-    texts: Texts,
-    folder: Path,
-    config: ExtractionConfig,
-    *,
-    identity: PairIdentity,
-    classifier: MembershipClassifier | None = None,
-    report: Report = silent,
-) -> StoredTexts:
-    """Score texts with every fast attack of `config`, and the classifier if given, through a store in `folder`.
+Scorer = Callable[[AuditedPair, ScoringTask], ScoredTexts]
+"""Scores texts with every attack of a task, and leaves in its folder what lets it go on after a kill."""
+
+
+def score_to_store(pair: AuditedPair, task: ScoringTask) -> StoredTexts:
+    """Score texts with every fast attack of a task, and its classifier, through a store in its folder.
 
     Re-running with the same models, texts and options goes on where an earlier run stopped; a finished store is
     read, not made again.
     """
     clock = ExtractionClock()
-    plan = StorePlan(key=identity.key, columns={"id": list(texts.ids)})
-    store = fill_store(pair, texts, folder, config, plan, clock=clock, report=report)
-    return read_scores(store, classifier, clock=clock, report=report)
+    plan = StorePlan(key=task.identity.key, columns={"id": list(task.texts.ids)})
+    filled = fill_store(pair, task.texts, task.folder, task.config, plan, clock=clock, report=task.report)
+    return read_scores(filled.store, task.classifier, clock=clock, report=task.report)
 
 
 def read_scores(
