@@ -74,36 +74,14 @@ def answer(
     classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     identity = pair.identity()
-    extraction = extraction_config(
-        (*question.attacks, *question.also_scored),
-        classifier,
-        max_length=config.max_length,
-        batch_size=config.batch_size,
-        k=pair.k,
-    )
-    task = ScoringTask(
-        texts=sets.texts,
-        folder=run.private.store,
-        config=extraction,
-        identity=identity,
-        classifier=classifier,
-        report=report,
-    )
-    scored = scorer(pair, task)
+    scored = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
     update = _update(pair, question, identity, run, report)
     found = {**scored.scores, **_several_passes(pair, question, scored, run, report)}
-    if update.score is not None:
-        found |= {UPDATE: update.score}
-        found |= {WITH_WEIGHTS: found[LEARNED] + update.score} if LEARNED in found else {}
+    found |= _weights_scores(update, found.get(LEARNED))
     measured = question.measure(sets, {name: published(scores) for name, scores in found.items()})
-    findings = MeasuredScores(
-        control=measured.control,
-        blind=measured.control_auc,
-        judge=measured.scores[measured.judge],
-        decisions=measured.decisions.summary,
-        attacks=question.attacks,
-    )
-    validity = check_validity(pair.models, sets, scored, findings, classifier=classifier, config=config)
+    set_test = _set_test(sets, measured.scores[measured.judge], config.seed)
+    validity = _check(pair, question, scored, measured, classifier)
+    said = verdict(measured.attacks, measured.decisions.summary, validity)
     hashed = hashed_groups(sets, run.private.salt())
     records = _write_tables(pair, question, scored, measured, hashed, classifier, run)
     results = Results(
@@ -114,18 +92,67 @@ def answer(
         decisions=measured.decisions.summary.model_copy(
             update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}
         ),
-        observers={"weights": ObserverResult(reason=update.reason), **measured.by_observer},
+        observers={"weights": ObserverResult(reason=update.reason), **measured.observers},
         update=update.info,
-        set_test=measured.set_test,
+        set_test=set_test,
         epsilon=measured.epsilon,
         validity=validity,
-        verdict=_verdict(question, measured, validity),
+        verdict=said + set_sentence(set_test) if question.kind == "score" else said,
         timing=_timing(time.perf_counter() - started, sets, scored),
         reused=scored.clock.reused,
     )
     write_results(results, run.folder)
     write_report(run.folder)
     return AuditResult(results=results, records=records, folder=run.folder)
+
+
+def _scoring_task(
+    pair: AuditedPair,
+    question: Question,
+    run: Run,
+    identity: PairIdentity,
+    classifier: MembershipClassifier | None,
+    report: Report,
+) -> ScoringTask:
+    config = question.config
+    return ScoringTask(
+        texts=question.sets.texts,
+        folder=run.private.store,
+        config=extraction_config(
+            (*question.attacks, *question.also_scored),
+            classifier,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            k=pair.k,
+        ),
+        identity=identity,
+        classifier=classifier,
+        report=report,
+    )
+
+
+def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
+    """Return the scores that rest on the weights: the update's, and with the learned attack's their sum."""
+    if update.score is None:
+        return {}
+    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: learned + update.score})
+
+
+def _check(
+    pair: AuditedPair,
+    question: Question,
+    scored: ScoredTexts,
+    measured: Measured,
+    classifier: MembershipClassifier | None,
+) -> Validity:
+    found = MeasuredScores(
+        control=measured.control,
+        blind=measured.control_auc,
+        judge=measured.scores[measured.judge],
+        decisions=measured.decisions.summary,
+        attacks=question.attacks,
+    )
+    return check_validity(pair.models, question.sets, scored, found, classifier=classifier, config=question.config)
 
 
 def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, command: str | None) -> dict[str, Any]:
@@ -142,12 +169,7 @@ def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, c
     }
 
 
-def _verdict(question: Question, measured: Measured, validity: Validity) -> str:
-    said = verdict(measured.attacks, measured.decisions.summary, validity)
-    return said + set_sentence(measured.set_test) if question.kind == "score" else said
-
-
-def set_test_of(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
+def _set_test(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
     """Test whether the texts to judge, as a collection, score higher than the non-members."""
     judged_groups, nonmember_groups = sets.split_groups
     return collection_test(

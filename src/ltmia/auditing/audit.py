@@ -9,8 +9,8 @@ import numpy as np
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
-from ltmia.auditing.assembly import answer, judges, set_test_of
-from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores
+from ltmia.auditing.assembly import answer, judges
+from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores, strongest
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import run_in
@@ -18,7 +18,6 @@ from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import ObserverResult
 from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
@@ -98,24 +97,18 @@ def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditC
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
     scores = {name: found[name] for name in ATTACKS if name in found and (name in names or name in WEIGHTS)}
     deciding = judges(scores)
-    judge = deciding.get("weights") or deciding.get("logprobs") or CONTROL
+    judge = strongest(deciding)
     scores[CONTROL] = published(control.scores)
     member_units, nonmember_units = sets.split_units
     units = {"member_groups": member_units, "nonmember_groups": nonmember_units}
     attacks = {name: measure_attack(*sets.split(values), **units, seed=config.seed) for name, values in scores.items()}
-    decisions = {name: _decide(sets, scores[name], name, config) for name in {*deciding.values(), judge}}
     return Measured(
         scores=scores,
         attacks=attacks,
         control=control,
         control_auc=attacks[CONTROL].auc,
-        judge=judge,
-        decisions=decisions[judge],
-        by_observer={
-            observer: ObserverResult(attack=name, decisions=decisions[name].summary)
-            for observer, name in deciding.items()
-        },
-        set_test=set_test_of(sets, scores[judge], config.seed),
+        deciding=deciding,
+        decided={name: _decide(sets, scores[name], name, config) for name in {*deciding.values(), judge}},
         epsilon=epsilon_lower_bound(*sets.split(sets.once(scores[judge])), seed=config.seed),
     )
 

@@ -11,12 +11,12 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
-from ltmia.attacks.table import Observer
+from ltmia.attacks.table import CONTROL, Observer
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.update import ObserverChoice
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.results import AttackResult, Measure, ObserverResult, Results, SetTest
+from ltmia.evaluation.results import AttackResult, Measure, ObserverResult, Results
 from ltmia.models.batching import BatchSize
 from ltmia.report.notebook import results_html, roc_axes
 
@@ -75,13 +75,34 @@ class Measured:
     """How well each attack tells members from non-members; empty where membership is not known."""
     control: ControlScores
     control_auc: Measure
-    judge: str
-    """The attack that decides, of the strongest observer."""
-    decisions: AuditDecisions
-    by_observer: Mapping[Observer, ObserverResult]
-    """Decisions of each observer."""
-    set_test: SetTest
+    deciding: Mapping[Observer, str]
+    """The attack that decides for each observer."""
+    decided: Mapping[str, AuditDecisions]
+    """Decisions of those attacks; of the control, where there is no other attack."""
     epsilon: Measure | None = None
+
+    @property
+    def judge(self) -> str:
+        """The attack that decides for the strongest observer."""
+        return strongest(self.deciding)
+
+    @property
+    def decisions(self) -> AuditDecisions:
+        """Decisions of the strongest observer."""
+        return self.decided[self.judge]
+
+    @property
+    def observers(self) -> dict[Observer, ObserverResult]:
+        """Decisions of each observer, as the results hold them."""
+        return {
+            observer: ObserverResult(attack=name, decisions=self.decided[name].summary)
+            for observer, name in self.deciding.items()
+        }
+
+
+def strongest(deciding: Mapping[Observer, str]) -> str:
+    """Return the attack that decides for the strongest observer; the control where no attack takes part."""
+    return deciding.get("weights") or deciding.get("logprobs") or CONTROL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
-from ltmia.auditing.assembly import answer, judges, set_test_of
+from ltmia.auditing.assembly import answer, judges
 from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
@@ -16,7 +16,6 @@ from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import ObserverResult
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -89,7 +88,6 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
     names = [config.attack, *(WEIGHTS if config.attack == LEARNED else ())]
     scores = {name: found[name] for name in names if name in found}
     deciding = judges(scores)
-    judge = deciding.get("weights") or deciding["logprobs"]
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
     candidate_units, nonmember_units = sets.split_units
     measured_control = measure_attack(
@@ -98,19 +96,13 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
         nonmember_groups=nonmember_units,
         seed=config.seed,
     )
-    decisions = {name: _decide(sets, scores[name], name, config) for name in deciding.values()}
     return Measured(
         scores=scores,
         attacks={},
         control=control,
         control_auc=measured_control.auc,
-        judge=judge,
-        decisions=decisions[judge],
-        by_observer={
-            observer: ObserverResult(attack=name, decisions=decisions[name].summary)
-            for observer, name in deciding.items()
-        },
-        set_test=set_test_of(sets, scores[judge], config.seed),
+        deciding=deciding,
+        decided={name: _decide(sets, scores[name], name, config) for name in deciding.values()},
     )
 
 
