@@ -12,7 +12,8 @@ from rich.console import Console
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.report.terminal import print_results
 

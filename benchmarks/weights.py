@@ -15,7 +15,8 @@ from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.roc import auc, tpr_at_fpr
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts

@@ -14,7 +14,8 @@ from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.gate import Limit, hold_against
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.records import Texts
 

@@ -13,7 +13,8 @@ from ltmia import load_pair, score
 from ltmia.auditing.score import ScoreConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 
 

@@ -16,7 +16,8 @@ from ltmia.data.splits import draw_membership
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.results import Measure
 from ltmia.features.store import FeatureStore
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.records import TokenStatistics
 

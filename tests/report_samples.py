@@ -24,7 +24,8 @@ from ltmia.evaluation.results import (
     Validity,
 )
 from ltmia.evaluation.token_bands import USUAL
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
 from ltmia.records import Texts

@@ -24,7 +24,8 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.model_checks import Rescored, backend_check
 from ltmia.evaluation.results import Check, Results
 from ltmia.evaluation.validity import FEWEST_TO_LEARN_FROM, control_check, expectation_check, power_check
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
 

@@ -23,7 +23,8 @@ from ltmia.errors import DataError, ModelError
 from ltmia.evaluation.files import read_results
 from ltmia.expectation.model import Positions
 from ltmia.features.per_token import named_values
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.perturbed import save_perturbed
 from ltmia.finetuning.tiny import TinyConfig, build_base
 from ltmia.finetuning.training_rows import RightPadding, training_rows

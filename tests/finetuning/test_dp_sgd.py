@@ -13,7 +13,8 @@ from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError
 from ltmia.features.store import FeatureStore
 from ltmia.finetuning import finetune as finetuning
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.privacy import PRIVACY_FILE, DpConfig
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.finetuning.training import make_trainer, save_model

@@ -14,7 +14,8 @@ from transformers.utils.quantization_config import GgufConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.finetuning import finetune as finetuning
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import ARCHITECTURES, END_ID, TinyConfig, build_base, train_tokenizer
 from ltmia.finetuning.training import make_trainer, save_model

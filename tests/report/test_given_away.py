@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.files import read_audit, read_tokens
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.loading import load_pair
 from report_samples import tuned_pair

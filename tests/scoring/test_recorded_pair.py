@@ -23,7 +23,8 @@ from ltmia.data.reading import read_texts
 from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, write_recording
 from ltmia.errors import ConfigError, DataError, LtmiaError
 from ltmia.features.statistics import token_statistics
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_alone, load_model, load_pair, load_tokenizer
 from ltmia.records import SERVED, Texts
 from ltmia.scoring.in_memory import score_texts

@@ -15,7 +15,8 @@ from ltmia.auditing.text_sets import as_texts
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair

@@ -6,7 +6,8 @@ from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.question import AuditResult
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.splits import draw_membership
-from ltmia.finetuning.finetune import FinetuneConfig, finetune
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.progress import Report, silent
 

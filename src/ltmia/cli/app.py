@@ -189,7 +189,7 @@ def finetune(
 ) -> None:
     """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
     calm_libraries()
-    from ltmia.finetuning.finetune import FinetuneConfig
+    from ltmia.finetuning.config import FinetuneConfig
     from ltmia.finetuning.finetune import finetune as run_finetune
     from ltmia.finetuning.privacy import DpConfig
     from ltmia.models.loading import LoadOptions, load_model, load_tokenizer

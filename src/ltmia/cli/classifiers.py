@@ -31,39 +31,45 @@ def _one_of(value: str | None, names: Collection[str]) -> str | None:
     return value
 
 
+HoldOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hold-out", help="Base, corpus or store whose combinations choose the epoch and are not learnt from."
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--start", help="Classifier whose weights to go on from: full, lite, a folder or a hub id. Default: none."
+    ),
+]
+Network = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        callback=_network,
+        metavar="conv|published",
+        help="Ours, or that of the LT-MIA paper, with its loss and schedule. Default: conv, or that of --start.",
+    ),
+]
+FeatureVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-version",
+        callback=_feature_version,
+        metavar="excess|lite|logratio|published",
+        help="Columns it reads; docs/features.md describes them. Default: excess, or those of --start.",
+    ),
+]
+
+
 def train(
     stores: Stores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the classifier; re-running resumes.")],
-    hold_out: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--hold-out", help="Base, corpus or store whose combinations choose the epoch and are not learnt from."
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--start", help="Classifier whose weights to go on from: full, lite, a folder or a hub id. Default: none."
-        ),
-    ] = None,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            "--network",
-            callback=_network,
-            metavar="conv|published",
-            help="Ours, or that of the LT-MIA paper, with its loss and schedule. Default: conv, or that of --start.",
-        ),
-    ] = None,
-    feature_version: Annotated[
-        str | None,
-        typer.Option(
-            "--feature-version",
-            callback=_feature_version,
-            metavar="excess|lite|logratio|published",
-            help="Columns it reads; docs/features.md describes them. Default: excess, or those of --start.",
-        ),
-    ] = None,
+    hold_out: HoldOut = None,
+    start: Start = None,
+    network: Network = None,
+    feature_version: FeatureVersion = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: 6; published: 80.")] = None,
     patience: Annotated[
         int | None,

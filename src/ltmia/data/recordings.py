@@ -4,12 +4,11 @@ The first line is the header, every other one a text. Holds token ids, which are
 """
 
 import gzip
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
 from hashlib import file_digest, sha256
 from io import BufferedIOBase
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ltmia.data.lines import iterate_lines, open_bytes
 from ltmia.errors import ConfigError, DataError
 from ltmia.folders import write_whole
-from ltmia.records import ModelStatistics, Texts
+from ltmia.records import ModelStatistics
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 IMPOSSIBLE = -9999.0
@@ -141,22 +140,6 @@ def text_sha256(text: str | None) -> str | None:
     return None if text is None else sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def rows_by_id(texts: Texts) -> dict[str, int]:
-    """Return the row of each id.
-
-    Raises:
-        DataError: If an id stands twice.
-    """
-    rows: dict[str, int] = {}
-    for row, name in enumerate(texts.ids):
-        if rows.setdefault(name, row) != row:
-            raise DataError(
-                f"{texts.source}: the id {name[:80]!r} stands twice, and recordings know texts by their ids; give each "
-                "text its own"
-            )
-    return rows
-
-
 def is_recording(source: str | Path) -> bool:
     """Say whether a name in place of a model's is that of a recording."""
     return str(source).lower().endswith(ENDINGS)
@@ -217,47 +200,6 @@ class Recording:
                 f"{self.path}: lines_sha256 in its header does not fit its lines: damaged or edited since. Record it "
                 "again, or take that key out if you edited it yourself."
             )
-
-
-def join_recordings(
-    target: Recording, reference: Recording, names: Collection[str]
-) -> Iterator[tuple[RecordedText, RecordedText]]:
-    """Yield what both recordings hold of each text, in whatever order: in memory is what waits for its counterpart.
-
-    Args:
-        target: What one model said.
-        reference: What the other said.
-        names: Ids of the texts; what else is there is passed over.
-
-    Raises:
-        DataError: If a text is missing in either.
-    """
-    waiting: tuple[dict[str, RecordedText], dict[str, RecordedText]] = ({}, {})
-    n_joined = 0
-    for lines in zip_longest(target, reference):
-        for side, line in enumerate(lines):
-            if line is None or line.id not in names:
-                continue
-            other = waiting[1 - side].pop(line.id, None)
-            if other is None:
-                waiting[side][line.id] = line
-            else:
-                n_joined += 1
-                yield (other, line) if side else (line, other)
-    if n_joined < len(names):
-        raise DataError(_missing(target, names) or _missing(reference, names))
-
-
-def _missing(recording: Recording, names: Collection[str]) -> str | None:
-    found = {text.id for text in recording}
-    missing = [name for name in names if name not in found]
-    if not missing:
-        return None
-    return (
-        f"{recording.path}: holds nothing of {len(missing)} of the {len(names)} texts, such as {missing[0][:80]!r}. "
-        "Texts are matched by id; those without one get it from all texts of their file, so record the very same "
-        'files. For what cannot be recorded put a line that says so: {"id": ..., "tokens": [], "reason": "..."}'
-    )
 
 
 def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[RecordedText]) -> None:

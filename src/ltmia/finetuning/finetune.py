@@ -14,7 +14,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,8 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from ltmia.errors import ConfigError, DataError
 from ltmia.finetuning.card import write_card
+from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.lora import add_lora
-from ltmia.finetuning.privacy import PRIVACY_FILE, DpConfig, PrivacySpent
+from ltmia.finetuning.privacy import PRIVACY_FILE, PrivacySpent
 from ltmia.finetuning.training import (
     Row,
     check_learned,
@@ -40,72 +41,6 @@ from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.ownership import Marker, check_folder, refuse_inputs
 from ltmia.records import Texts
 from ltmia.runtime import computes_bfloat16
-
-Schedule = Literal["constant", "linear"]
-Keep = Literal["last", "best"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneConfig:
-    """How a model is fine-tuned."""
-
-    epochs: int = 3
-    """Times each text is seen."""
-    learning_rate: float = 5e-5
-    """Of AdamW, after the warm-up."""
-    batch_size: int = 16
-    """Texts per step."""
-    max_length: int = 128
-    """Most tokens of a text; the rest is cut off."""
-    lora: bool = False
-    """Train low-rank adapters of all linear layers but the output head, instead of all weights."""
-    lora_rank: int = 16
-    """Rank of the adapters."""
-    lora_alpha: int = 32
-    """Scale of the adapters: their output is multiplied by alpha / rank."""
-    seed: int = 0
-    """Of the order of texts, of dropout and of the adapters' first weights."""
-    schedule: Schedule = "constant"
-    """Learning rate after the warm-up: constant, or falling in a line to nought."""
-    warmup: float = 0.0
-    """Share of the steps over which the rate rises."""
-    weight_decay: float = 0.0
-    """Of AdamW."""
-    keep: Keep = "last"
-    """The model after the last epoch, or after the epoch of lowest validation loss."""
-    autocast: bool = True
-    """bfloat16 autocast where the hardware has it."""
-    dp: DpConfig | None = None
-    """Train under differential privacy, in full float32; needs the extra `dp`."""
-    checkpoint_minutes: float = 5.0
-    """Time between checkpoints of a run that writes a folder; a kill costs at most this."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible settings.
-
-        Raises:
-            ConfigError: Naming the field.
-        """
-        whole = ("epochs", "batch_size", "lora_rank", "lora_alpha")
-        for name in (*whole, "learning_rate", "checkpoint_minutes"):
-            value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ConfigError(f"{name} = {value}: expected more than 0")
-        if self.max_length < 2:
-            raise ConfigError(f"max_length = {self.max_length}: expected at least 2")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup = {self.warmup}: expected a share, 0 to under 1")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ConfigError(f"weight_decay = {self.weight_decay}: expected 0 or more")
-        _check_choices(self)
-
-
-def _check_choices(config: FinetuneConfig) -> None:
-    for name, choices in (("schedule", get_args(Schedule)), ("keep", get_args(Keep))):
-        if getattr(config, name) not in choices:
-            raise ConfigError(f"{name} = {getattr(config, name)!r}: expected {' or '.join(choices)}")
-    if config.dp is not None and config.keep == "best":
-        raise ConfigError('keep = "best" is not possible under dp: expected "last"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,11 +97,8 @@ def finetune(
         DataError: No training text has a token, or none of the validation texts.
         ModelError: The training diverged; nothing is written.
     """
-    rows, measured = (_rows(tokenizer, some, config.max_length) for some in (texts, validation))
-    if not rows:
-        raise DataError(f"none of {len(texts)} training texts has a token to predict")
-    if len(validation) and not measured:
-        raise DataError(f"none of {len(validation)} validation texts has a token to predict")
+    rows = _rows(tokenizer, texts, "training", config.max_length)
+    measured = _rows(tokenizer, validation, "validation", config.max_length) if len(validation) else []
     _check(model, config, out, bool(measured))
     marker = _marker((model, tokenizer), config, (rows, measured))
     if out is not None:
@@ -175,44 +107,32 @@ def finetune(
     started = time.monotonic()
     forget_gguf(model)
     with _work(out, marker) as work:
-        tuned: PreTrainedModel | PeftModel = model
-        if config.lora:
-            tuned = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-        way = _way(tuned, rows, config, RightPadding(tokenizer.pad_token_id or 0))
-        trainer = make_trainer(
-            tuned,
-            _arguments(work, model.device, config, len(rows)),
-            train=way.train,
-            validation=TokenRows(measured) if measured else None,
-            collate=way.collate,
-            checkpoint_minutes=None if out is None else config.checkpoint_minutes,
-            build=way.build,
-        )
-        with way.around:
-            train_or_resume(trainer)
-        validation_loss = trainer.evaluate()["eval_loss"] if measured else None
-    tuned.eval()
-    train_loss = _last_epoch_loss(trainer, config.epochs)
-    check_learned(tuned, train_loss, config.learning_rate)
+        trained = _train(model, tokenizer, (rows, measured), config, work, resumable=out is not None)
     if out is not None:
-        write_folder(out, lambda folder: _save(tuned, tokenizer, way.privacy, folder), marker, overwrite=overwrite)
+        write_folder(out, lambda folder: _save(trained, tokenizer, folder), marker, overwrite=overwrite)
         remove_work_folder(out)
     return FinetuneOutcome(
-        model=tuned,
-        train_loss=train_loss,
-        validation_loss=validation_loss,
+        model=trained.model,
+        train_loss=trained.train_loss,
+        validation_loss=trained.validation_loss,
         seconds=round(time.monotonic() - started, 3),
         tokens_seen=config.epochs * sum(map(len, rows)),
         n_left_out=len(texts) - len(rows),
         path=out,
-        privacy=way.privacy,
+        privacy=trained.privacy,
     )
 
 
-def _rows(tokenizer: PreTrainedTokenizerBase, texts: Texts | Sequence[str], max_length: int) -> list[TextRow]:
+def _rows(
+    tokenizer: PreTrainedTokenizerBase, texts: Texts | Sequence[str], kind: str, max_length: int
+) -> list[TextRow]:
     if isinstance(texts, Texts):
-        return training_rows(tokenizer, texts.texts, max_length, texts.starts)
-    return training_rows(tokenizer, texts, max_length)
+        rows = training_rows(tokenizer, texts.texts, max_length, texts.starts)
+    else:
+        rows = training_rows(tokenizer, texts, max_length)
+    if not rows:
+        raise DataError(f"none of {len(texts)} {kind} texts has a token to predict")
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +145,49 @@ class _Way:
     around: AbstractContextManager[None] = field(default_factory=nullcontext)
     """Entered while training."""
     privacy: PrivacySpent | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """A model after training, not yet saved."""
+
+    model: PreTrainedModel | PeftModel
+    train_loss: float
+    validation_loss: float | None
+    privacy: PrivacySpent | None
+
+
+def _train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: tuple[list[TextRow], list[TextRow]],
+    config: FinetuneConfig,
+    work: Path,
+    *,
+    resumable: bool,
+) -> _Trained:
+    """Train on the first rows, and measure the loss on the second ones; checkpoints go into `work`."""
+    training, validation = rows
+    tuned: PreTrainedModel | PeftModel = model
+    if config.lora:
+        tuned = add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    way = _way(tuned, training, config, RightPadding(tokenizer.pad_token_id or 0))
+    trainer = make_trainer(
+        tuned,
+        _arguments(work, model.device, config, len(training)),
+        train=way.train,
+        validation=TokenRows(validation) if validation else None,
+        collate=way.collate,
+        checkpoint_minutes=config.checkpoint_minutes if resumable else None,
+        build=way.build,
+    )
+    with way.around:
+        train_or_resume(trainer)
+    validation_loss = trainer.evaluate()["eval_loss"] if validation else None
+    tuned.eval()
+    train_loss = _last_epoch_loss(trainer, config.epochs)
+    check_learned(tuned, train_loss, config.learning_rate)
+    return _Trained(model=tuned, train_loss=train_loss, validation_loss=validation_loss, privacy=way.privacy)
 
 
 def _way(model: PreTrainedModel | PeftModel, rows: list[TextRow], config: FinetuneConfig, pad: RightPadding) -> _Way:
@@ -245,15 +208,13 @@ def _way(model: PreTrainedModel | PeftModel, rows: list[TextRow], config: Finetu
     )
 
 
-def _save(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, privacy: PrivacySpent | None, folder: Path
-) -> None:
-    save_model(model, tokenizer, folder)
+def _save(trained: _Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    save_model(trained.model, tokenizer, folder)
     # An adapter's config names its base.
-    if isinstance(model, PreTrainedModel):
-        write_card(model, folder)
-    if privacy is not None:
-        (folder / PRIVACY_FILE).write_text(json.dumps(asdict(privacy), indent=1), encoding="utf-8")
+    if isinstance(trained.model, PreTrainedModel):
+        write_card(trained.model, folder)
+    if trained.privacy is not None:
+        (folder / PRIVACY_FILE).write_text(json.dumps(asdict(trained.privacy), indent=1), encoding="utf-8")
 
 
 def _check(model: PreTrainedModel, config: FinetuneConfig, out: Path | None, measured: bool) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 from ltmia.attacks.selection import fast_attacks, select_attacks
 from ltmia.errors import ConfigError
-from ltmia.finetuning.finetune import FinetuneConfig, Keep, Schedule
+from ltmia.finetuning.config import FinetuneConfig, Keep, Schedule
 from ltmia.finetuning.pretraining import PretrainConfig
 from ltmia.finetuning.privacy import DpConfig
 from ltmia.finetuning.tiny import TinyConfig

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.attacks.table import ATTACKS
-from ltmia.data.recordings import RecordedText, Recording, is_recording, join_recordings, rows_by_id, text_sha256
+from ltmia.data.recording_pairs import join_recordings, rows_by_id
+from ltmia.data.recordings import RecordedText, Recording, is_recording, text_sha256
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.results import ModelInfo, TokenizerInfo
 from ltmia.features.columns import LITE_TOP, reads_recordings

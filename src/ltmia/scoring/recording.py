@@ -13,15 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.data.recording_lines import LinesFile
-from ltmia.data.recordings import (
-    RecordedText,
-    Recording,
-    RecordingHeader,
-    recording_path,
-    rows_by_id,
-    text_sha256,
-    write_lines,
-)
+from ltmia.data.recording_pairs import rows_by_id
+from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, recording_path, text_sha256, write_lines
 from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
