@@ -60,51 +60,51 @@ class CharacterModel:
 
 
 @pytest.fixture
-def probe() -> CharacterModel:
+def queries() -> CharacterModel:
     return CharacterModel(MEMBERS * 3)
 
 
-def mean_loss(probe: CharacterModel, text: str, prefix: str = "") -> float:
-    return float(np.mean(probe.token_losses([text], prefix)[0]))
+def mean_loss(queries: CharacterModel, text: str, prefix: str = "") -> float:
+    return float(np.mean(queries.token_losses([text], prefix)[0]))
 
 
 TEXTS = [*MEMBERS, *STRANGERS]
 
 
-def test_lowercase_is_the_ratio_of_losses(probe: CharacterModel) -> None:
-    expected = [mean_loss(probe, text.lower()) / mean_loss(probe, text) for text in TEXTS]
-    np.testing.assert_allclose(multi_pass.lowercase(probe, TEXTS, Shots()), expected)
+def test_lowercase_is_the_ratio_of_losses(queries: CharacterModel) -> None:
+    expected = [mean_loss(queries, text.lower()) / mean_loss(queries, text) for text in TEXTS]
+    np.testing.assert_allclose(multi_pass.lowercase(queries, TEXTS, Shots()), expected)
     assert expected[2] > expected[5]
 
 
-def test_recall_is_the_ratio_of_losses_after_and_without_the_prefix(probe: CharacterModel) -> None:
+def test_recall_is_the_ratio_of_losses_after_and_without_the_prefix(queries: CharacterModel) -> None:
     prefix = "quick vixens vowpack wax in zeb"
-    expected = [mean_loss(probe, text, prefix) / mean_loss(probe, text) for text in TEXTS]
-    np.testing.assert_allclose(multi_pass.recall(probe, TEXTS, SHOTS), expected)
+    expected = [mean_loss(queries, text, prefix) / mean_loss(queries, text) for text in TEXTS]
+    np.testing.assert_allclose(multi_pass.recall(queries, TEXTS, SHOTS), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
-def test_con_recall_takes_the_loss_after_members_off(probe: CharacterModel, gamma: float) -> None:
+def test_con_recall_takes_the_loss_after_members_off(queries: CharacterModel, gamma: float) -> None:
     expected = [
-        (mean_loss(probe, text, "".join(SHOTS.nonmembers)) - gamma * mean_loss(probe, text, "".join(SHOTS.members)))
-        / mean_loss(probe, text)
+        (mean_loss(queries, text, "".join(SHOTS.nonmembers)) - gamma * mean_loss(queries, text, "".join(SHOTS.members)))
+        / mean_loss(queries, text)
         for text in TEXTS
     ]
-    np.testing.assert_allclose(multi_pass.con_recall(probe, TEXTS, SHOTS, gamma=gamma), expected)
+    np.testing.assert_allclose(multi_pass.con_recall(queries, TEXTS, SHOTS, gamma=gamma), expected)
 
 
-def test_neighbourhood_is_the_mean_loss_of_neighbours_less_the_loss(probe: CharacterModel) -> None:
+def test_neighbourhood_is_the_mean_loss_of_neighbours_less_the_loss(queries: CharacterModel) -> None:
     expected = [
-        np.mean([mean_loss(probe, near) for near in probe.neighbours(text, 8)]) - mean_loss(probe, text)
+        np.mean([mean_loss(queries, near) for near in queries.neighbours(text, 8)]) - mean_loss(queries, text)
         for text in TEXTS
     ]
-    np.testing.assert_allclose(multi_pass.neighbourhood(probe, TEXTS, Shots(), n=8), expected)
+    np.testing.assert_allclose(multi_pass.neighbourhood(queries, TEXTS, Shots(), n=8), expected)
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, np.inf])
-def test_gradient_norm_is_higher_for_texts_that_pull_less(probe: CharacterModel, order: float) -> None:
-    scores = multi_pass.gradient_norm(probe, TEXTS, Shots(), order=order)
-    np.testing.assert_array_equal(scores, -probe.gradient_norms(TEXTS, order))
+def test_gradient_norm_is_higher_for_texts_that_pull_less(queries: CharacterModel, order: float) -> None:
+    scores = multi_pass.gradient_norm(queries, TEXTS, Shots(), order=order)
+    np.testing.assert_array_equal(scores, -queries.gradient_norms(TEXTS, order))
     assert scores[:3].mean() > scores[3:].mean()
     assert (scores < 0).all()
 
@@ -119,21 +119,21 @@ class TestContract:
         scores = ATTACKS[name].slow(CharacterModel(texts[:3] * 3), texts, SHOTS)
         assert np.mean(scores[:3]) > np.mean(scores[3:])
 
-    def test_one_score_per_text_in_any_order(self, probe: CharacterModel, name: str) -> None:
-        forwards = ATTACKS[name].slow(probe, TEXTS, SHOTS)
-        backwards = ATTACKS[name].slow(probe, TEXTS[::-1], SHOTS)
+    def test_one_score_per_text_in_any_order(self, queries: CharacterModel, name: str) -> None:
+        forwards = ATTACKS[name].slow(queries, TEXTS, SHOTS)
+        backwards = ATTACKS[name].slow(queries, TEXTS[::-1], SHOTS)
         assert forwards.shape == (6,)
         assert forwards.dtype == np.float64
         np.testing.assert_allclose(forwards, backwards[::-1], rtol=1e-12)
 
-    def test_texts_without_two_scored_tokens_are_nan(self, probe: CharacterModel, name: str) -> None:
-        scores = ATTACKS[name].slow(probe, ["", "a", MEMBERS[0]], SHOTS)
-        if name == "gradient_norm":  # the probe alone knows how many tokens it scored
+    def test_texts_without_two_scored_tokens_are_nan(self, queries: CharacterModel, name: str) -> None:
+        scores = ATTACKS[name].slow(queries, ["", "a", MEMBERS[0]], SHOTS)
+        if name == "gradient_norm":  # the queries alone knows how many tokens it scored
             scores[:2] = np.where(np.isnan(scores[:2]), np.nan, scores[:2])
         np.testing.assert_array_equal(np.isnan(scores), [True, True, False])
 
-    def test_no_texts_are_no_scores(self, probe: CharacterModel, name: str) -> None:
-        assert ATTACKS[name].slow(probe, [], SHOTS).shape == (0,)
+    def test_no_texts_are_no_scores(self, queries: CharacterModel, name: str) -> None:
+        assert ATTACKS[name].slow(queries, [], SHOTS).shape == (0,)
 
     def test_a_text_without_loss_leaves_no_infinity(self, name: str) -> None:
         certain = CharacterModel(["aaaa"], letters="a")
@@ -144,18 +144,18 @@ class TestContract:
 class TestPrefixTraps:
     """What published (CON-)ReCaLL code gets wrong."""
 
-    def test_a_text_that_is_a_shot_is_not_scored(self, probe: CharacterModel) -> None:
+    def test_a_text_that_is_a_shot_is_not_scored(self, queries: CharacterModel) -> None:
         texts = [SHOTS.nonmembers[0], SHOTS.members[0], MEMBERS[0]]
-        np.testing.assert_array_equal(np.isnan(multi_pass.recall(probe, texts, SHOTS)), [True, False, False])
-        np.testing.assert_array_equal(np.isnan(multi_pass.con_recall(probe, texts, SHOTS)), [True, True, False])
+        np.testing.assert_array_equal(np.isnan(multi_pass.recall(queries, texts, SHOTS)), [True, False, False])
+        np.testing.assert_array_equal(np.isnan(multi_pass.con_recall(queries, texts, SHOTS)), [True, True, False])
 
     @pytest.mark.parametrize("shots", [Shots(), Shots(members=("the cat",))])
-    def test_a_prefix_is_needed(self, probe: CharacterModel, shots: Shots) -> None:
+    def test_a_prefix_is_needed(self, queries: CharacterModel, shots: Shots) -> None:
         for attack in (multi_pass.recall, multi_pass.con_recall):
             with pytest.raises(ConfigError, match="known non-members"):
-                attack(probe, TEXTS, shots)
+                attack(queries, TEXTS, shots)
         with pytest.raises(ConfigError, match="known members"):
-            multi_pass.con_recall(probe, TEXTS, Shots(nonmembers=("xyz",)))
+            multi_pass.con_recall(queries, TEXTS, Shots(nonmembers=("xyz",)))
 
     def test_a_text_that_does_not_fit_behind_the_prefix_is_nan_and_not_cut(self) -> None:
         narrow = CharacterModel(MEMBERS, window=55)

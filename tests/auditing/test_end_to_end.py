@@ -211,9 +211,9 @@ def test_attacks_with_passes_of_their_own_are_part_of_an_audit_when_asked(work: 
     records = pq.read_table(work / "all" / "records.parquet")
     unscored = np.isnan(records["score_con_recall"].to_numpy())
     assert 2 <= unscored.sum() <= 24, "the shots, and nothing else, are not scored"
-    kept = (work / "all" / "private" / "probes" / "recall.json").stat().st_mtime_ns
+    kept = (work / "all" / "private" / "multi_pass" / "recall.json").stat().st_mtime_ns
     assert run(*arguments, "--attacks", "fast,recall", cwd=work).returncode == 0
-    assert (work / "all" / "private" / "probes" / "recall.json").stat().st_mtime_ns == kept
+    assert (work / "all" / "private" / "multi_pass" / "recall.json").stat().st_mtime_ns == kept
 
 
 def test_texts_are_written_only_when_asked(work: Path) -> None:
@@ -224,7 +224,7 @@ def test_texts_are_written_only_when_asked(work: Path) -> None:
     assert "text" not in pq.read_table(work / "audit" / "records.parquet").column_names
 
 
-def test_in_memory_scores_include_probing_attacks_given_shots(work: Path) -> None:
+def test_in_memory_scores_include_multi_pass_attacks_given_shots(work: Path) -> None:
     pair = load_pair(work / "target", demo_base_path())
     texts = list(demo_texts().texts[:12])
     shots = Shots(nonmembers=demo_texts().texts[100:104], members=demo_texts().texts[20:24])

@@ -18,7 +18,7 @@ from ltmia.data.reading import read_texts
 from ltmia.evaluation.controls import _fold_scores
 from ltmia.features.store import FeatureStore
 from ltmia.models.loading import load_pair
-from ltmia.models.multi_pass import PairProbe
+from ltmia.models.multi_pass import PairQueries
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.scoring.extraction import ExtractionConfig, count_tokens, extract_batches
@@ -86,24 +86,24 @@ def test_the_formula_of_the_whole_set_is_what_runs(formulas: dict[str, Any], mat
 
 
 def test_formulas_of_the_other_passes_are_what_runs(formulas: dict[str, Any], pair: Pair, texts: list[str]) -> None:
-    probe = PairProbe(pair, max_length=128, batch_size=16)
+    queries = PairQueries(pair, max_length=128, batch_size=16)
     few = texts[:2]
     shots = Shots(nonmembers=(texts[2][:60],), members=(texts[3][:60],))
 
     def loss_of(text: str, after: str = "") -> float:
-        return float(probe.token_losses([text], after)[0].mean())
+        return float(queries.token_losses([text], after)[0].mean())
 
     for i, text in enumerate(few):
         said = {
             "lowercase": formulas["lowercase"](text, loss_of),
             "recall": formulas["recall"](text, loss_of, shots.nonmembers),
             "con_recall": formulas["con_recall"](text, loss_of, shots.nonmembers, shots.members),
-            "neighbourhood": formulas["neighbourhood"](text, loss_of, probe.neighbours(text, multi_pass.NEIGHBOURS)),
+            "neighbourhood": formulas["neighbourhood"](text, loss_of, queries.neighbours(text, multi_pass.NEIGHBOURS)),
             "gradient_norm": _gradient_norm(formulas, pair, text),
         }
         assert set(said) == {name for name, attack in ATTACKS.items() if attack.slow}
         for name, value in said.items():
-            np.testing.assert_allclose(value, ATTACKS[name].slow(probe, few, shots)[i], rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(value, ATTACKS[name].slow(queries, few, shots)[i], rtol=1e-4, err_msg=name)
 
 
 def _gradient_norm(formulas: dict[str, Any], pair: Pair, text: str) -> float:

@@ -35,7 +35,7 @@ def test_folder_of_an_audit(materials: Path) -> None:
     said = {name.rstrip("/") for name in names("The folder of an audit")}
     there = {str(path.relative_to(materials / "audit")) for path in (materials / "audit").rglob("*")}
     assert {name for name in there if not name.startswith("private/store/")} == said - {
-        "private/probes",
+        "private/multi_pass",
         "private/gradients",
         "private/previous",
     }

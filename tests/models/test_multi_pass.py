@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.finetuning.tiny import TinyConfig, build_base
 from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.models.multi_pass import PairProbe
+from ltmia.models.multi_pass import PairQueries
 from ltmia.models.pair import Pair
 
 
@@ -23,8 +23,8 @@ def pair() -> Pair:
 
 
 @pytest.fixture(scope="module")
-def probe(pair: Pair) -> PairProbe:
-    return PairProbe(pair, max_length=48, batch_size=4)
+def queries(pair: Pair) -> PairQueries:
+    return PairQueries(pair, max_length=48, batch_size=4)
 
 
 TEXTS = [*demo_texts().texts[:5], "", "a", "Hello there, Mr. President."]
@@ -40,41 +40,41 @@ def ids_of(pair: Pair, text: str) -> list[int]:
     return pair.tokenizer(text)["input_ids"][:48]
 
 
-def test_token_losses_are_those_of_one_plain_forward(pair: Pair, probe: PairProbe) -> None:
-    for text, found in zip(TEXTS, probe.token_losses(TEXTS), strict=True):
+def test_token_losses_are_those_of_one_plain_forward(pair: Pair, queries: PairQueries) -> None:
+    for text, found in zip(TEXTS, queries.token_losses(TEXTS), strict=True):
         ids = ids_of(pair, text)
         expected = plain_losses(pair, ids, 1) if len(ids) > 2 else np.empty(0)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_prefix_is_read_and_not_scored(pair: Pair, probe: PairProbe) -> None:
+def test_a_prefix_is_read_and_not_scored(pair: Pair, queries: PairQueries) -> None:
     prefix = "Fellow citizens of the Senate. "
     before = pair.tokenizer(prefix)["input_ids"]
-    for text, found in zip(TEXTS, probe.token_losses(TEXTS, prefix), strict=True):
+    for text, found in zip(TEXTS, queries.token_losses(TEXTS, prefix), strict=True):
         ids = ids_of(pair, text)
         expected = plain_losses(pair, before + ids, len(before) + 1) if len(ids) > 2 else np.empty(0)
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_text_that_does_not_fit_behind_the_prefix_has_no_losses(pair: Pair, probe: PairProbe) -> None:
+def test_a_text_that_does_not_fit_behind_the_prefix_has_no_losses(pair: Pair, queries: PairQueries) -> None:
     long = "word " * 2000
-    assert all(len(losses) == 0 for losses in probe.token_losses(TEXTS, long))
+    assert all(len(losses) == 0 for losses in queries.token_losses(TEXTS, long))
 
 
-def test_shots_are_chosen_so_that_a_text_fits_behind_them(pair: Pair, probe: PairProbe) -> None:
+def test_shots_are_chosen_so_that_a_text_fits_behind_them(pair: Pair, queries: PairQueries) -> None:
     limit = pair.max_positions
     assert limit is not None
-    shots = probe.fitting_shots(["word " * 5000, *demo_texts().texts[:30]], 30)
+    shots = queries.fitting_shots(["word " * 5000, *demo_texts().texts[:30]], 30)
     assert shots
     assert "word " * 5000 not in shots
     assert len(pair.tokenizer("".join(shots))["input_ids"]) + 48 <= limit
-    assert all(len(x) for x in probe.token_losses(TEXTS[:5], "".join(shots)))
+    assert all(len(x) for x in queries.token_losses(TEXTS[:5], "".join(shots)))
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, float("inf")])
-def test_gradient_norms_are_those_of_backward(pair: Pair, probe: PairProbe, order: float) -> None:
+def test_gradient_norms_are_those_of_backward(pair: Pair, queries: PairQueries, order: float) -> None:
     before = [p.requires_grad for p in pair.target.parameters()]
-    found = probe.gradient_norms(TEXTS, order)
+    found = queries.gradient_norms(TEXTS, order)
     assert [p.requires_grad for p in pair.target.parameters()] == before
     for text, norm in zip(TEXTS, found, strict=True):
         ids = torch.tensor([ids_of(pair, text)])
@@ -91,10 +91,10 @@ def test_gradient_norms_are_those_of_backward(pair: Pair, probe: PairProbe, orde
 
 @settings(max_examples=10)
 @given(st.integers(0, 12))
-def test_neighbours_differ_in_one_token(pair: Pair, probe: PairProbe, n: int) -> None:
+def test_neighbours_differ_in_one_token(pair: Pair, queries: PairQueries, n: int) -> None:
     text = "The people of the United States are free."
     ids = ids_of(pair, text)
-    near = probe.neighbours(text, n)
+    near = queries.neighbours(text, n)
     assert len(near) == len(set(near)) == n
     for other in near:
         assert other != text
@@ -105,7 +105,7 @@ def test_neighbours_differ_in_one_token(pair: Pair, probe: PairProbe, n: int) ->
             assert sum(a != b for a, b in zip(ids, changed, strict=True)) == 1
 
 
-def test_the_best_neighbour_is_the_one_with_the_largest_swap_score(pair: Pair, probe: PairProbe) -> None:
+def test_the_best_neighbour_is_the_one_with_the_largest_swap_score(pair: Pair, queries: PairQueries) -> None:
     text = "The people of the United States are free."
     ids = ids_of(pair, text)
     p = pair.reference(input_ids=torch.tensor([ids])).logits[0].softmax(-1).detach().numpy()
@@ -117,8 +117,8 @@ def test_the_best_neighbour_is_the_one_with_the_largest_swap_score(pair: Pair, p
     ]
     _, t, v = max(scored)
     swapped = [*ids[:t], int(v), *ids[t + 1 :]]
-    assert probe.neighbours(text, 1) == [pair.tokenizer.decode(swapped, skip_special_tokens=True)]
+    assert queries.neighbours(text, 1) == [pair.tokenizer.decode(swapped, skip_special_tokens=True)]
 
 
-def test_nothing_to_score_has_no_neighbours(probe: PairProbe) -> None:
-    assert probe.neighbours("", 5) == []
+def test_nothing_to_score_has_no_neighbours(queries: PairQueries) -> None:
+    assert queries.neighbours("", 5) == []

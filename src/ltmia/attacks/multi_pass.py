@@ -1,6 +1,6 @@
 """Attacks that need passes of their own: other texts, prefixes, neighbours, gradients.
 
-They ask a `TargetProbe` for those passes and know nothing of how it makes them. Every function returns one score per
+They ask a `TargetQueries` for those passes and know nothing of how it makes them. Every function returns one score per
 text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
 """
 
@@ -25,7 +25,7 @@ NEIGHBOURS = 25
 
 
 @runtime_checkable
-class TargetProbe(Protocol):
+class TargetQueries(Protocol):
     """Further looks at the target, on request; each answer depends on its text alone, not on its fellows."""
 
     def token_losses(self, texts: Sequence[str], prefix: str = "") -> Sequence[Losses]:
@@ -56,13 +56,13 @@ class Shots:
     members: tuple[str, ...] = ()
 
 
-def lowercase(probe: TargetProbe, texts: Sequence[str], _shots: Shots) -> Scores:
+def lowercase(queries: TargetQueries, texts: Sequence[str], _shots: Shots) -> Scores:
     """Return the loss of the lower-cased text over the loss of the text (Carlini et al. 2021, arXiv 2012.07805)."""
-    lowered = _means(probe.token_losses([text.lower() for text in texts]))
-    return _divided(lowered, _means(probe.token_losses(texts)))
+    lowered = _means(queries.token_losses([text.lower() for text in texts]))
+    return _divided(lowered, _means(queries.token_losses(texts)))
 
 
-def recall(probe: TargetProbe, texts: Sequence[str], shots: Shots) -> Scores:
+def recall(queries: TargetQueries, texts: Sequence[str], shots: Shots) -> Scores:
     """Return the loss after a prefix of known non-members over the loss alone (ReCaLL, arXiv 2406.15968).
 
     Only the text's own tokens are scored. A text that is itself a shot is NaN.
@@ -70,12 +70,12 @@ def recall(probe: TargetProbe, texts: Sequence[str], shots: Shots) -> Scores:
     Raises:
         ConfigError: Without non-member shots.
     """
-    alone = probe.token_losses(texts)
-    after = _losses_after(probe, texts, shots.nonmembers, alone, "non-members")
+    alone = queries.token_losses(texts)
+    after = _losses_after(queries, texts, shots.nonmembers, alone, "non-members")
     return _divided(after, _means(alone))
 
 
-def con_recall(probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: float = 1.0) -> Scores:
+def con_recall(queries: TargetQueries, texts: Sequence[str], shots: Shots, gamma: float = 1.0) -> Scores:
     """Return (loss after non-members - gamma x loss after members) / loss (CON-ReCaLL, arXiv 2409.03363).
 
     Only the text's own tokens are scored. A text that is itself a shot is NaN.
@@ -83,44 +83,44 @@ def con_recall(probe: TargetProbe, texts: Sequence[str], shots: Shots, gamma: fl
     Raises:
         ConfigError: Without shots of either kind.
     """
-    alone = probe.token_losses(texts)
-    after_nonmembers = _losses_after(probe, texts, shots.nonmembers, alone, "non-members")
-    after_members = _losses_after(probe, texts, shots.members, alone, "members")
+    alone = queries.token_losses(texts)
+    after_nonmembers = _losses_after(queries, texts, shots.nonmembers, alone, "non-members")
+    after_members = _losses_after(queries, texts, shots.members, alone, "members")
     return _divided(after_nonmembers - gamma * after_members, _means(alone))
 
 
-def neighbourhood(probe: TargetProbe, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS) -> Scores:
+def neighbourhood(queries: TargetQueries, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS) -> Scores:
     """Return the mean loss of near texts minus the loss of the text (Mattern et al. 2023, arXiv 2305.18462).
 
     The paper swaps words for those a masked LM proposes. Here the reference LM proposes them, from what precedes the
     word only, so that no third model is needed; results are not comparable with the paper's.
     """
-    scores = -_means(probe.token_losses(texts))
+    scores = -_means(queries.token_losses(texts))
     for i, text in enumerate(texts):
-        near = probe.neighbours(text, n)
-        scores[i] += _means(probe.token_losses(near)).mean() if len(near) else np.nan
+        near = queries.neighbours(text, n)
+        scores[i] += _means(queries.token_losses(near)).mean() if len(near) else np.nan
     return scores
 
 
-def gradient_norm(probe: TargetProbe, texts: Sequence[str], _shots: Shots, order: float = np.inf) -> Scores:
+def gradient_norm(queries: TargetQueries, texts: Sequence[str], _shots: Shots, order: float = np.inf) -> Scores:
     """Return minus the gradient norm of the loss: a memorised text hardly pulls at the weights (arXiv 2402.17012)."""
-    return -np.asarray(probe.gradient_norms(texts, order), np.float64)
+    return -np.asarray(queries.gradient_norms(texts, order), np.float64)
 
 
 def _losses_after(
-    probe: TargetProbe, texts: Sequence[str], shots: Sequence[str], alone: Sequence[Losses], kind: str
+    queries: TargetQueries, texts: Sequence[str], shots: Sequence[str], alone: Sequence[Losses], kind: str
 ) -> Scores:
     """Mean losses after the shots, over the positions that the texts alone were scored on."""
     if not shots:
         raise ConfigError(
             f"a prefix of known {kind} is needed: give some ({SHOTS} are usual), not among the candidates"
         )
-    after = probe.token_losses(texts, "".join(shots))
+    after = queries.token_losses(texts, "".join(shots))
     for i, (with_prefix, without) in enumerate(zip(after, alone, strict=True)):
         if len(with_prefix) not in (0, len(without)):
             raise ValueError(
-                f"text {i}: {len(with_prefix)} losses after the prefix and {len(without)} without; a probe must score "
-                "the same positions, or none"
+                f"text {i}: {len(with_prefix)} losses after the prefix and {len(without)} without: expected "
+                "losses of the same positions, or none after the prefix"
             )
     means = _means(after)
     means[[text in shots for text in texts]] = np.nan

@@ -6,11 +6,11 @@ from typing import Literal
 
 from ltmia.attacks import likelihood, multi_pass, reference
 from ltmia.attacks.evidence import TextEvidence
-from ltmia.attacks.multi_pass import Scores, Shots, TargetProbe
+from ltmia.attacks.multi_pass import Scores, Shots, TargetQueries
 from ltmia.records import SERVED
 
 FastFunction = Callable[[TextEvidence], float]
-SlowFunction = Callable[[TargetProbe, Sequence[str], Shots], Scores]
+SlowFunction = Callable[[TargetQueries, Sequence[str], Shots], Scores]
 Observer = Literal["logprobs", "weights"]
 """What an attacker sees: log-probabilities of both models, or also their weights."""
 Group = Literal["fast", "slow", "set", "learned", "weights", "control"]

@@ -43,7 +43,7 @@ from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.multi_pass import KeptScores, ProbingConfig, probe_texts
+from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
 
 
@@ -215,17 +215,17 @@ def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: 
 
 
 def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, run: Run, report: Report) -> Scores:
-    """Score with the attacks that take several passes; finished ones are kept in `private/probes`."""
+    """Score with the attacks that take several passes; finished ones are kept in `private/multi_pass`."""
     if pair.models is None or question.shots is None or not isinstance(scored, StoredTexts):
         return {}
     config = question.config
-    return probe_texts(
+    return multi_pass_scores(
         pair.models,
         question.sets.texts.texts,
         question.attacks,
-        ProbingConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
+        MultiPassConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
         kept=KeptScores(
-            folder=run.private.probes,
+            folder=run.private.multi_pass,
             fingerprint=str(scored.store.manifest["fingerprint"]),
             reused=scored.clock.reused,
         ),

@@ -20,7 +20,7 @@ REPORT_FILE = "report.html"
 SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
-STORE_FOLDER, PROBES_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "probes", "gradients", "previous"
+STORE_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "multi_pass", "gradients", "previous"
 SALT_BYTES = 32
 README = """# Private: do not hand on
 
@@ -30,7 +30,7 @@ Whoever has this folder and both models can read the audited texts out of it, wo
 |---|---|
 | `store/` | what both models say of every token |
 | `tokens.parquet` | the same in short, of the records that stand out |
-| `probes/` | scores of attacks with passes of their own |
+| `multi_pass/` | scores of attacks with passes of their own |
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | what ids and hashes of groups are made with: it lets a guess at a text or a group be confirmed |
 | `run.json` | the last run that began here, with a hash of its texts |
@@ -72,9 +72,9 @@ class PrivateFolder:
         return self.path / STORE_FOLDER
 
     @property
-    def probes(self) -> Path:
+    def multi_pass(self) -> Path:
         """Scores of attacks with passes of their own."""
-        return self.path / PROBES_FOLDER
+        return self.path / MULTI_PASS_FOLDER
 
     @property
     def gradients(self) -> Path:

@@ -35,8 +35,8 @@ UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
 """Those that need training data, or chance, to be taken out a second time."""
 LEAST_ALIKE, ALIKE = 0.25, 0.5
 """An adapter is another one trained further if all but this share of its tensors correlate with the other's by more."""
-PROBE_SHAPE = (4, 16)
-"""Texts and tokens of the probe."""
+TRIAL_SHAPE = (4, 16)
+"""Texts and tokens of the trial."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,49 +51,49 @@ class Adapted:
     """What a reader of the results should know."""
 
 
-def put_adapter(base: PreTrainedModel, place: ModelSource) -> Adapted:
+def put_adapter(base: PreTrainedModel, source: ModelSource) -> Adapted:
     """Put the adapter of a folder on its base.
 
     Raises:
         ModelError: If a tensor that the adapter's config asks for is missing from its file, if the file holds one that
             has no place in the base, or if the adapter cannot be put on this base.
     """
-    folder = Path(str(place.path))
-    config = refuse_clearly(place, lambda: PeftConfig.from_pretrained(str(folder)))
-    _refuse_unrepeatable(config, place)
-    before = refuse_clearly(place, lambda: _BaseState.of(base, base.state_dict()))
+    folder = Path(str(source.path))
+    config = refuse_clearly(source, lambda: PeftConfig.from_pretrained(str(folder)))
+    _refuse_unrepeatable(config, source)
+    before = refuse_clearly(source, lambda: _BaseState.of(base, base.state_dict()))
     config.inference_mode = True
     # PEFT warns when the base's name is another one than the config's: a base may be moved.
     config.base_model_name_or_path = base.name_or_path
-    model: PeftModel = refuse_clearly(place, lambda: get_peft_model(base, config))
-    given = refuse_clearly(place, lambda: load_file(folder / ADAPTER_WEIGHTS))
-    weights = _renamed(given, model, place)
+    model: PeftModel = refuse_clearly(source, lambda: get_peft_model(base, config))
+    given = refuse_clearly(source, lambda: load_file(folder / ADAPTER_WEIGHTS))
+    weights = _renamed(given, model, source)
     moved = len(given.keys() - weights.keys())
-    _check_names(_converted(weights, model), model, place)
-    refuse_clearly(place, lambda: _fill(model, weights, place))
-    _check_arrived(_converted(weights, model), model, place)
+    _check_names(_converted(weights, model), model, source)
+    refuse_clearly(source, lambda: _fill(model, weights, source))
+    _check_arrived(_converted(weights, model), model, source)
     model.eval()
     with model.disable_adapter():
         after = _BaseState.of(model, get_base_model_state_dict(model))
-    remarks = [*_unknown_settings(config, place)]
+    remarks = [*_unknown_settings(config, source)]
     if moved:
         remarks.append(
             f"{moved} of the adapter's {len(given)} tensors have names of a wrapped model; they were read all the same"
         )
-    if _same(after.logits, _probe(model)):
-        remarks.append("switching the adapter on changes nothing on a probe: was it trained?")
+    if _same(after.logits, _trial_logits(model)):
+        remarks.append("switching the adapter on changes nothing on a trial: was it trained?")
     return Adapted(model=model, gives_base_back=after.equals(before), remarks=tuple(remarks))
 
 
-def merge(adapted: Adapted, place: ModelSource) -> PreTrainedModel:
+def merge(adapted: Adapted, source: ModelSource) -> PreTrainedModel:
     """Add an adapter to its base's weights, for another adapter to be put on both.
 
     Raises:
         ModelError: If adapters of its kind cannot be merged.
     """
     if adapted.model.active_peft_config.is_prompt_learning:
-        raise ModelError(f"{place.source}: an adapter of virtual tokens cannot be the base of another model")
-    merged: PreTrainedModel = refuse_clearly(place, lambda: adapted.model.merge_and_unload(safe_merge=True))
+        raise ModelError(f"{source.given}: an adapter of virtual tokens cannot be the base of another model")
+    merged: PreTrainedModel = refuse_clearly(source, lambda: adapted.model.merge_and_unload(safe_merge=True))
     return merged.eval()
 
 
@@ -102,7 +102,7 @@ def base_parameters(model: nn.Module) -> dict[str, Tensor]:
     return get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
 
 
-def continues(place: ModelSource, earlier: ModelSource) -> bool:
+def continues(source: ModelSource, earlier: ModelSource) -> bool:
     """Say whether an adapter is another one trained further, and not a new one put on top of it.
 
     Decided by the correlation of their tensors, since both kinds name the same base in their configs. New tensors that
@@ -111,7 +111,7 @@ def continues(place: ModelSource, earlier: ModelSource) -> bool:
     Raises:
         ModelError: If one of the two cannot be read.
     """
-    ours, theirs = (_in_order(place), _in_order(earlier))
+    ours, theirs = (_in_order(source), _in_order(earlier))
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
         return False
     pairs = (torch.stack([a.flatten(), b.flatten()]).float() for a, b in zip(ours, theirs, strict=True))
@@ -119,9 +119,9 @@ def continues(place: ModelSource, earlier: ModelSource) -> bool:
     return bool(alike.quantile(LEAST_ALIKE) > ALIKE)
 
 
-def _in_order(place: ModelSource) -> list[Tensor]:
-    check_adapter(place)
-    weights = refuse_clearly(place, lambda: load_file(Path(str(place.path)) / ADAPTER_WEIGHTS))
+def _in_order(source: ModelSource) -> list[Tensor]:
+    check_adapter(source)
+    weights = refuse_clearly(source, lambda: load_file(Path(str(source.path)) / ADAPTER_WEIGHTS))
     return [weights[name] for name in sorted(weights)]
 
 
@@ -150,17 +150,17 @@ class _BaseState:
 
     @classmethod
     def of(cls, model: Any, weights: Mapping[str, Tensor]) -> "_BaseState":
-        return cls(tensors_sha256(weights), _probe(model))
+        return cls(tensors_sha256(weights), _trial_logits(model))
 
     def equals(self, other: "_BaseState") -> bool:
         return self.sha256 == other.sha256 and _same(self.logits, other.logits)
 
 
 @torch.inference_mode()
-def _probe(model: Any) -> Tensor:
+def _trial_logits(model: Any) -> Tensor:
     """Return the logits of a few texts whose ids are spread over the whole vocabulary."""
     n_ids = model.config.get_text_config().vocab_size
-    ids = torch.linspace(0, n_ids - 1, PROBE_SHAPE[0] * PROBE_SHAPE[1]).long().view(PROBE_SHAPE)
+    ids = torch.linspace(0, n_ids - 1, TRIAL_SHAPE[0] * TRIAL_SHAPE[1]).long().view(TRIAL_SHAPE)
     ids = ids.to(next(model.parameters()).device)
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits.float().cpu()
@@ -171,18 +171,18 @@ def _same(logits: Tensor, others: Tensor) -> bool:
     return logits.shape == others.shape and torch.allclose(logits, others, rtol=0, atol=0, equal_nan=True)
 
 
-def _refuse_unrepeatable(config: PeftConfig, place: ModelSource) -> None:
+def _refuse_unrepeatable(config: PeftConfig, source: ModelSource) -> None:
     start = str(getattr(config, "init_lora_weights", "")).lower()
     if start.startswith(UNREPEATABLE_STARTS):
         raise ModelError(
-            f"{place.source}: {ADAPTER_CONFIG} says init_lora_weights = {start!r}: what was taken out of the base "
+            f"{source.given}: {ADAPTER_CONFIG} says init_lora_weights = {start!r}: what was taken out of the base "
             "before training cannot be found again, so the model cannot be put together; save the adapter with "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes plain LoRA of it"
         )
 
 
-def _unknown_settings(config: PeftConfig, place: ModelSource) -> Iterable[str]:
-    written = read_json(Path(str(place.path)) / ADAPTER_CONFIG)
+def _unknown_settings(config: PeftConfig, source: ModelSource) -> Iterable[str]:
+    written = read_json(Path(str(source.path)) / ADAPTER_CONFIG)
     unknown = sorted(name for name, value in written.items() if value and not hasattr(config, name))
     if unknown:
         yield f"{ADAPTER_CONFIG} has settings that the PEFT installed here does not know: {', '.join(unknown)}"
@@ -200,7 +200,7 @@ def _converted(weights: Mapping[str, Tensor], model: PeftModel) -> dict[str, Ten
     return convert_peft_adapter_state_dict_for_transformers(model, config, dict(weights), ADAPTER_NAME)
 
 
-def _renamed(given: Mapping[str, Tensor], model: PeftModel, place: ModelSource) -> dict[str, Tensor]:
+def _renamed(given: Mapping[str, Tensor], model: PeftModel, source: ModelSource) -> dict[str, Tensor]:
     """Take from the names what wrappers and another adapter name have put there.
 
     Raises:
@@ -217,7 +217,7 @@ def _renamed(given: Mapping[str, Tensor], model: PeftModel, place: ModelSource) 
         found = plain if plain in saved else _without_adapter_name(plain, in_model)
         if found in weights:
             raise ModelError(
-                f"{place.source}: {ADAPTER_WEIGHTS} holds both {origins[found]} and {name}, two adapters for one "
+                f"{source.given}: {ADAPTER_WEIGHTS} holds both {origins[found]} and {name}, two adapters for one "
                 "place; save one alone"
             )
         weights[found], origins[found] = tensor, name
@@ -234,7 +234,7 @@ def _without_adapter_name(name: str, in_model: Mapping[str, str]) -> str:
     return name
 
 
-def _check_names(weights: Collection[str], model: PeftModel, place: ModelSource) -> None:
+def _check_names(weights: Collection[str], model: PeftModel, source: ModelSource) -> None:
     expected, state = _saved(model).keys(), model.state_dict().keys()
     missing = sorted(name for name in expected if name not in weights)
     # Grown or trained embeddings may be saved beside the adapter, under their own names.
@@ -245,11 +245,11 @@ def _check_names(weights: Collection[str], model: PeftModel, place: ModelSource)
     ):
         if names:
             raise ModelError(
-                f"{place.source}: {len(names)} tensors of {ADAPTER_WEIGHTS} {wrong}, the first is {names[0]}; {cure}"
+                f"{source.given}: {len(names)} tensors of {ADAPTER_WEIGHTS} {wrong}, the first is {names[0]}; {cure}"
             )
 
 
-def _fill(model: PeftModel, weights: dict[str, Tensor], place: ModelSource) -> None:
+def _fill(model: PeftModel, weights: dict[str, Tensor], source: ModelSource) -> None:
     try:
         set_peft_model_state_dict(model, weights)
     except RuntimeError as error:
@@ -257,17 +257,17 @@ def _fill(model: PeftModel, weights: dict[str, Tensor], place: ModelSource) -> N
         if not mismatches:
             raise
         raise ModelError(
-            f"{place.source}: {len(mismatches)} tensors of {ADAPTER_WEIGHTS} have other shapes than the base needs, "
+            f"{source.given}: {len(mismatches)} tensors of {ADAPTER_WEIGHTS} have other shapes than the base needs, "
             f"{mismatches[0].rstrip('.')}; is this the base it was trained on?"
         ) from error
 
 
-def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, place: ModelSource) -> None:
+def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, source: ModelSource) -> None:
     """Compare what is in the model with the file, bit for bit but for a wider or narrower dtype."""
     loaded = model.state_dict() | _saved(model)
     for name, tensor in weights.items():
         there = loaded[name].cpu()
         if not torch.equal(there.nan_to_num(), tensor.cpu().to(there.dtype).nan_to_num()):
             raise ModelError(
-                f"{place.source}: {name} of {ADAPTER_WEIGHTS} did not reach the model as it is in the file"
+                f"{source.given}: {name} of {ADAPTER_WEIGHTS} did not reach the model as it is in the file"
             )

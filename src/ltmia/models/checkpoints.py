@@ -43,20 +43,20 @@ PACKAGES = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsand
 Shape = tuple[int, ...]
 
 
-def read_config(place: ModelSource, *, trust_remote_code: bool) -> Any:
+def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
     """Read the config of a model that is no GGUF file, after a look at what lies beside it.
 
     Raises:
         ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.
     """
-    check_weights(place)
-    keywords = place.keywords | {"trust_remote_code": trust_remote_code}
-    config = refuse_clearly(place, lambda: AutoConfig.from_pretrained(**keywords))
-    _check_quantised(place, _quantised_by(config))
+    check_weights(source)
+    keywords = source.keywords | {"trust_remote_code": trust_remote_code}
+    config = refuse_clearly(source, lambda: AutoConfig.from_pretrained(**keywords))
+    _check_quantised(source, _quantised_by(config))
     return config
 
 
-def stored_dtype(place: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
+def stored_dtype(source: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
     """Return the dtype that a model says its weights are stored in; float32 where it does not say.
 
     A GGUF file has no dtype of its own to keep: its weights are unpacked to float32.
@@ -64,14 +64,14 @@ def stored_dtype(place: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
     Raises:
         ModelError: As `read_config`.
     """
-    if place.is_gguf:
+    if source.is_gguf:
         return torch.float32
-    config = read_config(place, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
 
 
 def read_model(
-    place: ModelSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+    source: ModelSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load one causal LM in evaluation mode.
 
@@ -82,24 +82,24 @@ def read_model(
     Raises:
         ModelError: If a weight is missing, left over or of another shape, or the weights cannot be unpacked.
     """
-    keywords = place.keywords | {"trust_remote_code": trust_remote_code, "use_safetensors": True, "dtype": dtype}
+    keywords = source.keywords | {"trust_remote_code": trust_remote_code, "use_safetensors": True, "dtype": dtype}
     keywords |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "key_mapping": dict(UNWRAPPED)}
     method = None
-    if place.is_gguf:
+    if source.is_gguf:
         keywords["quantization_config"] = GgufConfig(dequantize=True)
     else:
-        config = read_config(place, trust_remote_code=trust_remote_code)
+        config = read_config(source, trust_remote_code=trust_remote_code)
         method = _quantised_by(config)
         if method in UNPACKED_ON_LOADING:
             config.quantization_config = {**config.quantization_config, "dequantize": True}
         keywords["config"] = config
-    model, report = refuse_clearly(place, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
-    remarks = [*_check_report(place, model, report)]
-    if place.path is not None and place.is_gguf:
-        check_gguf(place.path, model)
+    model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
+    remarks = [*_check_report(source, model, report)]
+    if source.path is not None and source.is_gguf:
+        check_gguf(source.path, model)
     if method is not None:
         remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
-    refuse_clearly(place, lambda: _unpack(model, method, dtype))
+    refuse_clearly(source, lambda: _unpack(model, method, dtype))
     return model.to(device=device), tuple(remarks)
 
 
@@ -115,21 +115,21 @@ def _quantised_by(config: Any) -> str | None:
     return str(settings.get("quant_method", "config.json does not say how"))
 
 
-def _check_quantised(place: ModelSource, method: str | None) -> None:
+def _check_quantised(source: ModelSource, method: str | None) -> None:
     """Refuse weights that cannot be unpacked, or not without a package that is missing."""
     if method is None:
         return
     known = (*UNPACKED_ON_LOADING, *UNPACKED_AFTERWARDS)
     if method not in known:
         raise ModelError(
-            f"{place.source}: its weights are quantised ({method}), and are unpacked here only if quantised by "
+            f"{source.given}: its weights are quantised ({method}), and are unpacked here only if quantised by "
             f"{', '.join(known)} or in a GGUF file; load it where {method} runs, save it unpacked (model.dequantize() "
             "where there is one) as safetensors, or audit the model it was quantised from"
         )
     package = PACKAGES.get(method)
     if package is not None and find_spec(package) is None:
         raise ModelError(
-            f"{place.source}: its weights are quantised ({method}), and a package that unpacks them is missing: "
+            f"{source.given}: its weights are quantised ({method}), and a package that unpacks them is missing: "
             f"pip install {method}"
         )
 
@@ -146,7 +146,7 @@ def _unpack(model: Any, method: str | None, dtype: torch.dtype) -> None:
         raise ModelError(f"{model.name_or_path}: {packed[0]} is still packed after loading; save the model unpacked")
 
 
-def _check_report(place: ModelSource, model: Any, report: Mapping[str, Any]) -> list[str]:
+def _check_report(source: ModelSource, model: Any, report: Mapping[str, Any]) -> list[str]:
     """Judge what transformers says of the loading; return remarks.
 
     Raises:
@@ -158,18 +158,18 @@ def _check_report(place: ModelSource, model: Any, report: Mapping[str, Any]) -> 
     if missing := sorted(report["missing_keys"]):
         first = missing[0] + (f"; they hold {foreign[0]} instead, which the model has not" if foreign else "")
         raise ModelError(
-            f"{place.source}: {_count(missing)} of the model {_are(missing)} not in its files, first {first}; "
+            f"{source.given}: {_count(missing)} of the model {_are(missing)} not in its files, first {first}; "
             "transformers would go on with random numbers there: save the whole model again with save_pretrained"
         )
     if mismatched := sorted(report["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise ModelError(
-            f"{place.source}: {name} has the shape {_shape(stored)} in its files and {_shape(expected)} by its "
+            f"{source.given}: {name} has the shape {_shape(stored)} in its files and {_shape(expected)} by its "
             f"config.json ({_count(mismatched)} in all); the two are not of one model: save both with save_pretrained"
         )
     if foreign:
         raise ModelError(
-            f"{place.source}: its files hold {_count(foreign)} that the model has no place for, first {foreign[0]}, so "
+            f"{source.given}: its files hold {_count(foreign)} that the model has no place for, first {foreign[0]}, so "
             "what runs here is not what was trained; check that config.json belongs to these weights"
         )
     remarks = [f"left out, since beside the language model: {_names(beside)}"] if beside else []

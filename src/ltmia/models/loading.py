@@ -76,20 +76,20 @@ def load_pair(
         return _pair_in_memory(target, base, tokenizer)
     if isinstance(base, nn.Module):
         raise ModelError("the target is a path but the base a module: give both in the same form")
-    place = find_source(str(target))
-    if place.is_adapter:
-        check_adapter(place)
+    source = find_source(str(target))
+    if source.is_adapter:
+        check_adapter(source)
     else:
-        check_weights(place)
-    base_place = base_source(place, base, allow_hub=options.allow_hub)
-    options = one_dtype([base_place] if place.is_adapter else [place, base_place], options)
-    if place.is_adapter:
-        return _pair_of_adapter(place, base_place, tokenizer, options, sequential=sequential)
+        check_weights(source)
+    reference_source = base_source(source, base, allow_hub=options.allow_hub)
+    options = one_dtype([reference_source] if source.is_adapter else [source, reference_source], options)
+    if source.is_adapter:
+        return _pair_of_adapter(source, reference_source, tokenizer, options, sequential=sequential)
     if sequential:
-        return _pair_sequential(place, base_place, tokenizer, options)
-    reference, reference_origin = load_model(base_place, options)
-    shared, remarks = shared_tokenizer(place, base_place, tokenizer, options)
-    model, origin = load_model(place, options)
+        return _pair_sequential(source, reference_source, tokenizer, options)
+    reference, reference_origin = load_model(reference_source, options)
+    shared, remarks = shared_tokenizer(source, reference_source, tokenizer, options)
+    model, origin = load_model(source, options)
     return Pair(
         target=model,
         reference=reference,
@@ -129,21 +129,21 @@ def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrai
         ModelError: If there is no such model, only pickled weights, or weights that are not the model's.
         ConfigError: If there is no such dtype or device.
     """
-    place = source if isinstance(source, ModelSource) else find_source(source)
-    if place.is_adapter:
-        return _load_merged(place, options)
-    options = one_dtype([place], options)
+    source = source if isinstance(source, ModelSource) else find_source(source)
+    if source.is_adapter:
+        return _load_merged(source, options)
+    options = one_dtype([source], options)
     model, remarks = read_model(
-        place,
+        source,
         dtype=DTYPES[options.dtype],
         device=pick_device(options.device),
         trust_remote_code=options.trust_remote_code,
     )
-    model.name_or_path = place.name
-    return model, replace(_origin(place, options), remarks=remarks)
+    model.name_or_path = source.name
+    return model, replace(_origin(source, options), remarks=remarks)
 
 
-def one_dtype(places: Sequence[ModelSource], options: LoadOptions) -> LoadOptions:
+def one_dtype(sources: Sequence[ModelSource], options: LoadOptions) -> LoadOptions:
     """Settle what "auto" means: one dtype for all these models, float32 if any of them is stored in it.
 
     Raises:
@@ -154,8 +154,8 @@ def one_dtype(places: Sequence[ModelSource], options: LoadOptions) -> LoadOption
     if options.dtype != "auto":
         return replace(options, dtype=dtype_name(pick_dtype(options.dtype, torch.float32, device)))
     stored = (
-        stored_dtype(adapter_stack(place, allow_hub=options.allow_hub)[-1], trust_remote_code=trusted)
-        for place in places
+        stored_dtype(adapter_stack(source, allow_hub=options.allow_hub)[-1], trust_remote_code=trusted)
+        for source in sources
     )
     picked = {pick_dtype("auto", dtype, device) for dtype in stored}
     return replace(options, dtype=dtype_name(torch.float32 if len(picked) > 1 else picked.pop()))
@@ -176,10 +176,10 @@ def find_tokenizer(target: str, base: str | Path | None, options: LoadOptions) -
     Raises:
         ModelError: If there is neither.
     """
-    place = find_source(target)
-    if not place.has_tokenizer:
-        place = _with_tokenizer(base_source(place, base, allow_hub=options.allow_hub), options)
-    return _tokenizer_at(place, options)
+    source = find_source(target)
+    if not source.has_tokenizer:
+        source = _with_tokenizer(base_source(source, base, allow_hub=options.allow_hub), options)
+    return _tokenizer_at(source, options)
 
 
 def shared_tokenizer(
@@ -205,50 +205,50 @@ def shared_tokenizer(
     return ours, compare_tokens(ours, _tokenizer_at(base, options)) if base.has_tokenizer else ()
 
 
-def _with_tokenizer(place: ModelSource, options: LoadOptions) -> ModelSource:
+def _with_tokenizer(source: ModelSource, options: LoadOptions) -> ModelSource:
     """Return the model itself, or the first one below an adapter that has a tokenizer."""
-    if place.has_tokenizer:
-        return place
-    stack = adapter_stack(place, allow_hub=options.allow_hub)
+    if source.has_tokenizer:
+        return source
+    stack = adapter_stack(source, allow_hub=options.allow_hub)
     return next((below for below in stack if below.has_tokenizer), stack[-1])
 
 
-def _tokenizer_at(place: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
-    return read_tokenizer(place, trust_remote_code=options.trust_remote_code)
+def _tokenizer_at(source: ModelSource, options: LoadOptions) -> PreTrainedTokenizerBase:
+    return read_tokenizer(source, trust_remote_code=options.trust_remote_code)
 
 
-def _load_adapted(place: ModelSource, base: ModelSource, options: LoadOptions) -> tuple[Adapted, ModelOrigin]:
+def _load_adapted(source: ModelSource, base: ModelSource, options: LoadOptions) -> tuple[Adapted, ModelOrigin]:
     """Put an adapter on its base; return both, and where the base came from."""
-    check_adapter(place)
+    check_adapter(source)
     model, origin = load_model(base, options)
-    return put_adapter(model, place), origin
+    return put_adapter(model, source), origin
 
 
-def _load_merged(place: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
+def _load_merged(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedModel, ModelOrigin]:
     """Load an adapter as a model of its own: merged into its base, which may be such a one itself."""
-    base = adapter_stack(place, allow_hub=options.allow_hub)[1]
-    adapted, origin = _load_adapted(place, base, options)
-    model = merge(adapted, place)
-    model.name_or_path = place.name
+    base = adapter_stack(source, allow_hub=options.allow_hub)[1]
+    adapted, origin = _load_adapted(source, base, options)
+    model = merge(adapted, source)
+    model.name_or_path = source.name
     merged = f"an adapter, merged into its base {origin.source}"
-    return model, replace(_origin(place, options), remarks=(*origin.remarks, *adapted.remarks, merged))
+    return model, replace(_origin(source, options), remarks=(*origin.remarks, *adapted.remarks, merged))
 
 
 def _pair_of_adapter(
-    place: ModelSource,
+    source: ModelSource,
     base: ModelSource,
     tokenizer: PreTrainedTokenizerBase | None,
     options: LoadOptions,
     *,
     sequential: bool,
 ) -> Pair:
-    beneath = _beneath(place, base, options)
-    adapted, reference_origin = _load_adapted(place, beneath, options)
-    shared, remarks = shared_tokenizer(place, base, tokenizer, options)
-    target_origin = replace(_origin(place, options), remarks=adapted.remarks + remarks)
+    beneath = _beneath(source, base, options)
+    adapted, reference_origin = _load_adapted(source, beneath, options)
+    shared, remarks = shared_tokenizer(source, base, tokenizer, options)
+    target_origin = replace(_origin(source, options), remarks=adapted.remarks + remarks)
     apart = None if adapted.gives_base_back else "with its adapter switched off, the target is not its base"
     if beneath is not base:
-        apart = f"the target is this adapter, trained further, on {beneath.source}"
+        apart = f"the target is this adapter, trained further, on {beneath.given}"
         reference_origin = _origin(base, options)
     if apart is not None:
         remarks = (*reference_origin.remarks, f"loaded on its own: {apart}")
@@ -256,7 +256,7 @@ def _pair_of_adapter(
         if sequential:
             del adapted
             models = SequentialModels(
-                target=lambda: _load_adapted(place, beneath, options)[0].model,
+                target=lambda: _load_adapted(source, beneath, options)[0].model,
                 reference=lambda: load_model(base, options)[0],
             )
             return Pair(
@@ -271,16 +271,16 @@ def _pair_of_adapter(
     )
 
 
-def _beneath(place: ModelSource, base: ModelSource, options: LoadOptions) -> ModelSource:
+def _beneath(source: ModelSource, base: ModelSource, options: LoadOptions) -> ModelSource:
     """Return what an adapter is put on: its base, or what lies beneath that if it is the same adapter, earlier."""
-    if not (base.is_adapter and continues(place, base)):
+    if not (base.is_adapter and continues(source, base)):
         return base
     return adapter_stack(base, allow_hub=options.allow_hub)[1]
 
 
-def _origin(place: ModelSource, options: LoadOptions) -> ModelOrigin:
-    revision = place.commit or place.revision
-    return ModelOrigin(source=place.source, revision=revision, trust_remote_code=options.trust_remote_code)
+def _origin(source: ModelSource, options: LoadOptions) -> ModelOrigin:
+    revision = source.commit or source.revision
+    return ModelOrigin(source=source.given, revision=revision, trust_remote_code=options.trust_remote_code)
 
 
 def _pair_sequential(
@@ -288,8 +288,8 @@ def _pair_sequential(
 ) -> Pair:
     origins = {"target": _origin(target, options), "reference": _origin(base, options)}
 
-    def load(name: str, place: ModelSource) -> PreTrainedModel:
-        model, origins[name] = load_model(place, options)
+    def load(name: str, source: ModelSource) -> PreTrainedModel:
+        model, origins[name] = load_model(source, options)
         return model
 
     sequential = SequentialModels(target=lambda: load("target", target), reference=lambda: load("reference", base))

@@ -23,7 +23,7 @@ PROPOSALS = 6
 NO_LOSSES = np.empty(0)
 
 
-class PairProbe:
+class PairQueries:
     """Token losses, gradient norms and neighbours of any texts under one pair."""
 
     def __init__(self, pair: Pair, *, max_length: int, batch_size: BatchSize, remember: Sequence[str] = ()) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
 
-PROBE_LOGIT = 100.0
-"""The probe scales hidden states until the largest logit is this, where no soft cap stays hidden."""
-PROBE_TOLERANCE = {torch.float32: 1e-4}
+TRIAL_LOGIT = 100.0
+"""The trial scales hidden states until the largest logit is this, where no soft cap stays hidden."""
+TRIAL_TOLERANCE = {torch.float32: 1e-4}
 """Difference, relative to the largest logit, up to which our head counts as the model's own."""
 HALF_TOLERANCE = 1e-2
 """The same for half precision: a few roundings to 8 bits."""
@@ -59,7 +59,7 @@ class ModelRunner:
         self._head: Any = loaded.get_output_embeddings()
         self._vocab_size = self._check_forward()
         self._check_batch()
-        self._after_head = self._probe_head()
+        self._after_head = self._try_head()
 
     @property
     def _model(self) -> Any:
@@ -123,14 +123,14 @@ class ModelRunner:
     def _is_half(self) -> bool:
         return any(parameter.dtype in HALF for parameter in self._model.parameters())
 
-    def _probe_ids(self) -> tuple[Tensor, Tensor]:
+    def _trial_ids(self) -> tuple[Tensor, Tensor]:
         ids = torch.arange(4, device=next(self._model.parameters()).device)[None]
         return ids, torch.ones_like(ids)
 
     @torch.inference_mode()
     def _check_forward(self) -> int:
         """Run four tokens twice, with another last one; return the width of the logits."""
-        ids, mask = self._probe_ids()
+        ids, mask = self._trial_ids()
         other = ids.clone()
         other[0, -1] = 0
         try:
@@ -159,7 +159,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _check_batch(self) -> None:
         """Run four tokens alone, and beside a longer text with padding behind them: the same logits are expected."""
-        ids, mask = self._probe_ids()
+        ids, mask = self._trial_ids()
         row = torch.arange(PADDED_LENGTH, device=ids.device)
         padded, kept = row % ids.shape[1], (row < ids.shape[1]).long()
         batch, both = torch.stack([padded, padded.flip(0)]), torch.stack([kept, torch.ones_like(kept)])
@@ -178,19 +178,19 @@ class ModelRunner:
             )
 
     @torch.inference_mode()
-    def _probe_head(self) -> Callable[[Tensor], Tensor] | None:
+    def _try_head(self) -> Callable[[Tensor], Tensor] | None:
         """Find how the model's logits follow from its head, by running four tokens both ways."""
         if self._head is None:
             return None
-        ids, mask = self._probe_ids()
+        ids, mask = self._trial_ids()
         with self._context():
-            gain = max(PROBE_LOGIT / _largest(self._logits(ids, mask).float()), 1.0)
+            gain = max(TRIAL_LOGIT / _largest(self._logits(ids, mask).float()), 1.0)
             with _head_input(self._head, lambda hidden: hidden * gain) as captured:
                 logits = self._logits(ids, mask).float()
             if len(captured) != 1 or captured[0].shape[:2] != ids.shape:
                 return None
             head = float32_head(self._head)((captured[0] * gain).flatten(0, 1)).unflatten(0, ids.shape)
-        tolerance = PROBE_TOLERANCE.get(captured[0].dtype, HALF_TOLERANCE) * _largest(logits)
+        tolerance = TRIAL_TOLERANCE.get(captured[0].dtype, HALF_TOLERANCE) * _largest(logits)
         for candidate in _after_head_candidates(self._model.config, head, logits):
             found = candidate(head)
             if found.shape == logits.shape and _all_close(found, logits, tolerance):

@@ -48,7 +48,7 @@ LOADING_ERRORS = (
 class ModelSource:
     """One model's whereabouts."""
 
-    source: str
+    given: str
     """As the user named it."""
     path: Path | None
     """Folder or GGUF file; None for a model on the hub that is not an adapter."""
@@ -118,31 +118,31 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
         return ModelSource(source, path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
     if path.exists() or looks_local or is_gguf_name(path):
-        found = "this is some other file" if path.exists() else "there is nothing there"
+        there = "this is some other file" if path.exists() else "there is nothing there"
         raise ModelError(
-            f"{source}: no model: {found}; expected a folder with config.json (or {ADAPTER_CONFIG}), a .gguf file, "
+            f"{source}: no model: {there}; expected a folder with config.json (or {ADAPTER_CONFIG}), a .gguf file, "
             "or a hub id like org/name"
         )
     name, _, revision = source.partition("@")
     pinned = resolve_revision(name, revision or None, local_files_only=from_cache)
-    place = ModelSource(source, None, name, pinned, from_cache)
-    return replace(place, path=refuse_clearly(place, lambda: _folder_in_cache(place)))
+    found = ModelSource(source, None, name, pinned, from_cache)
+    return replace(found, path=refuse_clearly(found, lambda: _folder_in_cache(found)))
 
 
-def _folder_in_cache(place: ModelSource) -> Path | None:
+def _folder_in_cache(source: ModelSource) -> Path | None:
     """Return where a model of the hub lies here; an adapter is fetched first, any other only when it is loaded."""
-    where = partial(snapshot_download, place.hub_id, revision=place.revision)
-    if place.from_cache:
+    where = partial(snapshot_download, source.hub_id, revision=source.revision)
+    if source.from_cache:
         try:
             return Path(where(local_files_only=True))
         except LocalEntryNotFoundError:
             return None
-    if find_adapter_config_file(place.hub_id, revision=place.revision) is None:
+    if find_adapter_config_file(source.hub_id, revision=source.revision) is None:
         return None
     return Path(where(allow_patterns=ADAPTER_FILES))
 
 
-def find_base(place: ModelSource) -> str:
+def find_base(source: ModelSource) -> str:
     """Return the base that a fine-tune names: an adapter in its config, any other in its model card.
 
     Returns:
@@ -151,28 +151,28 @@ def find_base(place: ModelSource) -> str:
     Raises:
         ModelError: If it names none.
     """
-    if place.path is not None and place.is_adapter:
-        config, looked = read_json(place.path / ADAPTER_CONFIG), ADAPTER_CONFIG
+    if source.path is not None and source.is_adapter:
+        config, looked = read_json(source.path / ADAPTER_CONFIG), ADAPTER_CONFIG
         named, revision = config.get("base_model_name_or_path"), config.get("revision")
     else:
-        card, looked = _card(place), "the model card (README.md)"
+        card, looked = _card(source), "the model card (README.md)"
         named, revision = card.get("base_model"), card.get(CARD_REVISION)
     if isinstance(named, list) and len(named) == 1:
         named = named[0]
     if not (isinstance(named, str) and named):
         raise ModelError(
-            f"{place.source}: {looked} does not say which model it was fine-tuned from; name that one with `base`"
+            f"{source.given}: {looked} does not say which model it was fine-tuned from; name that one with `base`"
         )
     # What lies here has no revisions.
     has_revision = isinstance(revision, str) and revision and "@" not in named and not Path(named).expanduser().exists()
     return f"{named}@{revision}" if has_revision else named
 
 
-def base_source(place: ModelSource, base: str | Path | None = None, *, allow_hub: bool) -> ModelSource:
+def base_source(source: ModelSource, base: str | Path | None = None, *, allow_hub: bool) -> ModelSource:
     """Find a model's base.
 
     Args:
-        place: The model.
+        source: The model.
         base: What the user says it is; None or "auto" asks the model's own files.
         allow_hub: Ask the hub for a name that only those files give. Otherwise it is asked where the model itself is
             on the hub: what a file says must not decide whom this machine talks to.
@@ -180,46 +180,46 @@ def base_source(place: ModelSource, base: str | Path | None = None, *, allow_hub
     Raises:
         ModelError: If there is none, it is not here, or it is the adapter itself.
     """
-    found = _named_base(place, allow_hub=allow_hub) if base in (None, "auto") else find_source(str(base))
-    if place.is_adapter and found.name == place.name:
-        raise ModelError(f"{place.source}: an adapter cannot be put on itself; name what it was trained on with `base`")
+    found = _named_base(source, allow_hub=allow_hub) if base in (None, "auto") else find_source(str(base))
+    if source.is_adapter and found.name == source.name:
+        raise ModelError(f"{source.given}: an adapter cannot be put on itself; name what it was trained on with `base`")
     return found
 
 
-def _named_base(place: ModelSource, *, allow_hub: bool) -> ModelSource:
-    named = find_base(place)
-    user_named_hub = place.hub_id and not place.from_cache
+def _named_base(source: ModelSource, *, allow_hub: bool) -> ModelSource:
+    named = find_base(source)
+    user_named_hub = source.hub_id and not source.from_cache
     from_cache = not (allow_hub or user_named_hub)
     try:
         base = find_source(named, from_cache=from_cache)
     except ModelError as error:
-        raise ModelError(f"{place.source} names {named!r} as its base; give it with `base` ({error})") from error
+        raise ModelError(f"{source.given} names {named!r} as its base; give it with `base` ({error})") from error
     if base.path is None and from_cache:
         raise ModelError(
-            f"{place.source} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
+            f"{source.given} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
             f"name that only a file gives: say `base={named}`, or `allow_hub=True`"
         )
     return base
 
 
-def adapter_stack(place: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
+def adapter_stack(source: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
     """Return a model, what it is an adapter of, and so on down to one that is no adapter.
 
     Raises:
         ModelError: If one of them cannot be found, or they go round in a circle.
     """
-    stack = [place]
+    stack = [source]
     while stack[-1].is_adapter:
         below = base_source(stack[-1], allow_hub=allow_hub)
         if below.name in {above.name for above in stack}:
-            raise ModelError(f"{place.source}: adapters that name each other as their base; name one with `base`")
+            raise ModelError(f"{source.given}: adapters that name each other as their base; name one with `base`")
         stack.append(below)
     return stack
 
 
-def _card(place: ModelSource) -> dict[str, Any]:
+def _card(source: ModelSource) -> dict[str, Any]:
     """Return the metadata of a model card; nothing where there is none, or none that can be read."""
-    card = place.hub_id if place.path is None else place.path / CARD
+    card = source.hub_id if source.path is None else source.path / CARD
     if isinstance(card, Path) and not card.is_file():
         return {}
     try:
@@ -228,20 +228,20 @@ def _card(place: ModelSource) -> dict[str, Any]:
         return {}
 
 
-def check_adapter(place: ModelSource) -> None:
+def check_adapter(source: ModelSource) -> None:
     """Refuse an adapter whose weights are missing, or could run code when loaded.
 
     Raises:
         ModelError: If there is no adapter_model.safetensors.
     """
-    if place.path is None or not (place.path / ADAPTER_WEIGHTS).is_file():
+    if source.path is None or not (source.path / ADAPTER_WEIGHTS).is_file():
         raise ModelError(
-            f"{place.source}: no {ADAPTER_WEIGHTS}; pickled adapters (.bin) could run code and are not "
+            f"{source.given}: no {ADAPTER_WEIGHTS}; pickled adapters (.bin) could run code and are not "
             "loaded: save it again as safetensors"
         )
 
 
-def refuse_clearly(place: ModelSource, load: Callable[[], Any]) -> Any:
+def refuse_clearly(source: ModelSource, load: Callable[[], Any]) -> Any:
     """Turn what the libraries raise on a model that cannot be had into one short message.
 
     Raises:
@@ -252,15 +252,17 @@ def refuse_clearly(place: ModelSource, load: Callable[[], Any]) -> Any:
     except LOADING_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{place.source}: brings code of its own to run, and that runs only with `trust_remote_code=True`; "
+                f"{source.given}: brings code of its own to run, and that runs only with `trust_remote_code=True`; "
                 "read the .py files beside it first"
             ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ".join(lines)[:MESSAGE_LIMIT] or "no reason given"
         hint = ""
-        if place.path is None:
-            hint = f" (no folder of that name here, so taken as the hub id {place.hub_id}; download it, or give a path)"
-        raise ModelError(f"{place.source}: cannot be loaded: {type(error).__name__}: {reason}{hint}") from error
+        if source.path is None:
+            hint = (
+                f" (no folder of that name here, so taken as the hub id {source.hub_id}; download it, or give a path)"
+            )
+        raise ModelError(f"{source.given}: cannot be loaded: {type(error).__name__}: {reason}{hint}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,17 +13,17 @@ RESERVED = re.compile(r"\W*(?:reserved|unused|dummy|extra|control|placeholder)\w
 """Names of tokens that bases keep free, such as <unused7>, [control_8] or <|reserved_special_token_3|>."""
 
 
-def read_tokenizer(place: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def read_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """Load the tokenizer that comes with a model.
 
     Raises:
         ModelError: If there is none, or it is damaged, or was written by a newer version of `tokenizers`.
     """
-    keywords = place.keywords | {"trust_remote_code": trust_remote_code}
-    with _NewerFormat(place):
-        tokenizer = refuse_clearly(place, lambda: AutoTokenizer.from_pretrained(**keywords))
+    keywords = source.keywords | {"trust_remote_code": trust_remote_code}
+    with _NewerFormat(source):
+        tokenizer = refuse_clearly(source, lambda: AutoTokenizer.from_pretrained(**keywords))
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.get_vocab():
-        raise ModelError(f"{place.source}: its tokenizer has no tokens; put the base's tokenizer files beside it")
+        raise ModelError(f"{source.given}: its tokenizer has no tokens; put the base's tokenizer files beside it")
     return tokenizer
 
 
@@ -67,8 +67,8 @@ class _NewerFormat:
     Exceptions of any kind of their own pass.
     """
 
-    def __init__(self, place: ModelSource) -> None:
-        self._place = place
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
 
     def __enter__(self) -> None:
         """Watch the block."""
@@ -78,7 +78,7 @@ class _NewerFormat:
     ) -> None:
         if kind is Exception:
             raise ModelError(
-                f"{self._place.source}: tokenizer.json is not understood by tokenizers {version('tokenizers')} "
+                f"{self._source.given}: tokenizer.json is not understood by tokenizers {version('tokenizers')} "
                 f"({str(error)[:MESSAGE_LIMIT]}); it was written by a newer version (pip install --upgrade tokenizers "
                 "transformers), or is damaged"
             ) from error

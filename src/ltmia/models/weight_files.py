@@ -34,27 +34,27 @@ ZERO = ("zero_to_fp32.py", "global_step")
 FSDP = ("pytorch_model_fsdp", "__0_0.distcp")
 
 
-def check_weights(place: ModelSource) -> None:
+def check_weights(source: ModelSource) -> None:
     """Refuse a folder without a model, or whose weights could run code when loaded.
 
     Raises:
         ModelError: Naming what was found there, and what makes a model of it.
     """
-    if place.path is None or place.is_gguf:
+    if source.path is None or source.is_gguf:
         return
-    names = sorted(path.name for path in place.path.iterdir())
+    names = sorted(path.name for path in source.path.iterdir())
     if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
-        _refuse_shards(place, place.path, names)
+        _refuse_shards(source, source.path, names)
     if "config.json" not in names:
         raise ModelError(
-            f"{place.source}: no config.json (nor {ADAPTER_CONFIG}), so not a model folder; "
-            f"files found: {', '.join(names[:8]) or 'none'}{_guess(place.path)}"
+            f"{source.given}: no config.json (nor {ADAPTER_CONFIG}), so not a model folder; "
+            f"files found: {', '.join(names[:8]) or 'none'}{_guess(source.path)}"
         )
     if not any(name.endswith(WEIGHT_SUFFIXES) for name in names):
-        raise ModelError(f"{place.source}: safetensors weights expected, found {_found(names)}{_guess(place.path)}")
+        raise ModelError(f"{source.given}: safetensors weights expected, found {_found(names)}{_guess(source.path)}")
     for name in names:
         if name.endswith(".safetensors.index.json"):
-            _check_index(place.path / name)
+            _check_index(source.path / name)
 
 
 def _found(names: list[str]) -> str:
@@ -65,11 +65,11 @@ def _found(names: list[str]) -> str:
     return "none; save the model with save_pretrained"
 
 
-def _refuse_shards(place: ModelSource, folder: Path, names: list[str]) -> None:
+def _refuse_shards(source: ModelSource, folder: Path, names: list[str]) -> None:
     """Name the program that puts together what a training left in one piece for each processor."""
     if any(name.startswith(ZERO) for name in names):
         raise ModelError(
-            f"{place.source}: holds the parts of a DeepSpeed ZeRO training, not a model; put them together with "
+            f"{source.given}: holds the parts of a DeepSpeed ZeRO training, not a model; put them together with "
             f"`python {folder}/zero_to_fp32.py {folder} OUT --safe_serialization`, and copy config.json and the "
             "tokenizer into OUT"
         )
@@ -77,7 +77,7 @@ def _refuse_shards(place: ModelSource, folder: Path, names: list[str]) -> None:
     if shards:
         parts = folder / shards[0] if (folder / shards[0]).is_dir() else folder
         raise ModelError(
-            f"{place.source}: holds the parts of an FSDP training, not a model; put them together with "
+            f"{source.given}: holds the parts of an FSDP training, not a model; put them together with "
             f"`accelerate merge-weights {parts} OUT`, and copy config.json and the tokenizer into OUT"
         )
 

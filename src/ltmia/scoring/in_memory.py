@@ -22,7 +22,7 @@ from ltmia.models.tokens import Encoding
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
-from ltmia.scoring.multi_pass import ProbingConfig, probe_texts
+from ltmia.scoring.multi_pass import MultiPassConfig, multi_pass_scores
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 from ltmia.scoring.stored_scores import classify_store, extraction_config
@@ -119,5 +119,5 @@ def score_texts(
             scores |= {name: store.scores(name) for name in store.score_names if name in names}
             if chosen is not None:
                 scores[LEARNED] = classify_store(chosen, store)
-    probing = ProbingConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
-    return scores | probe_texts(pair, texts, names, probing)
+    several = MultiPassConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
+    return scores | multi_pass_scores(pair, texts, names, several)

@@ -19,7 +19,7 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.results import Reused
 from ltmia.folders import make_folder, write_whole
 from ltmia.models.batching import BatchSize
-from ltmia.models.multi_pass import PairProbe
+from ltmia.models.multi_pass import PairQueries
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.scoring.reuse import note_reused
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProbingConfig:
+class MultiPassConfig:
     """What the attacks with passes of their own are given."""
 
     max_length: int
@@ -87,11 +87,11 @@ def _hash(value: Any) -> str:
     return sha256(json.dumps(value).encode()).hexdigest()
 
 
-def probe_texts(
+def multi_pass_scores(
     pair: Pair,
     texts: Sequence[str],
     names: Sequence[str],
-    config: ProbingConfig,
+    config: MultiPassConfig,
     *,
     kept: KeptScores | None = None,
     report: Report = silent,
@@ -114,23 +114,23 @@ def probe_texts(
         return {}
     if kept is not None:
         make_folder(kept.folder)
-    probe = PairProbe(pair, max_length=config.max_length, batch_size=config.batch_size, remember=texts)
-    shots = _fitting(probe, config.shots)
+    queries = PairQueries(pair, max_length=config.max_length, batch_size=config.batch_size, remember=texts)
+    shots = _fitting(queries, config.shots)
     found = {}
     for name in names:
         key = [name, config.max_length, shots.nonmembers, shots.members]
         scores = None if kept is None else kept.find(name, key, report)
         if scores is None:
-            scores = _scored(name, probe, texts, shots, report)
+            scores = _scored(name, queries, texts, shots, report)
             if kept is not None:
                 kept.keep(name, key, scores)
         found[name] = scores
     return found
 
 
-def _fitting(probe: PairProbe, shots: Shots) -> Shots:
+def _fitting(queries: PairQueries, shots: Shots) -> Shots:
     fitting = Shots(
-        nonmembers=probe.fitting_shots(shots.nonmembers, SHOTS), members=probe.fitting_shots(shots.members, SHOTS)
+        nonmembers=queries.fitting_shots(shots.nonmembers, SHOTS), members=queries.fitting_shots(shots.members, SHOTS)
     )
     for kind, given, chosen in (
         ("non-member", shots.nonmembers, fitting.nonmembers),
@@ -145,13 +145,13 @@ def _fitting(probe: PairProbe, shots: Shots) -> Shots:
 
 
 def _scored(
-    name: str, probe: PairProbe, texts: Sequence[str], shots: Shots, report: Report
+    name: str, queries: PairQueries, texts: Sequence[str], shots: Shots, report: Report
 ) -> Float64[np.ndarray, " texts"]:
     function = ATTACKS[name].slow
     if function is None:
         raise ConfigError(f"{name} has no passes of its own")
     parts = []
     for start in range(0, len(texts), AT_ONCE):
-        parts.append(function(probe, texts[start : start + AT_ONCE], shots))
+        parts.append(function(queries, texts[start : start + AT_ONCE], shots))
         report(name, min(start + AT_ONCE, len(texts)), len(texts))
     return np.concatenate(parts) if parts else np.empty(0)

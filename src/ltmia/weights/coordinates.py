@@ -17,11 +17,11 @@ from ltmia.models.moved import MovedMatrix, moved_matrices, run_model
 from ltmia.models.pair import Pair
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 
-PROBE_LENGTH, PROBED = 6, 512
+TRIAL_LENGTH, TRIED = 6, 512
 """Tokens of a text, and coordinates of a matrix, that are tried."""
-PROBE_TOLERANCE = 1e-3
+TRIAL_TOLERANCE = 1e-3
 """Largest relative difference, in 2-norm, at which the gradients of a batch count as those of its texts."""
-HALF_PROBE_TOLERANCE = 5e-2
+HALF_TRIAL_TOLERANCE = 5e-2
 """The same where the matrix is kept in half precision."""
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
 """Of the formats that round so much that it shows in an update."""
@@ -133,11 +133,9 @@ def _read_in_batches(pair: Pair, matrices: Sequence[MovedMatrix]) -> list[MovedM
     if not matrices:
         return []
     rng = np.random.default_rng(0)
-    draws = [
-        rng.choice(matrix.target.numel(), min(matrix.target.numel(), PROBED), replace=False) for matrix in matrices
-    ]
+    draws = [rng.choice(matrix.target.numel(), min(matrix.target.numel(), TRIED), replace=False) for matrix in matrices]
     places = [MatrixPlaces.of(matrix, np.sort(flat)) for matrix, flat in zip(matrices, draws, strict=True)]
-    texts = [np.arange(PROBE_LENGTH) % pair.vocab_size, np.arange(PROBE_LENGTH - 1)[::-1] % pair.vocab_size]
+    texts = [np.arange(TRIAL_LENGTH) % pair.vocab_size, np.arange(TRIAL_LENGTH - 1)[::-1] % pair.vocab_size]
     model, runner = run_model(pair, 1.0), pair.target_runner
     with TextGradients(model, runner, places, batched=True) as gradients:
         together = gradients(texts, [1, 1])
@@ -148,7 +146,7 @@ def _read_in_batches(pair: Pair, matrices: Sequence[MovedMatrix]) -> list[MovedM
         part = slice(start, start + len(place.flat))
         start = part.stop
         error, size = (torch.linalg.vector_norm(x).item() for x in (together[:, part] - alone[:, part], alone[:, part]))
-        tolerance = HALF_PROBE_TOLERANCE if matrix.target.dtype in MANTISSA_BITS else PROBE_TOLERANCE
+        tolerance = HALF_TRIAL_TOLERANCE if matrix.target.dtype in MANTISSA_BITS else TRIAL_TOLERANCE
         if size > 0 and error <= tolerance * size:
             kept.append(matrix)
     if not kept and any(matrix.layout == "linear" for matrix in matrices) and not bool(alone.isfinite().all()):
