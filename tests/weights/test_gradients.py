@@ -9,9 +9,9 @@ from torch.func import functional_call
 from ltmia.errors import ModelError
 from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
-from ltmia.models.moved import model_between, moved_matrices, run_model
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
+from ltmia.models.weight_delta import changed_matrices, model_between, run_model
 from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import choose_coordinates
 from ltmia.weights.gradients import read_gradients
@@ -148,7 +148,7 @@ def test_the_update_is_target_minus_base_at_the_coordinates() -> None:
 def test_more_coordinates_than_there_are_is_all_of_them() -> None:
     pair = moved_pair()
     coordinates = choose_coordinates(pair, n_coordinates=10**9, n_layers=99, seed=0)
-    assert len(coordinates) == coordinates.n_available == sum(m.target.numel() for m in moved_matrices(pair))
+    assert len(coordinates) == coordinates.n_available == sum(m.target.numel() for m in changed_matrices(pair))
     texts = some_texts(2)
     assert close(as_read(pair, texts, n_coordinates=10**9, n_layers=99)[1], expected(pair, coordinates, texts))
 

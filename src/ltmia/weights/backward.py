@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from ltmia.errors import ModelError
 from ltmia.models.forward import pad_ids, positions_at_once
-from ltmia.models.moved import Layout, MovedMatrix
 from ltmia.models.runner import ModelRunner
+from ltmia.models.weight_delta import ChangedMatrix, Layout
 
 DENSE_SHARE = 1 / 50
 """Share of a matrix's coordinates from which on its whole gradient, one matrix product, is cheaper than the sums."""
@@ -43,7 +43,7 @@ class MatrixPlaces:
     """Places in the flattened parameter, rising."""
 
     @classmethod
-    def of(cls, matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> "MatrixPlaces":
+    def of(cls, matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> "MatrixPlaces":
         """Name coordinates of a moved matrix."""
         return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat)
 

@@ -13,8 +13,8 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ltmia.errors import ModelError
-from ltmia.models.moved import MovedMatrix, moved_matrices, run_model
 from ltmia.models.pair import Pair
+from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, run_model
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 
 TRIAL_LENGTH, TRIED = 6, 512
@@ -51,7 +51,7 @@ class Coordinates:
 
 
 def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: int) -> Coordinates:
-    """Draw coordinates at random from the matrices that moved in the last layers.
+    """Draw coordinates at random from the matrices of the last layers that fine-tuning changed.
 
     Matrices that torch multiplies by as a whole come first, since the gradients of many texts follow from one
     backward pass there. Only where the last layers have none are other weights of two or more axes read, one text at a
@@ -64,11 +64,11 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         seed: Of the draw.
 
     Raises:
-        ModelError: If nothing moved, or the two models cannot be compared; see `moved_matrices`.
+        ModelError: If nothing changed, or the two models cannot be compared; see `changed_matrices`.
     """
-    moved = moved_matrices(pair)
-    layers = sorted({matrix.layer for matrix in moved})[-n_layers:]
-    near = [matrix for matrix in moved if matrix.layer in layers]
+    changed = changed_matrices(pair)
+    layers = sorted({matrix.layer for matrix in changed})[-n_layers:]
+    near = [matrix for matrix in changed if matrix.layer in layers]
     readable = _read_in_batches(pair, [matrix for matrix in near if matrix.layout != "other"])
     chosen = readable or near
     sizes = np.array([matrix.target.numel() for matrix in chosen])
@@ -98,7 +98,7 @@ def _shares(sizes: Int64[np.ndarray, " matrix"], total: int) -> Int64[np.ndarray
     return np.clip(np.diff(bounds, prepend=0), 1, sizes)
 
 
-def _change(matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+def _change(matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
     target = _values(matrix.target, flat)
     return target if matrix.base is None else target - _values(matrix.base, flat)
 
@@ -108,7 +108,7 @@ def _values(weight: Tensor, flat: Int64[np.ndarray, " coordinate"]) -> Float64[n
     return weight.detach().reshape(-1).index_select(0, index).double().cpu().numpy()
 
 
-def _rounding(matrix: MovedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+def _rounding(matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
     """Variance of rounding to the target's format: that of a uniform error one unit in the last place wide."""
     bits = MANTISSA_BITS.get(matrix.target.dtype)
     if bits is None:
@@ -125,7 +125,7 @@ def _digest(places: Sequence[MatrixPlaces]) -> str:
     return digest.hexdigest()
 
 
-def _read_in_batches(pair: Pair, matrices: Sequence[MovedMatrix]) -> list[MovedMatrix]:
+def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[ChangedMatrix]:
     """Return those whose gradients come out of a batch as they come out of each text alone.
 
     Some layers read a weight without multiplying by it as a module, and some see their tokens sorted by expert.

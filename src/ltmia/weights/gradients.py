@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ltmia.models.batching import Halving, length_batches, most_tokens
-from ltmia.models.moved import model_between, run_model
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
+from ltmia.models.weight_delta import model_between, run_model
 from ltmia.progress import Report, silent
 from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import Coordinates

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from ltmia.errors import ConfigError, DataError
-from ltmia.models.moved import is_adapter
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
+from ltmia.models.weight_delta import is_adapter
 from ltmia.progress import Report, silent
 from ltmia.weights.coordinates import Coordinates, choose_coordinates
 from ltmia.weights.gradient_file import GradientFile

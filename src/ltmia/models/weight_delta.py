@@ -1,4 +1,4 @@
-"""What fine-tuning moved: the matrices in which target and base differ, and the models on the line between the two.
+"""The weight delta of a fine-tune: matrices in which target and base differ, and models on the line between the two.
 
 The only place that knows how adapters and linear layers of Hugging Face keep their matrices; nothing is computed here.
 """
@@ -25,7 +25,7 @@ Layout = Literal["linear", "transposed", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MovedMatrix:
+class ChangedMatrix:
     """A matrix of a numbered layer that the target and its base do not share."""
 
     name: str
@@ -46,7 +46,7 @@ def is_adapter(pair: Pair) -> bool:
     return hasattr(pair.target, "peft_config")
 
 
-def moved_matrices(pair: Pair) -> list[MovedMatrix]:
+def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     """Return the matrices of numbered layers that fine-tuning changed, in the order of the model.
 
     Of an adapter these are its `lora_B`, which start at zero. Its `lora_A` start at random numbers that nobody kept.
@@ -59,12 +59,12 @@ def moved_matrices(pair: Pair) -> list[MovedMatrix]:
     found = _adapter_matrices(pair.target) if is_adapter(pair) else _full_matrices(pair)
     if not found:
         raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
-    moved = [m for m in found if not _is_same(m)]
-    if not moved:
+    changed = [m for m in found if not _is_same(m)]
+    if not changed:
         raise ModelError(
             "target and base hold the same matrices, so there is no update to read: give the fine-tuned one"
         )
-    return moved
+    return changed
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def owner_of(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def _full_matrices(pair: Pair) -> list[MovedMatrix]:
+def _full_matrices(pair: Pair) -> list[ChangedMatrix]:
     theirs = dict(pair.reference.named_parameters())
     left_out = {id(weight) for weight in _vocabulary_weights(pair.target)}
     found = []
@@ -116,7 +116,7 @@ def _full_matrices(pair: Pair) -> list[MovedMatrix]:
                 "quantised weights cannot be read; load both as float32 or bfloat16"
             )
         layout = _layout(owner_of(pair.target, name), name)
-        found.append(MovedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=base))
+        found.append(ChangedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=base))
     return found
 
 
@@ -126,14 +126,14 @@ def _vocabulary_weights(model: Any) -> Iterator[nn.Parameter]:
             yield from () if module is None else module.parameters()
 
 
-def _adapter_matrices(model: Any) -> list[MovedMatrix]:
+def _adapter_matrices(model: Any) -> list[ChangedMatrix]:
     _check_adapters(model)
     found = []
     for name, weight in _adapter_weights(model, "lora_B"):
         numbered = LAYER.search(name)
         layout = _layout(owner_of(model, name), name)
         if numbered is not None and layout == "linear":
-            found.append(MovedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=None))
+            found.append(ChangedMatrix(name=name, layer=int(numbered[1]), layout=layout, target=weight, base=None))
     return found
 
 
@@ -166,7 +166,7 @@ def _layout(owner: nn.Module, name: str) -> Layout:
     return "linear" if type(owner) is nn.Linear else "transposed" if type(owner) is Conv1D else "other"
 
 
-def _is_same(matrix: MovedMatrix) -> bool:
+def _is_same(matrix: ChangedMatrix) -> bool:
     if matrix.base is None:
         return not bool(matrix.target.any())
     return torch.equal(matrix.target, matrix.base.to(matrix.target))
