@@ -140,6 +140,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
         is_slow=True,
     ),
     "scripts/clean_process.py": None,
+    "benchmarks/real_target.py": None,
     "scripts/comparisons.py": None,
     "scripts/deletion_test.py": SmallRun(
         arguments="{materials}/audit/private/store", finds=r"integrated gradients: the logit falls by -?\d"

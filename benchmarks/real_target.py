@@ -1,0 +1,67 @@
+"""A real LM, fine-tuned on half of a corpus: what the benchmarks on real LMs share. No script of its own."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from ltmia.data.reading import read_texts
+from ltmia.data.splits import draw_membership
+from ltmia.finetuning.config import FinetuneConfig
+from ltmia.finetuning.finetune import finetune
+from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.pair import Pair
+from ltmia.records import Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealTarget:
+    """A fine-tuned LM beside its base, with the texts it was fine-tuned on and others of their kind."""
+
+    pair: Pair
+    members: Texts
+    nonmembers: Texts
+
+
+def arguments(description: str | None, **defaults: object) -> argparse.ArgumentParser:
+    """Return a parser of what says which LM is fine-tuned on what, and how.
+
+    Args:
+        description: Of the benchmark.
+        defaults: Those that are the benchmark's own: members, nonmembers, learning_rate, dtype.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", help="folder, hub id or .gguf file")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--members", type=int)
+    parser.add_argument("--nonmembers", type=int)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--dtype", help="of both models after training")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--group-column", default="source")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def fine_tuned(args: argparse.Namespace) -> RealTarget:
+    """Draw members and non-members by document, fine-tune unless OUT/target is there, and load the pair."""
+    pool = read_texts(args.corpus, group_column=args.group_column)
+    drawn = draw_membership(pool, n_members=args.members, n_nonmembers=args.nonmembers, n_validation=0, seed=args.seed)
+    members, target = pool.take(drawn.members), args.out / "target"
+    if not target.is_dir():
+        options = LoadOptions(dtype="float32", device="cpu")
+        config = FinetuneConfig(
+            epochs=args.epochs,
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            lora=args.lora,
+            seed=args.seed,
+        )
+        model, _ = load_model(args.model, options)
+        outcome = finetune(model, load_tokenizer(args.model, options), members, config, target)
+        print(f"fine-tuned: loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s", flush=True)
+    pair = load_pair(target, args.model, dtype=args.dtype, device="cpu")
+    return RealTarget(pair=pair, members=members, nonmembers=pool.take(drawn.nonmembers))
