@@ -26,9 +26,10 @@ class Texts:
 
     texts: tuple[str, ...]
     ids: tuple[str, ...]
-    """One per text, unique; the user's own, or made from the content."""
+    """One id per text, unique: the user's own, or made from the content."""
     made_ids: frozenset[str] = frozenset()
-    """Those made from the content. They let a guess at a text be confirmed, so others are handed on in their place."""
+    """Ids that were made from the content. Whoever guesses a text could confirm it by such an id, so results that are
+    handed on hold other ids."""
     groups: tuple[str, ...] | None = None
     """Patient, author or document of each text; None when the data have no groups."""
     starts: tuple[int, ...] | None = None
@@ -71,7 +72,7 @@ class Texts:
 
 
 def shared_beginning(first: Sequence[Any], second: Sequence[Any]) -> int:
-    """Return how many signs of two texts, or ids of two rows, are the same from the start on."""
+    """Return the length of the common prefix of two texts (in characters) or two rows of ids."""
     pairs = zip(first, second, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
@@ -82,15 +83,15 @@ def without_surrogates(text: str) -> str:
 
 
 def hash_strings(digest: Any, strings: Iterable[str]) -> None:
-    """Feed strings to a hash of `hashlib`, each behind its length: no other strings end to end are the same bytes."""
+    """Feed strings to a hash of `hashlib`, each after its length, so that different lists give different bytes."""
     for string in strings:
         encoded = string.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "big") + encoded)
 
 
 SERVED = frozenset({"target_logp", "reference_logp", "target_rank", "reference_rank", "top_logp", "reference_top_logp"})
-"""Fields of `TokenStatistics` that follow from what two servers of log-probabilities give, of `top_logp` as many
-columns as they give."""
+"""Fields of `TokenStatistics` that can be computed from two servers of log-probabilities. `top_logp` has as many
+columns as the servers give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +122,13 @@ class ModelStatistics:
 
     @property
     def known(self) -> Bool[np.ndarray, " pred"]:
-        """Where nothing is missing."""
+        """True at positions where no value is missing."""
         return np.isfinite(self.logp) & (self.rank > 0) & np.isfinite(self.top_logp).all(axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenStatistics:
-    """What one pass over both models' logits leaves of each scored position.
+    """Statistics of each scored position, from one pass over both models' logits.
 
     Everything the features and the fast attacks need, so the logits themselves can go.
     Log-probabilities are natural logarithms over the shared vocabulary; a rank is 1 + the number
@@ -150,7 +151,7 @@ class TokenStatistics:
     """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in
     nats."""
     reverse_divergence: Float32[np.ndarray, " pred"]
-    """Kullback-Leibler divergence the other way round, sum_v p_R log(p_R / p_T), in nats."""
+    """Kullback-Leibler divergence in the other direction, sum_v p_R log(p_R / p_T), in nats."""
     target_ratio_spread: Float32[np.ndarray, " pred"]
     """Standard deviation of log p_T - log p_R over tokens drawn from the target."""
     reference_ratio_spread: Float32[np.ndarray, " pred"]
@@ -204,13 +205,14 @@ class Expectation:
     """What a target does to tokens like these in other texts."""
 
     log_ratio: Float32[np.ndarray, " pred"]
-    """Expected D_t, in nats."""
+    """Expected log-ratio D_t, in nats."""
     token_count: Float32[np.ndarray, " pred"]
-    """How often the token was counted in other texts."""
+    """Number of times that the token was counted in other texts."""
     pair_count: Float32[np.ndarray, " pred"]
-    """How often it was, behind the same token as here."""
+    """Number of times that it was counted after the same previous token."""
     spread: Float32[np.ndarray, " pred"]
-    """Standard deviation of D_t less its expectation at such a place of a text, over the target's texts, in nats."""
+    """Standard deviation of (D_t - expected D_t) over all texts, at positions as far into a text as this one, in
+    nats."""
 
     def excess(self, log_ratio: Float32[np.ndarray, " pred"]) -> Float32[np.ndarray, " pred"]:
         """Return (D_t - expected D_t) / spread."""
@@ -231,7 +233,7 @@ class RaggedStatistics:
     vocab_size: int
     """Number of shared ids the statistics were taken over."""
     expectation: Expectation | None = None
-    """None where no other texts of the target were at hand."""
+    """None if there were no other texts to learn it from."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -55,7 +55,7 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name people write for a dtype, such as "bfloat16"."""
+    """Return the short name of a dtype, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 

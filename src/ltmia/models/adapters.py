@@ -22,19 +22,22 @@ from ltmia.models.identity import tensors_sha256
 from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, check_adapter, read_json, refuse_clearly
 
 ADAPTER_NAME = "default"
-"""What PEFT calls the only adapter of a model."""
+"""Name that PEFT gives to the only adapter of a model."""
 WRAPPERS = frozenset(
     {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )  # fmt: skip
-"""Parts of names that are not the model's own: of torch.compile, DDP, FSDP, activation checkpoints, DeepSpeed."""
+"""Parts of names that torch.compile, DDP, FSDP, activation checkpointing or DeepSpeed put in front of the model's own
+names."""
 PEFT_PREFIX = "base_model.model."
-"""What PEFT puts before the base's own names."""
+"""Prefix that PEFT puts before the base's own names."""
 RESIDUAL_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""First weights of LoRA that are taken out of the base: the base under the adapter is not the base that was given."""
+"""Ways to initialise LoRA that subtract its first weights from the base. The base under such an adapter differs from
+the base that was given."""
 UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
-"""Those that need training data, or chance, to be taken out a second time."""
+"""Of these, the ways that cannot be repeated, because they use training data or random numbers."""
 LEAST_ALIKE, ALIKE = 0.25, 0.5
-"""An adapter is another one trained further if all but this share of its tensors correlate with the other's by more."""
+"""Two adapters count as the same one, trained further, if all but the first share of their tensors correlate by more
+than the second number."""
 TRIAL_SHAPE = (4, 16)
 """Texts and tokens of the trial."""
 
@@ -48,7 +51,7 @@ class Adapted:
     gives_base_back: bool
     """Whether the model with its adapter switched off is the base as it was."""
     remarks: tuple[str, ...]
-    """What a reader of the results should know."""
+    """Remarks for the reader of the results."""
 
 
 def put_adapter(base: PreTrainedModel, source: ModelSource) -> Adapted:
@@ -105,8 +108,8 @@ def base_parameters(model: nn.Module) -> dict[str, Tensor]:
 def continues(source: ModelSource, earlier: ModelSource) -> bool:
     """Say whether an adapter is another one trained further, and not a new one put on top of it.
 
-    Decided by the correlation of their tensors, since both kinds name the same base in their configs. New tensors that
-    grow from zero resemble none of the other's, even where two trainings share the seed of all others.
+    The correlation of their tensors decides, because the configs of both kinds name the same base. Tensors that start
+    at zero do not correlate between two independent trainings, even if both used the same seed.
 
     Raises:
         ModelError: If one of the two cannot be read.
@@ -126,7 +129,7 @@ def _in_order(source: ModelSource) -> list[Tensor]:
 
 
 def check_gives_base_back(model: PeftModel) -> None:
-    """Refuse a PEFT model in memory whose base is surely not itself when its adapters are switched off.
+    """Refuse a PEFT model whose base is changed even when its adapters are switched off.
 
     Raises:
         ModelError: Naming the setting.
@@ -143,7 +146,7 @@ def check_gives_base_back(model: PeftModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _BaseState:
-    """What must be the same for a model to be the base."""
+    """State of a base: it must be the same again when the adapter is switched off."""
 
     sha256: str
     logits: Tensor

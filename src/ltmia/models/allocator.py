@@ -1,4 +1,4 @@
-"""Memory that the C library keeps after it was freed, given back to the system. Knows nothing of models."""
+"""Gives memory that was freed back to the system, which the C library would keep. Knows nothing of models."""
 
 import ctypes
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _TRIM = _glibc_trim()
 
 
 def trim_heap() -> None:
-    """Give back what is free; costs milliseconds.
+    """Give free memory back to the system. This takes milliseconds.
 
     glibc keeps freed tensors of up to 32 MB, in pieces that the next model's do not fit into: a process would grow from
     pass to pass.

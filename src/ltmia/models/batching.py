@@ -1,6 +1,6 @@
 """How many texts go through the models at once: by order, by measured memory, and in halves when memory runs out.
 
-Knows tokens and memory; what is run on a batch it does not know.
+This module knows tokens and memory, but not what is run on a batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,14 @@ BatchSize = int | Literal["auto"]
 FREE_SHARE = 0.5
 """Share of the free memory that "auto" counts on; the rest is for logits, float32 heads and other processes."""
 MOST_TOKENS = {"cpu": 2**10}
-"""Tokens per pass beyond which it gets no faster per token, by type of device; a larger batch goes in several."""
+"""Most tokens in one pass, by type of device. More tokens are no faster per token, so a larger batch is split into
+several passes."""
 MOST_TOKENS_ELSEWHERE = 2**14
 PASSES = 16
-"""Passes whose fixed cost is that of a pass with the most tokens. On a CPU that is 64 tokens for each; measured were 40
-at GPT-2's size and over 100 for a tiny model."""
+"""The fixed cost of this many passes equals the cost of one pass with the most tokens. On a CPU, a pass then costs as
+much as 64 more tokens. We measured 40 at GPT-2's size and over 100 for a tiny model."""
 CGROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Limit and use of a container's memory, in versions 2 and 1."""
+"""Files with the memory limit and the memory use of a container, for cgroup versions 2 and 1."""
 
 Result = TypeVar("Result")
 
@@ -61,7 +62,7 @@ def pick_batch_size(
         batch_size: A number is taken as it is.
         length: Tokens of the longest text.
         device: Where the models are.
-        run: Puts a text through a model, to see what it takes.
+        run: Runs a text through a model; its memory is measured.
     """
     if batch_size != "auto":
         return batch_size
@@ -136,7 +137,7 @@ def _number(path: Path) -> int | None:
 class PeakMemory(TorchDispatchMode):
     """Adds up the memory of the tensors that torch makes while this is entered; `peak` is in bytes.
 
-    The same on every device, and, unlike a process's size, not blurred by memory that is kept for later.
+    It works the same on every device. Unlike the size of the process, it does not count memory that is only cached.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ class PeakMemory(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it makes."""
+        """Run an operation and add up the tensors that it makes."""
         given = {StorageWeakRef(storage).cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}
@@ -162,7 +163,7 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 class Halving:
-    """Runs batches, in halves where memory runs out, and remembers what fitted for the batches to come."""
+    """Runs batches, in halves if memory runs out; later batches start at the size that fitted."""
 
     def __init__(self, encoded: Sequence[EncodedText]) -> None:
         self._encoded = encoded
@@ -177,7 +178,7 @@ class Halving:
         return self.run_all([rows], work)
 
     def run_all(self, batches: Sequence[list[int]], work: Callable[[list[int]], Result]) -> Iterator[Result]:
-        """Do the same with batch after batch."""
+        """Do the same for several batches, one after another."""
         waiting = list(batches)
         while waiting:
             part = waiting.pop(0)
@@ -215,5 +216,5 @@ def _halves(part: list[int]) -> list[list[int]]:
 
 def _ran_out_of_memory(error: Exception) -> bool:
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
-    # oneDNN's only word for it; the same head ran when the model was loaded.
+    # oneDNN says no more than this when memory runs out. The head itself is fine: it ran when the model was loaded.
     return known or "could not create a primitive" in str(error)

@@ -1,4 +1,4 @@
-"""How a model reads conversations: by its tokenizer's chat template, loaded when the first one comes."""
+"""Formats conversations with a model's chat template, which is loaded with the first one."""
 
 import warnings
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ltmia.models.loading import LoadOptions, find_tokenizer
 from ltmia.records import Messages
 
 REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-"""What templates raise, on purpose or by tripping over a conversation."""
+"""Exceptions that chat templates raise, on purpose or because a conversation has a form they do not expect."""
 
 
 def chat_template(
@@ -27,13 +27,13 @@ def chat_template(
     trust_remote_code: bool = False,
     allow_hub: bool = False,
 ) -> "ChatTemplate":
-    """Return what writes messages out as a target reads them, for `read_texts`.
+    """Return a function that formats messages with the target's chat template, for `read_texts`.
 
     Args:
         target: Hub id, model folder, PEFT adapter or GGUF file.
         base: The same of its reference, whose tokenizer serves where none lies beside the target.
-        day: What a template is told that writes the day into conversations; None is today, with a warning, since the
-            same texts read otherwise tomorrow.
+        day: Date for templates that write the date into conversations. None: today, with a warning, because the same
+        texts would be formatted differently tomorrow.
         trust_remote_code: Allow code that comes with the model to run.
         allow_hub: Ask the hub for a base that only the target's files name.
     """
@@ -43,17 +43,17 @@ def chat_template(
 
 
 class ChatTemplate:
-    """Writes conversations out by the chat template of a target, loaded when the first one comes."""
+    """Formats conversations with the chat template of a target, which is loaded with the first one."""
 
     def __init__(self, tokenizer: Callable[[], PreTrainedTokenizerBase], target: str, day: date | None) -> None:
         self._tokenizer = tokenizer
         self._target = target
         self._day = day
         self.day_told: date | None = None
-        """The day that stands in the conversations; None while no template asked for it."""
+        """Date that was written into the conversations; None if the template did not ask for it."""
 
     def __call__(self, messages: Messages, ask: bool) -> str:
-        """Write one conversation out; `ask` ends it with the beginning of an answer.
+        """Format one conversation. With `ask`, it ends where the next answer begins.
 
         Raises:
             ModelError: If there is no tokenizer, or none with a chat template.
@@ -61,7 +61,7 @@ class ChatTemplate:
         """
         reader, rows = self._tokenizer(), [dict(message) for message in messages]
         try:
-            # transformers takes no other clock: its templates ask `datetime.now()` of this module.
+            # Templates of transformers call `datetime.now()` of this module; there is no other way to set the date.
             with patch.object(chat_template_utils, "datetime", self):
                 text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
         except REFUSALS as error:
@@ -71,7 +71,7 @@ class ChatTemplate:
         return _without_bos(str(text), reader)
 
     def now(self) -> datetime:
-        """Return the day that a template is told, at midnight; called by the template."""
+        """Return midnight of the date to use. The template calls this."""
         if self.day_told is None:
             self.day_told = self._day or datetime.now().astimezone().date()
             if self._day is None:
@@ -94,6 +94,6 @@ def _tokenizer(target: str | Path, base: str | Path | None, options: LoadOptions
 
 
 def _without_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Cut off the beginning that the tokenizer itself puts before a text: it would stand there twice."""
+    """Remove the BOS token from the text. The tokenizer adds its own, so the text would have two."""
     adds_it = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if adds_it and tokenizer.bos_token else text

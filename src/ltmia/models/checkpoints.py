@@ -1,7 +1,7 @@
-"""One model from its files: every weight comes from the files, none is made up, none is left out unsaid.
+"""Loads one model from its files. Every weight comes from the files, and every weight of the files is used or reported.
 
-transformers fills what a checkpoint lacks with random numbers and drops what it does not know. Here its loading report
-decides whether the model may be used at all. Quantised weights are unpacked, so that whatever runs a model later meets
+transformers gives weights that are missing in a checkpoint random values, and drops weights that it does not know. This
+module reads its loading report and refuses such a model. Quantised weights are unpacked, so that all other code sees
 ordinary weights of one dtype.
 """
 
@@ -21,9 +21,9 @@ from ltmia.models.weight_files import check_weights
 from ltmia.runtime import dtype_name
 
 INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-"""Modules that compiling, sharding and checkpointing put around a model's own, anywhere in it."""
+"""Names of wrapper modules that compiling, sharding and checkpointing add anywhere in a model."""
 OUTER_WRAPPERS = rf"module|_forward_module|base_model\.model|{INNER_WRAPPERS}"
-"""What may stand around the whole model."""
+"""Names of wrappers around the whole model."""
 UNWRAPPED: Mapping[str, str] = {rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "", rf"\.(?:(?:{INNER_WRAPPERS})\.)+": "."}
 """Patterns in names of weights, and what replaces them: the names as the model itself has them."""
 
@@ -34,17 +34,17 @@ HARMLESS = re.compile(
 """Buffers that older checkpoints hold and the model computes itself: positions and causal masks."""
 
 UNPACKED_ON_LOADING = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
-"""Ways of quantising whose weights transformers unpacks while it loads them, on any hardware."""
+"""Quantisation methods whose weights transformers unpacks during loading, on any hardware."""
 UNPACKED_AFTERWARDS = ("bitsandbytes",)
-"""Those that it unpacks once they are loaded."""
+"""Quantisation methods whose weights it unpacks after loading."""
 PACKAGES = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
-"""What has to be installed for it."""
+"""Package that each method needs."""
 
 Shape = tuple[int, ...]
 
 
 def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
-    """Read the config of a model that is no GGUF file, after a look at what lies beside it.
+    """Check the weight files of a model that is no GGUF file, and read its config.
 
     Raises:
         ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.
@@ -135,7 +135,7 @@ def _check_quantised(source: ModelSource, method: str | None) -> None:
 
 
 def _unpack(model: Any, method: str | None, dtype: torch.dtype) -> None:
-    """Turn what is still packed into ordinary weights, and forget that anything was quantised."""
+    """Unpack weights that are still quantised, and remove the quantisation from the config."""
     if method in UNPACKED_AFTERWARDS:
         model.dequantize(dtype)
     quantizer = getattr(model, "hf_quantizer", None)
@@ -147,7 +147,7 @@ def _unpack(model: Any, method: str | None, dtype: torch.dtype) -> None:
 
 
 def _check_report(source: ModelSource, model: Any, report: Mapping[str, Any]) -> list[str]:
-    """Judge what transformers says of the loading; return remarks.
+    """Check the loading report of transformers, and return remarks.
 
     Raises:
         ModelError: Naming the first weight that is missing, left over, or of another shape, and how many there are.
@@ -179,14 +179,14 @@ def _check_report(source: ModelSource, model: Any, report: Mapping[str, Any]) ->
 
 
 def _is_beside(model: Any, name: str) -> bool:
-    """Say whether a weight is of a module next to the language model, such as a value head: it cannot change logits."""
+    """Say whether a weight belongs to a module beside the language model, such as a value head."""
     first, inside, _ = name.partition(".")
     tops = {child for part in (model, model.base_model) for child, _ in part.named_children()}
     return bool(inside) and first not in tops
 
 
 def _unwrap_names(model: Any) -> bool:
-    """Say whether wrapped names were found, and make the model forget them: it would save itself with them."""
+    """Say whether names of wrappers were found, and remove them: the model would be saved with them."""
     # transformers has no other place that says which renamings were used, or that keeps them from being undone.
     used = model._weight_conversions or []
     ours = [rule for rule in used if any(pattern in UNWRAPPED for pattern in getattr(rule, "source_patterns", ()))]

@@ -1,6 +1,7 @@
-"""One forward pass of both models over batches of texts: their logits, a chunk of positions at a time, then gone.
+"""Runs both models over batches of texts and yields their logits, one chunk of positions at a time.
 
-Full-batch logits never exist, and padding has none. Knows nothing of what is computed from the logits.
+The logits of a whole batch are never in memory, and none are computed for padding. This module does not know what is
+computed from the logits.
 """
 
 import itertools
@@ -27,13 +28,13 @@ CHUNK_BYTES = 32 * 2**20
 class LogitsPair:
     """Both models' logits for a run of scored positions of one batch, texts end to end.
 
-    They last for one turn of the loop: the next turn overwrites them.
+    They are valid for one turn of the loop; the next turn overwrites them.
     """
 
     target: Float32[Tensor, "pred vocab"]
     reference: Float32[Tensor, "pred vocab"]
     truth: Int64[Tensor, " pred"]
-    """Ids that really followed."""
+    """Ids of the true next tokens."""
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ def forward_pair(
         pair: The two models.
         texts: Scorable texts of the batch.
         clock: Collects the seconds spent in the models.
-        target_states: What `scored_states` gave of the target; it is run when None.
+        target_states: Hidden states of the target by `scored_states`. None: the target is run here.
     """
     clock = clock or ForwardClock()
     truth = _true_ids(texts)
@@ -73,7 +74,7 @@ def forward_pair(
         )
         clock.seconds += time.perf_counter() - started
         yield LogitsPair(target=target, reference=reference, truth=truth[part])
-        # Held any longer, they would stand beside those of the next turn.
+        # Otherwise they would be in memory together with those of the next turn.
         del target, reference
 
 
@@ -85,7 +86,7 @@ def forward_target(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[tuple[T
         texts: Scorable texts of the batch.
 
     Yields:
-        Logits, (pred, vocab) float32, and the ids that really followed, (pred,).
+        Logits, (pred, vocab) float32, and the ids of the true next tokens, (pred,).
     """
     runner, truth = pair.target_runner, _true_ids(texts)
     states, head = scored_states(pair, runner, texts), runner.float32_head()

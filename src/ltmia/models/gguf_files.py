@@ -1,4 +1,4 @@
-"""What a GGUF file holds that transformers passes over: such a file would run as another model."""
+"""Refuses GGUF files with content that transformers ignores: the loaded model would differ from the file's."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 from ltmia.errors import ModelError
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""Factors on the frequencies of rotary positions, as Llama 3.1 and later have them."""
+"""Tensor with factors for the frequencies of rotary positions, as in Llama 3.1 and later."""
 READ_APART = ("_exps.", "output.weight")
-"""Parts of names of tensors that transformers reads by rules of their own: experts, and the head of GPT-2."""
+"""Parts of tensor names that transformers reads with special rules: experts, and the head of GPT-2."""
 NO_SCALING = ("none", "default")
 
 

@@ -1,7 +1,7 @@
 """A model's output head as a function from hidden states to float32 logits.
 
-float32 even under half-precision weights: bfloat16 logits tie dozens of ranks a token. Does not know what a model does
-after its head.
+The logits are float32 even if the weights are half precision, because dozens of bfloat16 logits tie at each token. This
+module does not know what a model does after its head.
 """
 
 import copy
@@ -15,12 +15,12 @@ from ltmia.runtime import computes_bfloat16
 
 HALF = (torch.bfloat16, torch.float16)
 COPY_BYTES = 2**30
-"""Largest float32 copy of half-precision head weights. A larger head is widened a slice of the vocabulary at a time,
-again for every run of positions: slower by about a fifth, but bounded."""
+"""Largest float32 copy of a half-precision head, in bytes. A larger head is converted one slice of the vocabulary at a
+time, for each chunk of positions: about a fifth slower, but with bounded memory."""
 SLICE_BYTES = 2**27
-"""Memory of one such slice."""
+"""Bytes of one such slice."""
 MIXED_DEVICES = ("cuda", "xpu")
-"""Where torch multiplies half-precision factors into a float32 result, so that no copy is needed."""
+"""Devices on which torch multiplies half-precision matrices into a float32 result, so that no copy is needed."""
 
 Head = Callable[[Tensor], Tensor]
 
@@ -47,7 +47,7 @@ def float32_head(head: nn.Module) -> Head:
 
 
 def plain_float32_head(head: nn.Module) -> Head:
-    """Do the same as `float32_head` by the head itself: a backward pass can go through it.
+    """Do the same as `float32_head`, but let gradients flow through the head.
 
     Args:
         head: Any output head, such as one with an adapter of its own; half-precision weights are copied.

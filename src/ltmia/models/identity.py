@@ -1,6 +1,6 @@
 """What identifies a model and a tokenizer: hashes of everything that decides the numbers they give.
 
-Two that differ in a number have different hashes. Where they come from, paths and library versions do not count.
+Two models that give different numbers have different hashes. Paths, origins and library versions do not count.
 """
 
 import json
@@ -31,9 +31,9 @@ VOLATILE = frozenset({
 })  # fmt: skip
 """Keys and attributes that say where something comes from, what wrote it, or what was done with it so far."""
 LIBRARIES = frozenset({"torch", "transformers", "peft", "tokenizers"}) | sys.stdlib_module_names
-"""Top packages whose code is left out: the results name their versions."""
+"""Packages whose code is not hashed; the results name their versions."""
 REMOTE_CODE = "transformers_modules"
-"""The package into which transformers puts code that comes with a model."""
+"""Package in which transformers puts code that comes with a model."""
 OF_ANY_MODULE = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -41,7 +41,7 @@ ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """The hashes of one model in memory, each over another part of it."""
+    """Hashes of one model in memory, one for each of its parts."""
 
     parameters: str
     """Weights and buffers that a checkpoint holds, with their names, shapes and dtypes."""
