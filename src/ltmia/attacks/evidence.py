@@ -1,4 +1,4 @@
-"""What a fast attack may look at: one text, its token statistics, and how frequent tokens are."""
+"""Input of the fast attacks: one text, its token statistics, and the frequencies of tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class TokenFrequencies:
 
     @classmethod
     def from_counts(cls, counts: Int64[np.ndarray, " vocab"]) -> "TokenFrequencies":
-        """Smooth raw counts, every occurrence counted, repetitions inside a text too."""
+        """Smooth raw counts, which include repetitions inside a text."""
         total = counts.sum() + len(counts)
         return cls(log_frequency=np.log((counts + 1.0) / total))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextEvidence:
-    """One text after the shared pass."""
+    """One text, with its statistics from the shared pass."""
 
     text: str
     tokens: TokenStatistics
@@ -53,7 +53,7 @@ class TextEvidence:
 
     @property
     def reference_logp(self) -> Float64[np.ndarray, " pred"]:
-        """The same of the reference."""
+        """The reference's log-probabilities of the true tokens, likewise."""
         return _floored(self.tokens.reference_logp)
 
     @property
@@ -67,11 +67,10 @@ def reads(
 ) -> Callable[
     [Callable[Concatenate[TextEvidence, Parameters], float]], Callable[Concatenate[TextEvidence, Parameters], float]
 ]:
-    """Make a fast attack of a function: NaN, not a number made up, where the evidence does not allow a score.
+    """Turn a function into a fast attack, which returns NaN if the evidence does not allow a score.
 
-    That is for texts under `MIN_POSITIONS`, and where one of the columns holds NaN.
-
-    What it reads stays written on it, as `reads`: so it is known which statistics suffice for it.
+    That is the case for texts with fewer than `MIN_POSITIONS`, and if one of the columns holds NaN. The attribute
+    `reads` of the result names the columns.
 
     Args:
         columns: The fields of `TokenStatistics` that the function reads; "text" if it reads the text itself.
@@ -95,5 +94,5 @@ def reads(
 
 
 def _floored(logp: np.ndarray) -> np.ndarray:
-    # Rounding can leave a certain token a little above 0.
+    # Rounding can put the log-probability of a certain token a little above 0.
     return np.clip(logp.astype(np.float64), LOGP_FLOOR, 0.0)

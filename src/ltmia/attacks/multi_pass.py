@@ -1,6 +1,7 @@
 """Attacks that need passes of their own: other texts, prefixes, neighbours, gradients.
 
-They ask a `TargetQueries` for those passes and know nothing of how it makes them. Every function returns one score per
+They get these passes from a `TargetQueries` and do not know how it runs the models. Every function returns one score
+per
 text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
 """
 
@@ -16,7 +17,7 @@ from ltmia.errors import ConfigError
 
 Scores = Float64[np.ndarray, " texts"]
 Losses = Float64[np.ndarray, " _"]
-"""Of one text's scored tokens; every text has its own number of them."""
+"""Losses of one text's scored tokens; texts differ in their number."""
 
 SHOTS = 12
 """Texts in a prefix by default, as in the published ReCaLL code."""
@@ -26,7 +27,7 @@ NEIGHBOURS = 25
 
 @runtime_checkable
 class TargetQueries(Protocol):
-    """Further looks at the target, on request; each answer depends on its text alone, not on its fellows."""
+    """Runs the models on request. Each answer depends on its own text only."""
 
     def token_losses(self, texts: Sequence[str], prefix: str = "") -> Sequence[Losses]:
         """Return -log p of each text's tokens, in nats, the prefix before them and not scored itself.
@@ -50,7 +51,7 @@ class TargetQueries(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shots:
-    """Texts whose membership is known, to put before the candidates. Evaluate on other texts than these."""
+    """Texts of known membership, to put before the candidates. Do not evaluate on these texts."""
 
     nonmembers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()

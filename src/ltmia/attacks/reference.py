@@ -14,9 +14,9 @@ WBC_EQ12 = tuple(round(2 * 20 ** ((k - 1) / 9)) for k in range(1, 11))
 """Windows by equation 12 of the paper, which the released code does not use."""
 
 EZ_NO_LOSS = 1e20
-"""A text without any loss among its error positions scores this times 1 + P: above every ratio P / N."""
+"""Factor for a text with N = 0: its score is this times (1 + P), above every ratio P / N."""
 EZ_NO_ERROR = 1e30
-"""Score of a text the target predicts without error: the strongest sign there is."""
+"""Score of a text that the target predicts without any error: the strongest sign of membership."""
 
 
 @reads("target_logp", "reference_logp", "target_rank")

@@ -18,7 +18,7 @@ Group = Literal["fast", "slow", "set", "learned", "weights", "control"]
 LEARNED = "ltmia"
 """The learned classifier, computed by `ltmia.classifier`."""
 EXCESS = "excess"
-"""The mean excess of D_t over what is expected of it, computed by `ltmia.expectation.model` from all texts."""
+"""The mean excess of D_t over its expectation, computed by `ltmia.expectation.model` from all texts."""
 UPDATE = "update"
 """How much of a text's gradient the update of the weights holds, computed by `ltmia.weights`."""
 WITH_WEIGHTS = "ltmia_weights"
@@ -36,10 +36,10 @@ class Attack:
     name: str
     """Key in files and flags."""
     title: str
-    """What readers call it."""
+    """Name for readers."""
     needs: str
     passes: str
-    """Passes per text, target / reference; those of the fast attacks are shared by all of them."""
+    """Passes per text, target / reference. All fast attacks share one pass."""
     source: str
     """Paper."""
     fast: FastFunction | None = None
@@ -47,7 +47,7 @@ class Attack:
     slow: SlowFunction | None = None
     """Scores texts with passes of its own."""
     reads: frozenset[str] | None = None
-    """Fields of `TokenStatistics` that it can do with, if it is neither fast nor slow; a fast one's function says."""
+    """Fields of `TokenStatistics` that suffice, if it is neither fast nor slow; for a fast one, its function says."""
 
     @property
     def group(self) -> Group:
@@ -103,7 +103,7 @@ _ROWS = (
         needs=_PAIR,
         passes="1/1",
         source="arXiv 2604.03199",
-        reads=SERVED,  # as long as the classifier does with it
+        reads=SERVED,  # as long as these suffice for the classifier
     ),
     Attack(
         name="loss",

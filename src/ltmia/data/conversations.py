@@ -1,6 +1,6 @@
-"""A row's text, or its prompt and completion, or its conversation, with the columns named as in TRL.
+"""Reads the text of a row: a text, a prompt and completion, or a conversation. The column names are those of TRL.
 
-Of a completion the prompt is read but not scored, as it is not trained on either; a conversation is scored whole.
+A prompt is read but not scored, because fine-tuning does not train on it either; a conversation is scored whole.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ TEXT, PROMPT, COMPLETION, MESSAGES = "text", "prompt", "completion", "messages"
 
 
 def possible_columns(column: str) -> tuple[str, ...]:
-    """Return the columns that a text may come from: others stand in for the usual one only, never for one named."""
+    """Return the columns that a text may come from; a column that the user named has no replacements."""
     return (TEXT, PROMPT, COMPLETION, MESSAGES) if column == TEXT else (column,)
 
 
@@ -22,7 +22,7 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
 
     Args:
         row: Of a source.
-        column: That of the texts. Where `text` is missing or null, `prompt` and `completion` or `messages` stand in.
+        column: Column of the texts. If `text` is missing or null, `prompt` and `completion`, or `messages`, are used.
         chat: Renders messages.
 
     Raises:
@@ -38,7 +38,7 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
         return _rendered(row, MESSAGES, chat), 0
     sources = [names for names in ((column,), (PROMPT, COMPLETION), (MESSAGES,)) if set(names) <= set(possible)]
     if any(set(names) <= set(row.columns) for names in sources):
-        return "", 0  # what is there is null
+        return "", 0  # the value is null
     others = f" Or give {PROMPT} and {COMPLETION}, or {MESSAGES}." if column == TEXT else ""
     raise DataError(missing(row, column, "text_column") + others)
 
@@ -57,7 +57,7 @@ def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
     asked, whole = (
         _chatted(row, messages, chat, ask) for messages, ask in ((prompt, True), ([*prompt, *completion], False))
     )
-    # Where a template writes the beginning of an answer otherwise than it asks for one, the rest is scored.
+    # If the template formats an answer differently from the request for one, all after the common prefix is scored.
     return whole, shared_beginning(asked, whole)
 
 

@@ -1,6 +1,6 @@
 """Repeated texts within a set and across members and non-members.
 
-A word is what stands between white space, case folded. Scripts written without spaces have few
+A word is a run of characters between white space, case folded. Scripts written without spaces have few
 "words", so there only texts that are equal are found.
 """
 
@@ -20,9 +20,9 @@ OVERLAP_SHARE = 0.3
 """A text overlaps with the other side when this share of its word 8-grams occurs there."""
 N_PERMUTATIONS = 128
 MAX_MISS = 1e-3
-"""Largest chance that a pair exactly at the threshold is never compared."""
+"""Largest probability that a pair exactly at the threshold is not compared."""
 HASH_CHUNK = 4096
-"""Shingles hashed at a time, so that one huge text needs no huge table."""
+"""Shingles hashed at a time, so that a huge text does not need a huge table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Repeat:
 
     row: int
     of: int
-    """Row of the text that it repeats."""
+    """Row of the text that is repeated."""
     similarity: float
     """Jaccard similarity of the two sets of word 5-grams; 1 for equal texts."""
 
@@ -43,13 +43,13 @@ class Duplicates:
     n_texts: int
     threshold: float
     exact: tuple[Repeat, ...]
-    """Equal but for case and white space."""
+    """Texts that are equal except for case and white space."""
     near: tuple[Repeat, ...]
-    """Not equal, similarity at or over the threshold."""
+    """Texts that are not equal, with a similarity at or over the threshold."""
 
     @property
     def rows(self) -> Int64[np.ndarray, " repeats"]:
-        """Rows that repeat another, rising."""
+        """Rows that repeat another text, in rising order."""
         return np.array(sorted(r.row for r in (*self.exact, *self.near)), dtype=np.int64)
 
 
@@ -65,7 +65,7 @@ class SetDuplicates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRows:
-    """Rows that stay when repeats are left out, rising."""
+    """Rows that remain when repeats are left out, in rising order."""
 
     members: Int64[np.ndarray, " kept_members"]
     nonmembers: Int64[np.ndarray, " kept_nonmembers"]
@@ -73,7 +73,7 @@ class KeptRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NgramOverlap:
-    """How much of each text's wording stands in another set."""
+    """Overlap of each text with another set, by word n-grams."""
 
     n_words: int
     shares: Float64[np.ndarray, " texts"]
@@ -174,7 +174,7 @@ def compare_sets(
 def kept_rows(duplicates: SetDuplicates) -> KeptRows:
     """Return the rows that stay: the first of each kind, members before non-members.
 
-    A non-member that repeats a member was in truth trained on, so it is the non-member that goes.
+    A non-member that repeats a member was in fact trained on, so the non-member is left out.
     """
     nonmembers = np.union1d(duplicates.nonmembers.rows, duplicates.across.rows)
     return KeptRows(
@@ -195,7 +195,7 @@ def ngram_overlap(texts: Sequence[str], others: Sequence[str], *, n_words: int =
 
 
 class _Index:
-    """Texts that later ones are compared with."""
+    """Texts kept so far; later texts are compared with them."""
 
     def __init__(self, threshold: float, seed: int) -> None:
         if not 0 < threshold <= 1:

@@ -1,6 +1,6 @@
-"""Which reader a file's name asks for, and the files of a folder: one text each, or shards of one table.
+"""Chooses the reader for a file by its name, and lists the files of a folder: one text each, or shards of one table.
 
-Hidden files are left out, and counted in a line on standard error.
+Hidden files are skipped; a line on standard error gives their number.
 """
 
 import logging
@@ -21,7 +21,7 @@ LINE_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".tsv": tsv_rows,
     ".txt": plain_rows,
 }
-"""By ending; a packed file has one of `PACKED` behind it."""
+"""Readers by file ending. A compressed file has another ending from `PACKED` after it."""
 PARQUET = ".parquet"
 SHARDS = (".jsonl", ".ndjson", ".csv", ".tsv", PARQUET)
 """Kinds of file of which a folder may hold several parts; `.json` is none of them: settings end in it too."""
@@ -30,9 +30,9 @@ FORMATS = (
     "of shards of one kind, hf:NAME[SPLIT] or -"
 )
 OF_THE_SYSTEM = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"})
-"""What systems put into folders without a dot before the name."""
+"""Files that operating systems create in folders and that are not hidden."""
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.I)
-"""Name of a shard as data sets on the hub have it."""
+"""Pattern of shard names on the hub."""
 
 
 def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:

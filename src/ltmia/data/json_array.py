@@ -12,9 +12,9 @@ from ltmia.errors import DataError
 PIECE_BYTES = 2**16
 """Least number of bytes read at a time."""
 BETWEEN = re.compile(r"[\s,]*")
-"""What stands between two objects."""
+"""Characters between two objects."""
 CUT_OFF = 16
-"""A mistake this near to the end of what was read may be only that the rest was not read yet."""
+"""An error this close to the end of the buffer may only mean that the rest has not been read yet."""
 
 
 def is_array(stream: BinaryIO) -> bool:
@@ -36,7 +36,7 @@ def array_objects(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, 
 
 
 class _ArrayText:
-    """What was read of an array and is not decoded yet."""
+    """Buffer of an array: text that was read and is not decoded yet."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -63,7 +63,7 @@ class _ArrayText:
                 return dict(value)
 
     def _go_on(self, error: json.JSONDecodeError, place: str) -> None:
-        """Read on where an object may be cut off by the end of what was read.
+        """Read more if an object may be cut off at the end of the buffer.
 
         Raises:
             DataError: It is not, or there is no more.
@@ -82,7 +82,7 @@ class _ArrayText:
             raise DataError(f"{place}: more text behind the end of the array. Expected one array in the file.")
 
     def _more(self) -> bool:
-        """Read as much again as is waiting; say whether there was anything."""
+        """Double the buffer; say whether there was anything to read."""
         raw = self._stream.read(max(PIECE_BYTES, len(self._text) - self._at))
         if not self._n_read:
             refuse_utf16(raw, self._name)

@@ -1,6 +1,6 @@
 """Lines of a text file, packed or not, or of a stream: bounded, decoded strictly, numbered from 1.
 
-Knows bytes and encodings only; what a line means is the business of `rows`.
+Knows bytes and encodings only; `rows` knows what a line means.
 """
 
 import gzip

@@ -91,8 +91,8 @@ def read_texts(
 def content_ids(texts: Sequence[str]) -> list[str]:
     """Return an id for each of some texts that have none: 16 hex digits, `-2`, `-3` behind repeats.
 
-    Salted with all the texts, so that only who has them all can make the same. They match texts with recordings and
-    stores, which hold as much of the texts themselves, and are handed on to nobody: see `Texts.made_ids`.
+    The hash is salted with all the texts, so that only someone who has all of them can compute the ids. The ids match
+    texts with recordings and stores, and are not handed on: see `Texts.made_ids`.
     """
     whole = hashlib.sha256()
     hash_strings(whole, texts)
@@ -139,7 +139,7 @@ class _Collected:
     ids: list[str | None] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
-    """Where each id of the user's stands."""
+    """Where each of the user's ids was found."""
     size: int = 0
 
     def add(self, row: Row) -> None:
@@ -209,7 +209,7 @@ def _shown(value: str) -> str:
 
 
 def _complete_ids(texts: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
-    """Return the given ids and, in the gaps, ids made from content, unique among all."""
+    """Return the given ids, and unique ids made from the content where none was given."""
     taken = {name for name in given if name is not None}
     ids = []
     for made, name in zip(content_ids(texts), given, strict=True):

@@ -1,4 +1,4 @@
-"""The lines of a recording in the making: kept on disk batch by batch in any order, each with a hash."""
+"""The lines of an unfinished recording: written to disk batch by batch in any order, each with a hash."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +9,19 @@ from ltmia.data.recordings import RecordedText, as_line
 
 
 class LinesFile:
-    """The file they wait in until all are there. Opening it again goes on behind the last whole line."""
+    """File of the lines. When it is opened again, work continues after the last complete one."""
 
     def __init__(self, path: Path, rows: Mapping[str, int]) -> None:
-        """Find the lines that are there, and cut away what a kill tore off.
+        """Find the complete lines, and remove a last one that was cut off by a kill.
 
         Args:
             path: The file; made where it is missing.
             rows: Row of each id that may stand in it.
         """
         self.places: dict[int, int] = {}
-        """Where the line of each row begins."""
+        """Byte offset of the line of each row."""
         self.damage: str | None = None
-        """What was found that no killed run leaves, and was cut away."""
+        """Description of damage that a kill does not explain, and that was removed; None if there was none."""
         self._file = path.open("a+b")
         self._file.seek(0)
         self._end = 0

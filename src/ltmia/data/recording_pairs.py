@@ -27,12 +27,12 @@ def rows_by_id(texts: Texts) -> dict[str, int]:
 def join_recordings(
     target: Recording, reference: Recording, names: Collection[str]
 ) -> Iterator[tuple[RecordedText, RecordedText]]:
-    """Yield what both recordings hold of each text, in whatever order: in memory is what waits for its counterpart.
+    """Yield both recordings' lines of each text; a line waits in memory until the other one is read.
 
     Args:
-        target: What one model said.
-        reference: What the other said.
-        names: Ids of the texts; what else is there is passed over.
+        target: Recording of the target.
+        reference: Recording of the reference.
+        names: Ids of the texts; other lines are skipped.
 
     Raises:
         DataError: If a text is missing in either.

@@ -1,6 +1,7 @@
-"""Recordings: what a model said of texts elsewhere, a file for each model, checked and read a line at a time.
+"""Recordings: the log-probabilities of one model on texts, computed elsewhere; checked and read one line at a time.
 
-The first line is the header, every other one a text. Holds token ids, which are as good as the texts themselves.
+The first line is the header, every other line is a text. A recording holds token ids, so protect it like the texts
+themselves.
 """
 
 import gzip
@@ -24,7 +25,7 @@ ENDINGS = (".jsonl", ".jsonl.gz")
 IMPOSSIBLE = -9999.0
 """Stands for minus infinity, which JSON lacks; vLLM's server writes the same."""
 SLACK = 1e-3
-"""A log-probability may be this far above 0, or above the most likely token's: servers round."""
+"""A log-probability may exceed 0, or that of the most likely token, by this much, because servers round."""
 
 LogProbability = Annotated[float, Field(ge=-1e30, le=SLACK)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -52,31 +53,31 @@ class RecordingHeader(_Line):
     """Program, version and dtype."""
     tokenizer_sha256: Sha256 | None = None
     fingerprint: Sha256 | None = None
-    """Hash of all that decides the content, of a recording by `ltmia record`: the same work is not done again."""
+    """Hash of everything that decides the content, written by `ltmia record`, so that finished work is not repeated."""
     lines_sha256: Sha256 | None = None
-    """Hash of all other lines, likewise: damage is noticed on reading."""
+    """Hash of all other lines, written by `ltmia record`, so that damage is noticed."""
 
 
 class RecordedText(_Line):
     """Any other line of a recording: one text."""
 
     id: Annotated[str, Field(min_length=1)]
-    """That of the text in the file of texts; stands once."""
+    """Id of the text in the file of texts; unique."""
     tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
     """Token ids, special ones included; the first is not predicted."""
     start: Annotated[int, Field(ge=1)] | None = None
-    """Place in `tokens` of the first that is predicted, where a prompt of several stands before it; null: 1."""
+    """Index in `tokens` of the first predicted token, if a prompt of several tokens comes before it; null: 1."""
     logp: list[LogProbability | None] = []
     """Natural log-probability of each token from `start` on, of the model itself: before temperature, penalties or
     filters. Null: not given."""
     rank: list[Annotated[int, Field(ge=1, lt=2**31)] | None] = []
     """1 + the number of tokens more likely than it."""
     top: list[list[LogProbability] | None] = []
-    """Log-probabilities of the `n_top` most likely tokens at each of those positions, falling."""
+    """Log-probabilities of the `n_top` most likely tokens at each of those positions, in falling order."""
     truncated: bool | None = None
-    """Whether the text goes on behind these tokens; null: not known."""
+    """Whether the text continues after these tokens; null: not known."""
     text_sha256: Sha256 | None = None
-    """Hash of the text in UTF-8: another text under the same id is then noticed."""
+    """Hash of the text in UTF-8, so that another text with the same id is noticed."""
     reason: Annotated[str, Field(min_length=1)] | None = None
     """Why there are no log-probabilities; null where there are."""
 
@@ -98,7 +99,7 @@ class RecordedText(_Line):
 
     @property
     def n_read(self) -> int:
-        """How many tokens stand before the first that is predicted."""
+        """Number of tokens before the first predicted one."""
         return self.start or 1
 
     def statistics(self, n_top: int) -> ModelStatistics:
@@ -122,7 +123,7 @@ class RecordedText(_Line):
         start: int = 1,
         truncated: bool | None = None,
     ) -> "RecordedText":
-        """Make a line of arrays, exact to float32."""
+        """Make a line from arrays, exact to float32."""
         return cls(
             id=name,
             tokens=ids.tolist(),
@@ -216,7 +217,7 @@ def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[R
                 raise DataError(f"the text {text.id[:80]!r}: {mistake}")
             yield as_line(text)
 
-    # The hash in a header that was read elsewhere is not of these lines.
+    # A hash in the given header would be of other lines.
     write_lines(recording_path(path), header.model_copy(update={"lines_sha256": None}), lines())
 
 
@@ -252,7 +253,7 @@ def _parsed(kind: type[Line], line: str, place: str) -> Line:
 
 
 def _contradiction(found: ModelStatistics) -> str | None:
-    """Say what cannot be so at any position where all is known."""
+    """Describe a contradiction between the values of a position; None if there is none."""
     known = found.known
     logp, rank, top = found.logp[known], found.rank[known], found.top_logp[known]
     if (np.diff(top, axis=1) > SLACK).any():
@@ -265,5 +266,5 @@ def _contradiction(found: ModelStatistics) -> str | None:
 
 
 def _numbers(values: np.ndarray) -> list[float]:
-    """Write float32 in the nine digits that it takes to read it back."""
+    """Round to nine digits, which are enough to read a float32 back exactly."""
     return [float(f"{value:.9g}") for value in np.where(values == -np.inf, np.float32(IMPOSSIBLE), values)]

@@ -14,12 +14,12 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.records import Texts
 
 MAX_DRAWS = 20
-"""Allotments of groups to sides tried before a draw is called impossible."""
+"""Assignments of groups to sides that are tried before a draw is called impossible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """Rows drawn for one fine-tune: disjoint, no group on two sides, each rising."""
+    """Rows drawn for one fine-tune, in rising order; disjoint, and no group is on two sides."""
 
     members: Int64[np.ndarray, " members"]
     nonmembers: Int64[np.ndarray, " nonmembers"]
@@ -107,7 +107,7 @@ def _whole_sizes(shares: Sequence[float], total: int) -> Int64[np.ndarray, " par
 
 
 def _side_sizes(wanted: Sequence[int], total: int) -> Int64[np.ndarray, " parts"]:
-    """Return what each side may hold: what is wanted, and its share of the texts left over."""
+    """Return how many texts each side may hold: those wanted, and a share of the rest."""
     if sum(wanted) == 0:
         return np.array([total, 0, 0], dtype=np.int64)
     return np.asarray(wanted) + _whole_sizes(wanted, total - sum(wanted))

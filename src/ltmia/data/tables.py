@@ -50,7 +50,7 @@ def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> 
     Args:
         path: The file.
         required: Columns to read; when one is missing, a single row shows all names, with nulls.
-        wanted: Others, of which one at least must be there.
+        wanted: Other columns; at least one of them must exist.
 
     Raises:
         DataError: The file is damaged or no Parquet file.

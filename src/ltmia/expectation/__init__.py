@@ -1,1 +1,1 @@
-"""What a target does to tokens at large, learned without labels."""
+"""How much a target changes the log-probability of tokens in general, learned without labels."""

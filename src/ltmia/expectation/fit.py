@@ -1,4 +1,4 @@
-"""What to expect of every position of a set of texts, learned from a sample of the same texts, blind to labels."""
+"""Fits the expected log-ratio on a sample of texts, without labels, and applies it to all of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,16 +12,16 @@ from ltmia.models.tokens import EncodedText
 from ltmia.records import Expectation, RaggedStatistics, Texts
 
 N_LEARNED = 2000
-"""Texts that the expectation is learned from, evenly over all, if there are as many."""
+"""Number of texts that the expectation is learned from, spread evenly over all texts."""
 AT_ONCE = 512
 """Texts whose statistics are in memory at a time."""
 
 Read = Callable[[np.ndarray], RaggedStatistics]
-"""Gives the statistics of the rows asked for."""
+"""Returns the statistics of the given rows."""
 
 
 def folds_of(texts: Texts) -> list[int]:
-    """Return each text's fold: by its group, or by what it says where there are no groups."""
+    """Return each text's fold, by its group; without groups, by its content."""
     return [fold_of(name) for name in texts.groups or texts.texts]
 
 
@@ -31,7 +31,7 @@ def sampled_texts(n_texts: int) -> range:
 
 
 def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequence[int], kind: str) -> ExpectedLogRatio:
-    """Learn from texts what the target does to tokens, from a sample where there are many.
+    """Fit the expected log-ratio on texts, or on a sample of them if there are many.
 
     Args:
         read: Statistics of the texts.
@@ -46,14 +46,14 @@ def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequenc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedTexts:
-    """What to expect of some texts, and how far they exceed it."""
+    """The expectation of some texts, and their excess."""
 
     expectation: Expectation
-    """Of all positions, text by text."""
+    """Expectation of all positions, text by text."""
     learned: ExpectedLogRatio
-    """What said so."""
+    """The fitted model."""
     excess: Float64[np.ndarray, " texts"]
-    """Mean over each text; NaN where it has too few positions. By the kind `full` it is the attack `excess`."""
+    """Mean excess of each text; NaN if it has too few positions. With the kind `full` it is the attack `excess`."""
 
 
 def expect_texts(
@@ -63,7 +63,7 @@ def expect_texts(
     kind: str = "full",
     learned: ExpectedLogRatio | None = None,
 ) -> ExpectedTexts:
-    """Return what to expect of all positions of all texts, in their order; learned from them when None."""
+    """Return the expectation of all positions of all texts; without `learned`, fit it on them first."""
     learned = learned or learn_expectation(read, encoded, folds, kind)
     parts, excess = [], []
     for rows in pieces(np.arange(len(encoded))):
@@ -75,7 +75,7 @@ def expect_texts(
 
 
 def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Cut rows of texts into what may be in memory at a time; one empty piece if there are none."""
+    """Split rows into pieces that fit into memory; one empty piece if there are no rows."""
     for start in range(0, max(len(rows), 1), AT_ONCE):
         yield rows[start : start + AT_ONCE]
 
@@ -83,7 +83,7 @@ def pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
 def positions(
     statistics: RaggedStatistics, rows: np.ndarray, encoded: Sequence[EncodedText], folds: Sequence[int], kind: str
 ) -> Positions:
-    """Lay out the positions of some texts, as a kind of expectation sees them."""
+    """Return the positions of some texts as inputs for a kind of expectation."""
     return Positions.of(
         statistics, [encoded[row].ids[encoded[row].start - 1 :] for row in rows], [folds[row] for row in rows], kind
     )

@@ -1,8 +1,8 @@
-"""What a target does to tokens at large: the log-ratio to expect at each position, learned from other texts.
+"""The expected log-ratio of each position: how much a target changes such tokens in other texts.
 
 Fine-tuning moves whole kinds of tokens, in texts it read and in texts it did not: common words of the domain, endings,
-punctuation, whatever the reference was unsure of. That shift is no trace of membership, and it differs from target to
-target. Here it is learned from the candidates themselves, without their labels, and cross-fitted: what is expected of
+punctuation, whatever the reference was unsure of. This shift says nothing about membership, and it differs between
+targets. Here it is learned from the candidates themselves, without their labels, and cross-fitted: what is expected of
 a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text. It is told
 in units of its spread at such a place: where a text begins little can be foreseen, and D_t is mostly noise.
 
@@ -28,29 +28,29 @@ from ltmia.features.per_token import RATIO_LIMIT, named_values, segment_sums
 from ltmia.records import Expectation, RaggedStatistics
 
 N_FOLDS = 3
-"""One counts, one learns, one is judged."""
+"""Number of folds: one for counts, one for the regression, one to predict."""
 TOKEN_PRIOR, PAIR_PRIOR = 5.0, 2.0
-"""Occurrences that the mean over all tokens weighs in a token's mean, and the token's in that of a pair."""
+"""Weight, in occurrences, of the mean over all tokens in a token's mean, and of the token's mean in a pair's mean."""
 LEAST_POSITIONS = 200
-"""With fewer positions to learn from their mean is expected everywhere: trees could not even split once."""
+"""Fewest positions to fit trees on. With fewer, the mean is expected everywhere."""
 LEAST_SPREAD = 1e-3
-"""Floor of the excess's spread: a target equal to its reference has none."""
+"""Smallest standard deviation of the excess: a target that equals its reference has none."""
 SPREAD_PRIOR = 50.0
-"""Positions that the spread over all places weighs in that of a band of them."""
+"""Weight, in positions, of the overall standard deviation in that of a band."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positions:
-    """The scored positions of some texts, end to end, as the expectation sees them."""
+    """The scored positions of some texts, concatenated, as inputs of the expectation."""
 
     inputs: Float64[np.ndarray, "pred n_inputs"]
-    """What is said of the position, the true token's log-ratio apart: by both models, or by the reference alone. The
-    last is its place in the text."""
+    """Statistics of the position without the true token's log-ratio: of both models, or of the reference alone. The
+    last column is the index in the text."""
     log_ratio: Float64[np.ndarray, " pred"]
     """D_t, finite."""
     token: Int64[np.ndarray, " pred"]
     previous: Int64[np.ndarray, " pred"]
-    """Id of the token before it."""
+    """Id of the previous token."""
     fold: Int64[np.ndarray, " pred"]
 
     @classmethod
@@ -64,7 +64,7 @@ class Positions:
         """Lay out some texts.
 
         Args:
-            statistics: Of their scored positions.
+            statistics: Statistics of their scored positions.
             token_ids: Ids of each text from the one before its first scored position on.
             folds: One per text, see `fold_of`.
             kind: Of the expectation, see `columns.EXPECTATIONS`.
@@ -97,16 +97,16 @@ class Positions:
 
     @property
     def band(self) -> Int64[np.ndarray, " pred"]:
-        """Number of the band of places in the text, each twice as wide as the one before: 0, 1 to 2, 3 to 6, ..."""
+        """Band of the index in the text, each twice as wide as the one before: 0, 1 to 2, 3 to 6, ..."""
         return np.floor(np.log2(self.inputs[:, -1] + 1.0)).astype(np.int64)
 
     @property
     def pair(self) -> Int64[np.ndarray, " pred"]:
-        """One number for the token and the one before it."""
+        """One number for the pair of the token and the previous one."""
         return self.previous * 2**31 + self.token
 
     def take(self, rows: np.ndarray) -> "Positions":
-        """Return the positions that an index or a mask names."""
+        """Return the positions of an index or a mask."""
         return Positions(
             inputs=self.inputs[rows],
             log_ratio=self.log_ratio[rows],
@@ -124,11 +124,11 @@ class ExpectedLogRatio:
     """
 
     def fit(self, positions: Positions) -> "ExpectedLogRatio":
-        """Learn from some texts of whichever membership; positions that are not finite are left out."""
+        """Learn from texts of any membership; positions that are not finite are left out."""
         usable = positions.take(np.isfinite(positions.log_ratio) & np.isfinite(positions.inputs).all(axis=1))
         folds = [usable.take(usable.fold == fold) for fold in range(N_FOLDS)]
         self._regressions = {
-            # What is left over of the three folds is judged.
+            # The remaining one of the three folds is predicted.
             (counting, learning): _Regression(folds[counting], folds[learning])
             for counting, learning in permutations(range(N_FOLDS), 2)
         }
@@ -136,7 +136,7 @@ class ExpectedLogRatio:
         return self
 
     def predict(self, positions: Positions) -> Float64[np.ndarray, "pred 3"]:
-        """Return the expected D_t, and how often the token and the pair of tokens were counted in other texts."""
+        """Return the expected D_t, and the counts of the token and of the pair of tokens in other texts."""
         found = np.zeros((len(positions), 3))
         for (counting, learning), regression in self._regressions.items():
             rows = np.flatnonzero(positions.fold == N_FOLDS - counting - learning)
@@ -148,7 +148,7 @@ class ExpectedLogRatio:
     def expect(self, positions: Positions) -> Expectation:
         """Return the prediction in the form that features are made from."""
         found = self.predict(positions).astype(np.float32)
-        # Places beyond those of the texts it was fitted on are as the last of these.
+        # Bands beyond the last fitted one use its value.
         spread = self.spreads_[np.minimum(positions.band, len(self.spreads_) - 1)].astype(np.float32)
         return Expectation(log_ratio=found[:, 0], token_count=found[:, 1], pair_count=found[:, 2], spread=spread)
 
@@ -168,13 +168,13 @@ def mean_excess(statistics: RaggedStatistics) -> Float64[np.ndarray, " texts"]:
 
 
 def fold_of(group: str) -> int:
-    """Return the fold of a text, by its group: texts of one document never tell what to expect of each other."""
+    """Return the fold of a text, by its group: no text's expectation is learned from its own document."""
     digest = blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % N_FOLDS
 
 
 def _spreads(excess: Float64[np.ndarray, " pred"], band: Int64[np.ndarray, " pred"]) -> Float64[np.ndarray, " bands"]:
-    """Return the standard deviation in each band of places, drawn towards that over all where a band is thin."""
+    """Return the standard deviation in each band, shrunk towards the overall one in bands with few positions."""
     if not len(excess):
         return np.array([LEAST_SPREAD])
     overall = float((excess**2).mean())
@@ -218,12 +218,12 @@ class _Regression:
         expected = np.full(len(positions), self._constant)
         if self._trees is not None:
             with _one_thread():
-                # To the trees NaN is a missing value; infinities they refuse.
+                # The trees take NaN as a missing value, and refuse infinities.
                 expected = self._trees.predict(np.nan_to_num(inputs, nan=np.nan, posinf=1e30, neginf=-1e30))
         return np.column_stack([expected, counts])
 
     def _inputs(self, positions: Positions) -> tuple[np.ndarray, np.ndarray]:
-        """Lay out what the trees see, and the two counts."""
+        """Return the inputs of the trees, and the two counts."""
         token_means, n_token = self._tokens(positions.token, self._overall, TOKEN_PRIOR)
         pair_means, n_pair = self._pairs(positions.pair, token_means, PAIR_PRIOR)
         previous_means, _ = self._previous(positions.previous, self._overall, TOKEN_PRIOR)
@@ -232,7 +232,7 @@ class _Regression:
 
 
 class _Means:
-    """Mean of a value by key, drawn towards a prior where a key is rare."""
+    """Mean of a value by key, shrunk towards a prior if the key is rare."""
 
     def __init__(self, keys: np.ndarray, values: np.ndarray) -> None:
         self._keys, inverse = np.unique(keys, return_inverse=True)

@@ -1,11 +1,11 @@
-"""Which columns each feature version has, by name and in order.
+"""The columns of each feature version, by name and in order.
 
 `published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison
 with its figures. `logratio` is ours: log-probabilities and their ratios only, nothing that depends
 on a constant added to all logits, nothing from the tail of the vocabulary, and the same width
-whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`. `lite` is what is
-left of it where a server gives log-probabilities and ranks of the true token and of the few most likely ones, and no
-more.
+whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`. `lite` has the
+columns that remain if a server gives only log-probabilities and ranks of the true token and of the few most likely
+ones.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ DEFAULT_K = 20
 """Top and bottom tokens kept per position, as published."""
 
 LOGRATIO_TOP = 3
-"""Top tokens that `logratio` describes one by one; the rest enter as mean and spread."""
+"""Top tokens that `logratio` describes one by one; the others enter as mean and standard deviation."""
 
 
 def published_columns(k: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""What a store in the making has on disk: rows of statistics, and a journal with a line for each batch of them.
+"""Files of an unfinished store: rows of statistics, and a journal with one line for each batch.
 
-Each line has a hash over its texts, their rows and the line before, so that a killed run goes on behind the last batch
-that is as it was written, and behind no other.
+Each line has a hash over its texts, their rows and the previous line, so that a killed run continues after the last
+undamaged batch.
 """
 
 import json
@@ -18,15 +18,15 @@ from ltmia.folders import write_whole
 
 JOURNAL_FILE = "journal.jsonl"
 LINE_ERRORS = (ValueError, LookupError, TypeError, RecursionError, AttributeError)
-"""What a line raises that is not of a journal."""
+"""Exceptions for a line that is not of a journal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredText:
-    """What the store keeps of one text beside its token rows."""
+    """One text's entry in the store, besides its token rows."""
 
     row: int
-    """Place of the text in the input."""
+    """Row of the text in the input."""
     n_tokens: int
     """Scored positions; 0 for an unscorable text."""
     scores: Mapping[str, float]
@@ -36,10 +36,10 @@ class StoredText:
 
 
 class Journal:
-    """The rows and the journal of one store; appends batches, and knows which are there."""
+    """The rows and the journal of one store; appends batches, and knows which are on disk."""
 
     def __init__(self, journal: Path, rows: Path, *, fingerprint: str, row_bytes: int) -> None:
-        """Take over what an earlier run of the same work left; anything else is swept away.
+        """Continue from what an earlier run of the same work left; remove everything else.
 
         Args:
             journal: File of the lines; made where it is missing.
@@ -48,11 +48,11 @@ class Journal:
             row_bytes: Size of a row.
         """
         self.texts: list[StoredText] = []
-        """Those on disk, in the order of their rows."""
+        """Texts on disk, in the order of their rows."""
         self.rows_sha256 = sha256()
-        """Of their rows."""
+        """Number of their rows."""
         self.damage: str | None = None
-        """What was found that no killed run leaves, and was thrown away."""
+        """Description of damage that a kill does not explain, and that was removed; None if there was none."""
         self._row_bytes = row_bytes
         self._head: dict[str, Any] = {
             "fingerprint": fingerprint,
@@ -73,7 +73,7 @@ class Journal:
         return str(self._head["created"])
 
     def append(self, rows: bytes, texts: Sequence[StoredText]) -> None:
-        """Put the rows of some texts on disk, then the line that says so."""
+        """Write the rows of some texts to disk, then their line."""
         written = [_text_as_json(text) for text in texts]
         self._chain = _chained(self._chain, written, rows)
         for file, content in (
@@ -92,10 +92,10 @@ class Journal:
         self._lines.close()
 
     def _recover(self, journal: Path, rows: Path) -> list[bytes]:
-        """Return the lines to go on behind: none, if there is nothing of this work."""
+        """Return the lines to continue after; none if the journal is of other work."""
         if not journal.is_file():
             return []
-        # Behind the last line break is what a kill tore off.
+        # What follows the last line break was cut off by a kill.
         lines = journal.read_bytes().split(b"\n")[:-1]
         head = _parsed(lines[0]) if lines else None
         if head is None:
@@ -118,7 +118,7 @@ class Journal:
         return [line + b"\n" for line in lines[:n_kept]]
 
     def _take(self, line: bytes, file: BufferedReader) -> bool:
-        """Take over a line and its rows if both are as they were written."""
+        """Accept a line and its rows if both are undamaged."""
         entry = _parsed(line)
         try:
             texts = [_text_from_json(text) for text in entry["texts"]] if entry else []
@@ -154,7 +154,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _text_as_json(text: StoredText) -> dict[str, Any]:
-    """Return a text as a line of the journal holds it."""
+    """Return a text as part of a journal line."""
     return {
         "row": text.row,
         "n_tokens": text.n_tokens,

@@ -1,4 +1,4 @@
-"""The manifest of a store: what made it, and the hashes by which damage to any of its files is noticed."""
+"""The manifest of a store: its origin, and hashes that show damage to any of its files."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MANIFEST_FILE = "manifest.json"
 SEAL = "sha256"
 """Key of the manifest's hash of itself."""
 UNSEALED = (SEAL, "created", "environment")
-"""Keys that the hash leaves out: they tell of time and machine, and the same work is to have the same hash."""
+"""Keys that are not hashed: time and machine may differ between stores of the same content."""
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ SPREAD_FLOOR = 1e-3
 """Smallest spread to divide by: below it a distribution is a certainty and its surprise is
 meaningless."""
 SURPRISE_LIMIT = 20.0
-"""Standardised values are clipped here: one token may be loud, not deafening."""
+"""Standardised values are clipped here, so that one token cannot dominate."""
 RATIO_LIMIT = 30.0
 """Log-ratios are clipped here, in nats; only -inf logits reach it."""
 
@@ -42,8 +42,7 @@ class FeatureBatch:
     """True on scored positions. A text without any is unscorable."""
     version: str
     summary: Float32[np.ndarray, "batch n_summary"] | None = None
-    """Per-text statistics beside the tokens (scores of hand-made rules), for classifiers that take
-    them."""
+    """Per-text statistics (scores of hand-made rules), for classifiers that use them."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -58,14 +57,14 @@ def per_token_features(
 ) -> FeatureBatch:
     """Compute the feature columns of some texts and pad them into one batch.
 
-    A text with a NaN or infinite feature (its model gave NaN) is masked throughout: unscorable,
-    and harmless to its neighbours.
+    A text with a NaN or infinite feature (its model gave NaN) is masked completely: it is unscorable and does not
+    affect other texts.
 
     Args:
         texts: Statistics of the texts' scored positions.
         version: One of `columns.FEATURE_VERSIONS`.
         seq_len: Length to pad to; the longest text's when None.
-        summary: Per-text statistics to carry along.
+        summary: Per-text statistics to add to the batch.
 
     Raises:
         ConfigError: If there is no such version.
@@ -94,7 +93,7 @@ def log_rank(rank: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
     """Sum each text's run of values; an empty text sums to 0."""
-    # reduceat wants no empty runs; running totals would let one text's NaN into all that follow.
+    # reduceat does not take empty runs, and cumulative sums would spread one text's NaN to all later texts.
     filled = np.diff(offsets) > 0
     sums = np.zeros(len(filled), values.dtype)
     if filled.any():
@@ -143,9 +142,9 @@ def _sequence_columns(losses: list[np.ndarray], offsets: np.ndarray) -> list[np.
 
 
 def named_values(texts: RaggedStatistics, names: Sequence[str]) -> Float32[np.ndarray, "pred feat"]:
-    """Lay out some columns of `logratio` or `lite` that need no expectation.
+    """Compute some columns of `logratio` or `lite` that need no expectation.
 
-    Where all of them are among what a log-probability server gives, no other statistic is looked at.
+    If a log-probability server gives enough for all of them, no other statistic is read.
     """
     columns = _truth_columns(texts)
     if not columns.keys() >= set(names):
@@ -154,7 +153,7 @@ def named_values(texts: RaggedStatistics, names: Sequence[str]) -> Float32[np.nd
 
 
 def _truth_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
-    """Compute what follows from log-probability and rank of the true token and the log-probabilities of the top few."""
+    """Compute the columns that need only the true token's log-probability and rank, and the top few."""
     tokens, vocab_size = texts.tokens, texts.vocab_size
     ratio = _finite_ratio(tokens.log_ratio)
     target_logp = np.maximum(tokens.target_logp, -RATIO_LIMIT)
@@ -226,7 +225,7 @@ def _distribution_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
 
 
 def _choices(name: str, block: Float[np.ndarray, "pred k"], n: int) -> dict[str, np.ndarray]:
-    """Name the first n columns of a block of the top k; where k is less, the last one stands for those behind it."""
+    """Return the first n of the top k columns; if k is smaller than n, the last one is repeated."""
     return {f"{name}_{i + 1}": block[:, min(i, block.shape[1] - 1)] for i in range(n)}
 
 
@@ -243,7 +242,7 @@ def _lite(texts: RaggedStatistics) -> Float32[np.ndarray, "pred feat"]:
 
 
 def _with_expectation(texts: RaggedStatistics, names: Sequence[str]) -> Float32[np.ndarray, "pred feat"]:
-    """Lay out some columns, and behind them D_t beside what is expected of it.
+    """Compute some columns, followed by D_t, its expectation and its excess.
 
     Raises:
         ConfigError: If nothing says what to expect.

@@ -1,4 +1,4 @@
-"""The store: what extraction leaves on disk, written batch by batch and read at random by text.
+"""The store of an extraction on disk: written batch by batch, read by text in any order.
 
 A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
 the order they were written), `expected.f16` and `expected_lite.f16` (in the same order what to expect
@@ -43,7 +43,7 @@ FILES = (TOKENS_FILE, *EXPECTED_FILES.values(), TEXTS_FILE, MANIFEST_FILE, JOURN
 
 
 class StoreWriter:
-    """Appends batches to a store in the making; the same `fingerprint` goes on where a killed run stopped."""
+    """Appends batches to an unfinished store; with the same `fingerprint`, it continues where a killed run stopped."""
 
     def __init__(self, folder: Path, *, fingerprint: str, k: int, vocab_size: int) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class StoreWriter:
 
     @property
     def damage(self) -> str | None:
-        """Names what of an earlier run was not as it was written, and is thrown away; None if all was."""
+        """Describes damage in an earlier run's files, which is removed; None if there is none."""
         return self._journal.damage
 
     def append(self, tokens: TokenStatistics, texts: Sequence[StoredText]) -> None:
@@ -97,7 +97,7 @@ class StoreWriter:
         manifest: Mapping[str, Any],
         expectations: Mapping[str, Expectation] | None = None,
     ) -> None:
-        """Write what to expect and the table of texts, then the manifest, which makes the store exist.
+        """Write the expectations and the table of texts, then the manifest, which completes the store.
 
         Args:
             columns: Further per-text columns in input order (ids, labels, groups).
@@ -129,7 +129,7 @@ class StoreWriter:
             "n_tokens": int(counts.sum()),
             "expectations": sorted(expectations),
             "files": {name: file_sha256(self.folder / name) for name in _hashed(expectations) if name != TOKENS_FILE}
-            # As it was appended: what is on disk now may have been damaged since.
+            # Hash of what was appended: the file may have been damaged since.
             | {TOKENS_FILE: self._journal.rows_sha256.hexdigest()},
         }
         write_manifest(self.folder, {**head, **manifest})
@@ -213,7 +213,7 @@ class FeatureStore:
 
 
 def _links(folder: Path) -> list[Path]:
-    """Files of a store that are links: what they lead to is not the store's, to be read or written."""
+    """Return the store's files that are links, which must not be read or written through."""
     return [folder / name for name in FILES if (folder / name).is_symlink()]
 
 
@@ -267,7 +267,7 @@ def _kinds(manifest: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _checked_texts(table: pa.Table) -> pa.Table:
-    """Give the columns that this class reads the types it was written with, or fail."""
+    """Cast the columns that this class reads to the types they were written with, or fail."""
     types = {"start": pa.int64(), "n_tokens": pa.int64(), "reason": pa.string()}
     types |= {name: pa.float64() for name in table.column_names if name.startswith("score_")}
     for name, kind in types.items():
@@ -280,7 +280,7 @@ def _checked_texts(table: pa.Table) -> pa.Table:
 
 
 def _check_rows(starts: np.ndarray, counts: np.ndarray, n_tokens: int) -> None:
-    """Refuse texts that lie outside the token rows: a memory map would hand out anything."""
+    """Refuse texts whose rows lie outside the file of token rows."""
     if len(starts) and not (starts.min() >= 0 <= counts.min() and int(starts.max()) + int(counts.max()) <= 2**62):
         raise ValueError("texts.parquet: negative or impossible rows")
     if (starts + counts > n_tokens).any() or counts.sum() != n_tokens:

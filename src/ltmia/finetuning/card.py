@@ -1,4 +1,4 @@
-"""What a fine-tune says of its base, so that whoever loads it need not."""
+"""Writes the base's name into a fine-tune's model card, so that it is found when the fine-tune is loaded."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ltmia.models.sources import CARD, CARD_REVISION
 
 
 def base_name(model: PreTrainedModel) -> tuple[str | None, str | None]:
-    """Return what a model was loaded from, and which commit if it is on the hub; None for one built in memory."""
+    """Return where a model was loaded from, and its commit if it is on the hub; None for a model built in memory."""
     place = Path(model.name_or_path or "")
     if model.name_or_path and place.exists():
         # A relative path would lose its meaning in another working directory.
@@ -18,7 +18,7 @@ def base_name(model: PreTrainedModel) -> tuple[str | None, str | None]:
 
 
 def write_card(model: PreTrainedModel, folder: Path) -> None:
-    """Write a model card that names what a fine-tune was loaded from; none for a model built in memory."""
+    """Write a model card that names the base of a fine-tune; no card for a model built in memory."""
     base, revision = base_name(model)
     if base is None:
         return

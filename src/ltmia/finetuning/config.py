@@ -16,9 +16,9 @@ class FinetuneConfig:
     """How a model is fine-tuned."""
 
     epochs: int = 3
-    """Times each text is seen."""
+    """Number of passes over the texts."""
     learning_rate: float = 5e-5
-    """Of AdamW, after the warm-up."""
+    """Learning rate of AdamW, after the warm-up."""
     batch_size: int = 16
     """Texts per step."""
     max_length: int = 128
@@ -30,15 +30,15 @@ class FinetuneConfig:
     lora_alpha: int = 32
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     seed: int = 0
-    """Of the order of texts, of dropout and of the adapters' first weights."""
+    """Seed of the order of texts, of dropout and of the adapters' first weights."""
     schedule: Schedule = "constant"
-    """Learning rate after the warm-up: constant, or falling in a line to nought."""
+    """Learning rate after the warm-up: constant, or falling linearly to zero."""
     warmup: float = 0.0
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.0
     """Of AdamW."""
     keep: Keep = "last"
-    """The model after the last epoch, or after the epoch of lowest validation loss."""
+    """Which model is kept: after the last epoch, or after the epoch of lowest validation loss."""
     autocast: bool = True
     """bfloat16 autocast where the hardware has it."""
     dp: DpConfig | None = None

@@ -33,7 +33,7 @@ SAME_GRADIENT = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivateBatches(Dataset[dict[str, Any]]):
-    """All batches of a run, drawn beforehand so that it can be resumed: each text with the same chance, alone."""
+    """All batches of a run, drawn in advance so that it can be resumed; texts are drawn independently."""
 
     rows: Sequence[TextRow]
     batches: Sequence[Sequence[int]]
@@ -47,11 +47,11 @@ class PrivateBatches(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class PrivateCollate:
-    """Collates one drawn batch, or rows to evaluate on; an empty draw becomes a row that teaches nothing."""
+    """Collates one drawn batch, or rows to evaluate on; an empty batch becomes a row without labels."""
 
     padding: RightPadding
     with_positions: bool
-    """Give each text its own position ids: of those that all share, no text has a gradient of its own."""
+    """Give each text its own position ids, because shared ones have no gradient per text."""
 
     def __call__(self, items: list[dict[str, Any]]) -> Row:
         """Return ids, mask, labels and position ids, each (batch, longest) int64."""
@@ -69,7 +69,7 @@ def plan_privacy(dp: DpConfig, n_rows: int, batch_size: int, epochs: int) -> Pri
     """Find the noise that keeps a run within its budget.
 
     Raises:
-        ConfigError: If delta is no small chance for so many texts, or no noise is enough.
+        ConfigError: If delta is too large for so many texts, or no noise is enough.
     """
     if dp.delta * n_rows >= 1:
         raise ConfigError(f"dp.delta = {dp.delta}: expected less than 1 / {n_rows} texts, better a tenth of that")
@@ -95,7 +95,7 @@ def plan_privacy(dp: DpConfig, n_rows: int, batch_size: int, epochs: int) -> Pri
 
 
 def draw_batches(rows: Sequence[TextRow], privacy: PrivacySpent, seed: int) -> PrivateBatches:
-    """Draw every batch of a run, each text into each batch with the same chance (Poisson sampling)."""
+    """Draw all batches of a run: each text is in each batch with the same probability (Poisson sampling)."""
     sampler = UniformWithReplacementSampler(
         num_samples=len(rows),
         sample_rate=privacy.sample_rate,
@@ -133,13 +133,13 @@ class PrivateTrainer(Trainer):
         return self.private_optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forget the last batch's per-text gradients first: `Trainer` clears only the sums."""
+        """Clear the last batch's per-text gradients first, because `Trainer` clears only the sums."""
         if self.private_optimizer is not None:
             self.private_optimizer.zero_grad(set_to_none=True)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **settings: Any) -> Any:
-        """Return the mean over texts of each text's mean, so that no text's gradient depends on another's length."""
+        """Return the mean over texts of their mean losses: no text's gradient depends on another's length."""
         return text_loss(model, inputs) if model.training else super().compute_loss(model, inputs, *args, **settings)
 
 
@@ -158,7 +158,7 @@ def per_text_gradients(
     """Let Opacus take each text's gradient from a model while the block runs.
 
     Args:
-        model: With what is to be trained set to require gradients.
+        model: Model whose trainable parameters require gradients.
         collate: Makes a batch of rows.
         rows: Some training rows, on which the gradients are checked.
 
@@ -185,7 +185,7 @@ def per_text_gradients(
 def _wrong_gradients(
     model: nn.Module, hooks: GradSampleHooks, collate: Callable[[list[Any]], Row], rows: Sequence[TextRow]
 ) -> list[str]:
-    """Name the weights whose per-text gradients, taken from a batch of two, are not those of each text alone."""
+    """Return the names of weights whose per-text gradients differ between a batch of two and each text alone."""
     pair = [row.tensors() for row in (min(rows, key=len), max(rows, key=len))]
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     model.eval()  # no dropout: it would differ between the two computations

@@ -1,6 +1,6 @@
-"""Fine-tuning a causal LM on texts, in full or by LoRA: what makes members.
+"""Fine-tunes a causal LM on texts, in full or with LoRA; these texts are its members.
 
-What is a member, and why, is the caller's.
+The caller chooses the members.
 """
 
 import json
@@ -45,24 +45,25 @@ from ltmia.runtime import computes_bfloat16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneOutcome:
-    """A fine-tuned model and how it came about."""
+    """A fine-tuned model and figures of its training."""
 
     model: PreTrainedModel | PeftModel
     """The model given, changed in place; wrapped in its adapter when LoRA was asked for."""
     train_loss: float
-    """Mean loss of the last epoch's steps, while it was trained, nats per token."""
+    """Mean training loss over the last epoch's steps, nats per token."""
     validation_loss: float | None
-    """Mean over the batches of validation texts under the model kept, nats per token, or None."""
+    """Mean loss over the batches of validation texts under the model that is kept, nats per token; None without such
+    texts."""
     seconds: float
-    """Of this process; after a resumption only its own share."""
+    """Seconds in this process; time before a resumption is not included."""
     tokens_seen: int
     """Predicted and unpredicted tokens over all epochs, padding not counted."""
     n_left_out: int
-    """Training texts without a token, which took no part."""
+    """Number of training texts without a token, which were left out."""
     path: Path | None
     """The folder written, if one was asked for."""
     privacy: PrivacySpent | None = None
-    """What was spent under differential privacy; None without it."""
+    """Budget spent under differential privacy; None without it."""
 
 
 def finetune(
@@ -137,7 +138,7 @@ def _rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """How the rows are trained on."""
+    """Method of training: usual, or with differential privacy."""
 
     train: Dataset[Any]
     collate: Callable[[list[Row]], Row]
@@ -166,7 +167,7 @@ def _train(
     *,
     resumable: bool,
 ) -> _Trained:
-    """Train on the first rows, and measure the loss on the second ones; checkpoints go into `work`."""
+    """Train on the first rows, and measure the loss on the second ones; write checkpoints into `work`."""
     training, validation = rows
     tuned: PreTrainedModel | PeftModel = model
     if config.lora:
@@ -263,7 +264,7 @@ def _marker(
     config: FinetuneConfig,
     rows: tuple[list[TextRow], list[TextRow]],
 ) -> Marker:
-    """Say what the fine-tuned model is made of."""
+    """Return a marker with everything that the fine-tuned model depends on."""
     made_of = {
         "texts": sha256(repr(rows).encode()).hexdigest(),
         "base": ModelIdentity.of(base[0]).key,
@@ -274,7 +275,7 @@ def _marker(
 
 @contextmanager
 def _work(out: Path | None, marker: Marker) -> Iterator[Path]:
-    """Give the folder for checkpoints: beside `out`, to resume from; else one that goes away."""
+    """Give the folder for checkpoints: beside `out`, to resume from, or a temporary one."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)

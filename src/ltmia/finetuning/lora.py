@@ -1,4 +1,4 @@
-"""Low-rank adapters on every architecture: which layers get one."""
+"""Chooses the layers that get a low-rank adapter, for every architecture."""
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -9,14 +9,15 @@ from ltmia.finetuning.card import base_name
 
 MAMBA_FAMILY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 READ_WITHOUT_A_CALL = ("out_proj", "dt_proj", "conv1d")
-"""Layers whose weights the Mamba family's mixer reads: an adapter has no effect there, and PEFT refuses some."""
+"""Layers of the Mamba family whose weights the mixer reads directly: an adapter would have no effect, and PEFT refuses
+some."""
 NOT_QUITE_LINEAR = ("router", "o_a_proj")
-"""Layers of a linear kind that answer otherwise, so that no adapter can be put on them: routers, which choose the
-experts of a token, with more than one tensor; DeepSeek V4's grouped projection with another shape."""
+"""Linear layers with unusual outputs, which cannot have an adapter: routers, which return more than one tensor, and
+DeepSeek V4's grouped projection, which returns another shape."""
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, seed: int) -> PeftModel:
-    """Wrap a model in fresh adapters of all its linear layers but the output head and where they cannot work."""
+    """Add new adapters to all linear layers of a model, except the output head and layers where they cannot work."""
     unsuitable = NOT_QUITE_LINEAR + (READ_WITHOUT_A_CALL if model.config.model_type in MAMBA_FAMILY else ())
     present = {place.rpartition(".")[2] for place, _ in model.named_modules()}
     lora = LoraConfig(

@@ -1,6 +1,6 @@
-"""Targets that cost no training: bases whose weights have moved a little, as fine-tuning would move them.
+"""Targets without training: bases whose weights are changed a little, at random.
 
-For trials of what does not depend on what a target has learned. Knows no text.
+For tests that do not depend on what a target has learned.
 """
 
 from pathlib import Path
@@ -13,12 +13,12 @@ from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 
 
 def move_weights(model: nn.Module, by: float, *, seed: int = 0) -> None:
-    """Move all weights in place.
+    """Add random noise to all weights, in place.
 
     Args:
         model: The base.
-        by: Standard deviation of the move, as a share of each tensor's mean absolute weight.
-        seed: The same seed moves the same model in the same way.
+        by: Standard deviation of the noise, as a share of each tensor's mean absolute weight.
+        seed: The same seed changes the same model in the same way.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def move_weights(model: nn.Module, by: float, *, seed: int = 0) -> None:
 
 
 def save_perturbed(base: Path, folder: Path, by: float = 0.3) -> None:
-    """Save a copy of a base whose weights have moved, with its tokenizer."""
+    """Save a copy of a base with changed weights, and its tokenizer."""
     options = LoadOptions(dtype="float32", device="cpu")
     model, _ = load_model(str(base), options)
     move_weights(model, by)

@@ -44,17 +44,17 @@ class PretrainConfig:
     n_tokens: int
     """Training tokens; rounded up to whole batches. Texts are read again when they are fewer."""
     learning_rate: float = 2e-3
-    """Highest rate, reached after the warm-up, then falling to nought as a cosine."""
+    """Highest learning rate: reached after the warm-up, then falling to zero along a cosine."""
     batch_size: int = 32
     """Blocks per step."""
     seq_len: int = 128
     """Tokens per block."""
     warmup: float = 0.05
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.1
     """Of AdamW."""
     seed: int = 0
-    """Of the order of blocks and of dropout."""
+    """Seed of the order of blocks and of dropout."""
     autocast: bool = True
     """bfloat16 autocast where the hardware has it."""
     checkpoint_minutes: float = 3.0
@@ -84,26 +84,26 @@ class PretrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainRecord:
-    """What pretraining did, as written to `training.json`."""
+    """Figures of a pretraining, as written to `training.json`."""
 
     n_parameters: int
-    """Weights, tied ones once."""
+    """Number of weights; tied ones count once."""
     tokens_seen: int
-    """Training tokens, repeated ones included."""
+    """Number of training tokens, with repetitions."""
     tokens_available: int
-    """Distinct training tokens."""
+    """Number of distinct training tokens."""
     loss_curve: list[tuple[int, float]]
     """Step and mean training loss since the step before, nats per token."""
     held_out_loss: float | None
     """Mean loss of the held-out texts, packed alike, nats per token; None without such texts."""
     seconds: float
-    """Of this process; after a resumption only its own share."""
+    """Seconds in this process; time before a resumption is not included."""
     settings: dict[str, int | float | bool | str]
     """The config, and hashes of the training tokens, the untrained model and the tokenizer."""
 
 
 class Blocks(Dataset[Row]):
-    """Blocks of tokens in a fixed order: a new permutation for each time round."""
+    """Blocks of tokens in a fixed order: a new permutation for each pass."""
 
     def __init__(self, blocks: Int32[np.ndarray, "n seq"], n_rows: int, seed: int | None) -> None:
         self.blocks = blocks
@@ -128,7 +128,7 @@ def _rounds(n: int, n_rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]
 
 
 def pack_blocks(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seq_len: int) -> Int32[np.ndarray, "n seq"]:
-    """Lay texts end to end, EOS after each, and cut blocks; a last short one is left out."""
+    """Concatenate texts, with EOS after each, and cut blocks; a last short block is left out."""
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token: packed texts need one between them")
     clean = [without_surrogates(text) for text in texts]

@@ -1,4 +1,4 @@
-"""What differentially private fine-tuning promises: settings and the budget spent. Plain data, needs no extra."""
+"""Settings of differentially private fine-tuning, and the budget it spent. Plain data, needs no extra."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ltmia.errors import ConfigError
 
 PRIVACY_FILE = "privacy.json"
-"""In the folder of a model fine-tuned under differential privacy: its `PrivacySpent`."""
+"""Name of the file with `PrivacySpent`, in the folder of the fine-tuned model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class DpConfig:
     epsilon: float
     """Budget of the whole run; the noise follows from it."""
     delta: float
-    """Chance that the promise fails; well under 1 / number of texts."""
+    """Probability that the guarantee fails; should be well under 1 / number of texts."""
     max_grad_norm: float = 1.0
     """Norm that each text's gradient is clipped to."""
 
@@ -35,7 +35,7 @@ class DpConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacySpent:
-    """What a run under differential privacy spent, and how."""
+    """Budget that a run under differential privacy spent, and its settings."""
 
     epsilon: float
     """By the accountant, for `n_steps` steps; at most what was asked for."""
@@ -44,6 +44,6 @@ class PrivacySpent:
     """Standard deviation of the noise over `max_grad_norm`."""
     max_grad_norm: float
     sample_rate: float
-    """Chance of each text to be in a batch."""
+    """Probability that a text is in a batch."""
     n_steps: int
     accountant: str

@@ -1,4 +1,4 @@
-"""Tiny bases made here: their tokenizer and their architecture.
+"""Builds tiny bases: their tokenizer and their model.
 
 Knows which transformers config makes a small model of each kind; knows no corpus.
 """
@@ -56,7 +56,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyConfig:
-    """Shape of a small model, the same words for every architecture."""
+    """Shape of a small model, with the same names for every architecture."""
 
     model_type: str
     """A key of `ARCHITECTURES`."""
@@ -67,9 +67,9 @@ class TinyConfig:
     n_layers: int = 4
     """Blocks."""
     n_heads: int = 4
-    """Attention heads; where there is no attention it is not used."""
+    """Attention heads; unused in architectures without attention."""
     max_positions: int = 512
-    """Longest sequence, where the architecture has one."""
+    """Longest sequence, if the architecture has a limit."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes.
@@ -99,12 +99,12 @@ class TinyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How one kind of model is made small."""
+    """Recipe for a small model of one architecture."""
 
     settings: Callable[[TinyConfig], dict[str, Any]]
-    """The transformers config's own keywords for a shape."""
+    """Returns the keywords of the transformers config for a shape."""
     held_out: bool = False
-    """Never trained on: kept to measure transfer to another kind of model."""
+    """Never used for training classifiers: kept to measure transfer to another architecture."""
     head_multiple: int = 1
     """`hidden_size` must be a multiple of this times `n_heads`; 2 for rotary positions."""
     least_layers: int = 1
@@ -220,8 +220,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 def build_base(config: TinyConfig, *, seed: int) -> PreTrainedModel:
     """Build an untrained small causal LM in float32; the same seed gives the same weights.
 
-    The end of text has id 0. The model itself is told of no padding token: that row of the
-    embedding, which is also the end of text's, would never be trained.
+    The end of text has id 0. The model's config has no padding token: its row of the embedding, which is also that of
+    the end of text, would not be trained.
     """
     shared = {"vocab_size": config.vocab_size, "bos_token_id": END_ID, "eos_token_id": END_ID}
     settings: PreTrainedConfig = AutoConfig.for_model(

@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning share: settings, and checkpoints that survive a kill.
+"""Shared by pretraining and fine-tuning: settings, and checkpoints that survive a kill.
 
 Knows `transformers.Trainer`; knows no architecture and no text.
 """
@@ -44,7 +44,7 @@ Row = dict[str, torch.Tensor]
 
 
 def ignore_first(labels: torch.Tensor) -> None:
-    """Take the label from the first position of each row, in place: nothing predicts it.
+    """Remove the label of the first position of each row, in place, because nothing predicts it.
 
     For some architectures (GPT-2 among them) `Trainer` divides the loss by the labels it counts
     before they are shifted; a first label there would make every loss too low by 1 / length.
@@ -53,7 +53,7 @@ def ignore_first(labels: torch.Tensor) -> None:
 
 
 def training_arguments(folder: Path, device: torch.device, **settings: object) -> TrainingArguments:
-    """Return Trainer settings that report to nobody, and draw a progress bar only on a terminal."""
+    """Return Trainer settings without reports to trackers, and with a progress bar only on a terminal."""
     if not sys.stderr.isatty():
         disable_progress_bar()
     quiet: dict[str, Any] = {

@@ -48,13 +48,14 @@ class ModelIdentity:
     config: str
     """The config as loaded, quantisation and kind of attention included."""
     modules: str
-    """Attributes of all modules, hooks, buffers that no checkpoint holds, and code that is part of no library."""
+    """Attributes and hooks of all modules, buffers that checkpoints do not hold, and code that is not part of a
+    library."""
     adapter: str | None
-    """Configs of its adapters, whether active or not; None without one."""
+    """Configs of its adapters, active or not; None if it has none."""
 
     @classmethod
     def of(cls, model: Any) -> "ModelIdentity":
-        """Hash a model as it stands."""
+        """Hash a model in its present state."""
         return cls(
             parameters=parameters_sha256(model),
             config=_json_sha256(_plain(model.config)),
@@ -87,7 +88,7 @@ def network_sha256(network: nn.Module) -> str:
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """Return the names of the adapters that take part in what a model computes."""
+    """Return the names of the active adapters."""
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters]
     return sorted({name for layer in layers for name in (*layer.active_adapters, *layer.merged_adapters)})
 
@@ -95,7 +96,7 @@ def active_adapters(model: nn.Module) -> list[str]:
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash a tokenizer: vocabulary, merges, every step before and behind them, special tokens, chat template.
 
-    Of one that is written in Python all attributes, its vocabulary files and its code are hashed.
+    If the tokenizer is written in Python, all its attributes, its vocabulary files and its code are hashed.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Truncation and padding are set anew by every call.
@@ -157,7 +158,7 @@ def _instructions(code: CodeType) -> list[Any]:
 
 
 def _without_paths(attributes: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
-    """Leave out the vocabulary files' paths: it is their content that counts."""
+    """Leave out the paths of vocabulary files: only their content counts."""
     known = set(files)
     kept = {key: value for key, value in attributes.items() if not (isinstance(value, str) and value in known)}
     if isinstance(inner := kept.get("init_kwargs"), Mapping):

@@ -1,4 +1,4 @@
-"""Loading a pair from wherever its models are. Safetensors only, remote code only when asked for.
+"""Loads pairs of models: safetensors only, and code of a model runs only if the user allows it.
 
 Every refusal is a `ModelError` that names what was found and what to do. Embeddings are never resized.
 """
@@ -26,7 +26,7 @@ from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How models are brought in, the same for target and reference."""
+    """How models are loaded; the same for target and reference."""
 
     dtype: str = "auto"
     """"float32", "bfloat16" or "float16", of both models. "auto" is bfloat16 if both are stored in half precision and
@@ -62,9 +62,9 @@ def load_pair(
         target: Hub id ("org/name" or "org/name@revision"), model folder, PEFT adapter, GGUF file, or a module.
         base: The same for the reference; "auto" or None finds it in the adapter's config or the model card.
         tokenizer: Only needed when both models are modules.
-        sequential: Have only one model in memory at a time, for two that do not fit together: each is loaded when its
-            turn comes, and the target's hidden states wait on disk. Where an adapter can be switched off, the weights
-            are one copy anyway.
+        sequential: Keep only one model in memory at a time, if both together do not fit. The target's hidden states
+        wait on disk until the reference is loaded. A target with an adapter that can be switched off needs no second
+        copy anyway.
         **keywords: `LoadOptions`, field by field: dtype, device, trust_remote_code, allow_hub.
 
     Raises:
@@ -100,7 +100,7 @@ def load_pair(
 
 
 def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, options: LoadOptions) -> Pair:
-    """Load one model as the target of a pair of which nothing else is run.
+    """Load one model as the target of a pair whose reference is not run.
 
     The reference is the model itself, or an adapter's base.
 
@@ -144,7 +144,7 @@ def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrai
 
 
 def one_dtype(sources: Sequence[ModelSource], options: LoadOptions) -> LoadOptions:
-    """Settle what "auto" means: one dtype for all these models, float32 if any of them is stored in it.
+    """Replace the dtype "auto" by one dtype for all these models: float32 if any of them is stored in float32.
 
     Raises:
         ModelError: If one of the models cannot be used.
@@ -162,7 +162,7 @@ def one_dtype(sources: Sequence[ModelSource], options: LoadOptions) -> LoadOptio
 
 
 def load_tokenizer(source: str, options: LoadOptions) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model, or below it where it is an adapter.
+    """Load the tokenizer of a model; for an adapter without one, that of its base.
 
     Raises:
         ModelError: If there is none, or it is damaged.
@@ -189,8 +189,8 @@ def shared_tokenizer(
 
     Args:
         target: Whose tokenizer it is, if it has one.
-        base: Whose is taken otherwise.
-        given: What the caller wants to be used: then nothing is compared.
+        base: Its tokenizer is used if the target has none.
+        given: Tokenizer that the caller gives; it is used without a comparison.
         options: How.
 
     Raises:
@@ -206,7 +206,7 @@ def shared_tokenizer(
 
 
 def _with_tokenizer(source: ModelSource, options: LoadOptions) -> ModelSource:
-    """Return the model itself, or the first one below an adapter that has a tokenizer."""
+    """Return the model itself if it has a tokenizer, or the first model beneath the adapter that has one."""
     if source.has_tokenizer:
         return source
     stack = adapter_stack(source, allow_hub=options.allow_hub)
@@ -218,7 +218,7 @@ def _tokenizer_at(source: ModelSource, options: LoadOptions) -> PreTrainedTokeni
 
 
 def _load_adapted(source: ModelSource, base: ModelSource, options: LoadOptions) -> tuple[Adapted, ModelOrigin]:
-    """Put an adapter on its base; return both, and where the base came from."""
+    """Put an adapter on its base; return the result and the origin of the base."""
     check_adapter(source)
     model, origin = load_model(base, options)
     return put_adapter(model, source), origin
@@ -295,7 +295,7 @@ def _pair_sequential(
     sequential = SequentialModels(target=lambda: load("target", target), reference=lambda: load("reference", base))
     shared, remarks = shared_tokenizer(target, base, tokenizer, options)
     pair = Pair(sequential=sequential, tokenizer=shared)
-    # Said last: remarks on a model are known once it was loaded.
+    # Read last: remarks on a model are known only after it was loaded.
     origin, pair.reference_origin = origins["target"], origins["reference"]
     pair.target_origin = replace(origin, remarks=origin.remarks + remarks)
     return pair

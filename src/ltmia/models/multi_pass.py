@@ -1,6 +1,6 @@
-"""Further looks at a pair for the attacks that one pass does not serve: prefixes, gradients, neighbours.
+"""Runs the models again for attacks that need more than the shared pass: prefixes, gradients, neighbours.
 
-Knows models and tokens; which attack asks, and what it makes of the answers, it does not know.
+Knows models and tokens; does not know the attacks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ NO_LOSSES = np.empty(0)
 
 
 class PairQueries:
-    """Token losses, gradient norms and neighbours of any texts under one pair."""
+    """Computes token losses, gradient norms and neighbours of texts with one pair of models."""
 
     def __init__(self, pair: Pair, *, max_length: int, batch_size: BatchSize, remember: Sequence[str] = ()) -> None:
-        """Look at a pair.
+        """Prepare to run a pair.
 
         Args:
             pair: Target and reference.
             max_length: Token ids read of each text, a prefix not counted.
             batch_size: Texts of full length per forward pass.
-            remember: Texts whose losses are asked for by several attacks, and kept.
+            remember: Texts whose losses several attacks ask for; they are computed once and kept.
         """
         self._pair = pair
         self._max_length = max_length if pair.max_positions is None else min(max_length, pair.max_positions)
@@ -43,7 +43,7 @@ class PairQueries:
         self._remembered: dict[str, Float64[np.ndarray, " _"]] = {}
 
     def fitting_shots(self, shots: Sequence[str], most: int) -> tuple[str, ...]:
-        """Return the first shots that, together, leave room for a text behind them; at most `most`."""
+        """Return the first shots, at most `most`, that together leave room for a text after them."""
         limit = self._pair.max_positions
         chosen: list[str] = []
         for shot in shots:
@@ -57,7 +57,8 @@ class PairQueries:
     def token_losses(self, texts: Sequence[str], prefix: str = "") -> list[Float64[np.ndarray, " _"]]:
         """Return -log p of each text's tokens under the target, in nats, after a prefix that is not scored itself.
 
-        The same positions with and without a prefix; none for a text that is unscorable or does not fit behind it.
+        Each text has the same positions with and without a prefix. A text that is unscorable, or does not fit after the
+        prefix, has no losses.
         """
         if prefix:
             return self._losses(texts, self._prefix_ids(prefix))
@@ -91,7 +92,7 @@ class PairQueries:
         logp = next(self._logp(self._pair.reference_runner, [encoded], None))
         truth = torch.from_numpy(encoded.ids[1:])[:, None].to(logp.device)
         own = logp.gather(1, truth)
-        # What the text has already is no substitute.
+        # The token of the text itself is no substitute.
         best = logp.scatter(1, truth, -torch.inf).topk(min(PROPOSALS, logp.shape[1] - 1), dim=1)
         scores = best.values - torch.log1p(-own.exp().clamp(max=1 - 1e-6))
         order = scores.flatten().argsort(descending=True, stable=True)[:n].tolist()
@@ -107,7 +108,7 @@ class PairQueries:
 
     def _prefix_ids(self, prefix: str) -> Int64[np.ndarray, " seq"]:
         limit = self._pair.max_positions or len(prefix.encode("utf-8", "replace")) + self._max_length
-        # One id more than fits tells a prefix that does not fit from one that just does.
+        # One id more than the limit shows whether the prefix is too long.
         encoded = encode_texts(self._pair.tokenizer, [prefix], max_length=limit + 1, vocab_size=self._pair.vocab_size)[
             0
         ]
@@ -141,7 +142,7 @@ class PairQueries:
     def _logp(
         self, runner: ModelRunner, texts: Sequence[EncodedText], prefix: Int64[np.ndarray, " seq"] | None
     ) -> Iterator[Tensor]:
-        """Yield each text's (pred, vocab) log-probabilities, from the second of its own ids on."""
+        """Yield the log-probabilities of each text, (pred, vocab), for all its own ids but the first."""
         pair = self._pair
         rows = [text.ids if prefix is None else np.concatenate([prefix, self._bare(text.ids)]) for text in texts]
         ids, mask = pad_ids(rows, 0)
@@ -153,7 +154,7 @@ class PairQueries:
             yield torch.cat([head(part)[:, : pair.vocab_size].log_softmax(-1) for part in parts])
 
     def _bare(self, ids: Int64[np.ndarray, " seq"]) -> Int64[np.ndarray, " seq"]:
-        """Leave out the mark of a beginning: behind a prefix nothing begins."""
+        """Remove the BOS token, because a text after a prefix does not begin with one."""
         return ids[1:] if ids[0] == self._pair.tokenizer.bos_token_id else ids
 
     def _loss(self, text: EncodedText) -> Tensor:

@@ -15,7 +15,7 @@ from ltmia.models.runner import ModelRunner
 from ltmia.models.sequential import SequentialModels
 
 LENGTH_LIMITS = ("max_position_embeddings", "max_seq_len")
-"""What configs call the longest input."""
+"""Names of the longest input length in configs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +26,11 @@ class ModelOrigin:
     revision: str | None = None
     trust_remote_code: bool = False
     remarks: tuple[str, ...] = ()
-    """What had to be done to its weights before they were the model's."""
+    """Remarks on what was done to its weights while loading."""
 
 
 IN_MEMORY = ModelOrigin()
-"""Of a model that was given, not loaded."""
+"""Origin of a model that was given as a module, not loaded."""
 
 
 class Pair:
@@ -46,13 +46,13 @@ class Pair:
         target_origin: ModelOrigin = IN_MEMORY,
         reference_origin: ModelOrigin = IN_MEMORY,
     ) -> None:
-        """Look at both models, and find out how they are run.
+        """Take both models, and find out how to run them.
 
         Args:
             target: The fine-tuned model.
             reference: Its base. Without one, the target must be a PEFT model: the reference is then the same weights
                 with the adapter switched off, so one copy serves both.
-            sequential: In place of both, if they do not fit into memory together.
+            sequential: Loads one model at a time; replaces both if they do not fit into memory together.
             tokenizer: Of both.
             target_origin: Where the target came from.
             reference_origin: Where the reference came from.
@@ -68,7 +68,7 @@ class Pair:
             raise ModelError("a pair needs a reference: give the base model, or a PEFT model as the target")
         limits = [*self._look_at_target(), *self._look_at_reference()]
         self.max_positions = min(limits, default=None)
-        """Longest input both models take; None when neither says."""
+        """Longest input that both models take, in tokens; None if no config gives one."""
         if sequential is not None and not self.target_runner.runs_head_apart:
             raise ModelError(
                 "the target does more after its output head than is known here, so its logits, not its "
@@ -116,7 +116,7 @@ class Pair:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids both models know: logits are compared on [0, vocab_size)."""
+        """Number of ids that both models know; logits are compared on ids below it."""
         return min(self.target_runner.vocab_size, self.reference_runner.vocab_size)
 
 

@@ -14,38 +14,39 @@ from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
 
 TRIAL_LOGIT = 100.0
-"""The trial scales hidden states until the largest logit is this, where no soft cap stays hidden."""
+"""The trial scales hidden states until the largest logit has this size, at which any soft cap is visible."""
 TRIAL_TOLERANCE = {torch.float32: 1e-4}
-"""Difference, relative to the largest logit, up to which our head counts as the model's own."""
+"""Largest difference between our head and the model's, relative to the largest logit."""
 HALF_TOLERANCE = 1e-2
 """The same for half precision: a few roundings to 8 bits."""
 AHEAD_TOLERANCE = 1e-5
-"""Change of a token's logits with the token after it, relative to the largest, that is float noise."""
+"""A token's logits may change by this share of the largest logit, as float noise, when the token after it changes."""
 BATCH_TOLERANCE = 1e-4
-"""The same for what else is in the batch: other shapes are summed in another order."""
+"""The same when the rest of the batch changes, because other shapes are summed in another order."""
 HALF_BATCH_TOLERANCE = 5e-2
 """The same for half precision, where another order is another rounding in every layer, and more so on processors that
 have no such arithmetic: 12 random layers of GPT-2's size differ by up to 0.014 in bfloat16."""
 PADDED_LENGTH = 9
-"""Tokens of the padded text of the batch that a model is tried on."""
+"""Tokens of the longer text in the trial batch."""
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
-"""What a model raises that cannot take plain ids and a mask."""
+"""Exceptions of models that cannot run on plain ids and a mask."""
 
 
 class ModelRunner:
     """One model as a source of float32 logits: hidden states first, then the head on the positions asked for.
 
-    Where the logits are a linear head on the hidden states, perhaps scaled or soft-capped, the head runs apart, in
-    float32 whatever the model's dtype, and on real tokens only. A model that does anything else after its head is run
-    whole.
+    If the logits are a linear function of the hidden states, perhaps scaled or soft-capped, the head runs separately:
+    in float32 for any dtype of the model, and on real tokens only. A model that does anything else after its head is
+    run whole.
 
     Args:
-        model: Returns the model; asked at each use, so that models can take turns in memory. The head stays.
-        context: What to run it in.
+        model: Returns the model. It is called at each use, so that two models can share the memory in turn. The head
+        stays in memory.
+        context: Context manager that is entered for each run.
 
     Raises:
-        ModelError: When made of a model that cannot be run on ids alone, gives logits of a wrong shape, looks
-            ahead, or minds what else is in the batch.
+        ModelError: If the model cannot run on ids alone, gives logits of a wrong shape, uses later tokens, or gives a
+        text other logits in another batch.
     """
 
     def __init__(self, model: Callable[[], Any], context: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -72,7 +73,7 @@ class ModelRunner:
 
     @property
     def runs_head_apart(self) -> bool:
-        """Whether hidden states and logits can be computed separately."""
+        """Whether the head can be run separately from the rest of the model."""
         return self._after_head is not None
 
     @torch.inference_mode()
@@ -84,13 +85,13 @@ class ModelRunner:
         return self.states_with_graph(ids, mask)
 
     def states_with_graph(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Do the same as `hidden_states`, with the graph that a backward pass needs."""
+        """Do the same as `hidden_states`, and record the graph for a backward pass."""
         with self._context():
             if not self.runs_head_apart:
                 return self._logits(ids, mask)
             # A model that was loaded again has a new head.
             self._head = self._model.get_output_embeddings()
-            # One position is enough to keep the model's own head happy.
+            # The model's own head runs as well; one position is enough for it.
             with _head_input(self._head, lambda hidden: hidden[..., :1, :]) as captured:
                 self._logits(ids, mask)
             return captured[0]
@@ -110,7 +111,7 @@ class ModelRunner:
         return logits
 
     def head_with_graph(self) -> Head:
-        """Do the same as `float32_head`, with the graph that a backward pass needs: slower, and it keeps its logits."""
+        """Do the same as `float32_head`, and record the graph for a backward pass; slower, and it keeps the logits."""
         after_head = self._after_head
         if self._head is None or after_head is None:
             return Tensor.float
@@ -148,7 +149,7 @@ class ModelRunner:
             )
         ahead = (logits - changed)[:, :-1].abs().max()
         tolerance = HALF_TOLERANCE if self._is_half() else AHEAD_TOLERANCE
-        # Written so that NaN passes: broken weights make texts unscorable, which is said text by text.
+        # NaN passes this comparison: broken weights make texts unscorable, and each text says so.
         if ahead > tolerance * _largest(logits):
             raise ModelError(
                 f"{self._name}: a token's logits change with the token after it, so this is no causal LM "
@@ -158,7 +159,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _check_batch(self) -> None:
-        """Run four tokens alone, and beside a longer text with padding behind them: the same logits are expected."""
+        """Run four tokens alone, and padded in a batch with a longer text; check that the logits are the same."""
         ids, mask = self._trial_ids()
         row = torch.arange(PADDED_LENGTH, device=ids.device)
         padded, kept = row % ids.shape[1], (row < ids.shape[1]).long()
@@ -179,7 +180,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _try_head(self) -> Callable[[Tensor], Tensor] | None:
-        """Find how the model's logits follow from its head, by running four tokens both ways."""
+        """Find out how the logits follow from the head, by running four tokens both ways."""
         if self._head is None:
             return None
         ids, mask = self._trial_ids()
@@ -199,7 +200,7 @@ class ModelRunner:
 
 
 def _largest(logits: Tensor) -> float:
-    """Return the largest finite magnitude; 1 when there is none, or nothing but zeros."""
+    """Return the largest finite magnitude; 1 if there is none, or if all values are zero."""
     largest = float(torch.where(logits.isfinite(), logits, 0.0).abs().max())
     return largest or 1.0
 
@@ -210,7 +211,7 @@ def _all_close(found: Tensor, logits: Tensor, tolerance: float) -> bool:
 
 
 def _after_head_candidates(config: Any, head: Tensor, logits: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield what models are known to do after the head: nothing, scale the logits, cap them softly."""
+    """Yield the functions that models apply after the head: none, a scale, a soft cap."""
     yield lambda x: x
     usable = head.isfinite() & (head.abs() > head.abs().median())
     if head.shape == logits.shape and bool(usable.any()):
@@ -225,7 +226,7 @@ def _after_head_candidates(config: Any, head: Tensor, logits: Tensor) -> Iterato
 
 @contextmanager
 def _head_input(head: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """Catch what the model feeds its head, and feed the head something else instead."""
+    """Record the input of the model's head, and optionally replace it."""
     captured: list[Tensor] = []
 
     def catch(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

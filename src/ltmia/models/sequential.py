@@ -1,4 +1,4 @@
-"""Two models that do not fit into memory together: each is loaded when its turn comes, and then makes room.
+"""Two models that do not fit into memory together: only one is loaded at a time.
 
 Every statistic of a position needs the logits of both models. But logits are the head times the last hidden states, so
 what waits for the other model's turn is little: the head in memory, the hidden states on disk, one row per scored
@@ -34,10 +34,10 @@ class SequentialModels:
 
 
 class KeptStates:
-    """Hidden states of texts in an unnamed file, which vanishes when closed, however the process ends."""
+    """Hidden states of texts in an unnamed temporary file, which vanishes with the process."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Open the file in a folder; None is the system's own for temporary files, which may lie in memory."""
+        """Open the file in a folder. None: the system's folder for temporary files, which may be in memory."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
         self._places: dict[int, tuple[int, tuple[int, int]]] = {}
         self._dtype = torch.float32
@@ -56,14 +56,14 @@ class KeptStates:
         return self._file.seek(0, 2)
 
     def write(self, rows: Sequence[int], counts: Sequence[int], states: Shaped[Tensor, "pred hidden"]) -> None:
-        """Keep the states of some texts, given end to end with each text's number of positions."""
+        """Write the states of some texts, concatenated, with the number of positions of each."""
         self._dtype = states.dtype
         for row, part in zip(rows, states.cpu().split(list(counts)), strict=True):
             self._places[row] = self.n_bytes, (len(part), part.shape[1])
             self._file.write(part.contiguous().view(torch.uint8).numpy().data)
 
     def read(self, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"]:
-        """Return the states of some texts, end to end."""
+        """Return the states of some texts, concatenated."""
         parts = []
         for row in rows:
             start, shape = self._places[row]

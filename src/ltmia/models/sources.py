@@ -1,4 +1,4 @@
-"""Where a model is, and whether it may be loaded: a folder, an adapter's folder, a GGUF file, or a hub id.
+"""Finds a model by name (folder, adapter folder, GGUF file or hub id) and checks that it may be loaded.
 
 Looks at names and files only; nothing is loaded here. Every refusal is a `ModelError` that names what was found
 and what to do.
@@ -41,26 +41,26 @@ LOADING_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, ImportError, AttributeError, NotImplementedError,
     SafetensorError, StrictDataclassError, EntryNotFoundError, RevisionResolutionError,
 )  # fmt: skip
-"""What the libraries raise on a model that is missing, damaged, or not what it says."""
+"""Exceptions of the libraries for a model that is missing, damaged, or inconsistent."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """One model's whereabouts."""
+    """Where one model is."""
 
     given: str
-    """As the user named it."""
+    """Name that the user gave."""
     path: Path | None
     """Folder or GGUF file; None for a model on the hub that is not an adapter."""
     hub_id: str = ""
     revision: str | None = None
-    """Of a model on the hub; pinned to one commit, so that config, weights and tokenizer are of the same."""
+    """Revision of a model on the hub, pinned to one commit, so that config, weights and tokenizer fit together."""
     from_cache: bool = False
     """Whether a model of the hub was looked for in this machine's cache only."""
 
     @property
     def name(self) -> str:
-        """What a fine-tune may call it, in whatever folder it is loaded: a hub id, or an absolute path."""
+        """Name that is valid in any working directory: a hub id, or an absolute path."""
         return self.hub_id or str(Path(str(self.path)).resolve())
 
     @property
@@ -85,12 +85,12 @@ class ModelSource:
 
     @property
     def commit(self) -> str | None:
-        """Commit of a hub model that all its files are of; None for anything else, or where it cannot be had."""
+        """Commit of a model on the hub; None for other models, or if it is unknown."""
         return self.revision.resolved if isinstance(self.revision, ResolvedRevision) else None
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer comes with the model; of a hub id it is taken for granted."""
+        """Whether a tokenizer comes with the model; for a hub id this is assumed."""
         if self.path is None or self.is_gguf:
             return True
         return any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -102,9 +102,9 @@ def is_gguf_name(path: Path) -> bool:
 
 
 def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
-    """Find out what a name stands for.
+    """Find the model that a name stands for.
 
-    An adapter on the hub is fetched: a few megabytes, and from then on it is a folder like any other.
+    An adapter on the hub is downloaded (a few megabytes) and then treated like a folder.
 
     Args:
         source: Path of a folder or a .gguf file, or a hub id, "org/name" or "org/name@revision".
@@ -163,7 +163,7 @@ def find_base(source: ModelSource) -> str:
         raise ModelError(
             f"{source.given}: {looked} does not say which model it was fine-tuned from; name that one with `base`"
         )
-    # What lies here has no revisions.
+    # Local folders have no revisions.
     has_revision = isinstance(revision, str) and revision and "@" not in named and not Path(named).expanduser().exists()
     return f"{named}@{revision}" if has_revision else named
 
@@ -203,10 +203,10 @@ def _named_base(source: ModelSource, *, allow_hub: bool) -> ModelSource:
 
 
 def adapter_stack(source: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
-    """Return a model, what it is an adapter of, and so on down to one that is no adapter.
+    """Return a model, its base, the base of that, and so on, down to a model that is no adapter.
 
     Raises:
-        ModelError: If one of them cannot be found, or they go round in a circle.
+        ModelError: If one of them cannot be found, or they form a circle.
     """
     stack = [source]
     while stack[-1].is_adapter:
@@ -242,7 +242,7 @@ def check_adapter(source: ModelSource) -> None:
 
 
 def refuse_clearly(source: ModelSource, load: Callable[[], Any]) -> Any:
-    """Turn what the libraries raise on a model that cannot be had into one short message.
+    """Turn exceptions of the libraries for a model that cannot be loaded into one short message.
 
     Raises:
         ModelError: Naming the model, the reason, and for a hub id what else the name could have meant.
@@ -269,7 +269,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ModelError: If the file is not readable, or holds anything else.
+        ModelError: If the file cannot be read, or holds no JSON object.
     """
     try:
         content = json.loads(path.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""A model's tokenizer, and whether two of them give every id the same token."""
+"""Loads a model's tokenizer, and compares two tokenizers id by id."""
 
 import re
 from importlib.metadata import version
@@ -10,7 +10,7 @@ from ltmia.errors import ModelError
 from ltmia.models.sources import MESSAGE_LIMIT, ModelSource, refuse_clearly
 
 RESERVED = re.compile(r"\W*(?:reserved|unused|dummy|extra|control|placeholder)\w*\W*", re.IGNORECASE)
-"""Names of tokens that bases keep free, such as <unused7>, [control_8] or <|reserved_special_token_3|>."""
+"""Pattern of reserved tokens that bases do not use, such as <unused7>, [control_8] or <|reserved_special_token_3|>."""
 
 
 def read_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -30,8 +30,8 @@ def read_tokenizer(source: ModelSource, *, trust_remote_code: bool) -> PreTraine
 def compare_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Compare a target's tokenizer with its base's, id by id.
 
-    Tokens that only one of the two has (added while fine-tuning) are fine: they lie outside the shared ids. So are
-    special and reserved tokens that bear another name in the target, as chat fine-tunes give them; that is said.
+    Tokens that only one of the two has (added while fine-tuning) are allowed: they are outside the shared ids. Special
+    and reserved tokens may have another name in the target, as in chat fine-tunes; a remark says so.
 
     Returns:
         A remark if tokens were renamed, else nothing.

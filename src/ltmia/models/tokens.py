@@ -1,4 +1,4 @@
-"""Texts to token ids, rows kept. Knows tokenizers; knows no model."""
+"""Turns texts into token ids, one row per text. Knows tokenizers; knows no model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +13,12 @@ from ltmia.records import shared_beginning, without_surrogates
 
 ENCODE_AT_ONCE = 1000
 CHARACTERS_PER_TOKEN = 256
-"""Text beyond this many characters per token asked for is not even tokenised: no token is that
-long on average."""
+"""Characters per token at most: a text is cut at this many times `max_length` before it is tokenised. No tokens are
+that long on average."""
 
 Encoding = Literal["default", "published"]
 LEAST_IDS: Mapping[Encoding, int] = {"default": 3, "published": 2}
-"""No attack measures a text on fewer than two predictions; the published features take one."""
+"""Fewest ids of a scorable text: attacks need two predictions, the published features one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +27,15 @@ class EncodedText:
 
     ids: Int64[np.ndarray, " seq"]
     start: int = 1
-    """First scored id: the one behind the first, or behind the prompt."""
+    """Index of the first scored id: 1, or the first one after the prompt."""
     reason: str | None = None
     """Why the text cannot be scored; None when it can."""
     truncated: bool | None = False
-    """The text goes on behind these ids. None: a recording does not say."""
+    """Whether the text continues after these ids. None: a recording does not say."""
 
     @property
     def n_scored(self) -> int:
-        """Predicted positions."""
+        """Number of predicted positions."""
         return 0 if self.reason else len(self.ids) - self.start
 
     @property
@@ -89,7 +89,7 @@ def tokenised_at_once(n_texts: int) -> Iterator[slice]:
 
 
 def hash_encoded(digest: Any, encoded: Iterable[EncodedText]) -> None:
-    """Feed to a hash of `hashlib` what of each text is read and scored."""
+    """Feed the encoded texts to a hash of `hashlib`."""
     for text in encoded:
         digest.update(json.dumps([text.ids.tolist(), text.start, text.reason, text.truncated]).encode())
 
@@ -101,7 +101,7 @@ def prompt_lengths(
     starts: Sequence[int] | None,
     encoding: Encoding = "default",
 ) -> list[int]:
-    """Return how many ids of each text belong to its prompt alone: a token that reaches over its end does not.
+    """Return how many ids of each text belong to its prompt. A token that spans the end of the prompt does not.
 
     Args:
         tokenizer: What made the ids.

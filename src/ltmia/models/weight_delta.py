@@ -18,7 +18,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")
-"""The first number in a parameter's name is that of its layer."""
+"""Finds the first number in a parameter's name, which is the number of its layer."""
 ZERO_AT_FIRST = (True, "gaussian", "eva")
 """Values of PEFT's `init_lora_weights` with which lora_B starts at zero and the base stays as it is."""
 Layout = Literal["linear", "transposed", "other"]
@@ -38,7 +38,7 @@ class ChangedMatrix:
     target: Tensor
     """As the target holds it."""
     base: Tensor | None
-    """As the base holds it; None for zeros, where an adapter starts."""
+    """As the base holds it; None means zeros, where an adapter starts."""
 
 
 def is_adapter(pair: Pair) -> bool:
@@ -49,7 +49,8 @@ def is_adapter(pair: Pair) -> bool:
 def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     """Return the matrices of numbered layers that fine-tuning changed, in the order of the model.
 
-    Of an adapter these are its `lora_B`, which start at zero. Its `lora_A` start at random numbers that nobody kept.
+    For an adapter these are its `lora_B` matrices, which start at zero. Its `lora_A` matrices start at random numbers,
+    which are not stored.
 
     Raises:
         ModelError: If there are none, or they cannot be compared.
@@ -69,10 +70,10 @@ def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
 
 @contextmanager
 def model_between(pair: Pair, point: float) -> Iterator[ModelRunner]:
-    """Give the model at a point of the line from the base (0) to the target (1), as something to run.
+    """Give a runner of the model at a point on the line from the base (0) to the target (1).
 
-    Between the ends the target's own weights are changed for as long as this is entered, which takes memory for one
-    more model. Nothing else may use the target meanwhile.
+    Between the ends, the target's own weights are changed while the context is entered; this takes memory for one more
+    model. Nothing else may use the target meanwhile.
     """
     if point == 1:
         yield pair.target_runner

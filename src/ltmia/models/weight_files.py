@@ -1,4 +1,4 @@
-"""What lies in a model's folder: weights that may be loaded, or something else, and then how to make weights of it."""
+"""Checks the weight files in a model's folder; for other files it says how to convert them."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ FOREIGN = (
         "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER) writes safetensors",
     ),
 )
-"""Weights of other kinds by the ends of their names, and what to do with them."""
+"""Weights of other formats by the end of their names, and how to convert them."""
 
 ZERO = ("zero_to_fp32.py", "global_step")
 FSDP = ("pytorch_model_fsdp", "__0_0.distcp")
@@ -66,7 +66,7 @@ def _found(names: list[str]) -> str:
 
 
 def _refuse_shards(source: ModelSource, folder: Path, names: list[str]) -> None:
-    """Name the program that puts together what a training left in one piece for each processor."""
+    """Name the program that joins the parts that a distributed training has written."""
     if any(name.startswith(ZERO) for name in names):
         raise ModelError(
             f"{source.given}: holds the parts of a DeepSpeed ZeRO training, not a model; put them together with "

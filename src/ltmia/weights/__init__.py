@@ -1,1 +1,1 @@
-"""Which texts an update of weights is made of: target minus base as a sum of the candidates' gradients."""
+"""Attack on the weights: explains the update (target minus base) as a weighted sum of the texts' gradients."""

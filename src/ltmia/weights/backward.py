@@ -26,9 +26,10 @@ from ltmia.models.runner import ModelRunner
 from ltmia.models.weight_delta import ChangedMatrix, Layout
 
 DENSE_SHARE = 1 / 50
-"""Share of a matrix's coordinates from which on its whole gradient, one matrix product, is cheaper than the sums."""
+"""If a larger share of a matrix's coordinates is read, its whole gradient is computed, because one matrix product is
+then faster."""
 GATHER_BYTES = 64 * 2**20
-"""Memory of the products summed over tokens at a time."""
+"""Bytes of the products that are summed over tokens at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,29 +37,29 @@ class MatrixPlaces:
     """Coordinates of one matrix."""
 
     name: str
-    """Of the parameter."""
+    """Name of the parameter."""
     layout: Layout
     shape: tuple[int, ...]
     flat: Int64[np.ndarray, " coordinate"]
-    """Places in the flattened parameter, rising."""
+    """Indices in the flattened parameter, in rising order."""
 
     @classmethod
     def of(cls, matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> "MatrixPlaces":
-        """Name coordinates of a moved matrix."""
+        """Describe coordinates of a changed matrix."""
         return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat)
 
     def outputs_and_inputs(self) -> tuple[Int64[np.ndarray, " coordinate"], Int64[np.ndarray, " coordinate"]]:
-        """Return which output and which input of the layer each coordinate links."""
+        """Return the layer's output index and input index of each coordinate."""
         first, second = np.divmod(self.flat, self.shape[1])
         return (second, first) if self.layout == "transposed" else (first, second)
 
 
 class TextGradients:
-    """Computes gradients of texts under one model; a context, in which the model's parameters ask for none.
+    """Computes gradients of texts under one model; a context, in which parameters need no gradient.
 
     Args:
-        model: Holds the matrices.
-        runner: Runs it.
+        model: Model that holds the matrices.
+        runner: Runs the model.
         places: What is read.
         batched: Read linear layers from a batch of texts. Otherwise texts go one by one, and any parameter can be read.
     """
@@ -98,7 +99,7 @@ class TextGradients:
 
     @property
     def most_texts(self) -> int | None:
-        """Most texts of one call; None where there is no such limit."""
+        """Most texts of one call; None: no limit."""
         return None if self._batched else 1
 
     @torch.enable_grad()
@@ -109,7 +110,7 @@ class TextGradients:
 
         Args:
             rows: Token ids of each text.
-            starts: First id of each text that is predicted and counts.
+            starts: Index of each text's first predicted id that counts.
         """
         device = next(iter(self._parameters.values())).device
         ids, mask = pad_ids(rows, 0)
@@ -121,7 +122,7 @@ class TextGradients:
         self._out = torch.zeros(len(rows), self._n, device=device)
         states = self._runner.states_with_graph(ids.to(device), mask.to(device))[:, :-1][counted]
         pull = _loss_gradient(self._head, states, ids[:, 1:][counted].to(device), shares[counted].to(device))
-        if states.requires_grad:  # else nothing that is read has a part in the outcome
+        if states.requires_grad:  # otherwise no layer that is read affects the loss
             states.backward(pull)
         if not self._batched:
             self._take_parameter_gradients()
@@ -131,7 +132,7 @@ class TextGradients:
         """Add what one call of a layer contributes.
 
         Args:
-            place: Of the layer's matrix.
+            place: Coordinates of the layer's matrix.
             start: Its first column in the result.
             inputs: (batch, seq, in).
             pull: The loss's gradient at the layer's output, (batch, seq, out).
@@ -168,7 +169,7 @@ class TextGradients:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _LayerReader:
-    """The hook of a layer that is read."""
+    """Forward hook of a layer whose gradients are read."""
 
     owner: TextGradients
     place: MatrixPlaces
@@ -176,7 +177,7 @@ class _LayerReader:
 
     def __call__(self, _module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if not output.requires_grad:
-            # The graph begins here; a copy, since what follows may write into its input.
+            # The graph begins here, with a copy, because later operations may change their input in place.
             output = output.detach().requires_grad_().clone()
         kept = inputs[0].detach()
         output.register_hook(lambda pull: self.owner.collect(self.place, self.start, kept, pull))
@@ -189,7 +190,7 @@ def _loss_gradient(head: Any, states: Tensor, truth: Tensor, shares: Tensor) -> 
     Args:
         head: From hidden states to logits.
         states: (pred, hidden).
-        truth: Ids that really followed, (pred,).
+        truth: Ids of the true next tokens, (pred,).
         shares: One over the number of scored positions of each position's text, (pred,).
     """
     pulls: list[Tensor] = []

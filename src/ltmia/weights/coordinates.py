@@ -1,4 +1,4 @@
-"""Which coordinates of which matrices are read of an update and of the texts' gradients.
+"""Chooses the coordinates of the weights at which the update and the texts' gradients are read.
 
 A seeded sample: some hundred thousand of many millions tell as much as all of them (docs/log.md has the figures).
 """
@@ -18,31 +18,31 @@ from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, run_model
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 
 TRIAL_LENGTH, TRIED = 6, 512
-"""Tokens of a text, and coordinates of a matrix, that are tried."""
+"""Tokens of a trial text, and coordinates of a matrix that are compared."""
 TRIAL_TOLERANCE = 1e-3
-"""Largest relative difference, in 2-norm, at which the gradients of a batch count as those of its texts."""
+"""Largest relative difference, in 2-norm, between gradients from a batch and from each text alone."""
 HALF_TRIAL_TOLERANCE = 5e-2
-"""The same where the matrix is kept in half precision."""
+"""The same for matrices stored in half precision."""
 MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-"""Of the formats that round so much that it shows in an update."""
+"""Bits of the mantissa of formats whose rounding is visible in an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Coordinates:
-    """The coordinates read, matrix by matrix, and what the update is there."""
+    """The coordinates to read, matrix by matrix, and the update at them."""
 
     places: tuple[MatrixPlaces, ...]
     """Where they are."""
     batched: bool
-    """Whether the gradients of several texts can be had from one backward pass."""
+    """Whether one backward pass gives the gradients of several texts."""
     change: Float64[np.ndarray, " coordinate"]
     """Target minus base."""
     rounding: Float64[np.ndarray, " coordinate"]
     """Variance of the rounding of the target's stored number; 0 where the format is exact enough."""
     layers: tuple[int, ...]
-    """Layers they lie in."""
+    """Layers of the coordinates."""
     n_available: int
-    """Coordinates of those layers' matrices, from which the sample was drawn."""
+    """Number of coordinates that the sample was drawn from."""
     digest: str = field(default="")
     """Hash of the places."""
 
@@ -53,9 +53,9 @@ class Coordinates:
 def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: int) -> Coordinates:
     """Draw coordinates at random from the matrices of the last layers that fine-tuning changed.
 
-    Matrices that torch multiplies by as a whole come first, since the gradients of many texts follow from one
-    backward pass there. Only where the last layers have none are other weights of two or more axes read, one text at a
-    time. Norms, biases, embeddings and the output head are never read.
+    Matrices of linear layers are preferred, because one backward pass gives the gradients of many texts. If the last
+    layers have none, other weights of two or more axes are read, one text at a time. Norms, biases, embeddings and the
+    output head are never read.
 
     Args:
         pair: Target and base.
@@ -92,7 +92,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
 
 
 def _shares(sizes: Int64[np.ndarray, " matrix"], total: int) -> Int64[np.ndarray, " matrix"]:
-    """Share out a number of coordinates in proportion to sizes; none gets more than it has, each at least one."""
+    """Divide a number of coordinates in proportion to sizes: each matrix gets at least one, and no more than it has."""
     total = min(total, int(sizes.sum()))
     bounds = np.floor(np.cumsum(sizes) * (total / sizes.sum()) + 0.5).astype(np.int64)
     return np.clip(np.diff(bounds, prepend=0), 1, sizes)
@@ -109,7 +109,7 @@ def _values(weight: Tensor, flat: Int64[np.ndarray, " coordinate"]) -> Float64[n
 
 
 def _rounding(matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
-    """Variance of rounding to the target's format: that of a uniform error one unit in the last place wide."""
+    """Return the variance of rounding to the target's format: a uniform error of one unit in the last place."""
     bits = MANTISSA_BITS.get(matrix.target.dtype)
     if bits is None:
         return np.zeros(len(flat))
@@ -126,7 +126,7 @@ def _digest(places: Sequence[MatrixPlaces]) -> str:
 
 
 def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[ChangedMatrix]:
-    """Return those whose gradients come out of a batch as they come out of each text alone.
+    """Return the matrices whose gradients are the same from a batch and from each text alone.
 
     Some layers read a weight without multiplying by it as a module, and some see their tokens sorted by expert.
     """

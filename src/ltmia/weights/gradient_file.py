@@ -26,7 +26,7 @@ LARGEST = 2.0**14
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientShape:
-    """What a folder of gradients holds."""
+    """Shape of a folder of gradients."""
 
     n_texts: int
     n_points: int
@@ -34,14 +34,14 @@ class GradientShape:
 
     @property
     def n_bytes(self) -> int:
-        """Size on disk."""
+        """Bytes on disk."""
         return 2 * self.n_texts * self.n_points * self.n_coordinates
 
 
 def pack_rows(
     rows: Float32[np.ndarray, "text coordinate"],
 ) -> tuple[np.ndarray, Float64[np.ndarray, " text"]]:
-    """Return rows as float16 and the power of two that each was divided by; NaN for a row that is not finite."""
+    """Return rows as float16, and the power of two that each was divided by: NaN if the row is not finite."""
     largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
     usable = np.isfinite(largest)
     scales = np.where(usable, np.exp2(np.ceil(np.log2(np.maximum(largest, 2.0**-100) / LARGEST))), np.nan)
@@ -53,7 +53,7 @@ class GradientFile:
     """Gradients of texts at points of a path, appended in batches and read in blocks of coordinates."""
 
     def __init__(self, folder: Path, shape: GradientShape, fingerprint: str) -> None:
-        """Open a folder, and take over what an earlier run of the same work left in it.
+        """Open a folder, and continue from what an earlier run of the same work left there.
 
         Args:
             folder: Made if missing; what is in it of other work is removed.
@@ -139,7 +139,7 @@ class GradientFile:
                 file.truncate(2 * self.shape.n_texts * self.shape.n_coordinates)
 
     def _sound(self, line: str) -> dict[str, Any] | None:
-        """Return a line of the journal if what it says is on disk really is."""
+        """Return a line of the journal if its rows are on disk and undamaged."""
         try:
             entry = json.loads(line)
             rows, point = entry["rows"], entry["point"]
@@ -153,10 +153,10 @@ class GradientFile:
 
 
 def check_room(folder: Path, shape: GradientShape) -> None:
-    """Refuse work that the disk has no room for.
+    """Refuse work if the disk has too little room.
 
     Raises:
-        StoreError: Saying how much is needed.
+        StoreError: If there is too little room; the message says how much is needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stats = os.statvfs(folder)

@@ -29,15 +29,15 @@ def read_gradients(
     identity: str,
     report: Report = silent,
 ) -> GradientFile:
-    """Compute the gradient of each text's mean loss at each point, or take what is in the folder already.
+    """Compute the gradient of each text's mean loss at each point; gradients in the folder are reused.
 
-    A text's gradient depends on what else is in its batch by float noise alone. A text without a scored token, or with
-    a gradient that is not finite, has a scale of NaN.
+    The other texts of a batch change a gradient only by float noise. A text without a scored token, or with a gradient
+    that is not finite, has a scale of NaN.
 
     Args:
         pair: Target and base.
         encoded: The texts; those that cannot be scored are left out.
-        coordinates: What is read of a gradient.
+        coordinates: Coordinates that are read.
         points: Places on the line, 0 for the base and 1 for the target.
         folder: Where the gradients go.
         identity: Of the two models; gradients of other models in the folder are thrown away.
@@ -77,7 +77,7 @@ def read_gradients(
 
 
 def _batches(pair: Pair, encoded: Sequence[EncodedText], batched: bool) -> list[list[int]]:
-    """Group texts by length, the same way at each call, as many as the device is fastest with."""
+    """Group texts by length, always in the same way, in batches of the size that is fastest on the device."""
     longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
     batches = length_batches(encoded, max(most_tokens(pair.device) // longest, 1))
     return batches if batched else [[row] for batch in batches for row in batch]

@@ -1,4 +1,4 @@
-"""How an optimiser turns gradients into an update, and how much noise each coordinate of an update has.
+"""Models how an optimiser turns gradients into an update, and how noisy each coordinate of the update is.
 
 Adam divides each coordinate by the square root of v, the running mean of the squared gradient of a batch. So an update
 is a sum of its texts' gradients only after the same division.
@@ -21,23 +21,23 @@ from ltmia.weights.gradient_file import GradientFile
 BATCH_TEXTS = 8
 """Texts of the batches that v is estimated from."""
 SHUFFLES = 4
-"""Times that all texts are dealt out into batches."""
+"""Number of times that all texts are split into batches."""
 BLOCK_BYTES = 64 * 2**20
-"""Memory of the gradients that are looked at together."""
+"""Bytes of gradients that are read at a time."""
 MISFIT_SHARE = 0.5
 """Share of the update's mean square that counts as misfit of the linear model, where rounding is weighed against it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """What the regression multiplies gradients and divides the update by, coordinate by coordinate."""
+    """Weights of the regression, for each coordinate."""
 
     preconditioner: Float64[np.ndarray, " coordinate"]
-    """What the optimiser multiplied gradients by."""
+    """Factor by which the optimiser multiplied gradients."""
     noise: Float64[np.ndarray, " coordinate"]
-    """Standard deviation of what the gradients do not explain, up to a common factor; infinite: leave out."""
+    """Standard deviation of the noise, up to a common factor; infinite: the coordinate is left out."""
     adaptive: bool
-    """Whether the preconditioner is that of an optimiser that divides by sqrt(v)."""
+    """Whether the optimiser divides by sqrt(v)."""
 
 
 def second_moments(
@@ -60,13 +60,13 @@ def second_moments(
 
 
 def blocks(n_coordinates: int, n_rows: int) -> list[slice]:
-    """Cut coordinates into runs of which so many rows take `BLOCK_BYTES` in float32."""
+    """Split coordinates into runs so that all rows of a run take `BLOCK_BYTES` in float32."""
     step = max(BLOCK_BYTES // (4 * max(n_rows, 1)), 1)
     return [slice(start, min(start + step, n_coordinates)) for start in range(0, n_coordinates, step)]
 
 
 def _deal(n_texts: int, seed: int) -> np.ndarray:
-    """Return (batch, text) weights that average each batch's texts."""
+    """Return weights, (batch, text), that average the texts of each batch."""
     rng = np.random.default_rng(seed)
     size = min(BATCH_TEXTS, n_texts)
     dealt = []

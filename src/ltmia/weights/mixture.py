@@ -1,4 +1,4 @@
-"""Used or not: two groups of texts by their coefficients, and how many texts are in each.
+"""Splits texts into used and unused by their coefficients, and estimates how many there are of each.
 
 Texts that were trained on share a coefficient (learning rate times passes, over batch size), the others have none.
 Both may spread: a schedule gives late texts less, and what the linear model misses looks like small coefficients.
@@ -19,12 +19,12 @@ SWEEPS = 8
 MOST_SWEPT = 5000
 """Texts up to which the rounds are made; each inverts an n x n matrix. Beyond, one round from the ridge solution."""
 DAMPING = 0.7
-"""Share of a round's change that is taken over."""
+"""Damping: share of a round's change that is applied."""
 BOUNDS = ((-9.0, 9.0), (1e-3, 30.0), (-6.0, 0.0), (-9.0, 2.0))
-"""Of the fitted parameters. What spreads used texts alone is no more than their mean: none was trained on a negative
-number of times, and what falls from a learning rate to nought spreads by .58 of its mean."""
+"""Bounds of the fitted parameters. The extra standard deviation of used texts is at most their mean, because no text
+was used a negative number of times; a learning rate that falls linearly to zero gives .58 of the mean."""
 FIRST_SHARES = (0.05, 0.3, 0.7, 0.95)
-"""Shares of used texts that the fit begins from."""
+"""Shares of used texts from which the fit starts."""
 WEAK_PRECISION = 1e-2
 """Added to the parameters' own, where the estimates say nothing of one of them."""
 QUANTILE = 0.975
@@ -38,7 +38,7 @@ class TwoGroups:
     """Two groups of coefficients: N(0, unused_spread^2) and N(used_mean, used_spread^2), which is at least as wide."""
 
     share: float
-    """Of texts that were used."""
+    """Share of texts that were used."""
     used_mean: float
     used_spread: float
     unused_spread: float
@@ -51,10 +51,10 @@ class TwoGroups:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Which texts were used, and how many."""
+    """Estimates of which texts were used, and how many."""
 
     log_odds: Float64[np.ndarray, " text"]
-    """That each text was used."""
+    """Log-odds that each text was used."""
     posterior: Float64[np.ndarray, " text"]
     """The same as a probability."""
     n_used: float
@@ -64,7 +64,7 @@ class Usage:
     n_used_high: float
     """Upper end of its 95 % interval."""
     estimate: Float64[np.ndarray, " text"]
-    """What the update says of each text's coefficient beyond the prior, all others taken out."""
+    """Estimate of each text's coefficient from the update alone, without its prior."""
     error: Float64[np.ndarray, " text"]
     """Standard error of `estimate`."""
     groups: TwoGroups
@@ -195,7 +195,7 @@ def fit_groups(
 
 
 def _start(values: Float64[np.ndarray, " text"], share: float) -> Float64[np.ndarray, " 4"]:
-    """Begin with the largest values as the used ones."""
+    """Return starting values, with the largest estimates as the used texts."""
     top = float(np.quantile(values, 1 - share / 2))
     return np.array([np.log(share / (1 - share)), max(top, 0.1), -1.0, -2.0])
 

@@ -29,12 +29,12 @@ CONTRASTS = {
 }
 """From gradients at evenly spaced points to their mean, slope and bend."""
 FIRST_RIDGES = (0.03, 0.3, 1.0)
-"""Where the search for the ridges of mean, slope and bend begins, relative to their mean diagonal."""
+"""Starting values of the ridges of mean, slope and bend, relative to their mean diagonal."""
 FIRST_STEP = 0.6
 """First step of the search, in powers of ten."""
 LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e3
 SEARCHED_TEXTS = 800
-"""Most texts that the ridges are chosen on."""
+"""Most texts that are used to choose the ridges."""
 SEARCH_STEPS = 20
 SQUARES = 2
 """Matrices of the size of K that are in memory at once while it is solved."""
@@ -43,7 +43,7 @@ TASK = "products of gradients"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalEquations:
-    """All that the regression needs of gradients and update."""
+    """Normal equations of the regression of the update on the gradients."""
 
     products: Float64[np.ndarray, "column column"]
     """K. Columns are texts by kind of coefficient: all means, then all slopes, then all bends."""
@@ -78,7 +78,7 @@ class NormalEquations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ridges:
-    """How strongly coefficients are held down, and what that says of the model."""
+    """Ridges of the coefficients, and the fit of the model under them."""
 
     values: tuple[float, ...]
     """Ridge of each kind, added to the diagonal of K."""
@@ -90,11 +90,11 @@ class Ridges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RidgeSolution:
-    """Coefficients of the texts' mean gradients, everything else averaged out."""
+    """Coefficients of the texts' mean gradients, with all others integrated out."""
 
     alpha: Float64[np.ndarray, " text"]
     standard_error: Float64[np.ndarray, " text"]
-    """Of alpha, from the noise of the update."""
+    """Standard error of alpha, from the noise of the update."""
     explained: float
     """Share of the weighted update's square that all coefficients together explain."""
     reduced: "ReducedEquations"
@@ -164,10 +164,10 @@ def _check_memory(n_texts: int, n_columns: int) -> None:
 
 
 def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
-    """Choose the ridges that make the update likeliest, on a sample of the texts where there are many.
+    """Choose the ridges with the largest marginal likelihood, on a sample of the texts if there are many.
 
     Raises:
-        LinAlgError: If K holds anything but finite numbers.
+        LinAlgError: If K holds numbers that are not finite.
     """
     some = equations
     if equations.n_texts > SEARCHED_TEXTS:

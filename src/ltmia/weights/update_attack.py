@@ -1,4 +1,4 @@
-"""The weights observer: texts and a pair of models to how much of each text's gradient the update holds."""
+"""The attack of the weights observer: scores texts by how much of their gradient is in the update."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from ltmia.weights.mixture import infer_usage
 from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
 
 FULL_POINTS: tuple[float, ...] = (0.0, 1.0)
-"""Base and target: no further model has to be made."""
+"""Points base and target, for which no other model has to be made."""
 ADAPTER_POINTS: tuple[float, ...] = (0.5, 1.0)
 FEWEST_TEXTS = 10
-"""With fewer, there is nothing to take out what texts have in common."""
+"""Fewest texts: with fewer, effects that all texts share cannot be removed."""
 TRIED_TEXTS = 300
 """Texts on which the kind of optimiser is chosen."""
 NO_GRADIENT = "its gradient is not a finite number"
@@ -32,7 +32,7 @@ NO_GRADIENT = "its gradient is not a finite number"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsConfig:
-    """How an update is read."""
+    """Settings for reading an update."""
 
     n_coordinates: int = 100_000
     """Coordinates read of the update, and kept of each text's gradient at each point, two bytes each."""
@@ -72,18 +72,18 @@ class WeightsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateScores:
-    """What an update says of each text. NaN where a text has no gradient."""
+    """Result of the attack for each text; NaN for a text without a gradient."""
 
     score: Float64[np.ndarray, " text"]
     """For ranking: log-odds of having been used; higher for a more likely member."""
     alpha: Float64[np.ndarray, " text"]
-    """How much of the text's gradient the update holds: about learning rate times passes, over batch size."""
+    """Coefficient of the text's gradient in the update: about learning rate times passes, over batch size."""
     standard_error: Float64[np.ndarray, " text"]
-    """Of alpha."""
+    """Standard error of alpha."""
     posterior: Float64[np.ndarray, " text"]
     """Probability that the text was used, if texts are of two groups."""
     reasons: tuple[str | None, ...]
-    """Why a text has no score; None where it has one."""
+    """Why a text has no score; None if it has one."""
     n_used: float
     """Estimated number of used texts."""
     n_used_interval: tuple[float, float]
@@ -99,7 +99,7 @@ class UpdateScores:
     adaptive: bool
     """Whether the optimiser was taken to divide by the root of the mean squared gradient."""
     ridges: Ridges
-    """What the regression was held down by, and its marginal likelihood."""
+    """Ridges of the regression, and its marginal likelihood."""
 
 
 def score_update(
@@ -162,7 +162,7 @@ def _pick_metric(
     coordinates: Coordinates,
     config: WeightsConfig,
 ) -> Metric:
-    """Make the metric; where the kind of optimiser is not said, try both on a sample of the texts."""
+    """Make the metric; if the kind of optimiser is not given, try both on a sample of the texts."""
     kinds = (True, False) if config.adaptive is None else (config.adaptive,)
     tries = [metric_of(moments, coordinates, adaptive=kind, power=config.power) for kind in kinds]
     if len(tries) == 1:
