@@ -1,1 +1,1 @@
-"""Texts and a pair of models to scores, by way of a store."""
+"""Scores texts with a pair of models, through a store."""

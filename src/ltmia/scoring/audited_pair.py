@@ -1,4 +1,4 @@
-"""Target and reference as an audit sees them: run here (`LoadedPair`), or recorded elsewhere (`RecordedPair`)."""
+"""The pair of an audit: models that run here (`LoadedPair`), or recordings made elsewhere (`RecordedPair`)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from ltmia.scoring.identity import PairIdentity
 
 
 class AuditedPair(Protocol):
-    """What an audit asks of a pair."""
+    """Interface of a pair for an audit."""
 
     @property
     def models(self) -> Pair | None:
-        """The models themselves, for what runs them otherwise; None where they are not at hand."""
+        """The models themselves; None if only recordings are at hand."""
         ...
 
     @property
@@ -31,15 +31,15 @@ class AuditedPair(Protocol):
         ...
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
-        """Refuse what this pair cannot feed.
+        """Refuse attacks and options for which this pair has too little data.
 
         Args:
             attacks: Names.
-            version: Of the features that the classifier reads, if one takes part.
+            version: Feature version of the classifier, if one takes part.
             reveal: Whether tokens are to be shown.
 
         Raises:
-            ConfigError: Naming all that is refused, and what to do.
+            ConfigError: If anything is refused; the message names all of it, and what to do.
         """
         ...
 
@@ -52,13 +52,13 @@ class AuditedPair(Protocol):
         ...
 
     def extract(self, texts: Texts, config: ExtractionConfig, run: ExtractionRun) -> Iterator[ExtractedBatch]:
-        """Give statistics and scores of all texts that are not done, batch by batch, unscorable texts first."""
+        """Yield statistics and scores of all texts that are not done, batch by batch, unscorable texts first."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedPair:
-    """Feeds everything."""
+    """A pair of loaded models, which serves every attack."""
 
     models: Pair
 

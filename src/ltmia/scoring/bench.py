@@ -1,4 +1,4 @@
-"""What extraction, the store and training cost on this machine: fixed synthetic work, nothing downloaded."""
+"""Benchmarks of extraction, store and training on this machine, with fixed synthetic work."""
 
 import multiprocessing
 import re
@@ -59,7 +59,7 @@ class BenchConfig:
     threads: int = 2
 
     def __post_init__(self) -> None:
-        """Refuse work that means nothing.
+        """Refuse impossible settings.
 
         Raises:
             ConfigError: Naming the field.
@@ -86,9 +86,10 @@ def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
     """Time two bare forward passes, and the whole extraction with published features and all fast attacks.
 
     Both are measured in turn, `REPEATS` times after a warm-up; medians are given. `overhead_cpu` is the same ratio in
-    seconds of the processor, for machines that do something else besides: use one thread then.
+    seconds of the processor, for machines that are busy with other work; use one thread then.
 
-    Resident memory is that of a process of its own that extracts once: with libraries and models alone, and its peak.
+    Resident memory is measured in a separate process that extracts once: with libraries and models only, and at its
+    peak.
     """
     torch.set_num_threads(config.threads)
     pair, texts = _pair(config), _texts(config)
@@ -127,7 +128,7 @@ def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
 
 
 def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
-    """Measure what a store takes per token, and how fast texts are written and read back."""
+    """Measure the size of a store per token, and how fast texts are written and read."""
     torch.set_num_threads(config.threads)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -151,7 +152,7 @@ def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
 
 
 def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
-    """Measure steps of the classifier's training, and the share of their time that waits for data.
+    """Measure the time of the classifier's training steps, and the share spent waiting for data.
 
     A step's texts are those of the store, some of them several times if there are fewer than a step takes.
     """
@@ -169,7 +170,7 @@ def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
             training_step(classifier.network_, iter([batch]), 1, settings, optimizer)
             steps.append(time.perf_counter() - started)
             started = time.perf_counter()
-        # The first has nothing to be loaded behind, and runs before what torch keeps is warm.
+        # The first step waits for its data, and torch's caches are still empty.
         wait, step = statistics.median(waits[1:]), statistics.median(steps[1:])
         seconds = _median(lambda: combination.batch(rows, classifier.feature_version))
     return {
@@ -195,7 +196,7 @@ def _pair(config: BenchConfig) -> Pair:
             eos_token_id=None,
         )
         models_made.append(GPT2LMHeadModel(shape).eval().to(getattr(torch, config.dtype)))
-    # A special token is looked for inside of words too, so it holds no digit.
+    # The tokenizer finds special tokens inside words too, so this one contains no digit.
     vocabulary = {PAD: 0} | {str(i): i for i in range(1, config.vocab_size)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -263,7 +264,7 @@ def _peak_gb() -> float:
     """Return this process's peak of resident memory in GB."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # On Linux, what getrusage says of a child starts from the size of its parent.
+        # On Linux, getrusage of a child process starts at the size of its parent.
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024 / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
@@ -284,7 +285,7 @@ def _median(work: Callable[[], object]) -> float:
 
 
 def _in_turn(*works: Callable[[], object]) -> list[tuple[float, float]]:
-    """Time several pieces of work in turn, so that what else the machine does meets all alike.
+    """Time several functions in turn, so that other load on the machine affects all of them alike.
 
     Returns:
         Medians for each: seconds on the wall, and seconds of the processor.

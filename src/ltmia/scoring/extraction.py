@@ -1,4 +1,4 @@
-"""Texts and a pair to statistics, baseline scores and features: the one pass every command stands on."""
+"""The shared pass: runs both models over texts, and computes token statistics and the scores of fast attacks."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,16 +24,16 @@ from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock, PairRunn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionConfig:
-    """What is taken from each text."""
+    """Settings of an extraction."""
 
     attacks: tuple[str, ...] = ()
     """Fast attacks to score in the pass."""
     k: int = DEFAULT_K
     """Top and bottom tokens kept per position."""
     max_length: int = 128
-    """Most token ids per text; what lies beyond is not read."""
+    """Most token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
-    """Texts of full length per forward pass; halved by itself when memory runs out. "auto": measured."""
+    """Texts of full length per forward pass; halved if memory runs out. "auto": as many as fit into memory."""
     expectations: tuple[str, ...] = ("full",)
     """Kinds of expectation that a store learns from all its texts, see `ltmia.features.columns.EXPECTATIONS`."""
     encoding: Encoding = "default"
@@ -42,7 +42,7 @@ class ExtractionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionRun:
-    """What one run of an extraction starts from, and where it keeps things."""
+    """State of one run of an extraction."""
 
     encoded: Sequence[EncodedText]
     """All texts as the models read them."""
@@ -56,7 +56,7 @@ class ExtractionRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractedBatch:
-    """One batch's texts: their statistics end to end, and what is kept of each."""
+    """One batch of texts: their concatenated statistics, and each text's entry in the store."""
 
     statistics: RaggedStatistics
     texts: tuple[StoredText, ...]
@@ -115,7 +115,7 @@ def score_batches(
 
     Args:
         batches: Statistics of all scorable texts that are not done.
-        text_read: Gives what was read of the text of a row.
+        text_read: Returns the part of a row's text that was read.
         encoded: All texts of the extraction.
         config: What to take.
         vocab_size: Ids that both models know.
@@ -138,7 +138,7 @@ def _run(
     clock: ExtractionClock,
     scratch: Path | None,
 ) -> Iterator[BatchStatistics]:
-    """Run both models over what is not done."""
+    """Run both models over the texts that are not done."""
     batches = batches_to_run(pair, encoded, config.batch_size, done)
     runner = PairRunner(pair, encoded, config.k, clock)
     return runner.sequential(batches, scratch) if pair.is_sequential else runner.side_by_side(batches)
@@ -161,7 +161,7 @@ def encode(
 def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFrequencies:
     """Count the scored tokens of all texts, members or not, for the attacks that weigh tokens by frequency.
 
-    Counting over all candidates needs no outside corpus and, blind to labels, favours neither side.
+    Counts over all texts need no other corpus and, since they do not use labels, favour neither side.
     """
     counts = np.zeros(vocab_size, np.int64)
     for text in encoded:
@@ -171,13 +171,13 @@ def count_tokens(encoded: Sequence[EncodedText], vocab_size: int) -> TokenFreque
 
 
 def usable_length(pair: Pair, max_length: int) -> int:
-    """Return how many token ids of a text are read: no more than asked for, and than both models take."""
+    """Return how many token ids of a text are read: at most `max_length`, and at most what both models take."""
     limit = pair.max_positions
     return max_length if limit is None else min(max_length, limit)
 
 
 def _text_read(pair: Pair, text: str, encoded: EncodedText) -> str:
-    """Return what the models read of a text and what is scored of it: without a prompt all of it."""
+    """Return the part of a text that is read and scored; the prompt is left out."""
     if encoded.start > 1:
         return str(pair.tokenizer.decode(encoded.scored_ids, skip_special_tokens=True))
     return str(pair.tokenizer.decode(encoded.ids, skip_special_tokens=True)) if encoded.truncated else text

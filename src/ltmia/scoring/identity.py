@@ -11,7 +11,7 @@ from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.runtime import dtype_name
 
 PROVENANCE = {"source", "revision", "trust_remote_code", "remarks", "recorded_by"}
-"""What results files say of a model that decides no score."""
+"""Facts on a model for the results file; they do not affect scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class PairIdentity:
     @classmethod
     def of(cls, pair: Pair) -> "PairIdentity":
         """Hash and describe both models."""
-        # The reference first: of models that take turns, the target is then in memory for what comes next.
+        # The reference first: if only one model fits into memory, the target is then loaded for the next step.
         if pair.reference is None:
             with pair.target.disable_adapter():
                 reference = _describe(pair.target.get_base_model(), pair.reference_origin)
@@ -36,7 +36,7 @@ class PairIdentity:
 
     @property
     def key(self) -> str:
-        """One hash of all that decides what the two say of given texts: work is resumed only for the same one."""
+        """One hash of everything that decides the two models' outputs; work is resumed only if it is the same."""
         models = [info.model_dump(mode="json", exclude=PROVENANCE) for info in (self.target, self.reference)]
         return sha256(json.dumps([*models, self.tokenizer.model_dump()], sort_keys=True).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Features and scores of a list of texts, in memory: the short way for notebooks and other people's code."""
+"""Features and scores of a list of texts in memory, for notebooks and other programs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,7 +71,7 @@ def extract_features(
 
 @contextmanager
 def _stored(pair: Pair, texts: Sequence[str], config: ExtractionConfig) -> Iterator[FeatureStore]:
-    """Extract texts into a store for a while: what is expected of a token is learned from all of them."""
+    """Extract texts into a temporary store, because the expectation is learned from all of them."""
     named = Texts(texts=tuple(texts), ids=tuple(map(str, range(len(texts)))))
     plan = StorePlan(key="", columns={"id": named.ids})
     with TemporaryDirectory() as folder:

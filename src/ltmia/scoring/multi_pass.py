@@ -1,4 +1,4 @@
-"""The attacks that need passes of their own, over a list of texts: shots chosen, scores kept, work resumed."""
+"""Runs the attacks with passes of their own over all texts: chooses shots, and keeps finished scores for resuming."""
 
 import json
 import logging
@@ -25,14 +25,14 @@ from ltmia.progress import Report, silent
 from ltmia.scoring.reuse import note_reused
 
 AT_ONCE = 64
-"""Texts between two words on progress."""
+"""Texts between two reports of progress."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiPassConfig:
-    """What the attacks with passes of their own are given."""
+    """Settings of the attacks with passes of their own."""
 
     max_length: int
     """Token ids read of each text."""
@@ -50,10 +50,10 @@ class KeptScores:
     fingerprint: str
     """Hash of the models and texts, which decides whether scores are of the same work."""
     reused: list[Reused]
-    """Gets what is found."""
+    """Receives an entry for each reused attack."""
 
     def find(self, name: str, key: Sequence[Any], report: Report) -> Float64[np.ndarray, " texts"] | None:
-        """Return the scores of an attack; None where there are none of this work, or damaged ones."""
+        """Return the kept scores of an attack; None if there are none, or if they are damaged or of other work."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
             return None
@@ -101,9 +101,9 @@ def multi_pass_scores(
     Args:
         pair: Target and reference.
         texts: Any strings; one that serves as a shot is not scored by the attacks that use shots.
-        names: Attacks; others than slow ones are left to the shared pass.
+        names: Attacks; those that the shared pass computes are ignored.
         config: Sizes and shots.
-        kept: Where the scores of each finished attack are kept and found again; nowhere when None.
+        kept: Where the scores of finished attacks are kept; None: they are not kept.
         report: Told the progress.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Batches of texts through both models to statistics: side by side, or one model after the other.
+"""Runs both models over batches of texts and computes token statistics, with both or only one model in memory.
 
-Where memory runs out a batch is run in halves, and nothing that is done is lost. Knows no attack and no store.
+If memory runs out, a batch is run in halves, and finished work is kept. Knows no attack and no store.
 """
 
 import time
@@ -21,19 +21,19 @@ from ltmia.models.tokens import EncodedText
 from ltmia.records import RaggedStatistics, TokenStatistics
 
 STATES_BYTES = 8 * 2**30
-"""Hidden states kept on disk before the other model has its turn. More texts than that take several rounds, each of
+"""Bytes of hidden states that are kept on disk before the reference is loaded. More texts take several rounds, each of
 which loads both models once."""
 
 
 @dataclass(slots=True)
 class ExtractionClock:
-    """Where the time of an extraction went, in seconds, and what took none."""
+    """Time of an extraction, in seconds, and work that was reused."""
 
     forward: ForwardClock = field(default_factory=ForwardClock)
     feature_seconds: float = 0.0
     """Statistics and baseline scores."""
     reused: list[Reused] = field(default_factory=list)
-    """What an earlier run had done."""
+    """Work that an earlier run had done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +67,11 @@ class PairRunner:
         return self._halving.run_all(batches, self._statistics)
 
     def sequential(self, batches: Sequence[list[int]], scratch: Path | None) -> Iterator[BatchStatistics]:
-        """Run the target on as many batches as `STATES_BYTES` holds, then the reference on the same, and so on.
+        """Run the target on as many batches as `STATES_BYTES` allows, then the reference on the same; repeat.
 
         Args:
             batches: Rows of each batch.
-            scratch: Folder for what waits on disk.
+            scratch: Folder for the hidden states.
         """
         waiting = list(batches)
         while waiting:

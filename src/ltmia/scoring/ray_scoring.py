@@ -39,33 +39,33 @@ from ltmia.scoring.stored_scores import ScoredTexts, ScoringTask, read_scores, s
 from ltmia.workers import connect
 
 CHUNK_TEXTS = 256
-"""Texts of one Parquet file: what a kill costs at most, for each worker."""
+"""Texts of one Parquet file; a kill costs each worker at most this many."""
 CREATED = b"created"
-"""Key of the time a Parquet file was made."""
+"""Metadata key of the time when a Parquet file was made."""
 OF_THE_WHOLE_SET = frozenset({"dc_pdd"})
-"""Attacks that weigh a text's tokens by their frequency in all texts, which no worker sees."""
+"""Attacks that need token frequencies over all texts, which no worker has."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkWork:
-    """What a worker needs to score chunks."""
+    """Everything that a worker needs to score chunks."""
 
     load: Callable[[], Pair]
-    """Loads the pair, on whatever machine."""
+    """Loads the pair, on any machine."""
     key: str
     """Hash of the pair that it must load."""
     config: ExtractionConfig
     classifier: MembershipClassifier | None
     learned: Mapping[str, ExpectedLogRatio]
-    """Says what to expect of tokens, by kind: no chunk could tell by itself."""
+    """Fitted expectations, by kind: a chunk has too few texts to fit them."""
     folder: Path
-    """Where the Parquet files belong."""
+    """Folder of the Parquet files."""
 
 
 class ChunkScorer:
-    """A worker: holds a pair, and turns one chunk of texts after another into a Parquet file."""
+    """A worker: loads a pair, and writes a Parquet file for each chunk of texts."""
 
     def __init__(self, work: ChunkWork) -> None:
         torch.set_num_threads(1)
@@ -75,12 +75,12 @@ class ChunkScorer:
             raise ModelError("a worker found other models under the same names; give all machines the same files")
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
-        """Score a chunk; return how many texts it had and what they took."""
+        """Score a chunk; return its number of texts and its times."""
         rows = chunk["row"].to_numpy()
         groups = _strings(chunk["group"]) if "group" in chunk.column_names else None
         starts = tuple(chunk["start"].to_pylist()) if "start" in chunk.column_names else None
         named = Texts(texts=_strings(chunk["text"]), ids=tuple(map(str, rows)), groups=groups, starts=starts)
-        # By way of a store as in one process: what the classifier reads has passed through its float16.
+        # Through a store, as in one process, so that the classifier reads the same float16 numbers.
         with tempfile.TemporaryDirectory() as folder:
             plan = StorePlan(key="", columns={"id": list(named.ids)}, learned=self.work.learned)
             clock = ExtractionClock()
@@ -159,7 +159,7 @@ class RayScorer:
         )
 
     def _run(self, work: ChunkWork, chunks: Sequence[pa.Table], on_gpu: bool) -> Iterator[dict[str, Any]]:
-        """Yield what each chunk took, in any order."""
+        """Yield the size and times of each chunk, in any order."""
         if not chunks:
             return
         ours = not ray.is_initialized()
@@ -172,7 +172,7 @@ class RayScorer:
             scored = ray.data.from_arrow(list(chunks)).map_batches(
                 ChunkScorer,
                 fn_constructor_args=(work,),
-                batch_size=None,  # a block, that is a chunk, as it is
+                batch_size=None,  # each block is one chunk
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 num_cpus=1,
@@ -198,7 +198,7 @@ def _learn_again(
 
 
 def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
-    """Return the folder of the chunks, named by all that decides them; what other work left there goes."""
+    """Return the folder of the chunks, named by a hash of their settings; remove chunks of other work."""
     of_classifier = "" if classifier is None else network_sha256(classifier.network_)[:16]
     files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
     for other in folder.glob("chunks-*"):
@@ -216,7 +216,7 @@ def _file(files: Path, start: int) -> Path:
 
 
 def _look_through(files: Path, n_texts: int) -> tuple[list[int], list[datetime]]:
-    """Return where the chunks begin that are to be made, and when those were made that are there."""
+    """Return the starts of the missing chunks, and the times when the others were made."""
     missing, made = [], []
     for start in range(0, n_texts, CHUNK_TEXTS):
         since = _whole_since(_file(files, start), min(CHUNK_TEXTS, n_texts - start))
@@ -228,7 +228,7 @@ def _look_through(files: Path, n_texts: int) -> tuple[list[int], list[datetime]]
 
 
 def _whole_since(file: Path, size: int) -> datetime | None:
-    """Return when a chunk was made; None if it is not there, or not as it was written."""
+    """Return when a chunk was made; None if it is missing or damaged."""
     if not file.is_file():
         return None
     try:
@@ -243,7 +243,7 @@ def _whole_since(file: Path, size: int) -> datetime | None:
 
 
 def _chunks(texts: Texts, starts: Sequence[int]) -> list[pa.Table]:
-    """Cut texts into tables of bytes: half a surrogate pair is no Arrow string."""
+    """Split texts into tables of bytes, because lone surrogates are not valid in Arrow strings."""
     tables = []
     for start in starts:
         part = slice(start, start + CHUNK_TEXTS)

@@ -1,4 +1,4 @@
-"""A pair whose models are not at hand: what both said of the texts was recorded elsewhere, and is read from files."""
+"""A pair of recordings, made elsewhere, in place of the models."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,13 +45,13 @@ def load_recorded_pair(target: str | Path, reference: str | Path | None) -> "Rec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedPair:
-    """Feeds what log-probabilities and ranks suffice for. Texts are matched by id."""
+    """A pair of recordings, for attacks that need only log-probabilities and ranks. Texts are matched by id."""
 
     target: Recording
     reference: Recording
 
     def __post_init__(self) -> None:
-        """Refuse a target's recording without the top tokens that features are made of.
+        """Refuse a recording of the target with too few top tokens for the features.
 
         Raises:
             DataError: If it has fewer.
@@ -97,17 +97,17 @@ class RecordedPair:
             )
 
     def identity(self) -> PairIdentity:
-        """Hash both recordings, and say what they say of their models."""
+        """Hash both recordings, and describe their models as their headers do."""
         known = {recording.header.tokenizer_sha256 for recording in (self.target, self.reference)}
         return PairIdentity(
             target=_described(self.target),
             reference=_described(self.reference),
-            # Two that differ may well read these texts alike: that is checked id by id.
+            # Two tokenizers may still give these texts the same ids; that is checked id by id.
             tokenizer=TokenizerInfo(sha256=known.pop() if len(known) == 1 else None, vocab_size=self.vocab_size),
         )
 
     def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:
-        """Return the token ids of both recordings; reads and checks all that they hold of the texts.
+        """Return the token ids of both recordings; read and check all their lines of these texts.
 
         Raises:
             DataError: If a file is damaged, a text is missing, or the recordings are not of the same texts.
@@ -125,7 +125,7 @@ class RecordedPair:
         return score_batches(batches, read, run.encoded, config, self.vocab_size, run.done, run.clock)
 
     def _check_text(self, text: str, target: RecordedText, reference: RecordedText) -> None:
-        """Make sure that both are of this text.
+        """Check that both lines are of this text.
 
         Raises:
             DataError: If not.
@@ -162,7 +162,7 @@ class RecordedPair:
     def _numbers(
         self, target: RecordedText, reference: RecordedText, n: int
     ) -> tuple[ModelStatistics, ModelStatistics]:
-        """Return what both said of the first n positions."""
+        """Return both models' statistics of the first n positions."""
         return (
             target.statistics(self.target.header.n_top).slice(0, n),
             reference.statistics(self.reference.header.n_top).slice(0, n),

@@ -1,4 +1,4 @@
-"""Recording: what one model says of texts, into a file that an audit elsewhere can work from."""
+"""Writes a recording: one model's log-probabilities on texts, for an audit elsewhere."""
 
 import json
 import logging
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordConfig:
-    """How a model is recorded."""
+    """Settings of a recording."""
 
     max_length: int = 128
-    """Most token ids per text; what lies beyond is not read."""
+    """Most token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
 
@@ -53,10 +53,10 @@ def record_model(
     overwrite: bool = False,
     report: Report = silent,
 ) -> Recording:
-    """Write down what the target of a pair says of texts; nothing else of the pair is run.
+    """Record the log-probabilities of a pair's target on texts; the reference is not run.
 
-    Every batch is kept in a hidden folder beside `out` until the file is whole; the same call goes on from there, and
-    does nothing where the file is there already.
+    Every batch is kept in a hidden folder beside `out` until the file is whole; the same call continues from there, and
+    does nothing if the file already exists.
 
     Args:
         pair: By `load_alone`, or any other whose target is meant.
@@ -112,10 +112,10 @@ def _header(pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: Re
 
 
 def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
-    """Say whether the recording is there, and whole.
+    """Say whether the recording exists and is complete.
 
     Raises:
-        ConfigError: If something else is, or a recording of something else and it is not to be replaced.
+        ConfigError: If another file is there, or a recording of other work that is not to be replaced.
     """
     if not os.path.lexists(out):
         return False
@@ -149,7 +149,7 @@ def _is_whole(recording: Recording) -> bool:
 def _recorded(
     pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: RecordConfig, done: frozenset[int]
 ) -> Iterator[list[tuple[int, RecordedText]]]:
-    """Run the target over what is not done, by the same batches as an extraction does; unscorable texts first."""
+    """Run the target over texts that are not done, in the batches of an extraction; unscorable texts first."""
     unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
     yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
     batches = batches_to_run(pair, encoded, config.batch_size, done)

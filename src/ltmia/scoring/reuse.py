@@ -1,4 +1,4 @@
-"""What an audit takes over from an earlier run: kept for the results, and said while it runs."""
+"""Notes on work that an audit reuses from an earlier run, for the results and the progress."""
 
 from datetime import datetime
 
@@ -7,10 +7,10 @@ from ltmia.progress import Report
 
 
 def note_reused(reused: list[Reused], what: str, *, since: datetime, n_texts: int, of: int, report: Report) -> None:
-    """Add a piece of work to what is used again.
+    """Note that a piece of work is reused.
 
     Args:
-        reused: What there is so far.
+        reused: Notes so far; one is added.
         what: See `Reused`.
         since: When the earlier run began it.
         n_texts: Texts it is of.

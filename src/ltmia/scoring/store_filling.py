@@ -1,4 +1,4 @@
-"""Extraction into a store: resumable at every batch, and read instead of made again once it is finished."""
+"""Fills a store by an extraction. It resumes after any batch; a finished store is reused."""
 
 import json
 import logging
@@ -24,23 +24,23 @@ from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 
 CONTENT = 3
-"""Of what a store holds of each text: one of another content is not read but made again."""
+"""Version of a store's content: a store of another version is made again."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorePlan:
-    """What a store is to hold beside the statistics."""
+    """Content of a store besides the statistics."""
 
     key: str
-    """Hash of the pair, see `PairIdentity.key`: with texts, columns and options it decides whether work is resumed."""
+    """Hash of the pair, see `PairIdentity.key`. Work is resumed if it and texts, columns and options are the same."""
     columns: Mapping[str, Sequence[Any]]
     """Per-text columns in input order."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
-    """What made it."""
+    """Entries of the manifest."""
     learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
-    """Says what to expect, by kind. A kind that is not here is learned from the texts themselves."""
+    """Fitted expectations, by kind. A kind that is not here is learned from the texts themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class FilledStore:
 
     store: FeatureStore
     learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
-    """Says what to expect, by kind; empty where the store was finished before."""
+    """Expectations that were fitted, by kind; empty if the store was finished before."""
 
 
 def fill_store(
@@ -64,7 +64,7 @@ def fill_store(
 ) -> FilledStore:
     """Extract texts into a store, or open the finished one that the same work left.
 
-    What an earlier run left is used again only if every hash fits; the clock and the report say how much that was.
+    Work of an earlier run is reused only if every hash fits; the clock and the report say how much.
     """
     make_folder(folder)
     encoded = pair.encode(texts, config)
@@ -96,7 +96,7 @@ def fill_store(
 
 
 def scoring_fingerprint(plan: StorePlan, texts: Texts, encoded: Sequence[EncodedText], config: ExtractionConfig) -> str:
-    """Hash all that decides a store's content. The batch size is left out: results do not depend on it.
+    """Hash everything that decides a store's content. The batch size does not.
 
     Args:
         plan: Its key and columns count.

@@ -1,4 +1,4 @@
-"""Texts and a pair to a score per text and attack, by way of a store on disk: resumable, in flat memory."""
+"""Scores texts with a pair of models through a store on disk: resumable, with bounded memory."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,27 +26,27 @@ from ltmia.scoring.store_filling import StorePlan, fill_store
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
 N_SAMPLED = 200
-"""Least number of texts whose features are compared with the classifier's training data, if there are as many."""
+"""Number of texts, at least, whose features are compared with the classifier's training data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredTexts:
-    """Every score of every text, in input order."""
+    """All scores of all texts, in input order."""
 
     scores: Mapping[str, Float64[np.ndarray, " texts"]]
-    """By attack; NaN where unscorable."""
+    """Scores by attack; NaN for unscorable texts."""
     n_tokens: Int64[np.ndarray, " texts"]
     reasons: Sequence[str | None]
     truncated: Sequence[bool | None]
-    """Whether each text goes on behind what was read of it; None: not known."""
+    """Whether each text continues after the part that was read; None: not known."""
     sample: Callable[[], FeatureBatch | None]
-    """Gives what the classifier reads of some of the texts, see `sampled_features`."""
+    """Returns the classifier's inputs for a sample of the texts, see `sampled_features`."""
     clock: ExtractionClock = field(default_factory=ExtractionClock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTexts(ScoredTexts):
-    """The same with the store that the scores were made from."""
+    """Scores, and the store that they were made from."""
 
     store: FeatureStore
 
@@ -57,26 +57,25 @@ class ScoringTask:
 
     texts: Texts
     folder: Path
-    """Keeps what lets the same task go on after a kill."""
+    """Folder for the work, from which the same task resumes after a kill."""
     config: ExtractionConfig
     """Names the attacks, and what is taken from each text."""
     identity: PairIdentity
-    """Of the pair."""
+    """Identity of the pair."""
     classifier: MembershipClassifier | None = None
-    """Scores too, if given."""
+    """The learned attack, if it takes part."""
     report: Report = silent
     """Told the progress."""
 
 
 Scorer = Callable[[AuditedPair, ScoringTask], ScoredTexts]
-"""Scores texts with every attack of a task, and leaves in its folder what lets it go on after a kill."""
+"""Scores texts with every attack of a task; resumes from the task's folder after a kill."""
 
 
 def score_to_store(pair: AuditedPair, task: ScoringTask) -> StoredTexts:
     """Score texts with every fast attack of a task, and its classifier, through a store in its folder.
 
-    Re-running with the same models, texts and options goes on where an earlier run stopped; a finished store is
-    read, not made again.
+    The same models, texts and options resume an earlier run; a finished store is reused.
     """
     clock = ExtractionClock()
     plan = StorePlan(key=task.identity.key, columns={"id": list(task.texts.ids)})
@@ -91,7 +90,7 @@ def read_scores(
     clock: ExtractionClock,
     report: Report = silent,
 ) -> StoredTexts:
-    """Take the scores of a finished store, and let the classifier, if given, score its texts."""
+    """Read the scores of a finished store, and add those of the classifier, if given."""
     scores = {name: store.scores(name) for name in store.score_names}
     if classifier is not None:
         scores[LEARNED] = classify_store(classifier, store, report)
@@ -119,7 +118,7 @@ def classify_store(
 
 
 def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
-    """Gather what the classifier reads of some texts, spread over all scorable ones; None if there is nothing to."""
+    """Gather the classifier's inputs for a sample of the scorable texts; None without a classifier or such texts."""
     rows = np.flatnonzero([reason is None for reason in store.texts["reason"].to_pylist()])
     if classifier is None or not len(rows):
         return None
@@ -134,7 +133,7 @@ def extraction_config(
     batch_size: BatchSize,
     k: int = DEFAULT_K,
 ) -> ExtractionConfig:
-    """Ask for the attacks wanted, and for the rules and the expectation that the classifier, if given, leans on."""
+    """Return settings for the given attacks, and for the rules and the expectation that the classifier needs."""
     needed, kinds = set(names), {"full"} if EXCESS in names else set()
     if classifier is not None:
         needed |= set(rules_of(classifier.feature_version))
