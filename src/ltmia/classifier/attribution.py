@@ -1,6 +1,6 @@
-"""Which tokens make a text look like a training text: integrated gradients of the classifier's logit.
+"""Attributes the classifier's logit to tokens by integrated gradients.
 
-Knows of the network only that it maps `values`, `mask` and `summary` to one logit per text.
+All it needs of the network is that it maps `values`, `mask` and `summary` to one logit per text.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ from ltmia.classifier.combinations import tensors
 from ltmia.features.per_token import FeatureBatch
 
 STEPS = 8
-"""Points of the path at which the gradient is taken."""
+"""Points of the path where the gradient is computed."""
 
 
 def integrated_gradients(
     network: nn.Module, features: FeatureBatch, start: Float32[Tensor, " feat"]
 ) -> Float32[np.ndarray, "batch seq"]:
-    """Share the logit out over tokens, on the straight path from an average token to each real one.
+    """Divide the logit among tokens, along the straight path from an average token to each real one.
 
-    Sundararajan et al. 2017, arXiv 1703.01365, by the midpoint rule. The scores of hand-made rules that the head
-    reads beside the tokens stay as they are: what is shared out is what the tokens add through the network.
+    Sundararajan et al. 2017, arXiv 1703.01365, by the midpoint rule. The scores of hand-made rules stay constant: only
+    the tokens' contribution through the network is divided.
 
     Args:
         network: Of the classifier, in evaluation mode.

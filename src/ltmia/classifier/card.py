@@ -1,4 +1,4 @@
-"""The model card: what a classifier was trained on, how it did, and what it cannot do."""
+"""The model card of a classifier: training data, results and limits."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,7 @@
-"""What a training has come to after an epoch, and its checkpoint: one file, safetensors with JSON in its header.
+"""State of a training after an epoch, and its checkpoint: one safetensors file with JSON in its header.
 
-Knows no data and no loss. Nothing is pickled, and no state of a random generator is kept: every epoch draws anew from
-its seed and number.
+Knows no data and no loss. Nothing is pickled. No state of a random generator is kept, because each epoch has its own
+seed.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """What one epoch came to."""
+    """Figures of one epoch."""
 
     epoch: int
-    """Counted from 0."""
+    """Number of the epoch, from 0."""
     loss: float
-    """Mean over its steps."""
+    """Mean loss over its steps."""
     validation_auc: float | None
-    """Macro average over the held-out combinations; None without any."""
+    """AUC, averaged over the held-out combinations; None without any."""
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
-    """All that the next epoch depends on, beside data and settings."""
+    """Everything that the next epoch depends on, except data and settings."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     records: list[EpochRecord] = field(default_factory=list)
-    """Of the finished epochs."""
+    """Figures of the finished epochs."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """The network's weights after the best of them."""
 
@@ -54,7 +54,7 @@ def best_epoch(records: Sequence[EpochRecord]) -> int:
 
 
 def save_checkpoint(state: TrainingState, path: Path) -> None:
-    """Replace the checkpoint at `path` by that of the state."""
+    """Write the state to the checkpoint at `path`."""
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
     for index, moments in state.optimizer.state_dict()["state"].items():
@@ -65,14 +65,14 @@ def save_checkpoint(state: TrainingState, path: Path) -> None:
 
 
 def load_checkpoint(state: TrainingState, path: Path) -> None:
-    """Bring a fresh state to where the checkpoint's was.
+    """Load a checkpoint into a new state.
 
     Raises:
         StoreError: If the file is damaged, or of another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            # Cloned, for memory mapped from the file lies as it happens to: sums over it may differ in the last bit.
+            # Cloned, because the alignment of mapped memory varies, and with it the last bit of sums.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  no mapping
             note = file.metadata() or {}
         if note["sha256"] != _digest(tensors, note["records"]):

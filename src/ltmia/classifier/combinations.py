@@ -1,4 +1,4 @@
-"""Labelled stores as training data: which texts count, and a batch of them with everything a network reads."""
+"""Labelled stores as training data: selects texts, and gathers batches of network inputs."""
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +18,9 @@ from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
 
 RULES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
-"""Hand-made rules that a network's head sees beside the tokens, and beside their mean excess."""
+"""Hand-made rules that the head of a network reads, in addition to tokens and mean excess."""
 LITE_RULES = tuple(name for name in RULES if name != "min_k_plus_plus")
-"""Those that need no distribution over the whole vocabulary."""
+"""Rules that do not need the distribution over the whole vocabulary."""
 EZ_LIMIT = 6.0
 """The logarithm of EZ-MIA's ratio is clipped here: its conventions for "no loss at all" are huge numbers."""
 
@@ -52,7 +52,7 @@ def summary_features(
 
 
 def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> FeatureBatch:
-    """Gather what a classifier reads of some texts: token features, and the scores of hand-made rules.
+    """Gather a classifier's inputs for some texts: token features, and the scores of hand-made rules.
 
     Raises:
         StoreError: If the store lacks what the features are made from.
@@ -60,7 +60,7 @@ def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> Featur
     store.check_version(version)
     statistics = store.statistics(rows, expectation_of(version))
     scores = {name: store.scores(name)[rows] for name in rules_of(version)}
-    # The mean over what the tokens' features show; a text too short for the other rules is too short for this one.
+    # The mean excess of the token features, with the same minimum length as for the other rules.
     scores[EXCESS] = np.where(np.isnan(scores["difference"]), np.nan, mean_excess(statistics))
     return per_token_features(statistics, version=version, summary=summary_features(scores))
 
@@ -80,7 +80,7 @@ class Combination:
         self.name = Path(folder).name
         recipe = self.store.manifest.get("combination", {})
         self.origin: tuple[str, str] = (recipe.get("base", self.name), recipe.get("corpus", self.name))
-        """Base and corpus; its own name for a store that the lab did not make."""
+        """Base and corpus; the store's name if the lab did not make it."""
         self.labels: Int64[np.ndarray, " texts"] = self.store.texts["label"].to_numpy()
         reasons = self.store.texts["reason"].to_pylist()
         scorable = np.array([reason is None for reason in reasons])
@@ -89,7 +89,7 @@ class Combination:
 
     @property
     def n_pairs(self) -> int:
-        """Members that have a non-member beside them."""
+        """Number of members that can be paired with a non-member."""
         return min(len(self.members), len(self.nonmembers))
 
     def batch(self, rows: np.ndarray, version: str) -> FeatureBatch:
@@ -103,10 +103,10 @@ CombinationRows = tuple[Combination, np.ndarray]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledBatch:
-    """What a network reads of some texts of one combination, and what it should say of them."""
+    """Inputs and labels of some texts of one combination."""
 
     name: str
-    """Of the combination."""
+    """Name of the combination."""
     inputs: tuple[Tensor, Tensor, Tensor]
     """See `tensors`."""
     labels: Float32[Tensor, " batch"]
@@ -114,7 +114,7 @@ class LabelledBatch:
 
 
 def load_ahead(parts: Iterable[CombinationRows], version: str) -> Generator[LabelledBatch, None, None]:
-    """Yield batches in order; while one is learned from, the next is read and made into features."""
+    """Yield batches in order; the next batch is loaded in the background."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         loading = (reader.submit(_load, combination, rows, version) for combination, rows in parts)
         ahead = next(loading, None)
@@ -130,16 +130,16 @@ def _load(combination: Combination, rows: np.ndarray, version: str) -> LabelledB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a network learns from, and what chooses the epoch."""
+    """Training data of a network, and held-out data that chooses the epoch."""
 
     training: Sequence[Combination]
     validation: Sequence[Combination]
-    """Whole other combinations."""
+    """Other combinations, held out as a whole."""
     version: str
-    """Of the features."""
+    """Version of the features."""
 
     def __post_init__(self) -> None:
-        """Refuse data that nothing can be learned from.
+        """Refuse data that a network cannot be trained on.
 
         Raises:
             ConfigError: If there is no combination to train on.
@@ -159,7 +159,7 @@ class TrainingData:
 
     @property
     def n_texts(self) -> int:
-        """Texts that an epoch goes over: as many non-members as members."""
+        """Number of texts in an epoch, with as many non-members as members."""
         return 2 * sum(combination.n_pairs for combination in self.training)
 
 

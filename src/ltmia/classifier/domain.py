@@ -1,4 +1,4 @@
-"""What a classifier was trained on, and how far from all of it another target lies."""
+"""The training domain of a classifier, and the distance of another target from it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from ltmia.classifier.combinations import Combination
 from ltmia.features.per_token import FeatureBatch
 
 OUTSIDE_QUANTILE = 0.95
-"""Share of the training combinations that lie within the limit when those of their base and corpus are left out."""
+"""Share of training combinations within the limit, when those with the same base or corpus are left out."""
 SAMPLE = 100
-"""Members, and as many non-members, that a combination's means are taken from."""
+"""Number of members, and of non-members, from which a combination's means are computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingDomain:
-    """The training combinations, each by its name and the means of its features."""
+    """The training combinations, with their names and the means of their features."""
 
     names: tuple[str, ...]
     means: Float64[np.ndarray, "combinations feat"]
@@ -29,7 +29,7 @@ class TrainingDomain:
     """Distance beyond which a target is unlike all training data."""
 
     def __post_init__(self) -> None:
-        """Refuse what no distance can be told by.
+        """Refuse values from which no distance can be computed.
 
         Raises:
             ValueError: If the limit is no positive number.
@@ -41,7 +41,7 @@ class TrainingDomain:
     def of(cls, combinations: Sequence[Combination], version: str) -> "TrainingDomain":
         """Return the domain of a first training.
 
-        Its limit is how far a combination of a base and a corpus that are both new lies from all others.
+        Its limit is the distance of a combination whose base and corpus are both new.
         """
         means = _means(combinations, version)
         spread = np.maximum(means.std(axis=0), 1e-3)
@@ -49,7 +49,7 @@ class TrainingDomain:
         return cls(names=tuple(c.name for c in combinations), means=means, spread=spread, limit=limit)
 
     def widened(self, combinations: Sequence[Combination], version: str) -> "TrainingDomain":
-        """Return the domain with more combinations in it; unit and limit of distances stay."""
+        """Return the domain with more combinations; unit and limit of distances stay the same."""
         names = tuple(combination.name for combination in combinations)
         means = np.concatenate([self.means, _means(combinations, version)])
         return TrainingDomain(names=(*self.names, *names), means=means, spread=self.spread, limit=self.limit)
@@ -58,13 +58,13 @@ class TrainingDomain:
         """Return how far a target's features lie from the nearest training combination.
 
         Root mean square, over columns, of the difference of column means in units of their spread between training
-        combinations. Around 1 the target is as far from all of them as they are from each other.
+        combinations. At about 1, the target is as far from them as they are from each other.
         """
         return float(_distances(self.means / self.spread, feature_means(features) / self.spread).min())
 
     @property
     def average_token(self) -> Float32[Tensor, " feat"]:
-        """Features of an average token of the training data."""
+        """Mean features of the tokens of the training data."""
         return torch.from_numpy(self.means.mean(axis=0)).float()
 
 
@@ -86,7 +86,7 @@ def _distances(
 
 
 def _outside_limit(scaled: Float64[np.ndarray, "combinations feat"], origins: Sequence[tuple[str, str]]) -> float:
-    """Return how far from all others lies a combination of a base and a corpus that are both new."""
+    """Return a high quantile of the distances of combinations from those with another base and another corpus."""
     nearest = []
     for point, (base, corpus) in zip(scaled, origins, strict=True):
         strange = np.array([base != other and corpus != topic for other, topic in origins])

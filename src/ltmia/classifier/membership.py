@@ -1,4 +1,4 @@
-"""The learned attack as an object: fit it, ask it, save it, load it. Safetensors and JSON, nothing pickled."""
+"""The learned attack: fit, predict, save, load. Files are safetensors and JSON; nothing is pickled."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -32,15 +32,16 @@ CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "READ
 SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
 """Feature version of each classifier that comes with the package."""
 LEANS: Mapping[str, float] = {"excess": 10.0}
-"""How much a network leans on the mean excess, see `ConvNetwork`, by feature version. Chosen on targets of bases that
+"""Weight of the mean excess in a network's logit, see `ConvNetwork`, by feature version. Chosen on targets of bases
+that
 nothing had been trained on then, one of 135M parameters (docs/log.md); that of `lite` is too weak to lean on."""
 FORMAT_VERSION = 2
 DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError, ConfigError)
-"""What loading a damaged classifier ends in."""
+"""Exceptions for a damaged classifier."""
 
 
 class MembershipClassifier:
-    """A network with the feature version it reads and what it was trained on.
+    """A network, its feature version, and its training domain.
 
     Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `domain_` (what it was trained on),
     `history_` (what each epoch came to) and `settings_` (all that training depended on).
@@ -57,9 +58,9 @@ class MembershipClassifier:
 
     @classmethod
     def going_on_from(cls, start: "MembershipClassifier") -> "MembershipClassifier":
-        """Return a classifier that is yet to be fitted, whose training goes on from the weights of a fitted one.
+        """Return an unfitted classifier whose training starts from the weights of a fitted one.
 
-        It reads the same features, standardised alike, and tells distances in the same units.
+        It reads the same features, standardises them alike, and measures distances in the same units.
         """
         classifier = cls(network=start.network, feature_version=start.feature_version, k=start.k)
         classifier.lean = start.lean
@@ -114,7 +115,7 @@ class MembershipClassifier:
         return self
 
     def settings(self, data: TrainingData, config: TrainingConfig) -> dict[str, Any]:
-        """Return all that training depends on, as JSON values: stores by name and content, network, config."""
+        """Return everything that training depends on, as JSON values: names and hashes of stores, network, config."""
         stores = {"combinations": data.training, "held_out": data.validation}
         named = {kind: [[c.name, c.store.sha256] for c in some] for kind, some in stores.items()}
         shape = {"network": self.network, "feature_version": self.feature_version, "k": self.k}
@@ -140,7 +141,7 @@ class MembershipClassifier:
         return logits
 
     def predict_proba(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
-        """Return the logistic of the logit. Rank by the logit: this saturates at 1."""
+        """Return the logistic of the logit. To rank texts, use the logit, because this saturates at 1."""
         return 1.0 / (1.0 + np.exp(-self.predict_logit(features)))
 
     def save_pretrained(
@@ -210,7 +211,7 @@ class MembershipClassifier:
                 feature_version=config["feature_version"],
                 k=int(config["k"]),
             )
-            # Those saved before a network could lean do not.
+            # Older classifiers have no such setting.
             loaded.lean = float(config.get("lean", 0.0))
             loaded.settings_ = dict(config.get("settings", {}))
             loaded.history_ = [EpochRecord(**record) for record in config.get("history", ())]
@@ -221,12 +222,12 @@ class MembershipClassifier:
         return loaded
 
     def attribute(self, features: FeatureBatch) -> Float32[np.ndarray, "batch seq"]:
-        """Return how much each token adds to its text's logit; 0 where nothing is scored."""
+        """Return each token's contribution to its text's logit; 0 at positions that are not scored."""
         return integrated_gradients(self.network_, features, self.domain_.average_token)
 
     @property
     def n_parameters(self) -> int:
-        """Trained parameters."""
+        """Number of trained parameters."""
         return sum(p.numel() for p in self.network_.parameters())
 
     def _untrained(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Networks that read a text's per-token features and give one logit: the published one, and ours.
+"""Networks from per-token features to one logit per text: the published one, and ours.
 
 Both are built for named feature columns, and take `values` (batch, seq, feat), `mask` (batch, seq) and `summary`
 (batch, n_summary); a text without any scored position yields a finite logit that the caller must not use.
@@ -41,11 +41,12 @@ class PublishedNetwork(nn.Module):
 
 
 class ConvNetwork(nn.Module):
-    """Ours: two residual convolutions, pooled by mean, spread and four attentions, beside the hand-made rules.
+    """Our network: two residual convolutions, pooled by mean, standard deviation and four attentions.
 
-    Inputs are standardised by what the training data showed. The head also sees `summary`, the scores of hand-made
-    rules. Once it has learned, its logit may lean on the mean excess, `lean` logits a unit: on a target unlike all
-    training data this rule still holds when what was learned from others does not.
+    Inputs are standardised by mean and standard deviation of the training data. The head also sees `summary`, the
+    scores of hand-made
+    rules. After training, the mean excess is added to the logit with the weight `lean`: this rule still works on
+    targets that are unlike all training data.
     """
 
     def __init__(self, *, columns: Sequence[str], n_summary: int, lean: float = 0.0, width: int = 64) -> None:
@@ -85,7 +86,7 @@ class ConvNetwork(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Subtract the mean and divide by the spread of the training data, both fixed, then clip."""
+    """Subtract the training data's mean, divide by its standard deviation, and clip."""
 
     mean: Tensor
     spread: Tensor
@@ -96,7 +97,7 @@ class Standardize(nn.Module):
         self.register_buffer("spread", torch.ones(n_features))
 
     def fit(self, rows: Tensor) -> None:
-        """Take mean and spread from rows of features, (n, feat)."""
+        """Compute mean and standard deviation from rows of features, (n, feat)."""
         self.mean.copy_(rows.mean(0))
         self.spread.copy_(rows.std(0).clamp(min=1e-3))
 
@@ -133,7 +134,7 @@ def _attend(scores: Tensor, hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _never_empty(mask: Tensor) -> Tensor:
-    """Give an empty text one (zero) position, so that no softmax runs over nothing and turns the weights NaN."""
+    """Give an empty text one zero position, because a softmax over no positions would give NaN."""
     safe = mask.clone()
     safe[:, 0] |= ~mask.any(1)
     return safe

@@ -1,7 +1,7 @@
-"""Training on many combinations: every batch comes from one of them, and whole other ones choose the best epoch.
+"""Trains on many combinations: each batch is from one of them, and held-out ones choose the best epoch.
 
-An epoch depends on the state before it and on (seed, epoch) only, so a training goes on from a checkpoint to the same
-weights that it would have come to undisturbed.
+An epoch depends only on the state before it and on (seed, epoch), so a resumed training gives the same weights as an
+undisturbed one.
 """
 
 import itertools
@@ -24,9 +24,10 @@ from ltmia.evaluation.roc import auc
 
 PREDICT_AT_ONCE = 256
 FIT_TEXTS = 64
-"""Texts of each combination that the standardisation is taken from."""
+"""Number of texts of each combination from which the standardisation is computed."""
 GOING_ON_SHARE = 0.15
-"""Of the rate of a first training; chosen on corpora that a real LM was trained on in turn (docs/log.md)."""
+"""Learning rate of further training, as a share of the first training's; chosen on corpora of a real LM
+(docs/log.md)."""
 PUBLISHED_STEPS = 37
 """Steps of a published epoch: 30 combinations of 20,000 texts in batches of 16,384."""
 
@@ -36,19 +37,19 @@ class TrainingConfig:
     """How a classifier is trained."""
 
     epochs: int = 6
-    """Passes over all combinations."""
+    """Number of passes over all combinations."""
     half_batch: int = 64
     """Members per batch, and as many non-members of the same combination."""
     batches_per_step: int = 1
-    """Batches whose gradients are averaged before each step, of whatever combinations."""
+    """Number of batches, of any combinations, whose gradients are averaged before each step."""
     learning_rate: float = 2e-3
-    """Highest rate, after the warm-up; falls as a cosine."""
+    """Highest learning rate, after the warm-up; then it falls along a cosine."""
     warmup: float = 0.1
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
     """Of AdamW."""
     label_smoothing: float = 0.0
-    """Labels are drawn this far from 0 and 1."""
+    """Label smoothing: labels are moved this far from 0 and 1."""
     pairwise_weight: float = 0.5
     """Weight of the pairwise logistic loss, which ranks members above non-members within a batch."""
     grad_clip: float = 1.0
@@ -56,7 +57,7 @@ class TrainingConfig:
     patience: int | None = None
     """Stop when the held-out AUC has not risen for so many epochs; None: never early."""
     seed: int = 0
-    """Of initialisation, batches and dropout."""
+    """Seed of initialisation, batches and dropout."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings.
@@ -101,12 +102,12 @@ class TrainingConfig:
         )
 
     def going_on(self) -> "TrainingConfig":
-        """Return how a trained network learns from more: at a lower rate, so that it forgets little."""
+        """Return settings for further training: a lower learning rate, so that little is forgotten."""
         return replace(self, learning_rate=GOING_ON_SHARE * self.learning_rate)
 
 
 def standardize_by(network: nn.Module, data: TrainingData) -> None:
-    """Take what inputs are standardised by from some texts of each combination; a step the published network lacks."""
+    """Compute the standardisation from some texts of each combination; the published network has none."""
     if not isinstance(network, ConvNetwork):
         return
     rows, summaries = [], []
@@ -128,7 +129,7 @@ def train_network(
     report: Callable[[EpochRecord], None] = lambda _record: None,
     on_step: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[EpochRecord]:
-    """Train in place; the weights left are those of the epoch best on the held-out combinations, else the last.
+    """Train in place; keep the weights of the best epoch on the held-out combinations, or of the last epoch.
 
     Args:
         network: Untrained, or trained on other data; standardised.
@@ -169,7 +170,7 @@ def _finished(records: Sequence[EpochRecord], config: TrainingConfig) -> bool:
 def _learn_epoch(
     state: TrainingState, data: TrainingData, config: TrainingConfig, on_step: Callable[[int, int], None]
 ) -> None:
-    """Take one more epoch's steps, measure what they came to, and note it in the state."""
+    """Train for one more epoch, measure it, and add its figures to the state."""
     epoch = len(state.records)
     rng = np.random.default_rng((config.seed, epoch))
     torch.manual_seed(int(rng.integers(2**63)))
@@ -192,7 +193,7 @@ def _learn_epoch(
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup: float) -> float:
-    """Return the share of the highest rate at a step: a linear rise that starts above 0, then a cosine to 0."""
+    """Return the learning rate at a step, as a share of the highest: a linear rise from above 0, then a cosine to 0."""
     rising = max(round(warmup * n_steps), 1)
     if step < rising:
         return (step + 1) / rising
@@ -236,7 +237,7 @@ def training_step(
     config: TrainingConfig,
     optimizer: torch.optim.Optimizer,
 ) -> float:
-    """Learn from the next batches, each of one combination; return their mean loss.
+    """Take one step on the next batches, each of one combination; return their mean loss.
 
     Raises:
         LtmiaError: If the loss is not a number.
@@ -257,7 +258,7 @@ def training_step(
 def _epoch_steps(
     combinations: Sequence[Combination], config: TrainingConfig, rng: np.random.Generator
 ) -> list[list[CombinationRows]]:
-    """Cut combinations into batches of half members, half non-members; shuffle these and share them out to steps."""
+    """Split combinations into batches of half members, half non-members; shuffle them and assign them to steps."""
     batches: list[CombinationRows] = []
     for combination in combinations:
         members = rng.permutation(combination.members)

@@ -1,4 +1,4 @@
-"""Decisions of an audit: who calibrates, who is judged, and which records and groups are flagged."""
+"""Decisions of an audit: splits non-members for calibration, judges records and groups, and flags them."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from ltmia.evaluation.roc import Scores
 def split_halves(
     n: int, groups: Int64[np.ndarray, " _"] | None, seed: int
 ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
-    """Split rows at random into a half that calibrates and the rest; a group is never divided.
+    """Split rows at random into a calibration half and the rest; groups are not divided.
 
     Groups are taken in random order as long as they fit into the half, so that a large one stands in the rest. A
     single group calibrates as a whole, and nothing is left.
@@ -59,8 +59,8 @@ def judge_audit(
 ) -> AuditDecisions:
     """Judge members together with one half of the non-members against the other half.
 
-    The half that is judged shows what became of the promise: its share among all flags is the false discovery
-    proportion that was realised.
+    The judged non-members show the error that was made: their share among all flags is the realised false discovery
+    proportion.
     """
     calibration, held_out = split_halves(len(nonmembers), nonmember_groups, seed)
     scores = np.concatenate([members, nonmembers[held_out]])
@@ -99,7 +99,7 @@ def judge_candidates(
     nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> AuditDecisions:
-    """Judge candidates of unknown membership against all known non-members; none is left to check the promise on."""
+    """Judge candidates of unknown membership against all known non-members, all of which calibrate."""
     judged = judge(candidates, nonmembers, fdr)
     groups = None
     if candidate_groups is not None and nonmember_groups is not None:
@@ -133,7 +133,7 @@ def _summary(
     fdr: float,
     realized_fdp: Measure,
 ) -> Decisions:
-    """Sum up; the first `n_asked` of those judged are asked about, the rest show what became of the promise."""
+    """Summarise. The first `n_asked` rows are members or candidates; the rest are judged non-members."""
     usable = ~np.isnan(calibration)
     smallest_p = 1.0 / (int(usable.sum()) + 1)
     n_tests = int((~np.isnan(judged.p_values)).sum())

@@ -1,4 +1,4 @@
-"""Two audits of the same texts: which of the two models gives more away?"""
+"""Compares two audits of the same texts: which model gives more away?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ FEWEST_FALSE_POSITIVES = 10
 FPR_TARGETS = (0.1, 0.01, 0.001)
 
 WITHOUT_EFFECT = ("batch_size", "reveal")
-"""Settings that change no number."""
+"""Settings that do not affect the figures."""
 
 Answer = Literal["yes", "no", "cannot tell"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The second audit against the first."""
+    """Comparison of the second audit with the first."""
 
     attack: str
     auc: Measure
@@ -35,7 +35,7 @@ class Comparison:
     identifiable: tuple[int, int]
     """Records flagged in the first and in the second."""
     lower_leakage: Answer
-    """Whether the second gives less away, by the AUC: no means that it gives more."""
+    """Whether the second model gives less away, by the AUC; False means that it gives more."""
 
     @property
     def sentence(self) -> str:

@@ -1,6 +1,6 @@
-"""Who does the steps: what an engine is, and the one for this machine, which keeps N worker processes busy.
+"""Engines run the steps of a lab. This module has their interface and the engine of N processes on this machine.
 
-Knows order, retries and dead processes; what a step does is the function it is given.
+An engine handles order, retries and dead processes; a function it is given does the steps.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ltmia.errors import LtmiaError
 from ltmia.workers import ONE_THREAD
 
-if TYPE_CHECKING:  # a worker loads what its steps need, which takes seconds, and the engine needs none of it
+if TYPE_CHECKING:  # the engine does not need these modules, whose import takes seconds
     from ltmia.lab.steps import Step
 
 MAX_ATTEMPTS = 2
-"""A step whose worker died is tried once more: the machine, not the step, may have been at fault."""
+"""Number of attempts: a step whose worker died is tried again, because the machine may have been the cause."""
 
 Result = Mapping[str, Any]
 Perform = Callable[["Step", Path], Result]
-"""Does a step of the lab in a folder; a function of a module, so that a new process can find it."""
+"""Does a step of the lab in a folder. It must be a function of a module, so that a new process can import it."""
 
 
 class Watcher(Protocol):
-    """Told what happens to the steps, always in the process that started the engine."""
+    """Receives events of the steps, always in the process that started the engine."""
 
     def begun(self, step: Step, attempt: int) -> None:
         """A worker has taken the step."""
@@ -43,30 +43,30 @@ class Watcher(Protocol):
         """The step is done."""
 
     def failed(self, step: Step, seconds: float, error: str, details: str | None) -> None:
-        """The step failed for good."""
+        """The step failed and is not tried again."""
 
     def skipped(self, step: Step) -> None:
         """A step that this one needs failed."""
 
 
 class Engine(Protocol):
-    """Does steps, each after those it needs; one failed step stops only those that need it."""
+    """Does steps, each after the steps that it needs. A failed step stops only those that need it."""
 
     def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
         """Do all that can be done, then return."""
 
 
 class Schedule:
-    """Which steps may begin: pure bookkeeping."""
+    """Keeps track of which steps may begin."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._waiting = list(steps)
         self._open = {step.key for step in steps}
-        """Keys of the steps not yet done; what is not listed is taken to be there."""
+        """Keys of the steps that are not done; steps that are not listed count as done."""
 
     @property
     def is_over(self) -> bool:
-        """No step waits to begin; some may still be at work."""
+        """True if no step waits to begin; some may still be running."""
         return not self._waiting
 
     def next(self) -> Step | None:
@@ -78,7 +78,7 @@ class Schedule:
         return None
 
     def done(self, step: Step) -> None:
-        """Let those that need the step begin."""
+        """Mark a step as done, so that others may begin."""
         self._open.discard(step.key)
 
     def again(self, step: Step) -> None:
@@ -98,14 +98,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a worker says of a step that raised."""
+    """A worker's answer for a step that raised an exception."""
 
     error: str
     details: str | None
 
 
 def attempt(perform: Perform, step: Step, folder: Path) -> Result | Failure:
-    """Do a step; whatever it raises is an answer, since it must not stop the others."""
+    """Do a step. Any exception becomes an answer, so that it does not stop the other steps."""
     try:
         return perform(step, folder)
     except Exception as error:  # noqa: BLE001  any failure of a step is the step's alone
@@ -114,7 +114,7 @@ def attempt(perform: Perform, step: Step, folder: Path) -> Result | Failure:
 
 
 def settle(step: Step, seconds: float, answer: Result | Failure, schedule: Schedule, watcher: Watcher) -> None:
-    """Enter a worker's answer into the schedule, and tell of it."""
+    """Update the schedule by a worker's answer, and tell the watcher."""
     if isinstance(answer, Failure):
         watcher.failed(step, seconds, answer.error, answer.details)
         for lost in schedule.failed(step):
@@ -141,7 +141,7 @@ class LocalEngine:
     """Times each step has begun, by key."""
 
     def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
-        """Do all that can be done, then return; whatever happens, no worker is left behind."""
+        """Do all steps that can be done, then return. All workers are ended in any case."""
         schedule = Schedule(steps)
         workers = [_start(perform, folder, i) for i in range(min(self.n_workers, len(steps)))]
         try:
@@ -156,7 +156,7 @@ class LocalEngine:
             _stop(workers)
 
     def _hand_out(self, schedule: Schedule, workers: Sequence[_Worker], watcher: Watcher) -> bool:
-        """Give idle workers something to do; say whether anybody is at work."""
+        """Give steps to idle workers; say whether any worker is busy."""
         for worker in workers:
             if worker.step is None and (step := schedule.next()) is not None:
                 self.attempts[step.key] = self.attempts.get(step.key, 0) + 1
@@ -169,7 +169,7 @@ class LocalEngine:
         return any(worker.step is not None for worker in workers)
 
     def _collect(self, worker: _Worker, schedule: Schedule, watcher: Watcher) -> bool:
-        """Take a worker's answer; say whether the worker lives."""
+        """Read a worker's answer; say whether the worker is alive."""
         step = worker.step
         if step is None:
             return True
@@ -248,7 +248,7 @@ def _work(pipe: Connection, perform: Perform, folder: Path, log: Path) -> None:
 
 
 def _die_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, killed or not."""
+    """End this process as soon as its parent process has ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""What a plan will cost: time, memory and disk, from figures measured on one CPU core. Rough on purpose."""
+"""Rough estimates of a plan's time, memory and disk, from figures measured on one CPU core."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,21 +31,21 @@ USUAL_VOCABULARY = 50_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What one step will cost."""
+    """Estimated cost of one step."""
 
     kind: str
     name: str
     done: bool
-    """Nothing is left to do."""
+    """Whether nothing is left to do."""
     seconds: float | None
-    """On one worker; None for a base whose size is not known before it is fetched."""
+    """Seconds on one worker; None for a base whose size is unknown before it is downloaded."""
     memory_bytes: int
     disk_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabForecast:
-    """What a lab will cost."""
+    """Estimated cost of a lab."""
 
     steps: tuple[Forecast, ...]
     workers: int
@@ -62,12 +62,12 @@ class LabForecast:
 
     @property
     def memory_bytes(self) -> int:
-        """Of the most demanding steps, side by side."""
+        """Bytes of memory of the largest steps that may run at the same time."""
         return sum(sorted((step.memory_bytes for step in self.to_do), reverse=True)[: self.workers])
 
     @property
     def disk_bytes(self) -> int:
-        """What stays when all is done, and the fine-tuned models at work."""
+        """Bytes on disk: all products that are kept, and fine-tuned models in use."""
         return sum(step.disk_bytes for step in self.to_do if step.kind != "finetune") + sum(
             sorted((step.disk_bytes for step in self.to_do if step.kind == "finetune"), reverse=True)[: self.workers]
         )
@@ -141,7 +141,7 @@ def _made_size(work: PretrainWork) -> _Size:
 
 
 def _found_size(source: BaseSource) -> _Size | None:
-    """Read a base's size off its files; None for one that is not here."""
+    """Return a base's size, from its files; None if it is not on this machine."""
     folder = Path(source.path)
     if folder.suffix == ".gguf" and folder.is_file():
         return _Size(n_parameters=2 * folder.stat().st_size, vocab_size=USUAL_VOCABULARY, kind="")

@@ -1,4 +1,4 @@
-"""From a recipe to the list of steps: each once, after all that it needs."""
+"""Turns a recipe into a list of steps: each once, after the steps that it needs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ class Plan:
         """Return the steps that are still needed.
 
         A step is needed if its product is missing and either it is wanted for itself or a needed
-        step reads it. So a deleted fine-tuned model is not made again when its store is there.
+        step reads it. So a deleted fine-tuned model is not made again if its store exists.
 
         Args:
             satisfied: Keys of the steps whose products are there.
@@ -88,7 +88,7 @@ class _Planner:
             product=self.out / "bases" / f"{name}-{key[:SHOWN]}",
             work=PretrainWork(base=base, tokenizer=tokenizer.product, corpora=sources),
         )
-        # Two names for one content are one step, whose folder has the first name.
+        # Two names of one content share a step; its folder has the first name.
         step = self.steps.setdefault(key, step)
         return BaseSource(name=name, path=str(step.product), key=key)
 
@@ -114,7 +114,7 @@ class _Planner:
             {
                 "base": base.key,
                 "corpus": corpus.content,
-                "regime": regime.model_dump(exclude_none=True),  # a setting not used leaves the key as it is
+                "regime": regime.model_dump(exclude_none=True),  # unused settings do not change the key
                 "seed": combination.seed,
                 "device": recipe.device,
             },
@@ -157,7 +157,7 @@ def _contents(sources: tuple[CorpusSource, ...]) -> dict[str, Any]:
 
 
 def _used(recipe: Recipe) -> dict[str, Corpus]:
-    """Leave out corpora that nothing reads, so that they need not be there."""
+    """Leave out corpora that no step reads, so that they need not exist."""
     names = {combination.corpus for combination in recipe.all_combinations()}
     for base in recipe.bases.values():
         if isinstance(base, TinyBase):

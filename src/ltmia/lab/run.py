@@ -1,4 +1,4 @@
-"""The lab: from a recipe to one labelled store per combination, whatever dies on the way."""
+"""Runs a lab: from a recipe to one labelled store per combination. A killed run resumes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def run_lab(
     engine: Engine | None = None,
     report: Report = silent,
 ) -> LabStatus:
-    """Do all that a recipe asks for and is not there yet; the same call after a kill goes on.
+    """Do all steps of a recipe that are not done yet. The same call resumes after a kill.
 
     Stores appear as `out/stores/BASE.CORPUS.REGIME`. A step that fails stops only those that need it.
 
@@ -75,7 +75,7 @@ def plan_lab(
     corpora: Path | str | None = None,
     bases: Path | str | None = None,
 ) -> LabForecast:
-    """Say what `run_lab` would do, and about what it would cost; nothing is written and nothing is fetched.
+    """Estimate what `run_lab` would do and cost; nothing is written or downloaded.
 
     Args and errors are those of `run_lab`.
     """
@@ -131,7 +131,7 @@ def _plan(recipe: Path, out: Path, corpora: Path | str | None, bases: Path | str
 
 @dataclass(slots=True)
 class _Watcher:
-    """Writes down what happens, and deletes fine-tuned models that nobody needs any more."""
+    """Records the state of steps, and deletes fine-tuned models that no step needs any more."""
 
     folder: LabFolder
     plan: Plan

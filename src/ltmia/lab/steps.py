@@ -1,6 +1,6 @@
-"""The steps a lab is made of, and the keys that say what each of them depends on.
+"""The steps of a lab, and their keys, which are hashes of everything a step depends on.
 
-A key is the hash of a step's own settings and of the content it starts from: never of names, paths or times.
+A key covers a step's settings and the content that it reads, but no names, paths or times.
 """
 
 import json
@@ -15,15 +15,15 @@ from ltmia.lab.recipe import Extraction, Listed, Regime, Role, TinyBase
 Kind = Literal["tokenizer", "pretrain", "finetune", "extract"]
 
 HUB = "hf:"
-"""What the path of a corpus from the hub starts with."""
+"""Prefix of the path of a corpus on the hub."""
 
 VERSIONS: Mapping[Kind, int] = {"tokenizer": 1, "pretrain": 1, "finetune": 1, "extract": 3}
-"""Raised when a step's code changes what it makes: then it is made again."""
+"""Version of each step's product; increased when its code changes the product, so that it is made again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusSource:
-    """A corpus where it was found."""
+    """A corpus that was found."""
 
     name: str
     role: Role
@@ -41,7 +41,7 @@ class CorpusSource:
 
     @property
     def content(self) -> dict[str, str]:
-        """What decides its texts."""
+        """Everything that decides its texts."""
         return {
             "sha256": self.sha256,
             "role": self.role,
@@ -52,11 +52,11 @@ class CorpusSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSource:
-    """A base as a fine-tuning finds it."""
+    """A base for fine-tuning."""
 
     name: str
     path: str
-    """Folder or hub id; the folder may be one that an earlier step is still to make."""
+    """Folder or hub id; an earlier step may still have to make the folder."""
     key: str
     """Hash of its files, of its hub id, or the key of the step that makes it."""
 
@@ -80,14 +80,14 @@ class PretrainWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CombinationWork:
-    """What fine-tuning and extraction of one combination share."""
+    """Settings that fine-tuning and extraction of one combination share."""
 
     combination: Listed
     base: BaseSource
     corpus: CorpusSource
     regime: Regime
     draw_seed: int
-    """Of membership and fine-tuning."""
+    """Seed of membership and fine-tuning."""
     target: Path
     """Folder of the fine-tuned model."""
     device: str
@@ -106,19 +106,19 @@ Work = TokenizerWork | PretrainWork | CombinationWork | ExtractWork
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One thing to make."""
+    """A step: one product to make."""
 
     kind: Kind
     name: str
-    """What people call it."""
+    """Name for people."""
     key: str
     needs: tuple[str, ...]
     """Keys of the steps whose products it reads."""
     product: Path
-    """Folder it leaves."""
+    """Folder of its product."""
     work: Work
     passing: bool = False
-    """Its product is only needed by others, and goes once they are done."""
+    """Whether its product is deleted once the steps that need it are done."""
 
     @property
     def label(self) -> str:

@@ -1,4 +1,4 @@
-"""The store of one combination: features of members and non-members, baselines, and how alike the two sets are."""
+"""Makes the store of one combination: statistics and baseline scores of members and non-members."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -38,7 +38,7 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()])
     labels = np.repeat([1, 0], [len(drawn.members), len(drawn.nonmembers)])
     pair = load_pair(combination.target, combination.base.path, dtype="float32", device=combination.device)
-    wanted = {*work.extraction.scores, *RULES}  # the classifiers lean on the latter
+    wanted = {*work.extraction.scores, *RULES}  # classifiers need the latter
     config = ExtractionConfig(
         attacks=fast_attacks([name for name in ATTACKS if name in wanted]),
         k=work.extraction.k,
@@ -66,7 +66,7 @@ def extract_store(work: ExtractWork, step: Step) -> Mapping[str, Any]:
     reference = store.scores("difference") - store.scores("loss")
     figures["reference_member_loss"] = float(np.nanmean(reference[labels == 1]))
     figures["reference_nonmember_loss"] = float(np.nanmean(reference[labels == 0]))
-    # The store is whole already; what was measured on it is added to its manifest.
+    # The store is finished; the figures are added to its manifest.
     write_manifest(step.product, store.manifest | {"figures": figures})
     seconds = {"forward_seconds": round(clock.forward.seconds, 1), "feature_seconds": round(clock.feature_seconds, 1)}
     return {**figures, **seconds}
@@ -86,7 +86,7 @@ def combination_figures(store: FeatureStore) -> Mapping[str, float]:
 
 
 def _manifest(work: CombinationWork, identity: PairIdentity) -> dict[str, Any]:
-    """Say what made a store; no path of this machine is in it."""
+    """Return the entries of a store's manifest, without paths of this machine."""
     regime = work.regime
     return {
         "combination": {
@@ -117,7 +117,7 @@ def _manifest(work: CombinationWork, identity: PairIdentity) -> dict[str, Any]:
 
 
 def _privacy(file: Path) -> dict[str, Any]:
-    """Say what the fine-tuning spent, if it was under differential privacy."""
+    """Return the budget that the fine-tuning spent, if it was under differential privacy."""
     return {"privacy": read_json(file)} if file.is_file() else {}
 
 
@@ -128,7 +128,7 @@ def _blind_auc(texts: Texts, labels: np.ndarray) -> float:
 
 
 def _overlap(texts: Texts, n_members: int) -> dict[str, Any]:
-    """Measure how much wording members and non-members share."""
+    """Measure the overlap of wording between members and non-members."""
     members, nonmembers = texts.texts[:n_members], texts.texts[n_members:]
     across = compare_sets(members, nonmembers).across
     shared = ngram_overlap(nonmembers, members)

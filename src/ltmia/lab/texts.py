@@ -1,4 +1,4 @@
-"""The texts of a lab: which documents are pretrained on, which are drawn from, which are never touched."""
+"""Selects the documents of a lab: for pretraining, for fine-tuning, and never used."""
 
 import random
 from dataclasses import replace
@@ -40,7 +40,7 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
 
 
 def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:
-    """Return the buckets of documents that may be fine-tuned on: an exam corpus was never pretrained on."""
+    """Return the buckets of documents for fine-tuning; no base was pretrained on an exam corpus, so it has more."""
     return (*PRETRAINING_BUCKETS, *POOL_BUCKETS) if corpus.role == "exam" else POOL_BUCKETS
 
 

@@ -1,4 +1,4 @@
-"""Training a classifier on stores: which are held out, and going on where an interrupted run stopped."""
+"""Trains a classifier on stores: holds combinations out, and resumes an interrupted training."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +121,7 @@ def train(
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """Say what an epoch came to."""
+    """Describe the figures of an epoch."""
     line = f"epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}"
     return line if record.validation_auc is None else f"{line}, held-out AUC {record.validation_auc:.4f}"
 

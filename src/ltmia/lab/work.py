@@ -1,4 +1,4 @@
-"""What the steps of a lab do: train a tokenizer, pretrain a base, fine-tune it, extract a labelled store."""
+"""The work of each step: train a tokenizer, pretrain a base, fine-tune it, extract a labelled store."""
 
 import shutil
 from collections.abc import Mapping
