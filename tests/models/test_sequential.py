@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ltmia
 from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.models.sequential import KeptStates
-from ltmia.scoring import passes
+from ltmia.scoring import pair_runner
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 
 TEXTS = [f"Crate {i} of the cargo holds a letter, and a map of the coast." + " Gulls." * (i % 5) for i in range(11)]
@@ -65,7 +65,7 @@ def test_scores_are_those_of_both_models_at_once(folders, loads, dtype):
 
 
 def test_disk_is_bounded_by_running_in_rounds(folders, loads, monkeypatch):
-    monkeypatch.setattr(passes, "STATES_BYTES", 1)
+    monkeypatch.setattr(pair_runner, "STATES_BYTES", 1)
     pair = ltmia.load_pair(folders["target"], folders["base"], dtype="float32", device="cpu", sequential=True)
     loads.clear()
     found = [
