@@ -1,4 +1,4 @@
-"""The validity checks of an audit: gathers what they need from texts, scores and models."""
+"""Runs the validity checks of an audit: gathers their inputs from texts, scores and models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ from ltmia.scoring.stored_scores import ScoredTexts
 
 
 class CheckOptions(Protocol):
-    """What the checks read of a command's options."""
+    """Options that the checks read."""
 
     @property
     def max_length(self) -> int:
@@ -57,7 +57,7 @@ N_COMPARED = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredScores:
-    """What the checks need of an audit's own measurements."""
+    """Measurements of an audit that the checks need."""
 
     control: ControlScores
     """The bag-of-words control."""
@@ -66,9 +66,9 @@ class MeasuredScores:
     judge: Float64[np.ndarray, " texts"]
     """Scores of the attack that the decisions rest on."""
     attacks: Sequence[str]
-    """Those that took part."""
+    """Attacks that took part."""
     decisions: Decisions
-    """What was decided, against how many non-members."""
+    """Decisions, and the number of non-members they rest on."""
 
 
 def check_validity(
@@ -83,7 +83,7 @@ def check_validity(
     """Run every check of an audit.
 
     Args:
-        models: For scoring a few texts again; None where they are not at hand.
+        models: Models, to score a few texts again; None if there are only recordings.
         data: The two sets of texts.
         scored: What the audit scored.
         found: What the audit measured so far.
@@ -130,7 +130,7 @@ def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: Member
 
 
 def _base(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
-    """Compare the models on non-members, since what members were taught would blur it; on members if need be."""
+    """Compare the models on non-members, because training changes outputs on members; on members if need be."""
     usable = np.array([reason is None for reason in scored.reasons])
     nonmembers = np.flatnonzero(usable & (data.sides == 0))
     rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)

@@ -1,4 +1,4 @@
-"""What stands between a pair of models and an audit: found out by loading and running both, and how to mend it."""
+"""Checks whether a pair of models can be audited, by loading and running both, and says how to mend problems."""
 
 import time
 from collections.abc import Iterator
@@ -36,18 +36,18 @@ TIMED_LENGTH = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found out."""
+    """One fact about a pair."""
 
     level: Level
-    """A problem rules an audit out; a warning means that its result may not be what is wanted."""
+    """A problem makes an audit impossible; a warning means that its result may mislead."""
     sentence: str
     cure: str = ""
-    """What to do; empty when nothing needs doing, or the sentence says it."""
+    """What to do; empty if nothing, or if the sentence says it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Everything found out about a pair."""
+    """All facts about a pair."""
 
     findings: tuple[Finding, ...]
     memory_bytes: int | None = None
@@ -66,7 +66,7 @@ def diagnose(
     base: str | Path | None = "auto",
     **keywords: Unpack[LoadKeywords],
 ) -> Diagnosis:
-    """Load a pair as an audit would, and say what is wrong with it. Keywords are those of `LoadOptions`.
+    """Load a pair as an audit does, and check it. Keywords are those of `LoadOptions`.
 
     Raises:
         ConfigError: If there is no such dtype or device.
@@ -79,7 +79,7 @@ def diagnose(
 
 
 def diagnose_pair(pair: Pair) -> Diagnosis:
-    """Examine a pair that is loaded."""
+    """Check a loaded pair."""
     findings = [*_about_models(pair), *_about_ids(pair)]
     encoded = encode_texts(pair.tokenizer, SAMPLE, max_length=TIMED_LENGTH, vocab_size=pair.vocab_size)
     scorable = [text for text in encoded if text.n_scored]
@@ -164,7 +164,7 @@ def _about_losses(tokens: TokenStatistics) -> Iterator[Finding]:
 
 
 def _about_change(pair: Pair, tokens: TokenStatistics) -> Iterator[Finding]:
-    """Say how far the target has moved from its base; "not at all" and "out of sight" are both suspicious."""
+    """Report how much the target differs from its base; no difference is suspicious, and so is a very large one."""
     check = base_check(compare_losses(pair, tokens.target_logp, tokens.reference_logp))
     if check.status != "ok":
         yield Finding(level="warning", sentence=check.sentence)

@@ -1,4 +1,4 @@
-"""What scoring again, and comparing weights, says of a pair: numeric noise, and whether the base is the right one."""
+"""Measures a pair's numeric noise, by scoring texts again, and whether its base is the right one."""
 
 import math
 import os
@@ -19,19 +19,19 @@ from ltmia.records import Texts, TokenStatistics
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
 
 N_FLOAT32 = 2
-"""Texts scored in float32: it takes twice the memory of half precision for a moment."""
+"""Texts that are scored in float32, which briefly takes twice the memory of half precision."""
 N_COMPARED_WEIGHTS = 65_536
-"""Numbers compared of each parameter, from its start."""
+"""How many numbers of each parameter are compared, from its start."""
 MEMORY_RESERVE = 2.0
-"""Free memory must be this many times what float32 takes more."""
+"""Free memory must be this many times the extra memory for float32."""
 
 
 def weight_change(pair: Pair) -> tuple[float, float | None]:
     """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
 
     The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
-    enough to wait for the other model's turn. None for an adapter: it leaves them as they are, or takes a part out of
-    them that it then adds. NaN where a number is not finite, infinite where there is nothing to compare with.
+    enough to wait for the other model's turn. None for an adapter: it does not change them, or subtracts a part that it
+    adds again. NaN where a number is not finite, infinite where there is nothing to compare with.
     """
     if pair.reference is None:
         return 1.0, None
@@ -53,7 +53,7 @@ def weight_change(pair: Pair) -> tuple[float, float | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Leading:
-    """The leading numbers of a parameter, and what it was."""
+    """The leading numbers of a parameter, and its shape."""
 
     values: torch.Tensor
     row: tuple[int, ...]
@@ -77,7 +77,7 @@ def _leading_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, _Leadi
 
 
 def compare_with_base(pair: Pair, texts: Texts, max_length: int) -> BaseComparison:
-    """Compare target and reference by weights, and by what they say of some texts (non-members, best)."""
+    """Compare target and reference by weights, and by their log-probabilities of some texts (best non-members)."""
     batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
     parts = [batch.statistics.tokens for batch in batches]
     if not parts:
@@ -142,7 +142,7 @@ def _extracted(pair: Pair, texts: Texts, config: ExtractionConfig) -> Iterator[E
 
 @contextmanager
 def _as_float32(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Widen weights for a while: every half-precision number is a float32 one, so nothing is lost either way."""
+    """Convert weights to float32 temporarily. Half-precision numbers are exact in float32, so nothing is lost."""
     dtypes = [tensor.dtype for tensor in tensors]
     try:
         for tensor in tensors:

@@ -21,12 +21,13 @@ class TextSets:
     n_judged: int
     """Number of texts to judge."""
     judged: Literal["members", "candidates"]
-    """What is known of the texts to judge: they are members, or nobody knows."""
+    """Whether the texts to judge are known members, or candidates of unknown membership."""
     groups: Int64[np.ndarray, " texts"] | None
     originals: Int64[np.ndarray, " texts"]
     """Row of the first text of the same set that each text equals; its own row if there is none."""
     n_left_out: int | None = None
-    """Texts left out because they repeat others or share long passages with members; None if none was to be."""
+    """Number of texts left out because they repeat others or share long passages with members; None if that was not
+    asked for."""
 
     @property
     def n_nonmembers(self) -> int:
@@ -50,16 +51,16 @@ class TextSets:
 
     @property
     def units(self) -> Int64[np.ndarray, " texts"] | None:
-        """What counts as independent: the groups, or equal texts together; None if every text does."""
+        """Independent unit of each text: its group, or all equal texts together; None if every text is independent."""
         return self.originals if self.groups is None and self.repeats.any() else self.groups
 
     @property
     def split_units(self) -> tuple[Any, Any]:
-        """Units of the texts to judge and of the non-members; None twice if every text is one."""
+        """Units of the texts to judge and of the non-members; None twice if every text is a unit."""
         return (None, None) if self.units is None else self.split(self.units)
 
     def once(self, scores: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
-        """Return the scores with NaN for repeats: copies of a text are no further evidence."""
+        """Return the scores with NaN for repeats, because copies of a text are not more evidence."""
         return np.where(self.repeats, np.nan, scores)
 
     def split(self, values: Any) -> tuple[Any, Any]:
@@ -90,7 +91,7 @@ def join_sets(
         nonmembers: Texts that were surely not trained on.
         kind: What is known of the texts to judge.
         deduplicate: Leave out repeats within each set, and non-members that repeat a member, nearly or in long
-            passages: those were in truth trained on.
+        passages: those were in fact trained on.
 
     Raises:
         DataError: If there are no texts at all.

@@ -1,4 +1,4 @@
-"""The columns of `records.parquet` on a record's tokens: shares and a third, no number of a single token."""
+"""Columns of `records.parquet` about a record's tokens, without a value of any single token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +13,11 @@ from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 AT_ONCE = 256
 """Texts whose statistics are in memory at a time."""
 MOST_NONMEMBERS = 2000
-"""Non-members whose tokens the bounds are taken from, spread over all of them."""
+"""Number of non-members, spread over all, from whose tokens the bounds are computed."""
 
 
 def share_columns(scored: ScoredTexts, nonmembers: np.ndarray) -> dict[str, Any]:
-    """Lay out the columns; all null where a cluster kept scores alone, or no non-member was scored.
+    """Compute the columns; all null if a cluster kept only scores, or if no non-member was scored.
 
     Args:
         scored: What was scored.

@@ -1,4 +1,4 @@
-"""The columns of `tokens.parquet`: what each token of the records that stand out most contributes."""
+"""Columns of `tokens.parquet`: contributions of each token, for the records with the highest scores."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def token_columns(
     classifier: MembershipClassifier | None,
     revealed: tuple[Pair, Texts, int] | None = None,
 ) -> dict[str, Any]:
-    """Lay out `tokens.parquet`; see `ltmia.evaluation.files.write_tokens`.
+    """Compute the columns of `tokens.parquet`; see `ltmia.evaluation.files.write_tokens`.
 
     Args:
         scored: What was scored.

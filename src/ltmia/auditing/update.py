@@ -1,4 +1,4 @@
-"""The weights observer of an audit: how much of each text's gradient the update of the weights holds."""
+"""The weights observer of an audit: scores texts by how much of their gradient is in the update of the weights."""
 
 import time
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from ltmia.scoring.identity import PairIdentity
 from ltmia.weights.update_attack import score_update
 
 ObserverChoice = Literal["auto", "logprobs", "weights"]
-"""Which attacker an audit stands for; "auto": the strongest that the inputs allow."""
+"""Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReading:
-    """A score per text from the weights, or the reason why there are none."""
+    """Scores of the texts from the weights, or why there are none."""
 
     score: Float64[np.ndarray, " texts"] | None = None
     """Log-odds that each text was used; None if the weights were not read."""
@@ -46,8 +46,9 @@ def read_update(
 
     Args:
         pair: Target and reference.
-        texts: All texts of the audit; those nobody asks about take out what texts of their kind have in common.
-        observer: "logprobs" reads no weights, "weights" must, "auto" does where it can and says why where it cannot.
+        texts: All texts of the audit; the non-members remove effects that all texts of this kind share.
+        observer: "logprobs" does not read the weights, "weights" must read them, "auto" reads them if possible and
+        otherwise says why not.
         max_length: Token ids read of each text.
         identity: Of both models: gradients of others in the folder are not read.
         folder: Keeps the gradients, so that a killed run goes on.

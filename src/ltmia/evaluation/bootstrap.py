@@ -1,4 +1,4 @@
-"""Bootstrap of ranking figures: resamples are counts of how often each text is drawn, so that one sort serves all."""
+"""Bootstrap of AUC and TPR. A resample is a count for each text, so that one sort of the scores is enough."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from ltmia.evaluation.roc import Scores
 
 COUNTS_AT_ONCE = 200_000
-"""Resamples times texts held in memory together: some megabytes, and no slower than more at a time."""
+"""Resamples times texts that are in memory at a time: a few megabytes; more is not faster."""
 
 Groups = Int64[np.ndarray, " _"]
 Counts = Int64[np.ndarray, "_ _"]
@@ -19,8 +19,8 @@ def resamples(sides: Sequence[Groups], n_resamples: int, seed: int) -> Iterator[
     """Draw whole groups of each side with replacement, as many as there are, sides apart.
 
     Args:
-        sides: Group of each text, for each side (members, non-members). A side of one group says nothing of how
-            others would differ: its texts are then drawn one by one.
+        sides: Group of each text, for each side (members, non-members). If a side has only one group, its texts are
+        drawn one by one, since the variation between groups is unknown.
         n_resamples: How many to draw.
         seed: Of the draws.
 

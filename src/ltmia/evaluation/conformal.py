@@ -1,4 +1,4 @@
-"""From scores to decisions: conformal p-values, q-values, and what is flagged at a false discovery rate."""
+"""Conformal p-values, q-values, and flags at a false discovery rate."""
 
 import math
 from dataclasses import dataclass

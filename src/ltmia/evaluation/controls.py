@@ -1,4 +1,4 @@
-"""Controls that never see a model: can members and non-members be told apart by their words, or their length?"""
+"""Controls that do not see a model: can words or length alone separate members from non-members?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def _fold_scores(
     counter = CountVectorizer(min_df=0.05)
     try:
         words = counter.fit_transform(train)
-    except ValueError:  # no word is frequent enough: words tell nothing
+    except ValueError:  # no word is frequent enough
         return np.full(len(test), 0.5)
     if len(np.unique(labels)) < 2:
         return np.full(len(test), 0.5)
@@ -71,7 +71,7 @@ def _fold_scores(
 
 
 def length_bucket_rows(n_tokens: Int64[np.ndarray, " texts"], n_buckets: int = 4) -> list[Int64[np.ndarray, " bucket"]]:
-    """Cut rows into buckets of similar length, about equally many in each; ties stay together."""
+    """Split rows into buckets of similar length and about equal size; ties stay together."""
     edges = np.unique(np.quantile(n_tokens, np.linspace(0, 1, n_buckets + 1)[1:-1]))
     bucket = np.searchsorted(edges, n_tokens, side="left")
     return [np.flatnonzero(bucket == i) for i in range(len(edges) + 1) if (bucket == i).any()]

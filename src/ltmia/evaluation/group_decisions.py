@@ -1,4 +1,4 @@
-"""Decisions on whole groups (patients, authors, documents), valid for all sizes and however alike their texts are."""
+"""Decisions on whole groups (patients, authors, documents), valid for all sizes and for dependent texts."""
 
 from dataclasses import dataclass
 
@@ -13,17 +13,17 @@ Groups = Int64[np.ndarray, " _"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDecisions:
-    """What was decided on each group that has a scorable text; arrays of one length."""
+    """Decisions on each group with a scorable text, as arrays of equal length."""
 
     numbers: Int64[np.ndarray, " groups"]
     n_texts: Int64[np.ndarray, " groups"]
-    """Scorable texts of each."""
+    """Number of scorable texts of each group."""
     n_compared: Int64[np.ndarray, " groups"]
-    """Texts of each, and of every calibration group, whose mean score was compared."""
+    """Number of texts of each group, and of each calibration group, whose mean scores are compared."""
     n_calibration: Int64[np.ndarray, " groups"]
-    """Calibration groups of at least that many texts."""
+    """Number of calibration groups with at least that many texts."""
     decisions: RecordDecisions
-    """p-value, q-value and flag of each."""
+    """p-value, q-value and flag of each group."""
 
     @property
     def flagged(self) -> Int64[np.ndarray, " flagged"]:

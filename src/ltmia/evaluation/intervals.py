@@ -1,4 +1,4 @@
-"""How well an attack does, with 95 % intervals: stratified bootstrap over groups, exact binomial at the edges."""
+"""Measures an attack with 95 % intervals: stratified bootstrap over groups, exact binomial at 0 and 1."""
 
 import numpy as np
 from scipy.stats import binomtest
@@ -60,7 +60,7 @@ def measure_attack(
 
 
 def realized_fpr(nonmembers: Scores, fpr: float) -> Measure:
-    """Return the false-positive rate really taken at the threshold for `fpr`, Clopper-Pearson interval."""
+    """Return the actual false-positive rate at the threshold for `fpr`, with its Clopper-Pearson interval."""
     nonmembers = measurable(nonmembers)
     count = int((nonmembers > threshold_at_fpr(nonmembers, fpr)).sum())
     return proportion(count, len(nonmembers))
@@ -90,6 +90,6 @@ def _widened(point: float, low: float, high: float, n: int) -> Measure:
 
 
 def _measurable(scores: Scores, groups: Groups | None) -> tuple[Scores, Groups]:
-    """Leave out unscorable texts; a text without a group is its own."""
+    """Leave out unscorable texts; a text without a group is its own group."""
     usable = ~np.isnan(scores)
     return scores[usable], np.arange(usable.sum()) if groups is None else groups[usable]

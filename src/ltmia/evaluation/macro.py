@@ -1,4 +1,4 @@
-"""Averages over combinations: each target counts once, none is pooled with another."""
+"""Averages over combinations: each target has equal weight, and scores of targets are not pooled."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,8 +34,7 @@ def figure_of(result: AttackResult, figure: str) -> float:
 def macro_averages(examined: Sequence[Examined], *, seed: int = 0) -> list[Macro]:
     """Average every attack over combinations; best AUC first.
 
-    Intervals are 95 %, bootstrap over combinations: they say how far the average would move with other combinations
-    of the same kind.
+    Intervals are 95 %, by bootstrap over combinations: the variation with other combinations of the same kind.
     """
     names = [name for name in examined[0] if all(name in one for one in examined)] if examined else []
     averages = [

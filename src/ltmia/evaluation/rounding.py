@@ -1,4 +1,4 @@
-"""Scores as they are published: rounded, so that they tell less of a text than the models' full precision would."""
+"""Rounds scores for publication, so that they reveal less about a text than full precision."""
 
 import numpy as np
 

@@ -13,13 +13,13 @@ from ltmia.evaluation.roc import Scores, auc
 
 N_PERMUTATIONS = 2000
 PERMUTED_AT_ONCE = 100
-"""So that many groups need no huge table."""
+"""Permutations at a time, so that many groups do not need a huge table."""
 POWER, LEVEL = 0.8, 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermutationTest:
-    """What permuting the two sides shows."""
+    """Result of permuting the two sides."""
 
     p_value: float
     design_effect: float

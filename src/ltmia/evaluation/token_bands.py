@@ -1,7 +1,7 @@
-"""What may be handed on of a record's tokens: how many of them stand out, and in which third of the text.
+"""Summaries of a record's tokens that may be handed on: how many stand out, and in which third of the text.
 
-No number here belongs to one token, and none tells their order but the third. Whoever has both models and one number
-per token can read the text out of them.
+No number here belongs to a single token, and only the third says anything about their order. With both models, a number
+per token is enough to reconstruct the text.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ percent of a record's own tokens there."""
 STEP = 5
 """Percentages are rounded to this."""
 FEWEST_TOKENS = 30
-"""A shorter text is not summed up: few tokens would say too much of each."""
+"""Fewest tokens for a summary: with fewer, it would reveal too much about each token."""
 THIRDS = ("first", "middle", "last")
 
 Bounds = Float64[np.ndarray, "3"]
@@ -26,7 +26,7 @@ Bounds = Float64[np.ndarray, "3"]
 
 @dataclass(frozen=True, slots=True)
 class TokenBands:
-    """How the log-ratios of one text compare with those of the non-members' tokens."""
+    """Summary of one text's log-ratios, compared with those of the non-members' tokens."""
 
     percent: tuple[int, ...]
     """Percent of its tokens in each band, lowest first, each rounded to `STEP`."""
