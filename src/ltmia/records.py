@@ -1,10 +1,9 @@
 """The nouns of the data flow, with their shapes. Plain numpy: no torch, no Hugging Face.
 
 Axis names, the same in every file:
-    batch   texts in one forward pass       seq    token positions of a padded text
-    pred    scored positions: each predicts one real token of a text, padding has none
-    vocab   ids that target and reference share
-    k       top / bottom tokens kept        feat   feature columns
+    batch   texts in one forward pass       seq    token positions of a padded text pred    scored positions: each
+    predicts one real token of a text, padding has none vocab   ids that target and reference share k       top / bottom
+    tokens kept        feat   feature columns
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,9 +129,8 @@ class ModelStatistics:
 class TokenStatistics:
     """Statistics of each scored position, from one pass over both models' logits.
 
-    Everything the features and the fast attacks need, so the logits themselves can go.
-    Log-probabilities are natural logarithms over the shared vocabulary; a rank is 1 + the number
-    of tokens with a strictly higher logit.
+    Everything the features and the fast attacks need, so the logits themselves can go. Log-probabilities are natural
+    logarithms over the shared vocabulary; a rank is 1 + the number of tokens with a strictly higher logit.
     """
 
     target_logp: Float32[np.ndarray, " pred"]
@@ -148,8 +146,7 @@ class TokenStatistics:
     """Standard deviation of log p under p (the sigma of Min-K%++)."""
     reference_spread: Float32[np.ndarray, " pred"]
     divergence: Float32[np.ndarray, " pred"]
-    """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in
-    nats."""
+    """Kullback-Leibler divergence of the reference from the target, sum_v p_T log(p_T / p_R), in nats."""
     reverse_divergence: Float32[np.ndarray, " pred"]
     """Kullback-Leibler divergence in the other direction, sum_v p_R log(p_R / p_T), in nats."""
     target_ratio_spread: Float32[np.ndarray, " pred"]
@@ -157,8 +154,7 @@ class TokenStatistics:
     reference_ratio_spread: Float32[np.ndarray, " pred"]
     """Standard deviation of log p_T - log p_R over tokens drawn from the reference."""
     normalizer_gap: Float32[np.ndarray, " pred"]
-    """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into
-    logit gaps."""
+    """log-sum-exp of the target's raw logits minus the reference's: turns log-ratios back into logit gaps."""
     reference_top_logp: Float32[np.ndarray, " pred"]
     """Log-probability of the reference's own most likely token."""
     top_logp: Float32[np.ndarray, "pred k"]
@@ -226,7 +222,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaggedStatistics:
-    """Token statistics of several texts, end to end; text i owns positions [offsets[i], offsets[i+1])."""
+    """Token statistics of several texts, concatenated; text i has the positions [offsets[i], offsets[i+1])."""
 
     tokens: TokenStatistics
     offsets: Int64[np.ndarray, " texts_plus_one"]

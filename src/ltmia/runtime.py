@@ -38,8 +38,7 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
 
     Args:
         name: "auto" or a key of `DTYPES`. "auto" keeps half-precision checkpoints in bfloat16
-            where the hardware
-            computes in bfloat16, and is float32 otherwise.
+            where the hardware computes in bfloat16, and is float32 otherwise.
         stored: Dtype of the checkpoint.
         device: Where the model will run.
 

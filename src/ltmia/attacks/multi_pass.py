@@ -1,8 +1,7 @@
 """Attacks that need passes of their own: other texts, prefixes, neighbours, gradients.
 
 They get these passes from a `TargetQueries` and do not know how it runs the models. Every function returns one score
-per
-text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
+per text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
 """
 
 from collections.abc import Sequence

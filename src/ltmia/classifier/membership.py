@@ -33,8 +33,8 @@ SHIPPED: Mapping[str, str] = {"full": "excess", "lite": "lite"}
 """Feature version of each classifier that comes with the package."""
 LEANS: Mapping[str, float] = {"excess": 10.0}
 """Weight of the mean excess in a network's logit, see `ConvNetwork`, by feature version. Chosen on targets of bases
-that
-nothing had been trained on then, one of 135M parameters (docs/log.md); that of `lite` is too weak to lean on."""
+that nothing had been trained on then, one of 135M parameters (docs/log.md); the excess of `lite` is too weak to be
+used."""
 FORMAT_VERSION = 2
 DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError, ConfigError)
 """Exceptions for a damaged classifier."""

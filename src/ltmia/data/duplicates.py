@@ -116,9 +116,9 @@ def exact_duplicates(texts: Sequence[str]) -> dict[int, int]:
 def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, seed: int = 0) -> Duplicates:
     """Find the texts of one set that repeat an earlier one of it.
 
-    A text is compared with the texts kept so far, so what stays holds no two similar ones.
-    Candidates come from MinHash LSH and are then compared exactly: none is found that is not
-    similar, and a similar one is missed with probability under `MAX_MISS`.
+    A text is compared with the texts kept so far, so what stays holds no two similar ones. Candidates come from MinHash
+    LSH and are then compared exactly: none is found that is not similar, and a similar one is missed with probability
+    under `MAX_MISS`.
 
     Args:
         texts: The set, in order; the first of each kind is kept.

@@ -50,9 +50,8 @@ def split_by_group(groups: Sequence[str], fractions: Sequence[float], seed: int)
 def draw_membership(texts: Texts, *, n_members: int, n_nonmembers: int, n_validation: int, seed: int) -> Membership:
     """Draw members, non-members and validation texts, disjoint by group and by content.
 
-    Whole groups go to one of the three sides, in proportion to the numbers wanted; then texts are
-    drawn from each side. Texts without a word, and those equal to an earlier one but for case and
-    white space, are never drawn.
+    Whole groups go to one of the three sides, in proportion to the numbers wanted; then texts are drawn from each side.
+    Texts without a word, and those equal to an earlier one but for case and white space, are never drawn.
 
     Raises:
         ConfigError: A number is negative.
@@ -120,8 +119,8 @@ def _allot(
 ) -> list[Int64[np.ndarray, " rows"]]:
     """Give each group to one part, at random but so that the parts come close to their sizes.
 
-    Large groups go first, so that small ones even out the sizes. A group goes to a part with room
-    for all of it, with chances in proportion to the room; where there is none, to the roomiest.
+    Large groups go first, so that small ones even out the sizes. A group goes to a part with room for all of it, with
+    chances in proportion to the room; where there is none, to the roomiest.
     """
     room = sizes.copy()
     parts: list[list[Int64[np.ndarray, " rows"]]] = [[] for _ in sizes]

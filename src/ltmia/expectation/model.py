@@ -1,15 +1,15 @@
 """The expected log-ratio of each position: how much a target changes such tokens in other texts.
 
-Fine-tuning moves whole kinds of tokens, in texts it read and in texts it did not: common words of the domain, endings,
-punctuation, whatever the reference was unsure of. This shift says nothing about membership, and it differs between
-targets. Here it is learned from the candidates themselves, without their labels, and cross-fitted: what is expected of
-a text never depends on the text. D_t less the expectation is the excess, the part that speaks of this text. It is told
-in units of its spread at such a place: where a text begins little can be foreseen, and D_t is mostly noise.
+Fine-tuning changes whole kinds of tokens, in members and non-members alike: common words of the domain, endings,
+punctuation, and tokens that the reference was unsure of. This shift says nothing about membership, and it differs
+between targets. It is learned from the audited texts themselves, without labels, and cross-fitted: the expectation of a
+text does not depend on that text. The excess is D_t minus the expectation: the part that is specific to this text. It
+is divided by its standard deviation at such positions, because D_t is mostly noise at the start of a text.
 
-Texts fall into three folds by the hash of their group. For a text of one fold, the second counts tokens and the third
-learns to predict D_t from them and from what is said of the position (by both models, or, of the kind `lite`, by the
-reference alone); then the two change places, and the mean
-of both predictions counts. Because the counting and the learning never see the same text, a token's mean cannot give
+Texts are split into three folds by the hash of their group. For the texts of one fold, tokens are counted on the second
+fold, and a regression is fitted on the third: it predicts D_t from the counts and from the statistics of the position
+(of both models; for the kind `lite`, of the reference only). Then the second and third fold are swapped, and the two
+predictions are averaged. Because the counting and the learning never see the same text, a token's mean cannot give
 away its own D_t.
 """
 

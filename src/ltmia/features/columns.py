@@ -1,11 +1,10 @@
 """The columns of each feature version, by name and in order.
 
-`published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison
-with its figures. `logratio` is ours: log-probabilities and their ratios only, nothing that depends
-on a constant added to all logits, nothing from the tail of the vocabulary, and the same width
-whatever k is. `excess` adds what the target does to such tokens in other texts, see `expectation`. `lite` has the
-columns that remain if a server gives only log-probabilities and ranks of the true token and of the few most likely
-ones.
+`published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison with its figures.
+`logratio` is ours: log-probabilities and their ratios only, nothing that depends on a constant added to all logits,
+nothing from the tail of the vocabulary, and the same width whatever k is. `excess` adds what the target does to such
+tokens in other texts, see `expectation`. `lite` has the columns that remain if a server gives only log-probabilities
+and ranks of the true token and of the few most likely ones.
 """
 
 from collections.abc import Mapping

@@ -33,7 +33,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read a manifest.
 
     Raises:
-        StoreError: If there is none, or it is not as it was written.
+        StoreError: If there is none, or it is damaged.
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():

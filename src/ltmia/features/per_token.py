@@ -24,8 +24,7 @@ from ltmia.features.columns import (
 from ltmia.records import RaggedStatistics
 
 SPREAD_FLOOR = 1e-3
-"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is
-meaningless."""
+"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is meaningless."""
 SURPRISE_LIMIT = 20.0
 """Standardised values are clipped here, so that one token cannot dominate."""
 RATIO_LIMIT = 30.0
@@ -185,10 +184,9 @@ def _truth_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
 def _distribution_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
     """Compute the columns that follow from both models' distributions over the whole vocabulary.
 
-    The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv
-    2404.02936). The ratio surprises do the same for the log-ratio: under the model named, D_t has
-    exactly the mean and spread that are taken out, so however small the fine-tune's shift is, its
-    trace comes out on one scale.
+    The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv 2404.02936). The ratio
+    surprises do the same for the log-ratio: under the model named, D_t has exactly the mean and spread that are taken
+    out, so however small the fine-tune's shift is, its trace comes out on one scale.
     """
     tokens, vocab_size = texts.tokens, texts.vocab_size
     ratio = _finite_ratio(tokens.log_ratio)

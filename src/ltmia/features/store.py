@@ -1,11 +1,11 @@
 """The store of an extraction on disk: written batch by batch, read by text in any order.
 
-A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in
-the order they were written), `expected.f16` and `expected_lite.f16` (in the same order what to expect
-of each position, by the kinds of `expectation` that were asked for), `texts.parquet` (per text: where
-its rows lie, id, label, group, reason, baseline scores) and `manifest.json`, written last, with the
-hashes of the others: a store without it does not exist. While writing, `journal.jsonl` says which
-batches are safely on disk, so a killed run goes on behind the last of them. Holds no text and no token id.
+A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in the order they were
+written), `expected.f16` and `expected_lite.f16` (in the same order what to expect of each position, by the kinds of
+`expectation` that were asked for), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline
+scores) and `manifest.json`, written last, with the hashes of the others: a store without it does not exist. While
+writing, `journal.jsonl` says which batches are safely on disk, so a killed run goes on behind the last of them. Holds
+no text and no token id.
 """
 
 import json
@@ -75,7 +75,7 @@ class StoreWriter:
         return self._journal.damage
 
     def append(self, tokens: TokenStatistics, texts: Sequence[StoredText]) -> None:
-        """Add some texts and their positions, end to end; they are on disk when this returns."""
+        """Append some texts and their concatenated positions; they are on disk when this returns."""
         if sum(text.n_tokens for text in texts) != len(tokens):
             raise ValueError("the texts' token counts do not add up to the positions given")
         with named_errors(self.folder):

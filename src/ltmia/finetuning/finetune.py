@@ -78,9 +78,9 @@ def finetune(
 ) -> FinetuneOutcome:
     """Fine-tune `model` in place on one text per row.
 
-    With `out`, a plain Hugging Face folder that names its base (with LoRA a PEFT adapter) appears
-    there when it is whole, and the same call after a kill goes on from its last checkpoint. In a folder
-    that an earlier call made, our files are replaced and all others stay.
+    With `out`, a plain Hugging Face folder that names its base (with LoRA a PEFT adapter) appears there when it is
+    whole, and the same call after a kill goes on from its last checkpoint. In a folder that an earlier call made, our
+    files are replaced and all others stay.
 
     Args:
         model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to

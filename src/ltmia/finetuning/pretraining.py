@@ -151,8 +151,8 @@ def pretrain(
 ) -> PretrainRecord:
     """Pretrain `model` in place and write it as a plain Hugging Face folder with `training.json`.
 
-    The same call after a kill goes on from the last checkpoint; when `out` is there already its
-    record is returned and nothing is trained (load the model from `out` then).
+    The same call after a kill goes on from the last checkpoint; when `out` is there already its record is returned and
+    nothing is trained (load the model from `out` then).
 
     Args:
         model: Untrained, from `tiny.build_base`.

@@ -46,8 +46,8 @@ Row = dict[str, torch.Tensor]
 def ignore_first(labels: torch.Tensor) -> None:
     """Remove the label of the first position of each row, in place, because nothing predicts it.
 
-    For some architectures (GPT-2 among them) `Trainer` divides the loss by the labels it counts
-    before they are shifted; a first label there would make every loss too low by 1 / length.
+    For some architectures (GPT-2 among them) `Trainer` divides the loss by the labels it counts before they are
+    shifted; a first label there would make every loss too low by 1 / length.
     """
     labels[..., 0] = IGNORED_LABEL
 
@@ -226,8 +226,7 @@ def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
 def forget_gguf(model: PreTrainedModel) -> None:
     """Drop the quantisation settings of a model read from a GGUF file.
 
-    Its weights were dequantised on loading, yet with the settings transformers would neither train
-    nor save it.
+    Its weights were dequantised on loading, yet with the settings transformers would neither train nor save it.
 
     Raises:
         ModelError: The weights are still the file's blocks.

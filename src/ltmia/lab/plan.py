@@ -30,8 +30,8 @@ class Plan:
     def to_do(self, satisfied: frozenset[str]) -> tuple[Step, ...]:
         """Return the steps that are still needed.
 
-        A step is needed if its product is missing and either it is wanted for itself or a needed
-        step reads it. So a deleted fine-tuned model is not made again if its store exists.
+        A step is needed if its product is missing and either it is wanted for itself or a needed step reads it. So a
+        deleted fine-tuned model is not made again if its store exists.
 
         Args:
             satisfied: Keys of the steps whose products are there.

@@ -39,8 +39,8 @@ Result = TypeVar("Result")
 def length_batches(encoded: Sequence[EncodedText], batch_size: int) -> list[list[int]]:
     """Group scorable texts of similar length: rows of each batch, longest texts first.
 
-    Longest first: if memory runs out it does so at once. A batch holds as many tokens as
-    `batch_size` texts of the longest length would, so short texts travel in larger batches.
+    Longest first: if memory runs out it does so at once. A batch holds as many tokens as `batch_size` texts of the
+    longest length would, so short texts travel in larger batches.
     """
     rows = [i for i, text in enumerate(encoded) if text.n_scored]
     rows.sort(key=lambda i: (-len(encoded[i].ids), i))

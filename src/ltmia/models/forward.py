@@ -26,7 +26,7 @@ CHUNK_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsPair:
-    """Both models' logits for a run of scored positions of one batch, texts end to end.
+    """Both models' logits for a run of scored positions of one batch, with its texts concatenated.
 
     They are valid for one turn of the loop; the next turn overwrites them.
     """
@@ -135,7 +135,7 @@ def fitting_batch_size(pair: Pair, batch_size: BatchSize, length: int) -> int:
 
 
 def scored_states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
-    """Return one model's last hidden states at the scored positions of a batch, texts end to end."""
+    """Return one model's last hidden states at the scored positions of a batch, with its texts concatenated."""
     stops = pass_stops([len(text.ids) for text in texts], most_tokens(pair.device))
     parts = (texts[start:stop] for start, stop in itertools.pairwise([0, *stops]))
     return torch.cat([_states(pair, runner, part) for part in parts])

@@ -1,8 +1,8 @@
 """Two models that do not fit into memory together: only one is loaded at a time.
 
-Every statistic of a position needs the logits of both models. But logits are the head times the last hidden states, so
-what waits for the other model's turn is little: the head in memory, the hidden states on disk, one row per scored
-position in the dtype they were computed in (2 to 4 bytes times the hidden size), which loses nothing.
+Every statistic of a position needs the logits of both models. But logits are the head times the last hidden states. So
+only these are kept until the other model is loaded: the head in memory, and the hidden states on disk, one row per
+scored position, in the dtype they were computed in (2 to 4 bytes times the hidden size).
 """
 
 import tempfile

@@ -2,10 +2,10 @@
 
 The gradient of a text's loss with respect to the matrix of a linear layer is the sum over its tokens of the outer
 products of d, the loss's gradient at the layer's output, and h, the layer's input. So the coordinate (i, j) of a text
-is the sum of d[t, i] h[t, j]: no other text of the batch has a part in it, and the matrix itself is never formed.
+is the sum of d[t, i] h[t, j]. It does not depend on other texts of the batch, and the full matrix is never computed.
 
-The backward pass ends at the lowest layer read: no parameter asks for a gradient, and what a layer that is read puts
-out is where the graph begins. Nothing below keeps an activation.
+The backward pass ends at the lowest layer that is read: no parameter requires a gradient, and the graph begins at the
+output of that layer. Layers below keep no activations.
 """
 
 from collections.abc import Sequence
