@@ -83,8 +83,7 @@ def audit(
     ] = False,
     reveal: o.Reveal = False,
     log_to: o.LogTo = None,
-    quiet: o.Quiet = False,
-    as_json: o.AsJson = False,
+    printing: g.PrintOptions,
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
     calm_libraries()
@@ -96,7 +95,7 @@ def audit(
     require_trackers(log_to or [])
     set_results_aside(out)
     read = loading.reader(target, base)
-    member_texts, nonmember_texts = (read(source, **asdict(columns)) for source in (members, nonmembers))
+    member_texts, nonmember_texts = columns.read(read, members, nonmembers)
     pair = _open_pair(target, base, **loading.keywords)
     config = AuditConfig(
         attacks=attacks,
@@ -106,10 +105,10 @@ def audit(
         reveal=reveal,
         chat_day=o.day_told(read),
     )
-    with progress(quiet=quiet) as report:
+    with progress(quiet=printing.quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
     log_audit(out, log_to or [])
-    _show(out, quiet=quiet, as_json=as_json)
+    _show(out, **asdict(printing))
 
 
 @app.command(rich_help_panel=AUDIT)
@@ -133,8 +132,7 @@ def score(
         int | None,
         typer.Option("--workers", min=1, help="Ray processes; default: as many as the cluster has room for."),
     ] = None,
-    quiet: o.Quiet = False,
-    as_json: o.AsJson = False,
+    printing: g.PrintOptions,
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
     calm_libraries()
@@ -146,7 +144,7 @@ def score(
 
     set_results_aside(out)
     read = loading.reader(target, base)
-    candidate_texts, nonmember_texts = (read(source, **asdict(columns)) for source in (candidates, nonmembers))
+    candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
     config = ScoreConfig(
         attack=attack,
@@ -159,10 +157,10 @@ def score(
         if engine is o.EngineName.ray
         else score_to_store
     )
-    with progress(quiet=quiet) as report:
+    with progress(quiet=printing.quiet) as report:
         pair = _open_pair(*sources, **loading.keywords)
         run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
-    _show(out, quiet=quiet, as_json=as_json)
+    _show(out, **asdict(printing))
 
 
 @app.command(rich_help_panel=START)

@@ -21,6 +21,10 @@ class TextOptions:
     id_column: o.IdColumn = None
     group_column: o.GroupColumn = None
 
+    def read(self, read: "Callable[..., Texts]", *sources: str) -> "list[Texts]":
+        """Read each source by a function such as `read_texts`."""
+        return [read(source, **asdict(self)) for source in sources]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeOptions:
@@ -52,6 +56,14 @@ class ModelOptions:
     def reader(self, target: str, base: str) -> "Callable[..., Texts]":
         """Return `read_texts` for a pair of models."""
         return o.reader(target, base, day=self.day, trust_remote_code=self.trust_remote_code, allow_hub=self.allow_hub)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrintOptions:
+    """What is printed."""
+
+    quiet: o.Quiet = False
+    as_json: o.AsJson = False
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
