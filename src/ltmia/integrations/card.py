@@ -79,7 +79,7 @@ def drift(folder: Path, card: Path) -> list[str]:
     """
     results = read_verdict(folder)
     if not card.is_file():
-        raise DataError(f"{card}: not there; `ltmia card` without --check writes it")
+        raise DataError(f"{card}: not there; write it first, with `ltmia card`")
     parts = take_apart(_read(card), card)
     place = _section_place(parts.text, card)
     found = []
