@@ -15,7 +15,7 @@ def main() -> None:
     """Fine-tune unless OUT/target is there, then audit (both resume)."""
     args = arguments(__doc__, members=300, nonmembers=1000, learning_rate=3e-5, dtype="bfloat16").parse_args()
     found = fine_tuned(args)
-    result = audit(found.pair, found.members, found.nonmembers, args.out, config=AuditConfig(seed=args.seed))
+    result = audit(found.pair, found.members, found.nonmembers, args.out / "audit", config=AuditConfig(seed=args.seed))
     print_results(result.results, result.folder, Console())
 
 

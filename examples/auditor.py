@@ -34,10 +34,10 @@ def fine_tune(members: Texts, epochs: int, target: Path) -> None:
 
 
 def audited(members: Texts, nonmembers: Texts, epochs: int, folder: Path) -> AuditResult:
-    """Fine-tune and audit; the report lies in `folder`."""
+    """Fine-tune and audit; the report lies in `folder/audit`."""
     fine_tune(members, epochs, folder / "target")
     pair = load_pair(folder / "target", demo_base_path(), dtype="float32", device="cpu")
-    return audit(pair, members, nonmembers, folder, config=AuditConfig(attacks=ATTACKS, max_length=64))
+    return audit(pair, members, nonmembers, folder / "audit", config=AuditConfig(attacks=ATTACKS, max_length=64))
 
 
 def main(out: Path) -> None:

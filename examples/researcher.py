@@ -47,9 +47,9 @@ def main(out: Path) -> None:
     config = FinetuneConfig(epochs=1, learning_rate=1e-3, max_length=64)
     finetune(model, load_tokenizer(base, options), members.texts, config, target)
     pair = load_pair(target, base, dtype="float32", device="cpu")
-    audit(pair, members, nonmembers, out, config=AuditConfig(attacks="ltmia,wbc,difference", max_length=64))
+    audit(pair, members, nonmembers, out / "audit", config=AuditConfig(attacks="ltmia,wbc,difference", max_length=64))
 
-    store = FeatureStore(out / "private" / "store")
+    store = FeatureStore(out / "audit" / "private" / "store")
     texts = store.statistics(np.arange(len(store)))
     mine = np.array([share_gained(tokens) for tokens in texts])
     # Texts of one speech are not independent: resample whole speeches.

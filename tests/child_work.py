@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from pathlib import Path
 
 
 def compute() -> None:
@@ -24,3 +25,9 @@ def leave(code: object) -> None:
         raise code
     sys.stdout.write("said")
     sys.exit(code)
+
+
+def answer_once(out: Path) -> None:
+    """Take an input over into the results, unless an answer is there: the one to an older input, maybe."""
+    if not (out / "answer").exists():
+        (out / "answer").write_bytes(out.with_name(f"{out.name.removesuffix('-fresh')}-inputs").read_bytes())

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.evaluation.audit_folder import run_in
+from ltmia.evaluation.audit_folder import MARKED, run_in
 from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
@@ -28,6 +28,7 @@ from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
+from ltmia.ownership import Marker
 from ltmia.records import Texts
 
 HOSTILE = (
@@ -111,7 +112,7 @@ def made_up_audit(folder: Path, n: int, *, names: tuple[str, ...] = (), attacks:
         **{name: pa.array(np.where(np.arange(n) % 2, usual, None), pa.int64()) for name, usual in USUAL.items()},
         "strongest_third": [("first", "middle", "last")[i % 3] for i in range(n)],
     }
-    with run_in(folder) as run:
+    with run_in(folder, Marker(kind=MARKED["audit"])) as run:
         write_records(records, folder, run.run_id)
     kept = np.arange(min(n, 300, 30_000 // n_tokens))
     lists = [rng.normal(0, 0.5, n_tokens).astype(np.float32) for _ in kept]

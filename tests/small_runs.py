@@ -67,6 +67,7 @@ def five_kinds(_here: Path, printed: str) -> None:
     struck = dict(re.findall(r"^(\w+): (\d+) strikes", printed, re.M))
     assert set(struck) == {"audit", "score", "lab", "train", "report"}
     assert all(int(number) for number in struck.values())
+    assert re.search(r"^inputs changed: [1-9]", printed, re.M)
     assert re.search(r"results differing: 0\nmisbehaved: 0$", printed, re.M)
 
 
@@ -139,6 +140,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
         is_fresh=True,
         is_slow=True,
     ),
+    "scripts/changing_inputs.py": None,
     "scripts/clean_process.py": None,
     "benchmarks/real_target.py": None,
     "scripts/comparisons.py": None,
@@ -161,6 +163,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/run_page.py": SmallRun(arguments="{materials}/../page.md", finds="two and two make 4"),
     "scripts/site_hooks.py": None,
     "scripts/soak.py": SmallRun(arguments="out --texts 1000", finds="faults: 0", is_fresh=True),
+    "scripts/struck_commands.py": None,
     "scripts/study.py": SmallRun(
         arguments="{lab} out --texts 20 --epochs 1", finds="One family to learn from", check=study_tables
     ),
@@ -182,7 +185,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 30 --nonmembers 60 --lora "
         "--learning-rate 1e-3 --dtype float32",
         finds="fine-tuned: loss",
-        check=audited("out", 30),
+        check=audited("out/audit", 30),
     ),
     "benchmarks/weights.py": SmallRun(
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --batch-size 4 "

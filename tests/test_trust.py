@@ -15,13 +15,16 @@ from commands import run_ltmia, run_script
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError, StoreError
+from ltmia.evaluation.audit_folder import MARKED
 from ltmia.evaluation.files import read_results, write_results
 from ltmia.features.columns import EXPECTATIONS
 from ltmia.features.journal import StoredText
 from ltmia.features.statistics import empty_statistics, named_statistics
 from ltmia.features.store import FeatureStore, StoreWriter
+from ltmia.folders import mark_folder
 from ltmia.lab.reading import read_recipe
 from ltmia.models.loading import load_pair
+from ltmia.ownership import Marker
 from ltmia.records import Expectation
 from ltmia.report.page import write_report
 from report_samples import made_up_audit
@@ -212,20 +215,27 @@ def test_an_audit_writes_through_no_link_in_its_folder(tmp_path: Path) -> None:
     texts = demo_texts().texts
     write_lines(tmp_path / "members.jsonl", texts[:6])
     write_lines(tmp_path / "nonmembers.jsonl", texts[60:70])
-    names = ("results.json", "records.parquet", "report.html", "private/store/texts.parquet")
+    mark_audit(out)
     (out / "private" / "store").mkdir(parents=True)
-    for name in names:
-        (out / name).symlink_to(victim)
-        (out / f"{name}.part").symlink_to(victim)
-    done = audit(tmp_path, "--attacks", "loss")
-    assert done.returncode == 0, done.stderr
-    assert victim.read_text() == "untouched"
-    assert read_results(out).data.n_members == 6
-    for name in (".holder", ".lock"):
+    names = ("results.json", "records.parquet", "report.html", "private/store/texts.parquet", "private/run.json.part")
+    for name in (*names, ".holder", ".lock"):
         (out / name).unlink(missing_ok=True)
         (out / name).symlink_to(victim)
         assert audit(tmp_path, "--attacks", "loss").returncode == 2
         assert victim.read_text() == "untouched"
+        (out / name).unlink()
+    for name in ("results.json.part", "records.parquet.part", "report.html.part"):
+        (out / name).symlink_to(victim)
+    done = audit(tmp_path, "--attacks", "loss")
+    assert done.returncode == 0, done.stderr
+    assert victim.read_text() == "untouched"
+    assert read_results(out).data.n_members == 6
+
+
+def mark_audit(folder: Path) -> None:
+    """Make a folder that says it is for an audit."""
+    folder.mkdir()
+    mark_folder(folder, Marker(kind=MARKED["audit"]))
 
 
 def write_lines(path: Path, texts: tuple[str, ...]) -> None:
@@ -313,6 +323,7 @@ def test_a_traceback_shows_no_text(tmp_path: Path, name: str) -> None:
 def test_a_traceback_from_the_middle_of_the_work_shows_no_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "members.jsonl", (f"{SECRET} one", f"{SECRET} two"))
     write_lines(tmp_path / "nonmembers.jsonl", (f"{SECRET} three", f"{SECRET} four"))
+    mark_audit(tmp_path / "out")
     (tmp_path / "out" / "private" / "store" / "tokens.f16").mkdir(parents=True)  # no file can be written there
     done = audit(tmp_path, "--debug")
     assert "Traceback" in done.stderr

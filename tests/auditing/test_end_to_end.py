@@ -212,7 +212,7 @@ def test_attacks_with_passes_of_their_own_are_part_of_an_audit_when_asked(work: 
     unscored = np.isnan(records["score_con_recall"].to_numpy())
     assert 2 <= unscored.sum() <= 24, "the shots, and nothing else, are not scored"
     kept = (work / "all" / "private" / "multi_pass" / "recall.json").stat().st_mtime_ns
-    assert run(*arguments, "--attacks", "fast,recall", cwd=work).returncode == 0
+    assert run(*arguments, "--attacks", "fast,recall", "--overwrite", cwd=work).returncode == 0
     assert (work / "all" / "private" / "multi_pass" / "recall.json").stat().st_mtime_ns == kept
 
 

@@ -14,11 +14,13 @@ from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.reading import content_ids, read_texts
 from ltmia.errors import ConfigError, StoreError
-from ltmia.evaluation.audit_folder import run_in
+from ltmia.evaluation.audit_folder import MARKED, run_in
 from ltmia.evaluation.files import read_audit, read_verdict
 from ltmia.finetuning.perturbed import save_perturbed
+from ltmia.folders import mark_folder
 from ltmia.models.loading import load_pair
 from ltmia.models.pair import Pair
+from ltmia.ownership import Marker, read_marker
 from ltmia.report.page import write_report
 
 LIMIT = ("--max", "auc:1")
@@ -51,13 +53,12 @@ def audited(work: Path, pair: Pair) -> Path:
 
 @pytest.fixture
 def out(audited: Path, tmp_path: Path) -> Path:
-    """A copy of the finished audit that a test may change."""
-    shutil.copytree(audited, tmp_path / "out")
-    return tmp_path / "out"
+    """A copy of the finished audit beside it, as far from the models, that a test may change."""
+    return shutil.copytree(audited, audited.parent / tmp_path.name)
 
 
 def test_what_holds_numbers_per_token_is_in_one_private_folder(audited: Path) -> None:
-    assert {path.name for path in audited.iterdir()} - {".lock"} == {
+    assert {path.name for path in audited.iterdir()} - {".lock", ".ltmia.json"} == {
         "results.json", "records.parquet", "groups.parquet", "report.html", "private",
     }  # fmt: skip
     private = audited / "private"
@@ -66,9 +67,15 @@ def test_what_holds_numbers_per_token_is_in_one_private_folder(audited: Path) ->
     assert {path.name for path in private.iterdir()} == {"README.md", "run.json", "salt", "store", "tokens.parquet"}
 
 
+def mark_audit(folder: Path) -> None:
+    """Make a folder that says it is for an audit."""
+    folder.mkdir()
+    mark_folder(folder, Marker(kind=MARKED["audit"]))
+
+
 def test_a_private_folder_that_is_a_link_is_refused(work: Path, pair: Pair, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out").mkdir()
+    mark_audit(tmp_path / "out")
     (tmp_path / "out" / "private").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match=r"private: a link"):
         audit_files(work, pair, tmp_path / "out")
@@ -166,7 +173,7 @@ def test_a_run_that_does_not_finish_leaves_no_verdict(work: Path, out: Path) -> 
 
 
 def test_a_run_killed_midway_has_set_the_results_aside(out: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), run_in(out):
+    with pytest.raises(KeyboardInterrupt), run_in(out, read_marker(out)):
         raise KeyboardInterrupt
     assert not (out / "results.json").exists()
     with pytest.raises(StoreError, match="did not finish"):

@@ -43,7 +43,8 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
         for other in ("second", "threads"):  # with one salt groups have the same hashes
             (work / other / "private").mkdir(parents=True, exist_ok=True)
-            shutil.copy(work / "first" / "private" / "salt", work / other / "private" / "salt")
+            for name in (".ltmia.json", "private/salt"):
+                shutil.copy(work / "first" / name, work / other / name)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     command = [sys.executable, "-m", "ltmia", *AUDIT, "threads"]
     done = subprocess.run(command, cwd=work, env=os.environ | threads, capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import clean_process
 import pytest
 import torture
+from comparisons import compare_files
+from struck_commands import Kind, Strike
 
 import child_work
-from child_work import leave, sleep_and_ignore
+from child_work import answer_once, leave, sleep_and_ignore
 
 WITH_LAYER_NORM = """
 import sys, torch, multiprocessing, clean_process
@@ -67,8 +70,8 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("spawned")
 def test_a_hang_counts_and_names_command_strike_and_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torture, "run_quickly", sleep_and_ignore)
-    slow = torture.Kind(share=1, arguments=lambda *_: [signal.SIGTERM], compare=lambda *_: None, strikes=[
-        torture.Strike(signal.SIGTERM)
+    slow = Kind(share=1, arguments=lambda *_: [signal.SIGTERM], compare=lambda *_: None, strikes=[
+        Strike(signal.SIGTERM)
     ])  # fmt: skip
     monkeypatch.setattr(torture, "KINDS", {"audit": slow})
     run = torture.Torture(tmp_path, seed=0, limit=2)
@@ -83,10 +86,47 @@ def test_a_hang_counts_and_names_command_strike_and_place(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("spawned")
 def test_a_command_that_hangs_in_peace_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torture, "run_quickly", sleep_and_ignore)
-    kind = torture.Kind(share=1, arguments=lambda *_: [signal.SIGTERM], compare=lambda *_: None)
+    kind = Kind(share=1, arguments=lambda *_: [signal.SIGTERM], compare=lambda *_: None)
     monkeypatch.setattr(torture, "KINDS", {"audit": kind})
     with pytest.raises(SystemExit, match=r"(?s)audit in peace: no end.*in sleep_and_ignore"):
         torture.Torture(tmp_path, seed=0, limit=1).undisturbed("audit")
+
+
+class Late(random.Random):
+    """Strikes when all is over."""
+
+    def uniform(self, _low: float, _high: float) -> float:
+        return 60.0
+
+
+@pytest.mark.usefixtures("spawned")
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_an_answer_to_inputs_of_before_is_seen(
+    is_changed: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    inputs, fresh = tmp_path / "audit-1-inputs", tmp_path / "audit-1-fresh"
+
+    def change(_out: Path, _chance: random.Random) -> str:
+        inputs.write_text("changed" if is_changed else "first")
+        return "all"
+
+    def lay_out_anew(_out: Path) -> Path:
+        fresh.mkdir()
+        return fresh
+
+    kind = Kind(
+        share=1, arguments=lambda _, out: [out], compare=compare_files, change=change, lay_out_anew=lay_out_anew
+    )
+    monkeypatch.setattr(torture, "run_quickly", answer_once)
+    monkeypatch.setattr(torture, "KINDS", {"audit": kind})
+    run = torture.Torture(tmp_path, seed=0, limit=60)
+    run.seconds["audit"] = 1.0
+    (tmp_path / "audit-1").mkdir()
+    inputs.write_text("first")
+    run._disturb("audit", tmp_path / "audit-1", 1, Late())
+    run._judge("audit", tmp_path / "audit-1")
+    assert not run.tally.misbehaved
+    assert bool(run.tally.differences) is is_changed
 
 
 @pytest.mark.usefixtures("spawned")

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
-from ltmia.evaluation.audit_folder import run_in
+from ltmia.evaluation.audit_folder import MARKED, run_in
 from ltmia.evaluation.files import read_records, read_results, read_tokens, write_records, write_tokens
 from ltmia.evaluation.gate import read_policy
 from ltmia.features.store import FeatureStore
 from ltmia.lab.reading import read_recipe
+from ltmia.ownership import Marker
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_a_folder_is_no_file(tmp_path: Path, name: str) -> None:
 )
 def test_lists_of_tokens_that_do_not_fit_are_refused(tmp_path: Path, token: list) -> None:
     sound = readers.valid_tokens()
-    with run_in(tmp_path) as run:
+    with run_in(tmp_path, Marker(kind=MARKED["audit"])) as run:
         write_tokens({name: sound[name] for name in sound.column_names}, run)
     assert read_tokens(tmp_path) is not None
     write_tokens({"row": [0], "difference": [[0.5, -0.5]], "token": pa.array(token, pa.list_(pa.string()))}, run)

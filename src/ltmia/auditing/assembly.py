@@ -6,7 +6,6 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -24,7 +23,6 @@ from ltmia.auditing.record_table import (
     hashed_groups,
     published_ids,
     record_columns,
-    texts_sha256,
 )
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_table import token_columns
@@ -70,9 +68,9 @@ def answer(
     """
     started = time.perf_counter()
     sets, config = question.sets, question.config
-    run.note_texts(texts_sha256(sets))
     classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
+    run.begin_scoring()
     identity = pair.identity()
     scored = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
     update = _update(pair, question, identity, run, report)
@@ -161,7 +159,7 @@ def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, c
         "kind": question.kind,
         "created": datetime.now(UTC),
         "command": command or " ".join(sys.argv),
-        "settings": asdict(question.config) | _lengths(pair, question.config.max_length),
+        "settings": question.config.settings | _lengths(pair, question.config.max_length),
         "environment": environment(),
         "target": identity.target,
         "reference": identity.reference,

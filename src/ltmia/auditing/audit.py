@@ -10,10 +10,10 @@ from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.assembly import answer, judges
+from ltmia.auditing.folder import hold_for
 from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores, strongest
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError
-from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
@@ -22,7 +22,7 @@ from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import AuditedPair, audited
+from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited
 from ltmia.scoring.stored_scores import score_to_store
 
 SHOTS_DRAWN = 5 * SHOTS
@@ -42,7 +42,7 @@ class AuditConfig(JudgeConfig):
 
 
 def audit(
-    pair: Pair | AuditedPair,
+    pair: Pair | AuditedPair | PairToLoad,
     members: Texts | Sequence[str],
     nonmembers: Texts | Sequence[str],
     out: Path | str,
@@ -67,12 +67,14 @@ def audit(
 
     Raises:
         DataError: If there are no texts at all.
-        ConfigError: If an attack is unknown, or recordings hold too little for it, or another run is at work in `out`.
+        ConfigError: If an attack is unknown, or recordings hold too little for it, another run is at work in `out`, or
+            `out` holds anything but an audit with the same settings and texts (`config.overwrite`: with any).
     """
     config = config or AuditConfig()
-    with run_in(Path(out)) as run:
+    texts = as_texts(members), as_texts(nonmembers)
+    with hold_for(Path(out), "audit", pair, texts, config) as run:
         names = _named_attacks(config)
-        sets = join_sets(as_texts(members), as_texts(nonmembers), "members", deduplicate=config.deduplicate)
+        sets = join_sets(*texts, "members", deduplicate=config.deduplicate)
         question = Question(
             kind="audit",
             sets=sets,

@@ -1,5 +1,6 @@
 """The whole story on embedded data: fine-tune the embedded LM on half of the embedded texts, then audit it."""
 
+from functools import partial
 from pathlib import Path
 
 from ltmia.auditing.audit import AuditConfig, audit
@@ -9,23 +10,31 @@ from ltmia.data.splits import draw_membership
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
+from ltmia.records import Texts
+from ltmia.scoring.audited_pair import PairToLoad
 
 N_MEMBERS = 500
 """And twice as many non-members."""
 FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_length=128, seed=0)
 
 
-def run_demo(out: Path, *, n_members: int = N_MEMBERS, report: Report = silent) -> AuditResult:
+def run_demo(out: Path, *, n_members: int = N_MEMBERS, overwrite: bool = False, report: Report = silent) -> AuditResult:
     """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again."""
     drawn = draw_membership(demo_texts(), n_members=n_members, n_nonmembers=2 * n_members, n_validation=0, seed=0)
     members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
-    base, target = demo_base_path(), out / ("target" if n_members == N_MEMBERS else f"target-{n_members}")
+    target = out.resolve() / ("target" if n_members == N_MEMBERS else f"target-{n_members}")
+    pair = PairToLoad(sources=(str(target), str(demo_base_path())), load=partial(_fine_tuned, target, members, report))
+    return audit(pair, members, nonmembers, out, config=AuditConfig(overwrite=overwrite), report=report)
+
+
+def _fine_tuned(target: Path, members: Texts, report: Report) -> Pair:
+    base = str(demo_base_path())
     if not (target / "model.safetensors").is_file():
         report("fine-tuning", 0, 1)
         options = LoadOptions(dtype="float32", device="cpu")
-        model, _ = load_model(str(base), options)
-        finetune(model, load_tokenizer(str(base), options), members.texts, FINETUNING, target)
+        model, _ = load_model(base, options)
+        finetune(model, load_tokenizer(base, options), members.texts, FINETUNING, target)
         report("fine-tuning", 1, 1)
-    pair = load_pair(target, base, dtype="float32", device="cpu")
-    return audit(pair, members, nonmembers, out, config=AuditConfig(), report=report)
+    return load_pair(target, base, dtype="float32", device="cpu")

@@ -1,9 +1,9 @@
 """What is asked about two sets of texts, with which options, and the form of the answer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +43,13 @@ class JudgeConfig:
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
     """Day that stands in the conversations, where the chat template wrote one; see `ChatTemplate.day_told`."""
+    overwrite: bool = False
+    """Replace what a run with other settings, or of other texts, left in the folder; decides no number."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the numbers."""
+        return {name: value for name, value in asdict(self).items() if name != "overwrite"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,15 +12,8 @@ from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_shares import share_columns
 from ltmia.evaluation.calibration import AuditDecisions
 from ltmia.evaluation.group_decisions import GroupDecisions
-from ltmia.records import Texts, hash_strings
+from ltmia.records import Texts
 from ltmia.scoring.stored_scores import ScoredTexts
-
-
-def texts_sha256(data: TextSets) -> str:
-    """Hash the texts in order, with what of each is scored; for the private folder, since it confirms a guess."""
-    digest = sha256()
-    hash_strings(digest, (*data.texts.texts, *map(str, data.texts.starts or ())))
-    return digest.hexdigest()
 
 
 def published_ids(texts: Texts, salt: bytes) -> list[str]:

@@ -9,17 +9,17 @@ import numpy as np
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
 from ltmia.auditing.assembly import answer, judges
+from ltmia.auditing.folder import hold_for
 from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
-from ltmia.evaluation.audit_folder import run_in
 from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import AuditedPair, audited
+from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited
 from ltmia.scoring.stored_scores import Scorer, score_to_store
 
 
@@ -33,7 +33,7 @@ class ScoreConfig(JudgeConfig):
 
 
 def score(
-    pair: Pair | AuditedPair,
+    pair: Pair | AuditedPair | PairToLoad,
     candidates: Texts | Sequence[str],
     nonmembers: Texts | Sequence[str],
     out: Path | str,
@@ -59,11 +59,13 @@ def score(
     Raises:
         DataError: If there are no candidates, or no non-members to judge them against.
         ConfigError: If the attack is unknown or not one that a single pass serves, or recordings hold too little for
-            it, or another run is at work in `out`.
+            it, another run is at work in `out`, or `out` holds anything but a score with the same settings and texts
+            (`config.overwrite`: with any).
     """
     config = config or ScoreConfig()
-    with run_in(Path(out)) as run:
-        sets = join_sets(as_texts(candidates), as_texts(nonmembers), "candidates")
+    texts = as_texts(candidates), as_texts(nonmembers)
+    with hold_for(Path(out), "score", pair, texts, config) as run:
+        sets = join_sets(*texts, "candidates")
         if not sets.n_judged or not sets.n_nonmembers:
             raise DataError("candidates and texts surely not used are both needed, at least one of each")
         _check_attack(config.attack)

@@ -22,7 +22,6 @@ from ltmia.cli.recording import record
 
 if TYPE_CHECKING:
     from ltmia.models.pair import Pair
-    from ltmia.scoring.recorded_pair import RecordedPair
     from ltmia.scoring.stored_scores import Scorer
 
 app = typer.Typer(
@@ -53,6 +52,7 @@ def demo(
     members: Annotated[
         int, typer.Option("--members", min=20, max=800, help="Texts to fine-tune on; twice as many are held out.")
     ] = 500,
+    overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
@@ -60,7 +60,7 @@ def demo(
     from ltmia.auditing.demo import run_demo
 
     with progress(quiet=quiet) as report:
-        result = run_demo(out, n_members=members, report=report)
+        result = run_demo(out, n_members=members, overwrite=overwrite, report=report)
     _show(result.folder, quiet=quiet, as_json=False)
 
 
@@ -83,20 +83,21 @@ def audit(
     ] = False,
     reveal: o.Reveal = False,
     log_to: o.LogTo = None,
+    overwrite: o.Overwrite = False,
     printing: g.PrintOptions,
 ) -> None:
     """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
     calm_libraries()
     from ltmia.auditing.audit import AuditConfig
     from ltmia.auditing.audit import audit as run_audit
-    from ltmia.evaluation.audit_folder import set_results_aside
+    from ltmia.evaluation.audit_folder import set_aside_on_failure
     from ltmia.integrations.trackers import log_audit, require_trackers
 
     require_trackers(log_to or [])
-    set_results_aside(out)
-    read = loading.reader(target, base)
-    member_texts, nonmember_texts = columns.read(read, members, nonmembers)
-    pair = _open_pair(target, base, **loading.keywords)
+    with set_aside_on_failure(out):
+        read = loading.reader(target, base)
+        member_texts, nonmember_texts = columns.read(read, members, nonmembers)
+    pair = o.pair_to_load(target, base, **loading.keywords)
     config = AuditConfig(
         attacks=attacks,
         **asdict(judging),
@@ -104,6 +105,7 @@ def audit(
         deduplicate=deduplicate,
         reveal=reveal,
         chat_day=o.day_told(read),
+        overwrite=overwrite,
     )
     with progress(quiet=printing.quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
@@ -132,33 +134,35 @@ def score(
         int | None,
         typer.Option("--workers", min=1, help="Ray processes; default: as many as the cluster has room for."),
     ] = None,
+    overwrite: o.Overwrite = False,
     printing: g.PrintOptions,
 ) -> None:
     """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
     calm_libraries()
     from ltmia.auditing.score import ScoreConfig
     from ltmia.auditing.score import score as run_score
-    from ltmia.evaluation.audit_folder import set_results_aside
+    from ltmia.evaluation.audit_folder import set_aside_on_failure
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
 
-    set_results_aside(out)
-    read = loading.reader(target, base)
-    candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
+    with set_aside_on_failure(out):
+        read = loading.reader(target, base)
+        candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
     config = ScoreConfig(
         attack=attack,
         **asdict(judging),
         seed=seed,
         chat_day=o.day_told(read),
+        overwrite=overwrite,
     )
     scorer = (
         _ray_scorer(partial(load_pair, *sources, **loading.keywords), workers)
         if engine is o.EngineName.ray
         else score_to_store
     )
+    pair = o.pair_to_load(*sources, **loading.keywords)
     with progress(quiet=printing.quiet) as report:
-        pair = _open_pair(*sources, **loading.keywords)
         run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, **asdict(printing))
 
@@ -220,17 +224,6 @@ def report(
     from ltmia.report.page import write_report
 
     print(write_report(folder))
-
-
-def _open_pair(target: str, base: str, **options: Any) -> "Pair | RecordedPair":
-    """Load both models, or open the recordings of both."""
-    from ltmia.data.recordings import is_recording
-    from ltmia.models.loading import load_pair
-    from ltmia.scoring.recorded_pair import load_recorded_pair
-
-    if is_recording(target) or is_recording(base):
-        return load_recorded_pair(target, base)
-    return load_pair(target, base, **options)
 
 
 def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:

@@ -32,6 +32,7 @@ def gate(
     """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
     from ltmia.evaluation.files import read_verdict
     from ltmia.evaluation.gate import Limit, hold_against, read_policy
+    from ltmia.folders import named_errors
     from ltmia.ownership import refuse_stranger
 
     limits = [Limit.parse(text) for text in most or []]
@@ -43,12 +44,14 @@ def gate(
         print(line)
     if junit:
         refuse_stranger(junit, 'name="ltmia gate"')
-        junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(verdict.junit(), "utf-8")
+        with named_errors(junit):
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_text(verdict.junit(), "utf-8")
     if summary:
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        with summary.open("a", encoding="utf-8") as file:
-            file.write(verdict.markdown())
+        with named_errors(summary):
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(verdict.markdown())
     raise typer.Exit(verdict.exit_code)
 
 

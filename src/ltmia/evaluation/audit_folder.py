@@ -5,7 +5,7 @@ Every finished set of files carries one random run id, so that files of two runs
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ltmia.errors import ConfigError, StoreError
-from ltmia.folders import hold_folder, write_whole
+from ltmia.folders import claim_folder, make_folder, mark_folder, named_errors, write_whole
+from ltmia.ownership import Marker, differing, read_marker
 
+MARKED = {"audit": "an audit", "score": "a score of candidates"}
+"""What the marker calls the folder, by the kind of its results."""
 RESULTS_FILE, RECORDS_FILE, GROUPS_FILE = "results.json", "records.parquet", "groups.parquet"
 REPORT_FILE = "report.html"
 SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
@@ -53,16 +56,16 @@ class PrivateFolder:
 
         Raises:
             ConfigError: If it, or something in it, is a link: what it leads to is not ours to read or write.
+            StoreError: If there is no room, or no right to write.
         """
         private = cls(folder / PRIVATE_FOLDER)
         if private.path.is_symlink() or private.path.is_file():
             kind = "link" if private.path.is_symlink() else "file"
             raise ConfigError(f"{private.path}: a {kind}; expected a folder: remove it, or use another folder")
-        private.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        private.path.chmod(0o700)
-        for path in private.path.iterdir():
-            if path.is_symlink():
-                raise ConfigError(f"{path}: a link; private files are not linked: remove it, or use another folder")
+        with named_errors(private.path):
+            private.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private.path.chmod(0o700)
+        _refuse_links(private.path.rglob("*"))
         write_whole(private.path / README_FILE, lambda part: part.write_text(README, "utf-8"))
         return private
 
@@ -109,52 +112,99 @@ class Run:
     run_id: str
     begun: str
     private: PrivateFolder
+    marker: Marker
+    """What the folder will hold."""
+    hashes: Mapping[str, str]
+    """Of the texts, their ids and their groups."""
 
-    def note_texts(self, texts_sha256: str | None) -> None:
-        """Write down that this run has begun, and the hash of its texts once they are known."""
-        note = {"run_id": self.run_id, "begun": self.begun, "texts_sha256": texts_sha256}
+    def begin_scoring(self) -> None:
+        """Write down that the folder is of these settings and texts: from now on it holds work worth keeping."""
+        mark_folder(self.folder, self.marker)
+        self.note(self.hashes)
+
+    def note(self, hashes: Mapping[str, str]) -> None:
+        """Write down this run as the last one, and the hashes of the texts that the folder's work is of."""
+        note = {"run_id": self.run_id, "begun": self.begun, "sha256": dict(hashes)}
         write_whole(self.private.path / RUN_FILE, lambda part: part.write_text(json.dumps(note), "utf-8"))
 
 
 @contextmanager
-def run_in(folder: Path) -> Iterator[Run]:
-    """Hold a folder for a run that begins: results that stand there are set aside.
+def run_in(
+    folder: Path, marker: Marker, hashes: Mapping[str, str] | None = None, *, overwrite: bool = False
+) -> Iterator[Run]:
+    """Hold a folder for a run: results that are there are set aside.
 
-    Until its own are written the folder holds none: no verdict of an older audit is taken for the new one's.
+    The folder then holds none until the run's own are written, so that nobody takes an older verdict for the new one.
+
+    Args:
+        folder: Missing, empty, or one that ltmia made for results of this kind.
+        marker: Kind and settings of the run.
+        hashes: Of its texts, their ids and their groups; None takes the folder whatever texts it is of.
+        overwrite: Take it whatever settings and texts it is of.
 
     Raises:
-        ConfigError: If another process holds the folder, it cannot be written, or its private part is a link or holds
-            one.
+        ConfigError: If the folder is not ours, holds results of other settings or texts, another process holds it, or
+            a link stands in place of a file of ours.
+        StoreError: If there is no room, or no right to write.
     """
-    with hold_folder(folder):
+    with claim_folder(folder, marker, overwrite=overwrite):
+        earlier = None if overwrite else last_run(folder)
+        known: Mapping[str, str] = {} if earlier is None else earlier["sha256"]
+        if known and hashes and (other := differing(known, hashes)):
+            raise ConfigError(
+                f"{folder}: holds {marker.kind} of other texts (other {', '.join(other)}). Nothing was changed. Choose "
+                "another folder, or replace what is there with --overwrite (in Python: overwrite=True)."
+            )
+        _refuse_links(folder / name for name in SHAREABLE)
         private = PrivateFolder.of(folder)
-        there = [name for name in SHAREABLE if (folder / name).exists() or (folder / name).is_symlink()]
-        if there:
-            previous = private.path / PREVIOUS_FOLDER
-            previous.mkdir(exist_ok=True)
+        run = Run(
+            folder=folder,
+            run_id=secrets.token_hex(8),
+            begun=datetime.now(UTC).isoformat(timespec="seconds"),
+            private=private,
+            marker=marker,
+            hashes=hashes or {},
+        )
+        _move_results(folder, private.path / PREVIOUS_FOLDER)
+        run.note(known)
+        yield run
+
+
+def _move_results(folder: Path, previous: Path) -> None:
+    if there := [name for name in SHAREABLE if (folder / name).exists()]:
+        make_folder(previous)
+        with named_errors(previous):
             for name in SHAREABLE:
                 (previous / name).unlink(missing_ok=True)
             for name in there:
                 (folder / name).replace(previous / name)
-        begun = datetime.now(UTC).isoformat(timespec="seconds")
-        run = Run(folder=folder, run_id=secrets.token_hex(8), begun=begun, private=private)
-        run.note_texts(None)
-        yield run
 
 
-def set_results_aside(folder: Path) -> None:
-    """Set aside what an older run left, before a command reads its input: if that fails, nobody judges the old results.
+def _refuse_links(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_symlink():
+            raise ConfigError(f"{path}: a link, which ltmia did not make: remove it, or use another folder")
+
+
+@contextmanager
+def set_aside_on_failure(folder: Path) -> Iterator[None]:
+    """Set aside the results of an older run, in a folder of ours, if the input of a new run cannot be read.
 
     Raises:
-        ConfigError: See `run_in`.
+        ConfigError: If another process is at work there.
     """
-    if any((folder / name).exists() for name in SHAREABLE):
-        with run_in(folder):
-            pass
+    try:
+        yield
+    except BaseException:
+        found = read_marker(folder)
+        if found is not None and found.kind in MARKED.values():
+            with run_in(folder, found):
+                pass
+        raise
 
 
 def last_run(folder: Path) -> dict[str, Any] | None:
-    """Return `run_id`, `begun` and `texts_sha256` of the last run that began in a folder.
+    """Return `run_id`, `begun` and `sha256` (hashes of texts, ids and groups) of the last run that began in a folder.
 
     None where the private folder is not there, or another account's: only what may be handed on was handed on.
 
@@ -164,11 +214,11 @@ def last_run(folder: Path) -> dict[str, Any] | None:
     path = folder / PRIVATE_FOLDER / RUN_FILE
     try:
         note = json.loads(path.read_text("utf-8"))
-        return {name: note[name] for name in ("run_id", "begun", "texts_sha256")}
+        return {"run_id": note["run_id"], "begun": note["begun"], "sha256": dict(note["sha256"])}
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path}: not readable ({error}); run the audit again") from error
+        raise StoreError(f"{path}: not readable ({error}); run the audit again with --overwrite") from error
 
 
 def are_of_same_texts(first: Path, second: Path) -> bool | None:
@@ -177,7 +227,7 @@ def are_of_same_texts(first: Path, second: Path) -> bool | None:
     Raises:
         StoreError: If the note of a run is damaged.
     """
-    hashes = [run["texts_sha256"] if run else None for run in map(last_run, (first, second))]
+    hashes = [run["sha256"].get("texts") if run else None for run in map(last_run, (first, second))]
     return None if None in hashes else hashes[0] == hashes[1]
 
 

@@ -15,6 +15,8 @@ from accelerate.utils.memory import clear_device_cache
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from ltmia.folders import named_errors
+
 
 class SequentialModels:
     """Gives either model by name, loading it if the other was the last one asked for."""
@@ -38,7 +40,9 @@ class KeptStates:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Open the file in a folder. None: the system's folder for temporary files, which may be in memory."""
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
+        self._folder = folder or Path(tempfile.gettempdir())
+        with named_errors(self._folder):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by __exit__
         self._places: dict[int, tuple[int, tuple[int, int]]] = {}
         self._dtype = torch.float32
 
@@ -56,11 +60,17 @@ class KeptStates:
         return self._file.seek(0, 2)
 
     def write(self, rows: Sequence[int], counts: Sequence[int], states: Shaped[Tensor, "pred hidden"]) -> None:
-        """Write the states of some texts, concatenated, with the number of positions of each."""
+        """Write the states of some texts, concatenated, with the number of positions of each.
+
+        Raises:
+            StoreError: If there is no room for them.
+        """
         self._dtype = states.dtype
-        for row, part in zip(rows, states.cpu().split(list(counts)), strict=True):
-            self._places[row] = self.n_bytes, (len(part), part.shape[1])
-            self._file.write(part.contiguous().view(torch.uint8).numpy().data)
+        with named_errors(self._folder):
+            for row, part in zip(rows, states.cpu().split(list(counts)), strict=True):
+                self._places[row] = self.n_bytes, (len(part), part.shape[1])
+                self._file.write(part.contiguous().view(torch.uint8).numpy().data)
+            self._file.flush()
 
     def read(self, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"]:
         """Return the states of some texts, concatenated."""

@@ -28,6 +28,7 @@ from ltmia.evaluation.files import read_audit, read_tokens, run_of
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.folders import write_whole
+from ltmia.ownership import refuse_stranger
 from ltmia.report import figures, words
 from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
@@ -41,6 +42,7 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         StoreError: If the files are missing or damaged.
+        ConfigError: If another program's page stands where this one is to be written.
     """
     results, records = read_audit(folder)
     tokens = read_tokens(folder) if results.settings.get("reveal") else None
@@ -50,6 +52,7 @@ def write_report(folder: Path) -> Path:
         raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
     page = render_report(results, records, tokens)
     path = folder / REPORT_FILE
+    refuse_stranger(path, 'name="ltmia-run"')
     write_whole(path, lambda part: part.write_text(page, "utf-8"))
     return path
 

@@ -1,6 +1,6 @@
 """The pair of an audit: models that run here (`LoadedPair`), or recordings made elsewhere (`RecordedPair`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,11 @@ class AuditedPair(Protocol):
     @property
     def models(self) -> Pair | None:
         """The models themselves; None if only recordings are at hand."""
+        ...
+
+    @property
+    def sources(self) -> tuple[str, str]:
+        """Where target and reference come from: paths or hub ids."""
         ...
 
     @property
@@ -63,6 +68,11 @@ class LoadedPair:
     models: Pair
 
     @property
+    def sources(self) -> tuple[str, str]:
+        """Where target and reference come from: paths or hub ids."""
+        return self.models.target_origin.source, self.models.reference_origin.source
+
+    @property
     def vocab_size(self) -> int:
         """Ids that both models know."""
         return self.models.vocab_size
@@ -96,6 +106,16 @@ class LoadedPair:
         )
 
 
-def audited(pair: Pair | AuditedPair) -> AuditedPair:
-    """Take a pair as an audit sees it."""
-    return LoadedPair(pair) if isinstance(pair, Pair) else pair
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairToLoad:
+    """A pair that is loaded once it is sure that its results may be written."""
+
+    sources: tuple[str, str]
+    """Target and reference as the user named them."""
+    load: Callable[[], Pair | AuditedPair]
+
+
+def audited(pair: Pair | AuditedPair | PairToLoad) -> AuditedPair:
+    """Take a pair as an audit sees it; load it where it is not loaded yet."""
+    given = pair.load() if isinstance(pair, PairToLoad) else pair
+    return LoadedPair(given) if isinstance(given, Pair) else given

@@ -67,6 +67,11 @@ class RecordedPair:
         return None
 
     @property
+    def sources(self) -> tuple[str, str]:
+        """Paths of the two recordings."""
+        return str(self.target.path), str(self.reference.path)
+
+    @property
     def vocab_size(self) -> int:
         """Ids that both models know."""
         return min(recording.header.vocab_size for recording in (self.target, self.reference))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from ltmia.errors import StoreError
-from ltmia.folders import write_whole
+from ltmia.folders import make_folder, named_errors, write_whole
 
 JOURNAL = "journal.jsonl"
 LARGEST = 2.0**14
@@ -64,9 +64,10 @@ class GradientFile:
         self.shape = shape
         self.scales: Float64[np.ndarray, "point text"] = np.full((shape.n_points, shape.n_texts), np.nan)
         self._done = np.zeros((shape.n_points, shape.n_texts), bool)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._recover(json.dumps({"fingerprint": fingerprint, "format": 1}, sort_keys=True))
-        self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
+        make_folder(folder)
+        with named_errors(folder):
+            self._recover(json.dumps({"fingerprint": fingerprint, "format": 1}, sort_keys=True))
+            self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
 
     def is_done(self, point: int, row: int) -> bool:
         """Say whether a text's gradient at a point is safely on disk."""
@@ -75,20 +76,21 @@ class GradientFile:
     def append(self, point: int, rows: Sequence[int], gradients: Float32[np.ndarray, "text coordinate"]) -> None:
         """Write the gradients of some texts; they are on disk when this returns."""
         packed, scales = pack_rows(gradients)
-        written = self._map(point, "r+")
-        written[list(rows)] = packed
-        written.flush()
-        with self._path(point).open("rb") as file:
-            os.fsync(file.fileno())
         entry = {
             "point": point,
             "rows": list(rows),
             "scales": [None if np.isnan(scale) else float(scale) for scale in scales],
             "sha256": hashlib.sha256(packed.tobytes()).hexdigest(),
         }
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with named_errors(self.folder):
+            written = self._map(point, "r+")
+            written[list(rows)] = packed
+            written.flush()
+            with self._path(point).open("rb") as file:
+                os.fsync(file.fileno())
+            self._journal.write(json.dumps(entry) + "\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
         self._take(entry)
 
     def block(self, point: int, rows: Int64[np.ndarray, " text"], part: slice) -> Float32[np.ndarray, "text coord"]:
@@ -158,7 +160,7 @@ def check_room(folder: Path, shape: GradientShape) -> None:
     Raises:
         StoreError: If there is too little room; the message says how much is needed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stats = os.statvfs(folder)
     held = sum(512 * path.stat().st_blocks for path in folder.glob("gradients-*.f16"))
     free = stats.f_bavail * stats.f_frsize + held

@@ -1,0 +1,72 @@
+"""The folder of an audit or a score: what the run that asks for it is made of, so that no other one is replaced."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from ltmia.auditing.question import JudgeConfig
+from ltmia.evaluation.audit_folder import MARKED, Run, run_in
+from ltmia.models.pair import Pair
+from ltmia.ownership import Marker, refuse_inputs
+from ltmia.records import Texts, hash_strings
+from ltmia.scoring.audited_pair import AuditedPair, LoadedPair, PairToLoad
+
+WITHOUT_EFFECT = ("batch_size",)
+"""Options that change no result beyond numeric noise."""
+
+
+def hold_for(
+    out: Path,
+    kind: Literal["audit", "score"],
+    pair: Pair | AuditedPair | PairToLoad,
+    texts: tuple[Texts, Texts],
+    config: JudgeConfig,
+) -> AbstractContextManager[Run]:
+    """Hold a folder for an audit or a score, if it is ours to fill; no model is loaded for this.
+
+    The models go by name: where one has changed under its name, the same command scores it again.
+
+    Args:
+        out: The folder.
+        kind: Of the results.
+        pair: Target and reference.
+        texts: Those to judge, and the non-members.
+        config: Options.
+
+    Raises:
+        ConfigError: If the folder is one of the inputs or lies inside one; else when it is entered, see `run_in`.
+    """
+    sources = (LoadedPair(pair) if isinstance(pair, Pair) else pair).sources
+    refuse_inputs(out, [*sources, *(part.source for part in texts)])
+    names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
+    options = {name: value for name, value in config.settings.items() if name not in WITHOUT_EFFECT}
+    marker = Marker(kind=MARKED[kind], settings=names | options)
+    return run_in(out, marker, hashes_of(texts), overwrite=config.overwrite)
+
+
+def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
+    """Hash the texts in order with what of each is scored, the ids, and the groups, each by itself.
+
+    They confirm a guess at a text or a group, so they belong into the private folder.
+    """
+    return {
+        "texts": _sha256(column for part in texts for column in (part.texts, tuple(map(str, part.starts or ())))),
+        "ids": _sha256(part.ids for part in texts),
+        "groups": _sha256(part.groups or () for part in texts),
+    }
+
+
+def _sha256(columns: Iterable[Sequence[str]]) -> str:
+    digest = sha256()
+    for column in columns:
+        hash_strings(digest, (str(len(column)), *column))
+    return digest.hexdigest()
+
+
+def _name(source: str, out: Path) -> str:
+    """Name a model on this machine by its way from the folder: both may be moved together."""
+    is_path = Path(source).is_absolute() or Path(source).exists()
+    return os.path.relpath(os.path.realpath(source), os.path.realpath(out)) if is_path else source
