@@ -276,7 +276,7 @@ def test_recordings_of_other_texts_are_refused(
             audit(changed(change, which=which), *sets, tmp_path / "audit", config=config)
     twice = Texts(texts=sets[0].texts[:2], ids=sets[0].ids[:2])
     with pytest.raises(DataError, match="stands twice, and recordings know texts by their ids"):
-        audit(changed(lambda lines: lines), twice, twice, tmp_path / "audit", config=config)
+        audit(changed(lambda lines: lines), twice, twice, tmp_path / "twice", config=config)
     with pytest.raises(DataError, match="n_top is 2; expected 3 or more of the target"):
         changed(
             lambda lines: [line.model_copy(update={"top": [t[:2] for t in line.top]}) for line in lines], {"n_top": 2}
