@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from ltmia.records import Texts
+    from ltmia.scoring.audited_pair import PairToLoad
 
 
 class Dtype(StrEnum):
@@ -183,6 +184,18 @@ def day_told(read: "Callable[..., Texts]") -> str | None:
     """Return the day that stands in the conversations a reader gave, if the template asked for one."""
     chat = read.keywords["chat"] if isinstance(read, partial) else None
     return None if chat is None or chat.day_told is None else chat.day_told.isoformat()
+
+
+def pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
+    """Say how to load both models, or to open the recordings of both."""
+    from ltmia.data.recordings import is_recording
+    from ltmia.models.loading import load_pair
+    from ltmia.scoring.audited_pair import PairToLoad
+    from ltmia.scoring.recorded_pair import load_recorded_pair
+
+    if is_recording(target) or is_recording(base):
+        return PairToLoad(sources=(target, base), load=partial(load_recorded_pair, target, base))
+    return PairToLoad(sources=(target, base), load=partial(load_pair, target, base, **options))
 
 
 @contextmanager
