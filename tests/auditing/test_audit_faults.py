@@ -48,7 +48,7 @@ def found(out: Path) -> dict[str, Any]:
     return kept | {"records": str(records.to_pydict())}
 
 
-@pytest.mark.parametrize("size", ["size=60k", "size=420k"])
+@pytest.mark.parametrize("size", ["size=60k", pytest.param("size=420k", marks=pytest.mark.slow)])
 def test_a_full_disk_is_named_and_with_room_the_audit_goes_on(work: Path, tmp_path: Path, size: str) -> None:
     with mounted(tmp_path / "disk", size) as disk:
         done = audit(work, disk / "out")

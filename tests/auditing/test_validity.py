@@ -163,6 +163,7 @@ def test_an_unrelated_base_is_noticed_by_audit_doctor_and_gate(target: Path, sou
     assert "may see too little" in verdict.lines()[0]
 
 
+@pytest.mark.slow
 def test_an_adapter_that_leaks_less_than_full_fine_tuning_is_told_from_it(
     target: Path, sound: Results, sound_folder: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_an_adapter_that_leaks_less_than_full_fine_tuning_is_told_from_it(
     assert compare_audits(lora, full, same_texts=True).lower_leakage == "no"
 
 
+@pytest.mark.slow
 def test_what_the_classifier_never_saw_raises_the_flag_and_the_best_baseline_is_named(
     target: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
         yield place
 
 
-@pytest.mark.parametrize("disk", ["size=120k", "size=1m"], indirect=True)
+@pytest.mark.parametrize("disk", ["size=120k", pytest.param("size=1m", marks=pytest.mark.slow)], indirect=True)
 def test_a_full_disk_is_named_and_with_room_the_lab_goes_on(disk: Path, whole: Path, recipe: Path) -> None:
     try:
         status = run(disk / "lab", recipe)

@@ -50,7 +50,7 @@ def loads(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_scores_are_those_of_both_models_at_once(folders, loads, dtype):
     both = ltmia.load_pair(folders["target"], folders["base"], dtype=dtype, device="cpu")
     expected = ltmia.score_texts(both, TEXTS, batch_size=4)
@@ -64,6 +64,7 @@ def test_scores_are_those_of_both_models_at_once(folders, loads, dtype):
     assert pair.target_origin.source == str(folders["target"])
 
 
+@pytest.mark.slow
 def test_disk_is_bounded_by_running_in_rounds(folders, loads, monkeypatch):
     monkeypatch.setattr(pair_runner, "STATES_BYTES", 1)
     pair = ltmia.load_pair(folders["target"], folders["base"], dtype="float32", device="cpu", sequential=True)

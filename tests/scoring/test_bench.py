@@ -45,6 +45,7 @@ def test_impossible_work_is_refused(wrong: dict[str, object]) -> None:
         BenchConfig(**wrong)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_child_is_its_own_and_not_its_parents() -> None:
     ballast = np.ones(100_000_000)  # 0.8 GB
     config = BenchConfig(**SMALL, threads=1)
