@@ -28,6 +28,7 @@ from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
+from ltmia.scoring.audited_pair import LoadedPair
 
 OPTIONS = LoadOptions(dtype="float32", device="cpu")
 TEXTS = demo_texts()
@@ -243,11 +244,12 @@ def test_half_precision_is_held_against_float32_and_put_back(target: Path) -> No
     from ltmia.scoring.in_memory import score_texts
 
     half, full = (score_texts(p, list(MEMBERS[:3]), attacks="difference")["difference"] for p in (pair, exact))
-    found = rescore(pair, as_texts(MEMBERS[:3]), half.tolist(), max_length=128)
+    found = rescore(LoadedPair(pair), as_texts(MEMBERS[:3]), half.tolist(), max_length=128)
     assert found.float32 == pytest.approx(np.abs(half - full)[:2].max(), abs=found.noise + 1e-3)
     after = [p.detach() for p in (*pair.target.parameters(), *pair.reference.parameters())]
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(after, before, strict=True))
-    assert rescore(exact, as_texts(MEMBERS[:3]), full.tolist(), max_length=128).reason == "computed in float32 anyway"
+    found = rescore(LoadedPair(exact), as_texts(MEMBERS[:3]), full.tolist(), max_length=128)
+    assert found.reason == "computed in float32 anyway"
 
 
 def test_noise_is_judged_against_the_spread() -> None:

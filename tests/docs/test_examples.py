@@ -11,6 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FOUND = {
     "auditor": r"Lower leakage: yes\.(?s:.*)gate (passed|failed)|inconclusive",
     "claimant": r"All candidates together: p = 0\.0(?s:.*)of which ([3-9]\d) were",
+    "trainer": r"failed: AUC of \w+ is 0\.[6-9](?s:.*)train_runtime",
     "researcher": r"share_gained: AUC 0\.[6-9](?s:.*)difference: AUC 0\.[6-9]",
 }
 
@@ -24,4 +25,4 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     script = EXAMPLES / f"{name}.py"
     done = run_script(script, "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.search(FOUND[name], done.stdout), done.stdout
+    assert re.search(FOUND[name], done.stderr + done.stdout), done.stdout

@@ -150,7 +150,7 @@ def _check(
         decisions=measured.decisions.summary,
         attacks=question.attacks,
     )
-    return check_validity(pair.models, question.sets, scored, found, classifier=classifier, config=question.config)
+    return check_validity(pair, question.sets, scored, found, classifier=classifier, config=question.config)
 
 
 def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, command: str | None) -> dict[str, Any]:

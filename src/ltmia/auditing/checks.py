@@ -30,8 +30,8 @@ from ltmia.evaluation.validity import (
 )
 from ltmia.expectation.fit import sampled_texts
 from ltmia.features.columns import needs_expectation
-from ltmia.models.pair import Pair
 from ltmia.runtime import dtype_name
+from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.stored_scores import ScoredTexts
 
 
@@ -72,7 +72,7 @@ class MeasuredScores:
 
 
 def check_validity(
-    models: Pair | None,
+    pair: AuditedPair,
     data: TextSets,
     scored: ScoredTexts,
     found: MeasuredScores,
@@ -83,21 +83,22 @@ def check_validity(
     """Run every check of an audit.
 
     Args:
-        models: Models, to score a few texts again; None if there are only recordings.
+        pair: Target and reference; loaded models score a few texts again.
         data: The two sets of texts.
         scored: What the audit scored.
         found: What the audit measured so far.
         classifier: The learned classifier, if it took part.
         config: The audit's options.
     """
+    loaded = pair if isinstance(pair, LoadedPair) else None
     return Validity(
         blind=control_check(found.control, found.blind, "words"),
         near_duplicates=_duplicates(data),
         length_only=length_check(scored.n_tokens, data.sides, found.judge, config.seed),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
-        base=RECORDED_BASE if models is None else _base(models, data, scored, config),
-        backend=RECORDED_BACKEND if models is None else _backend(models, data, scored, config),
+        base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, config),
+        backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, config),
         power=power_check(data.n_judged, data.n_nonmembers, found.decisions),
     )
 
@@ -129,7 +130,7 @@ def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: Member
     return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
 
 
-def _base(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _base(pair: LoadedPair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Compare the models on non-members, because training changes outputs on members; on members if need be."""
     usable = np.array([reason is None for reason in scored.reasons])
     nonmembers = np.flatnonzero(usable & (data.sides == 0))
@@ -138,7 +139,7 @@ def _base(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions)
     return base_check(compare_with_base(pair, data.texts.take(chosen), config.max_length))
 
 
-def _backend(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _backend(pair: LoadedPair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
     """Score a few texts again, in batches as small as can be."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
@@ -149,8 +150,8 @@ def _backend(pair: Pair, data: TextSets, scored: ScoredTexts, config: CheckOptio
         found,
         gap=_mean(judged) - _mean(nonmembers),
         spread=float(np.nanstd(difference)) if len(rows) else float("nan"),
-        dtype=dtype_name(pair.dtype),
-        reference_dtype=dtype_name(pair.reference_dtype),
+        dtype=dtype_name(pair.models.dtype),
+        reference_dtype=dtype_name(pair.models.reference_dtype),
     )
 
 

@@ -16,7 +16,8 @@ from ltmia.models.adapters import base_parameters
 from ltmia.models.head import HALF
 from ltmia.models.pair import Pair
 from ltmia.records import Texts, TokenStatistics
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, encode, extract_batches
+from ltmia.scoring.audited_pair import LoadedPair
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, extract_batches
 
 N_FLOAT32 = 2
 """Texts that are scored in float32, which briefly takes twice the memory of half precision."""
@@ -76,14 +77,14 @@ def _leading_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, _Leadi
     }
 
 
-def compare_with_base(pair: Pair, texts: Texts, max_length: int) -> BaseComparison:
+def compare_with_base(pair: LoadedPair, texts: Texts, max_length: int) -> BaseComparison:
     """Compare target and reference by weights, and by their log-probabilities of some texts (best non-members)."""
     batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
     parts = [batch.statistics.tokens for batch in batches]
     if not parts:
-        return compare_losses(pair, np.empty(0), np.empty(0))
+        return compare_losses(pair.models, np.empty(0), np.empty(0))
     tokens = TokenStatistics.concatenate(parts)
-    return compare_losses(pair, tokens.target_logp, tokens.reference_logp)
+    return compare_losses(pair.models, tokens.target_logp, tokens.reference_logp)
 
 
 def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarray) -> BaseComparison:
@@ -103,7 +104,7 @@ def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarr
     )
 
 
-def rescore(pair: Pair, texts: Texts, in_batches: Sequence[float], max_length: int) -> Rescored:
+def rescore(pair: LoadedPair, texts: Texts, in_batches: Sequence[float], max_length: int) -> Rescored:
     """Score a few texts again, each alone, and the first of them once more in float32 where the models are in less.
 
     Args:
@@ -114,13 +115,13 @@ def rescore(pair: Pair, texts: Texts, in_batches: Sequence[float], max_length: i
     """
     alone = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))]
     noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
-    if pair.is_sequential:
+    if pair.models.is_sequential:
         return Rescored(noise=noise, float32=None, reason="only one of the models is in memory at a time")
-    half = [p for model in _models(pair) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
+    half = [p for model in _models(pair.models) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
     if not half or not len(texts):
         return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")
     needed = 2 * sum(p.numel() for p in half)
-    if MEMORY_RESERVE * needed > _free_memory(pair.device):
+    if MEMORY_RESERVE * needed > _free_memory(pair.models.device):
         return Rescored(noise=noise, float32=None, reason=f"float32 takes {needed / 2**30:.1f} GiB more than is free")
     try:
         with _as_float32(half):
@@ -131,13 +132,13 @@ def rescore(pair: Pair, texts: Texts, in_batches: Sequence[float], max_length: i
     return Rescored(noise=noise, float32=shift)
 
 
-def _difference(pair: Pair, text: Texts, max_length: int) -> float:
+def _difference(pair: LoadedPair, text: Texts, max_length: int) -> float:
     config = ExtractionConfig(attacks=("difference",), max_length=max_length)
     return next(batch.texts[0].scores["difference"] for batch in _extracted(pair, text, config))
 
 
-def _extracted(pair: Pair, texts: Texts, config: ExtractionConfig) -> Iterator[ExtractedBatch]:
-    return extract_batches(pair, texts.texts, config, encoded=encode(pair, texts.texts, config, texts.starts))
+def _extracted(pair: LoadedPair, texts: Texts, config: ExtractionConfig) -> Iterator[ExtractedBatch]:
+    return extract_batches(pair.models, texts.texts, config, encoded=pair.encode(texts, config))
 
 
 @contextmanager

@@ -37,6 +37,8 @@ Whoever has this folder and both models can read the audited texts out of it, wo
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | what ids and hashes of groups are made with: it lets a guess at a text or a group be confirmed |
 | `run.json` | the last run that began here, with a hash of its texts |
+| `trained.jsonl` | what a Trainer trained on, token by token |
+| `model/` | the model as it stood when its audit began, until that is done |
 | `previous/` | the results that stood here before that run |
 
 The files in the folder above do not need it. A later run goes on from it, so

@@ -1,1 +1,1 @@
-"""Where the evidence of an audit is kept: model cards, trackers, the privacy annex."""
+"""Where fine-tuning happens and where its evidence is kept: model cards, trackers, the Trainer, the annex."""

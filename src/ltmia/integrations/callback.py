@@ -1,0 +1,289 @@
+"""An audit where fine-tuning happens: a callback of `transformers.Trainer`, and of TRL's SFTTrainer which is one."""
+
+import hashlib
+import json
+import logging
+import random
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.question import AuditResult
+from ltmia.data.splits import split_by_group
+from ltmia.errors import ConfigError
+from ltmia.evaluation.audit_folder import PrivateFolder
+from ltmia.evaluation.files import read_verdict
+from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.folders import write_whole
+from ltmia.integrations.trackers import log_audit, require_trackers
+from ltmia.integrations.trained_rows import ScoredRows, TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
+from ltmia.models.loading import load_pair
+
+ROWS_FILE, MODEL_FOLDER, HELD_OUT_FILE, TRAINING_FILE = "trained.jsonl", "model", "held-out", "training.json"
+GATE_FAILED = 1
+
+log = logging.getLogger(__name__)
+
+
+class LimitExceeded(ConfigError):
+    """A model gives away more than a limit of its training run allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPlan:
+    """When a training run is audited, how, and what follows."""
+
+    base: str | Path | None = None
+    """What is fine-tuned: folder or hub id. None: what the model in training was loaded from."""
+    every: int | None = None
+    """Audit after so many steps each time, into the folder `step-N`, and at the end. None: at the end alone."""
+    limits: Sequence[str] = ()
+    """As `ltmia gate --max` takes them: "auc:0.6", "identifiable:0"."""
+    at_limit: Literal["stop", "fail"] = "stop"
+    """Where a limit is exceeded: end the training, or raise `LimitExceeded`."""
+    log_to: Sequence[str] = ()
+    """Trackers that get the figures, see `ltmia.integrations.trackers`."""
+    group_column: str | None = None
+    """Column of the Trainer's datasets that names patients, authors or documents."""
+    config: AuditConfig = field(default_factory=AuditConfig)
+    """Options of the audits. `max_length` plays no part: rows are scored as long as they were trained on."""
+
+
+def hold_out(dataset: Any, *, share: float, group_column: str | None = None, seed: int = 0) -> tuple[Any, Any]:
+    """Split a dataset into rows to train on and rows held out, each group on one side.
+
+    The same dataset, share and seed give the same split, in another process too, so a run that is resumed keeps it.
+
+    Args:
+        dataset: Of the library `datasets`.
+        share: Of the rows, to hold out. A thousand rows are a good number; fewer than a hundred say little.
+        group_column: Patients, authors or documents. None: every row is a group of its own.
+        seed: Of the draw.
+
+    Returns:
+        The dataset to train on, and the one held out: give it to the Trainer as `eval_dataset`.
+
+    Raises:
+        ConfigError: If the share is not between 0 and 1, or there is no such column.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"share = {share}: expected a number between 0 and 1")
+    if group_column is not None and group_column not in dataset.column_names:
+        raise ConfigError(f"group_column = {group_column!r}: the dataset has {', '.join(dataset.column_names)}")
+    groups = [str(i) for i in range(len(dataset))] if group_column is None else list(map(str, dataset[group_column]))
+    trained, held = split_by_group(groups, (1 - share, share), seed)
+    return dataset.select(trained), dataset.select(held)
+
+
+class AuditCallback(TrainerCallback):
+    """Audits the model that a Trainer makes, on the very tokens it was trained on.
+
+    `trainer.add_callback(AuditCallback(trainer, "audit"))`. The rows that the Trainer trains on are the members; its
+    `eval_dataset`, which goes through the same preparation and collator, holds the non-members. What is scored of a row
+    are its tokens with loss: packed rows one by one, without masked prompts, without what was cut off.
+
+    Writes into the folder what `audit` writes, and `training.json`: counts of what was trained on and what was not.
+    """
+
+    def __init__(self, trainer: Trainer, out: Path | str, plan: AuditPlan | None = None) -> None:
+        """Prepare an audit.
+
+        Args:
+            trainer: With an `eval_dataset` and a tokenizer.
+            out: Folder for the results. A run that is resumed needs the same.
+            plan: When and how.
+
+        Raises:
+            ConfigError: If the Trainer lacks something, or a tracker or limit is unknown.
+        """
+        self.trainer, self.out, self.plan = trainer, Path(out), plan or AuditPlan()
+        model: Any = trainer.model
+        self.base = self.plan.base or getattr(model.config, "_name_or_path", "")
+        self.limits = [Limit.parse(text) for text in self.plan.limits]
+        self.rows: TrainedRows | None = None
+        require_trackers(self.plan.log_to)
+        for is_missing, what in (
+            (trainer.args.world_size > 1, "one process: rows of others are not recorded"),
+            (trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict), "one eval_dataset: rows held out"),
+            (trainer.processing_class is None, "a processing_class: the tokenizer"),
+            (not self.base, "AuditPlan(base=...): the model does not say what it was loaded from"),
+        ):
+            if is_missing:
+                raise ConfigError(f"AuditCallback needs {what}")
+        self._training_step = trainer.training_step
+        trainer.training_step = self._recorded_step  # type: ignore[method-assign]  # no event shows a batch
+
+    def _recorded_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **options: Any
+    ) -> torch.Tensor:
+        if self.rows is not None:
+            self.rows.record(self.trainer.state.global_step, inputs)
+        return self._training_step(model, inputs, *rest, **options)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Open the record of what is trained on, at the step from which training goes on."""
+        private = PrivateFolder.of(self.out)
+        self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
+        with _random_state_kept():
+            note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
+        if state.global_step and note.is_file() and note.read_text("utf-8") != digest:
+            raise ConfigError(
+                f"{self.out}: the rows held out are not those of the run that is resumed; draw them with the same seed "
+                "from the same dataset"
+            )
+        write_whole(note, lambda part: part.write_text(digest, "utf-8"))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> TrainerControl:
+        """Audit, if this is such a step."""
+        step, every = state.global_step, self.plan.every
+        if every and step % every == 0 and step < state.max_steps and self._audit(self.out / f"step-{step}", step):
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        """Audit the finished model."""
+        self._audit(self.out, None)
+
+    def _audit(self, folder: Path, step: int | None) -> bool:
+        """Audit the model as it is now; say whether it gives away more than a limit allows.
+
+        Raises:
+            LimitExceeded: If that is to end in an error.
+        """
+        with _random_state_kept():
+            self._run_audit(folder)
+        log_audit(folder, self.plan.log_to, step=step)
+        if not self.limits:
+            return False
+        verdict = hold_against(read_verdict(folder), self.limits, None)
+        for line in verdict.lines():
+            log.warning("%s: %s", folder, line)
+        if verdict.exit_code == GATE_FAILED and self.plan.at_limit == "fail":
+            raise LimitExceeded(f"{folder}: {'; '.join(verdict.lines())}")
+        return verdict.exit_code == GATE_FAILED
+
+    def _run_audit(self, folder: Path) -> AuditResult:
+        saved = PrivateFolder.of(folder).path / MODEL_FOLDER
+        self.trainer.save_model(str(saved))
+        pair = load_pair(saved, self.base)
+        tokenizer: Any = self.trainer.processing_class
+        sides = (self._trained(), self.trainer.train_dataset), (self._held_out(), self.trainer.eval_dataset)
+        members, nonmembers = (
+            scored_rows(rows, tokenizer, vocab_size=pair.vocab_size, groups=groups)
+            for (rows, _), groups in zip(sides, self._groups(sides), strict=True)
+        )
+        self._write_counts(folder, members)
+        encoded = {**members.encoded, **nonmembers.encoded}
+        longest = max((len(text.ids) for text in encoded.values()), default=2)
+        found = audit(
+            TrainedPair(pair, encoded),
+            members.texts,
+            nonmembers.texts,
+            folder,
+            config=replace(self.plan.config, max_length=max(longest, 2)),
+        )
+        shutil.rmtree(saved)
+        return found
+
+    def _trained(self) -> dict[str, TrainedRow]:
+        """Return the rows trained on by name."""
+        return {} if self.rows is None else {f"trained-{key}": row for key, row in self.rows.rows.items()}
+
+    def _held_out(self) -> dict[str, TrainedRow]:
+        """Return the rows held out by name, as the Trainer's own collator makes them."""
+        rows = [row for batch in self.trainer.get_eval_dataloader() for row in rows_of(batch)]
+        return {f"held-out-{row.key}": row for row in rows}
+
+    def _groups(self, sides: Sequence[tuple[Mapping[str, TrainedRow], Any]]) -> list[dict[str, str] | None]:
+        """Return the groups of the rows of both sides. A row that is scored in several parts is a group at least."""
+        if self.plan.group_column is not None:
+            return [_groups(rows, dataset, self.plan.group_column) for rows, dataset in sides]
+        if any(len(row.spans) > 1 for rows, _ in sides for row in rows.values()):
+            return [{name: name for name in rows} for rows, _ in sides]
+        return [None for _ in sides]
+
+    def _write_counts(self, folder: Path, members: ScoredRows) -> None:
+        trained = self._trained()
+        prepared = _ids_by_row(self.trainer.train_dataset)
+        known = {tuple(row.ids.tolist()) for row in trained.values()}
+        times = {} if self.rows is None else self.rows.times_trained()
+        counts = {
+            "rows_trained": len(trained),
+            "rows_without_loss": members.n_without_loss,
+            "rows_of_the_dataset_never_trained_on_as_they_are": None
+            if prepared is None
+            else sum(ids not in known for ids in prepared),
+            "tokens_read": sum(len(row.ids) for row in trained.values()),
+            "tokens_with_loss": sum(int(row.scored.sum()) for row in trained.values()),
+            "steps": 0 if self.rows is None else len(self.rows.steps),
+            "most_times_a_row_was_trained_on": max(times.values(), default=0),
+        }
+        write_whole(folder / TRAINING_FILE, lambda part: part.write_text(json.dumps(counts, indent=1) + "\n", "utf-8"))
+
+
+def _groups(rows: Mapping[str, TrainedRow], dataset: Any, column: str) -> dict[str, str]:
+    """Find the group of each row by its ids.
+
+    Raises:
+        ConfigError: If a dataset has no such column, or a row is in none of its rows, as after packing.
+    """
+    prepared = _ids_by_row(dataset)
+    if prepared is None or column not in dataset.column_names:
+        raise ConfigError(f"group_column = {column!r}: the Trainer's datasets have no such column beside input_ids")
+    by_ids = dict(zip(prepared, map(str, dataset[column]), strict=True))
+    found = {name: by_ids.get(tuple(row.ids.tolist())) for name, row in rows.items()}
+    if lost := sum(group is None for group in found.values()):
+        raise ConfigError(
+            f"group_column={column!r}: {lost} of {len(found)} rows are not in the dataset as they were trained on, so "
+            "their groups are not known. Packing and a collator that cuts do this: do neither, or leave out the groups."
+        )
+    return {name: str(group) for name, group in found.items()}
+
+
+def _ids_by_row(dataset: Any) -> list[tuple[int, ...]] | None:
+    """Return the token ids of a dataset's rows; None where it holds none, or has no length."""
+    if "input_ids" not in (getattr(dataset, "column_names", None) or []) or not hasattr(dataset, "__len__"):
+        return None
+    return [tuple(ids) for ids in dataset["input_ids"]]
+
+
+def _digest(rows: Mapping[str, TrainedRow]) -> str:
+    return hashlib.sha256(" ".join(sorted(rows)).encode()).hexdigest()
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the training's random numbers as if no audit had been."""
+    kept = random.getstate(), np.random.get_state()  # noqa: NPY002  Trainer draws from the global state
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])  # noqa: NPY002

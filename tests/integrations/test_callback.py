@@ -1,0 +1,304 @@
+"""The callback on real training runs: what it scores is what the Trainer's own collator gave loss to."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainingArguments,
+)
+
+from ltmia.auditing.audit import AuditConfig
+from ltmia.data.embedded import demo_base_path, demo_texts
+from ltmia.errors import ConfigError, StoreError
+from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded, hold_out
+from ltmia.integrations.trained_rows import TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
+from ltmia.models.loading import load_pair
+from ltmia.scoring.extraction import ExtractionConfig
+
+LENGTH = 48
+LOSS = AuditPlan(config=AuditConfig(attacks="loss"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(demo_base_path())
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def dataset(tokenizer: Any) -> Dataset:
+    texts, groups = demo_texts().texts[:80], demo_texts().groups[:80]
+    ids = [tokenizer(text, truncation=True, max_length=LENGTH)["input_ids"] for text in texts]
+    return Dataset.from_dict({"input_ids": ids, "document": groups})
+
+
+def trainer_of(dataset: Dataset, tokenizer: Any, folder: Path, **options: Any) -> Trainer:
+    model = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
+    train, held_out = hold_out(dataset, share=0.5, group_column="document")
+    arguments = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": [], "disable_tqdm": True}
+    return Trainer(
+        model,
+        TrainingArguments(str(folder), use_cpu=True, save_strategy="no", **{**arguments, **options}),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(dataset: Dataset, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = trainer_of(dataset, tokenizer, folder / "checkpoints", num_train_epochs=2)
+    plan = AuditPlan(config=AuditConfig(attacks="loss,difference"), group_column="document")
+    trainer.add_callback(AuditCallback(trainer, folder / "audit", plan))
+    trainer.train()
+    return trainer, folder / "audit"
+
+
+def test_hold_out_is_by_group_and_the_same_again(dataset: Dataset) -> None:
+    first, second = (hold_out(dataset, share=0.5, group_column="document", seed=3) for _ in range(2))
+    assert [part["input_ids"] for part in first] == [part["input_ids"] for part in second]
+    train, held_out = first
+    assert len(train) + len(held_out) == len(dataset)
+    assert not set(train["document"]) & set(held_out["document"])
+    assert len(held_out) > 20
+    with pytest.raises(ConfigError, match="the dataset has input_ids, document"):
+        hold_out(dataset, share=0.5, group_column="patient")
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        hold_out(dataset, share=1.5)
+
+
+def test_scores_are_the_models_own_loss_on_what_was_trained_on(finished: tuple[Trainer, Path]) -> None:
+    trainer, folder = finished
+    records = pq.read_table(folder / "records.parquet").to_pydict()
+    sides = {1: trainer.train_dataset, 0: trainer.eval_dataset}
+    model = trainer.model.eval()
+    for label, data in sides.items():
+        expected = []
+        for ids in {tuple(ids) for ids in data["input_ids"]}:
+            batch = trainer.data_collator([{"input_ids": list(ids)}])
+            with torch.no_grad():
+                expected.append(-model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.item())
+        rows = [i for i, found in enumerate(records["label"]) if found == label]
+        assert sorted(records["score_loss"][i] for i in rows) == pytest.approx(sorted(expected), abs=1e-3)
+    assert len(set(records["group"])) == len({*sides[1]["document"], *sides[0]["document"]})
+
+
+def test_what_was_trained_on_is_counted(finished: tuple[Trainer, Path]) -> None:
+    trainer, folder = finished
+    counts = json.loads((folder / "training.json").read_text("utf-8"))
+    train = {tuple(ids) for ids in trainer.train_dataset["input_ids"]}
+    assert counts["rows_trained"] == len(train)
+    assert counts["rows_of_the_dataset_never_trained_on_as_they_are"] == 0
+    assert counts["tokens_read"] == sum(map(len, train))
+    assert counts["most_times_a_row_was_trained_on"] >= 2
+    assert counts["steps"] == trainer.state.global_step
+    assert not (folder / "private" / "model").exists()
+    told = (folder / "private" / "trained.jsonl").read_text("utf-8").splitlines()
+    times = Counter(key for line in map(json.loads, told) for key in line["rows"])
+    assert sum(times.values()) == 2 * len(trainer.train_dataset)
+
+
+@pytest.mark.parametrize("at_limit", ["stop", "fail"])
+def test_a_limit_ends_the_training(at_limit: Any, dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tokenizer, tmp_path / "checkpoints", max_steps=4)
+    plan = AuditPlan(config=LOSS.config, every=1, limits=["auc:0.01"], at_limit=at_limit)
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
+    if at_limit == "fail":
+        with pytest.raises(LimitExceeded, match=r"step-1: failed: AUC"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert (tmp_path / "audit" / "results.json").is_file()
+    assert trainer.state.global_step == 1
+    assert (tmp_path / "audit" / "step-1" / "report.html").is_file()
+
+
+def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    def train(name: str, killed_at: int | None = None, **options: Any) -> list[list[str]]:
+        trainer = trainer_of(dataset, tokenizer, tmp_path / name, max_steps=4, save_strategy="steps", save_steps=2)
+        callback = AuditCallback(trainer, tmp_path / f"{name}-audit", LOSS)
+        trainer.add_callback(callback)
+        step = trainer.training_step
+
+        def stopping(*args: Any, **rest: Any) -> Any:
+            loss = step(*args, **rest)
+            if trainer.state.global_step == killed_at:
+                raise KeyboardInterrupt
+            return loss
+
+        trainer.training_step = stopping
+        trainer.train(**options)
+        lines = (tmp_path / f"{name}-audit" / "private" / "trained.jsonl").read_text("utf-8").splitlines()
+        by_step: dict[int, list[str]] = {}
+        for line in map(json.loads, lines):
+            by_step.setdefault(line["step"], []).extend(line["rows"])
+        return [by_step[n] for n in range(4)]
+
+    undisturbed = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", killed_at=3)
+    with (tmp_path / "killed-audit" / "private" / "trained.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 3, "ro')  # the kill came in the middle of a line
+    assert train("killed", resume_from_checkpoint=True) == undisturbed
+    figures = [json.loads((tmp_path / f"{n}-audit" / "results.json").read_text("utf-8")) for n in ("whole", "killed")]
+    assert figures[0]["attacks"] == figures[1]["attacks"]
+    assert figures[0]["target"]["sha256"] == figures[1]["target"]["sha256"]
+    with pytest.raises(StoreError, match="training goes on from step 9, but what step 4"):
+        TrainedRows.open(tmp_path / "killed-audit" / "private" / "trained.jsonl", step=9)
+
+
+def test_the_audit_leaves_the_training_as_it_was(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    weights = []
+    for every in (None, 1):
+        trainer = trainer_of(dataset, tokenizer, tmp_path / f"run-{every}", max_steps=2, seed=1)
+        trainer.model.config.resid_pdrop = 0.1
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        if every:
+            plan = AuditPlan(config=LOSS.config, every=every)
+            trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
+        trainer.train()
+        weights.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+PACKED = {
+    "input_ids": torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]),
+    "position_ids": torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]]),
+    "labels": torch.tensor([[-100, 6, 7, 8, -100, -100, 11, 12, -100, 14]]),
+}
+
+
+def test_rows_are_cut_where_positions_begin_again_and_padding_is_left_out() -> None:
+    first, second = rows_of(PACKED)
+    assert first.ids.tolist() == [5, 6, 7, 8]
+    assert first.spans == [(1, 4)]
+    assert second.ids.tolist() == [9, 10, 11, 12, 13, 14]
+    assert second.spans == [(2, 4), (5, 6)]
+    padded = {
+        "input_ids": torch.tensor([[0, 5, 6, 7], [5, 6, 0, 0]]),
+        "attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]),
+        "labels": torch.tensor([[-100, 5, 6, 7], [-100, -100, -100, -100]]),
+    }
+    found = list(rows_of(padded))
+    assert [row.ids.tolist() for row in found] == [[5, 6, 7], [5, 6]]
+    assert [row.spans for row in found] == [[(1, 3)], []]
+    with pytest.raises(ConfigError, match="no labels"):
+        list(rows_of({"input_ids": torch.tensor([[1, 2]])}))
+
+
+def test_masked_rows_are_scored_token_by_token_as_they_were_trained(
+    finished: tuple[Trainer, Path], tokenizer: Any, tmp_path: Path
+) -> None:
+    """Sum of log-probabilities over the answers of a row = minus the loss of a plain forward pass with its labels."""
+    trainer, _ = finished
+    trainer.save_model(str(tmp_path / "model"))
+    pair = load_pair(tmp_path / "model", demo_base_path(), dtype="float32", device="cpu")
+    rng = np.random.default_rng(0)
+    ids = np.array(trainer.train_dataset[0]["input_ids"])
+    scored = rng.random(len(ids)) < 0.8
+    scored[0] = False
+    row = TrainedRow(ids=ids, scored=scored)
+    found = scored_rows({"row": row}, tokenizer, vocab_size=pair.vocab_size, groups={"row": "row"})
+    trained = TrainedPair(pair, found.encoded)
+    config = ExtractionConfig(attacks=("loss",), max_length=4)
+    encoded = trained.encode(found.texts, config)
+    assert sum(len(text.ids) - text.start for text in encoded) == scored.sum()
+    batches = list(
+        trained.extract(found.texts, config, encoded=encoded, done=frozenset(), clock=_clock(), scratch=tmp_path)
+    )
+    total = sum(float(batch.statistics.tokens.target_logp.sum()) for batch in batches)
+    lost = sum(len(text.ids) - text.start for text in encoded if text.reason)
+    labels = torch.tensor(np.where(scored, ids, -100))
+    for text in encoded:
+        if text.reason:
+            labels[text.start : len(text.ids)] = -100
+    with torch.no_grad():
+        loss = trainer.model.eval()(input_ids=torch.tensor(ids)[None], labels=labels[None]).loss.item()
+    assert total == pytest.approx(-loss * (int(scored.sum()) - lost), rel=1e-4)
+    assert set(found.texts.groups or ()) == {"row"}
+
+
+def _clock() -> Any:
+    from ltmia.scoring.passes import ExtractionClock
+
+    return ExtractionClock()
+
+
+def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = trainer_of(dataset, tokenizer, tmp_path, max_steps=1)
+    trainer.eval_dataset = None
+    with pytest.raises(ConfigError, match="one eval_dataset"):
+        AuditCallback(trainer, tmp_path / "audit")
+    trainer = trainer_of(dataset, tokenizer, tmp_path, max_steps=1)
+    trainer.model.config._name_or_path = ""
+    with pytest.raises(ConfigError, match=r"base=\.\.\."):
+        AuditCallback(trainer, tmp_path / "audit")
+    with pytest.raises(ConfigError, match="no such tracker"):
+        AuditCallback(trainer, tmp_path / "audit", AuditPlan(base=demo_base_path(), log_to=["excel"]))
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} {% endgeneration %}"
+    "{% else %}{{ m.content }}: {% endif %}{% endfor %}"
+)
+
+
+def test_sft_trainer_with_packing_and_assistant_only_loss(tokenizer: Any, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="the extra trl is not installed")
+    texts = demo_texts().texts[:60]
+    chats = [
+        [{"role": role, "content": text[i * 60 : i * 60 + 60]} for i, role in enumerate(("user", "assistant") * 2)]
+        for text in texts
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(demo_base_path())
+    tokenizer.pad_token, tokenizer.chat_template = tokenizer.eos_token, TEMPLATE
+    train, held_out = hold_out(Dataset.from_dict({"messages": chats}), share=0.5)
+    arguments = trl.SFTConfig(
+        str(tmp_path / "sft"), packing=True, assistant_only_loss=True, max_length=256, max_steps=3, use_cpu=True,
+        per_device_train_batch_size=2, report_to=[], save_strategy="no", bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
+    trainer = trl.SFTTrainer(model, arguments, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer)
+    seen: list[dict[str, torch.Tensor]] = []
+    step = trainer.training_step
+    trainer.training_step = lambda model, inputs, *rest: (seen.append(inputs), step(model, inputs, *rest))[1]
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", LOSS))
+    trainer.train()
+    with_loss = {  # by the collator's own labels; each packed conversation by the ids around them
+        tuple(zip(ids.tolist(), labels.tolist(), strict=True))
+        for batch in seen
+        for ids, labels in zip(
+            *(
+                batch[name][0].tensor_split(torch.nonzero(batch["position_ids"][0] == 0).flatten()[1:])
+                for name in ("input_ids", "labels")
+            ),
+            strict=True,
+        )
+    }
+    expected = sum(label != -100 for row in with_loss for _, label in row)
+    records = pq.read_table(tmp_path / "audit" / "records.parquet").to_pydict()
+    counts = json.loads((tmp_path / "audit" / "training.json").read_text("utf-8"))
+    assert counts["tokens_with_loss"] == expected
+    scored = sum(n for n, label in zip(records["n_tokens"], records["label"], strict=True) if label == 1)
+    short = sum(
+        label == 1 and reason is not None for label, reason in zip(records["label"], records["reason"], strict=True)
+    )
+    assert expected - short <= scored <= expected
+    assert counts["tokens_read"] > expected
+    assert (tmp_path / "audit" / "report.html").is_file()
