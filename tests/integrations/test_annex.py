@@ -28,7 +28,7 @@ outputs = "The model is not served"
 
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up_audit(tmp_path_factory.mktemp("made-up") / "audit", 60, attacks=3)
+    return made_up_audit(tmp_path_factory.mktemp("made-up") / "audit", 400, attacks=3)
 
 
 def annex_of(folder: Path, out: Path, context: str = "") -> str:
@@ -77,7 +77,7 @@ def test_the_first_page_answers_three_questions_and_gives_no_verdict(audit: Path
     text = plain(annex_of(audit, tmp_path / "annex.md", CONTEXT))
     first = text.split("## Point by point")[0]
     tried, left, change = re.split(r"^## .+$", first, flags=re.M)[1:]
-    assert "30 members were judged against 30 non-members" in tried
+    assert "200 members were judged against 200 non-members" in tried
     assert "ltmia" in tried
     for point in POINTS:
         assert (f"Not evaluated: {point.asks}." in left) == (f"| {point.asks} | {point.part} | not evaluated |" in text)

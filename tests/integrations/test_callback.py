@@ -47,10 +47,10 @@ def dataset(tokenizer: Any) -> Dataset:
 def trainer_of(dataset: Dataset, tokenizer: Any, folder: Path, **options: Any) -> Trainer:
     model = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
     train, held_out = hold_out(dataset, share=0.5, group_column="document")
-    arguments = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": [], "disable_tqdm": True}
+    arguments = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": [], "save_strategy": "no"}
     return Trainer(
         model,
-        TrainingArguments(str(folder), use_cpu=True, save_strategy="no", **{**arguments, **options}),
+        TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**arguments, **options}),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         train_dataset=train,
         eval_dataset=held_out,
