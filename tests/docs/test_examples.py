@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 FOUND = {
     "auditor": r"Lower leakage: yes\.(?s:.*)gate (passed|failed)|inconclusive",
     "claimant": r"All candidates together: p = 0\.0(?s:.*)of which ([3-9]\d) were",
-    "trainer": r"failed: AUC of \w+ is 0\.[6-9](?s:.*)train_runtime",
+    "trainer": r"failed: AUC of \w+ is (1|0\.[6-9])(?s:.*)train_runtime",
     "researcher": r"share_gained: AUC 0\.[6-9](?s:.*)difference: AUC 0\.[6-9]",
 }
 
