@@ -42,7 +42,8 @@ body { font: 10pt/1.4 sans-serif; max-width: 60rem; margin: 0 auto; padding: 1re
 h1 { font-size: 15pt; } h2 { font-size: 12pt; margin: 1em 0 .3em; }
 ul { margin: 0; padding-left: 1.2em; } .tables { break-before: page; }
 table { border-collapse: collapse; width: 100%; font-size: 8.5pt; }
-th, td { border: 1px solid #999; padding: .25em .4em; text-align: left; vertical-align: top; overflow-wrap: break-word; }
+th, td { border: 1px solid #999; padding: .25em .4em; text-align: left; vertical-align: top; }
+td { overflow-wrap: break-word; }
 tr { break-inside: avoid; } h2 { break-after: avoid; }
 </style>
 </head>
