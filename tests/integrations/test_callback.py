@@ -24,7 +24,8 @@ from ltmia.errors import ConfigError, StoreError
 from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded, hold_out
 from ltmia.integrations.trained_rows import TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
 from ltmia.models.loading import load_pair
-from ltmia.scoring.extraction import ExtractionConfig
+from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
+from ltmia.scoring.passes import ExtractionClock
 
 LENGTH = 48
 LOSS = AuditPlan(config=AuditConfig(attacks="loss"))
@@ -219,9 +220,8 @@ def test_masked_rows_are_scored_token_by_token_as_they_were_trained(
     config = ExtractionConfig(attacks=("loss",), max_length=4)
     encoded = trained.encode(found.texts, config)
     assert sum(len(text.ids) - text.start for text in encoded) == scored.sum()
-    batches = list(
-        trained.extract(found.texts, config, encoded=encoded, done=frozenset(), clock=_clock(), scratch=tmp_path)
-    )
+    run = ExtractionRun(encoded=encoded, done=frozenset(), clock=ExtractionClock(), scratch=tmp_path)
+    batches = trained.extract(found.texts, config, run)
     total = sum(float(batch.statistics.tokens.target_logp.sum()) for batch in batches)
     lost = sum(len(text.ids) - text.start for text in encoded if text.reason)
     labels = torch.tensor(np.where(scored, ids, -100))
@@ -232,12 +232,6 @@ def test_masked_rows_are_scored_token_by_token_as_they_were_trained(
         loss = trainer.model.eval()(input_ids=torch.tensor(ids)[None], labels=labels[None]).loss.item()
     assert total == pytest.approx(-loss * (int(scored.sum()) - lost), rel=1e-4)
     assert set(found.texts.groups or ()) == {"row"}
-
-
-def _clock() -> Any:
-    from ltmia.scoring.passes import ExtractionClock
-
-    return ExtractionClock()
 
 
 def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
