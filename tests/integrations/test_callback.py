@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from ltmia.scoring.passes import ExtractionClock
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,7 +26,6 @@ from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded,
 from ltmia.integrations.trained_rows import TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
 from ltmia.models.loading import load_pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
-from ltmia.scoring.passes import ExtractionClock
 
 LENGTH = 48
 LOSS = AuditPlan(config=AuditConfig(attacks="loss"))
