@@ -7,51 +7,42 @@ Works on the embedded texts and base; put your own model and texts in their plac
 import argparse
 from pathlib import Path
 
-from ltmia import audit, load_pair
-from ltmia.auditing.audit import AuditConfig
-from ltmia.auditing.question import AuditResult
-from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.data.splits import draw_membership
-from ltmia.evaluation.comparison import compare_audits
-from ltmia.evaluation.gate import Limit, hold_against
-from ltmia.finetuning.config import FinetuneConfig
-from ltmia.finetuning.finetune import finetune
-from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.records import Texts
+import ltmia
 
-LIMITS = [Limit.parse("auc:0.6"), Limit.parse("tpr@fpr=0.1:0.2")]
+LIMITS = ("auc:0.6", "tpr@fpr=0.1:0.2")
 ATTACKS = "ltmia,wbc,difference"
 """A few, for speed; "fast" runs all that share one pass."""
 
 
-def fine_tune(members: Texts, epochs: int, target: Path) -> None:
+def fine_tune(members: "ltmia.Texts", epochs: int, target: Path) -> None:
     """Stands for your own fine-tuning."""
-    options = LoadOptions(dtype="float32", device="cpu")
-    base = str(demo_base_path())
-    model, _ = load_model(base, options)
-    config = FinetuneConfig(epochs=epochs, learning_rate=1e-3, max_length=64)
-    finetune(model, load_tokenizer(base, options), members.texts, config, target)
+    options = ltmia.LoadOptions(dtype="float32", device="cpu")
+    base = str(ltmia.demo_base_path())
+    model, _ = ltmia.load_model(base, options)
+    config = ltmia.FinetuneConfig(epochs=epochs, learning_rate=1e-3, max_length=64)
+    ltmia.finetune(model, ltmia.load_tokenizer(base, options), members.texts, config, target)
 
 
-def audited(members: Texts, nonmembers: Texts, epochs: int, folder: Path) -> AuditResult:
+def audited(members: "ltmia.Texts", nonmembers: "ltmia.Texts", epochs: int, folder: Path) -> "ltmia.AuditResult":
     """Fine-tune and audit; the report lies in `folder/audit`."""
     fine_tune(members, epochs, folder / "target")
-    pair = load_pair(folder / "target", demo_base_path(), dtype="float32", device="cpu")
-    return audit(pair, members, nonmembers, folder / "audit", config=AuditConfig(attacks=ATTACKS, max_length=64))
+    pair = ltmia.load_pair(folder / "target", ltmia.demo_base_path(), dtype="float32", device="cpu")
+    config = ltmia.AuditConfig(attacks=ATTACKS, max_length=64)
+    return ltmia.audit(pair, members, nonmembers, folder / "audit", config=config)
 
 
 def main(out: Path) -> None:
     """Audit a model of three epochs and one of a single epoch."""
     # Drawn before training, whole documents on one side: nothing else decides as much.
-    drawn = draw_membership(demo_texts(), n_members=60, n_nonmembers=120, n_validation=0, seed=1)
-    members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
+    drawn = ltmia.draw_membership(ltmia.demo_texts(), n_members=60, n_nonmembers=120, n_validation=0, seed=1)
+    members, nonmembers = ltmia.demo_texts().take(drawn.members), ltmia.demo_texts().take(drawn.nonmembers)
 
     three = audited(members, nonmembers, 3, out / "three-epochs")
     one = audited(members, nonmembers, 1, out / "one-epoch")
     for name, found in (("three epochs", three), ("one epoch", one)):
         print(f"{name}: {found.results.verdict}")
-    print(compare_audits((three.results, three.records), (one.results, one.records)).sentence)
-    for line in hold_against(one.results, LIMITS).lines():
+    print(ltmia.compare((three.results, three.records), (one.results, one.records)).sentence)
+    for line in ltmia.gate(one.results, [ltmia.Limit.parse(text) for text in LIMITS]).lines():
         print(line)
 
 

@@ -9,32 +9,32 @@ from pathlib import Path
 
 import numpy as np
 
-from ltmia import load_pair, score
-from ltmia.auditing.score import ScoreConfig
-from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.data.splits import draw_membership
-from ltmia.finetuning.config import FinetuneConfig
-from ltmia.finetuning.finetune import finetune
-from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
+import ltmia
 
 
 def main(out: Path) -> None:
     """Judge the candidates one by one and together."""
-    pool = demo_texts()
-    drawn = draw_membership(pool, n_members=60, n_nonmembers=120, n_validation=60, seed=2)
+    pool = ltmia.demo_texts()
+    drawn = ltmia.draw_membership(pool, n_members=60, n_nonmembers=120, n_validation=60, seed=2)
     unseen = pool.take(drawn.nonmembers)
     candidates = pool.take(np.concatenate([drawn.members, drawn.validation]))
-    base, target = str(demo_base_path()), out / "somebodys-model"
-    options = LoadOptions(dtype="float32", device="cpu")
-    model, _ = load_model(base, options)
+    base, target = str(ltmia.demo_base_path()), out / "somebodys-model"
+    options = ltmia.LoadOptions(dtype="float32", device="cpu")
+    model, _ = ltmia.load_model(base, options)
     texts = pool.take(drawn.members).texts
-    finetune(
-        model, load_tokenizer(base, options), texts, FinetuneConfig(epochs=2, learning_rate=1e-3, max_length=64), target
+    ltmia.finetune(
+        model,
+        ltmia.load_tokenizer(base, options),
+        texts,
+        ltmia.FinetuneConfig(epochs=2, learning_rate=1e-3, max_length=64),
+        target,
     )
 
-    pair = load_pair(target, base, dtype="float32", device="cpu")
+    pair = ltmia.load_pair(target, base, dtype="float32", device="cpu")
     # One attack, named before looking: choosing the best afterwards would spoil both answers.
-    claim = score(pair, candidates, unseen, out / "claim", config=ScoreConfig(attack="wbc", fdr=0.1, max_length=64))
+    claim = ltmia.score(
+        pair, candidates, unseen, out / "claim", config=ltmia.ScoreConfig(attack="wbc", fdr=0.1, max_length=64)
+    )
 
     test = claim.results.set_test
     print(f"All candidates together: p = {test.p_value:.4f}; one outscores an unseen text in {test.effect.value:.0%}")

@@ -18,6 +18,7 @@ from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.calibration import judge_audit, split_halves
 from ltmia.evaluation.group_decisions import judge_groups
 from ltmia.evaluation.results import Decisions, Measure
+from ltmia.evaluation.wording import figure as written
 from ltmia.lab.evaluate import find_combinations
 from ltmia.scoring.stored_scores import classify_store
 
@@ -147,7 +148,7 @@ def summary(found: list[Realised]) -> Iterator[str]:
 def _figure(measure: Measure) -> str:
     if measure.value is None:
         return "-"
-    return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+    return written(measure)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from ltmia.classifier.networks import ConvNetwork
 from ltmia.classifier.training import TrainingConfig
 from ltmia.evaluation.macro import mean_with_interval
 from ltmia.evaluation.roc import auc
+from ltmia.evaluation.wording import figure as written
 from ltmia.features.columns import feature_columns
 from ltmia.features.per_token import FeatureBatch
 from ltmia.lab.evaluate import find_combinations, recipe_of
-from ltmia.report.words import format_measure
 
 GROWTH = (1, 3, 7, 14, 28)
 """Numbers of training combinations; the shipped classifier saw all."""
@@ -180,7 +180,7 @@ class Study:
             cut = partial(_cut, model=model, length=length)
             own = [self.ask(f"first {length}", a, partial(_logits, model=model, change=cut)) for a in asked]
             rule = [self.ask(f"excess of first {length}", a, partial(_mean_excess, change=cut)) for a in asked]
-            table.append(_row(length, *(format_measure(mean_with_interval(aucs)) for aucs in (own, rule))))
+            table.append(_row(length, *(written(mean_with_interval(aucs)) for aucs in (own, rule))))
         return table
 
     def columns(self) -> list[str]:
@@ -197,7 +197,7 @@ class Study:
             score = partial(_logits, model=model, change=change)
             aucs = [self.ask(f"without {title}", a, score) for a in self.exam]
             lost = mean_with_interval(list(np.array(aucs) - whole))
-            table.append(_row(title, n_columns, f"{np.mean(aucs):.3f}", format_measure(lost)))
+            table.append(_row(title, n_columns, f"{np.mean(aucs):.3f}", written(lost)))
         return table
 
     def _whole(self) -> MembershipClassifier:
@@ -248,7 +248,7 @@ def _column_groups(version: str) -> dict[str, list[int]]:
 
 def _auc_and_ratio(aucs: Sequence[float], asked: Sequence[Asked]) -> tuple[str, str]:
     ratios = [(1 - a) / max(1 - one.best_rule, 1e-9) for a, one in zip(aucs, asked, strict=True)]
-    return format_measure(mean_with_interval(aucs)), format_measure(mean_with_interval(ratios))
+    return written(mean_with_interval(aucs)), written(mean_with_interval(ratios))
 
 
 def _draw(curve: Sequence[tuple[int, Sequence[float]]], exam: Sequence[Asked], path: Path) -> None:

@@ -71,6 +71,13 @@ def five_kinds(_here: Path, printed: str) -> None:
     assert re.search(r"results differing: 0\nmisbehaved: 0$", printed, re.M)
 
 
+def small_png(here: Path, _printed: str) -> None:
+    """It is a PNG that a README can show."""
+    picture = (here / "picture.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 150_000
+
+
 def published_schema(_here: Path, printed: str) -> None:
     """It is the page of the docs."""
     assert printed == (ROOT / "docs" / "results.schema.json").read_text("utf-8")
@@ -158,6 +165,13 @@ SCRIPTS: dict[str, SmallRun | None] = {
     ),
     "scripts/realised_fdp.py": SmallRun(
         arguments="{lab}/stores --attack difference", finds=r"4 combinations(?s:.*)Mean FDP over 20 splits: 0\.\d"
+    ),
+    "scripts/report_picture.py": SmallRun(
+        arguments="{materials}/audit/report.html picture.png",
+        finds="",
+        check=small_png,
+        needs="playwright",
+        is_fresh=True,
     ),
     "scripts/results_schema.py": SmallRun(arguments="", finds="properties", check=published_schema),
     "scripts/run_page.py": SmallRun(arguments="{materials}/../page.md", finds="two and two make 4"),

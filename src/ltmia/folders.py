@@ -32,6 +32,19 @@ LOCK_SECONDS = 1.0
 """Wait for the lock: asking whether it is held holds it for an instant."""
 
 
+def shown_path(name: str) -> str:
+    """Return how a results file names a file or folder: relative to here, or by its last part if it lies elsewhere.
+
+    An absolute path tells whoever reads the results about the machine and its user, and means nothing on another.
+    What is no absolute path, such as a hub id, is returned as it is.
+    """
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else path.name
+
+
 @contextmanager
 def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Iterator[None]:
     """Hold a folder for results, and mark it as ours; `mark_folder` says later that the results are begun.

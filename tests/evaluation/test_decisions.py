@@ -101,7 +101,7 @@ def audited(tmp_path: Path) -> Path:
         (["--max", "nothing:1"], 2),
         (["--max", "auc:x"], 2),
         (["--max", "ghost.auc:1"], 2),
-        ([], 2),
+        ([], 1),
     ],
 )
 def test_gate_says_the_same_in_exit_code_output_and_files(audited: Path, arguments: list[str], code: int) -> None:

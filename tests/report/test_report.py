@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,7 @@ from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.embedded import demo_texts
 from ltmia.errors import DataError, StoreError
 from ltmia.evaluation.files import read_audit, read_records, read_results, read_tokens
-from ltmia.evaluation.results import Validity
+from ltmia.evaluation.results import Check, Results, Validity
 from ltmia.evaluation.token_bands import USUAL
 from ltmia.features.store import FeatureStore
 from ltmia.models.pair import Pair
@@ -277,17 +278,51 @@ def result(audited: Path) -> AuditResult:
     return AuditResult(results=read_results(audited), records=read_records(audited), folder=audited)
 
 
-def test_a_pipe_gets_plain_lines_control_first(result: AuditResult, capsys: pytest.CaptureFixture[str]) -> None:
-    print_results(result.results, result.folder, Console())
-    out = capsys.readouterr().out
-    lines = out.splitlines()
-    assert lines[0].startswith("bag_of_words (control, sees no model): AUC ")
-    assert [line.split(":")[0].split(" ")[0] for line in lines[: len(result.results.attacks)]] == attack_order(
-        result.results
+def printed(results: Results, console: Console) -> str:
+    with console.capture() as captured:
+        print_results(results, Path("audit"), console)
+    return captured.get()
+
+
+def test_a_pipe_gets_an_aligned_table_control_first_and_nothing_twice(result: AuditResult) -> None:
+    out = printed(result.results, Console(force_terminal=False, width=80))
+    lines = [line for line in out.splitlines() if line]
+    assert lines[0] == "✕ Do not release: limit exceeded"
+    start = next(i for i, line in enumerate(lines) if line.startswith("attack "))
+    table = lines[start : start + 1 + len(result.results.attacks)]
+    assert [line.split(" ")[0] for line in table[1:]] == attack_order(result.results)
+    for title in ("AUC", "TPR at 10 % FPR", "TPR at 1 % FPR"):
+        at = table[0].index(title)
+        assert all(line[at - 1] == " " and line[at] != " " for line in table[1:])
+    auc = result.results.attacks["ltmia"].auc
+    assert f"{auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]" in next(
+        line for line in table if line.startswith("ltmia")
     )
     assert not set(out) & set("│┃─━\x1b")
-    assert f"Report:  {result.folder / 'report.html'}" in lines
-    assert result.results.verdict in lines
+    assert "Report:  audit/report.html" in lines
+    assert len(set(lines)) == len(lines)
+    for check in vars(result.results.validity).values():
+        assert out.count(check.sentence) == (check.status in ("warning", "failed"))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("shown", ["terminal_80", "terminal_120", "pipe"])
+@pytest.mark.parametrize("case", ["audit", "too_small", "score"])
+def test_the_output_is_that_of_the_golden_file(case: str, shown: str, tmp_path: Path) -> None:
+    """To renew them: LTMIA_RENEW_GOLDEN=1 pytest tests/report/test_report.py -k golden, and read the difference."""
+    results = read_results(made_up_audit(tmp_path, 24 if case == "too_small" else 400, reveal=False))
+    if case == "score":
+        data = results.data.model_copy(update={"n_members": 0, "n_candidates": 200})
+        results = results.model_copy(update={"kind": "score", "attacks": {}, "data": data})
+    width = int(shown.removeprefix("terminal_")) if shown != "pipe" else 80
+    out = printed(results, Console(force_terminal=shown != "pipe", width=width, color_system=None))
+    file = GOLDEN / f"{case}.{shown}.txt"
+    if os.environ.get("LTMIA_RENEW_GOLDEN"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(out, "utf-8")
+    assert out == file.read_text("utf-8")
 
 
 def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
@@ -319,7 +354,7 @@ def test_a_terminal_gets_a_table_within_80_columns(result: AuditResult, no_color
     with console.capture() as captured:
         print_results(result.results, Path("audit"), console)
     text = captured.get()
-    assert text.index("bag_of_words") < text.index("ltmia")
+    assert text.index("\nbag_of_words") < text.index("\nltmia")
     assert ("\x1b[33m" in text) <= (not no_color), "NO_COLOR leaves no colour"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     rows = [line for line in plain.splitlines() if line.strip().startswith(tuple(result.results.attacks))]
@@ -328,7 +363,10 @@ def test_a_terminal_gets_a_table_within_80_columns(result: AuditResult, no_color
 
 
 def test_control_characters_do_not_reach_the_terminal(result: AuditResult) -> None:
-    hostile = result.results.model_copy(update={"verdict": "\x1b[2Jgone [bold]\x07"})
+    check = Check(status="warning", sentence="\x1b[2Jgone [bold]\x07")
+    hostile = result.results.model_copy(
+        update={"validity": result.results.validity.model_copy(update={"blind": check})}
+    )
     console = Console(force_terminal=True, width=80)
     with console.capture() as captured:
         print_results(hostile, Path("a\x1b]0;title\x07"), console)
@@ -341,6 +379,7 @@ def test_a_notebook_shows_a_compact_table_and_axes(result: AuditResult) -> None:
     html = result._repr_html_()
     assert len(html) < 8_000
     assert html.index("bag_of_words") < html.index("ltmia")
+    assert "Do not release: limit exceeded" in html
     assert f"of {N_MEMBERS} training records can be identified" in html
     axes = result.plot_roc()
     assert isinstance(axes, Axes)
@@ -360,7 +399,7 @@ def test_candidates_get_a_report_and_no_roc(pair: Pair, tmp_path: Path) -> None:
     texts = demo_texts().texts
     found = score(pair, texts[:20], texts[60:100], tmp_path, config=ScoreConfig(attack="difference"))
     page = page_of(tmp_path)
-    assert "candidates can be identified as training data" in page
+    assert "20 candidates can be identified" in page or "No statement on single candidates" in page
     assert "How well each attack" in page
     assert 'aria-label="ROC' not in page
     assert data_of(page)["kind"] == "C" * 20 + "N" * 40

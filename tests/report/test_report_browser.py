@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from ltmia.evaluation.files import read_records, read_tokens
+from ltmia.evaluation.files import read_audit, read_records, read_tokens
+from ltmia.evaluation.results import Results
 from ltmia.models.pair import Pair
-from ltmia.report.page import write_report
+from ltmia.report.page import render_report, write_report
 from report_samples import HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit, real_audit, tuned_pair
 
 AXE = Path(__file__).parents[2] / ".cache" / "axe-core" / "package" / "axe.min.js"
@@ -277,6 +278,114 @@ def test_hostile_strings_cannot_run_nor_break_the_layout(browser: Any, pair: Pai
         opened.page.evaluate("getComputedStyle(document.querySelector('#table .id button')).unicodeBidi") == "isolate"
     )
     opened.close()
+
+
+MEASURED_NOTHING = {"value": 0.5, "low": 0.48, "high": 0.52}
+VERDICTS = {
+    "leaking": ("failed", "✕ Do not release: limit exceeded"),
+    "safe": ("passed", "✓ Within the limits"),
+    "too small": ("inconclusive", "? Cannot tell"),
+    "broken": ("inconclusive", "? Cannot tell"),
+}
+
+
+def verdict_page(audited: Path, name: str, folder: Path) -> Path:
+    """Write the page that the real audit would have got, had its figures been those of another case."""
+    results, records = read_audit(audited)
+    tree = results.model_dump(mode="json")
+    if name in ("safe", "broken"):
+        low = {"value": 0.01, "low": 0.0, "high": 0.02}
+        for attack in tree["attacks"].values():
+            attack |= {"auc": MEASURED_NOTHING, "tpr_at_fpr": dict.fromkeys(("0.1", "0.01"), low)}
+        tree["decisions"] |= {"n_flagged": 0, "fewest_flags": 5, "realized_fdp": {}}
+        tree["data"]["n_nonmembers"] = 2000
+    if name == "too small":
+        tree["data"] |= {"n_members": 12, "n_nonmembers": 12}
+        tree["decisions"] |= {"n_judged": 12, "n_flagged": 0, "fewest_flags": None}
+    tree["validity"]["backend"]["status"] = tree["validity"]["near_duplicates"]["status"] = "ok"
+    if name == "broken":
+        tree["validity"]["base"] = {"status": "failed", "sentence": "Target and base are the same model."}
+    page = folder / "report.html"
+    page.write_text(render_report(Results.model_validate(tree), records), "utf-8")
+    return page
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_first_screen_holds_the_verdict_and_the_key_figures(
+    browser: Any, audited: Path, tmp_path: Path, name: str
+) -> None:
+    status, word = VERDICTS[name]
+    opened = Opened(browser, verdict_page(audited, name, tmp_path))
+    for width, height in ((1280, 800), (390, 844)):
+        opened.page.set_viewport_size({"width": width, "height": height})
+        title = opened.page.locator("#headline")
+        assert " ".join(title.inner_text().split()) == word
+        assert status in str(title.get_attribute("class"))
+        assert opened.page.locator(".points li").count() in (2, 3)
+        assert opened.page.evaluate("document.querySelector('.key dd').getBoundingClientRect().bottom") < height - 100
+        figures = opened.page.locator(".key > div").evaluate_all(
+            "all => all.slice(0, 4).map(f => f.querySelector('dd').getBoundingClientRect().bottom)"
+        )
+        assert max(figures) < height
+    cautions = opened.page.locator(".badge").all_inner_texts()
+    assert any("The right base" in text for text in cautions) == (name == "broken")
+    colours = opened.page.evaluate(
+        "['--bad', '--ok', '--caution'].map(name => getComputedStyle(document.body).getPropertyValue(name))"
+    )
+    shown = opened.page.evaluate("getComputedStyle(document.getElementById('headline')).getPropertyValue('--tone')")
+    assert shown == dict(zip(("failed", "passed", "inconclusive"), colours, strict=True))[status]
+    opened.close()
+
+
+def test_on_a_phone_a_cue_says_that_columns_are_out_of_sight_until_they_are_seen(browser: Any, audited: Path) -> None:
+    opened = Opened(browser, audited / "report.html")
+    page = opened.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    cue = page.locator(".scroll-cue >> nth=0")
+    page.wait_for_function("document.querySelector('.scroll.more-right') !== null")
+    assert cue.is_visible()
+    page.evaluate("document.querySelector('.scroll').scrollLeft = 10_000")
+    page.wait_for_function("!document.querySelector('.scroll').classList.contains('more-right')")
+    assert not cue.is_visible()
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.wait_for_function("document.querySelectorAll('.more-right').length === 0")
+    assert page.locator(".scroll-cue:visible").count() == 0
+    opened.close()
+
+
+def test_a_share_in_the_dialog_stays_on_its_line(browser: Any, audited: Path) -> None:
+    opened = Opened(browser, audited / "report.html")
+    page = opened.page
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.click("#table tbody button >> nth=0")
+    cells = page.locator("#r-attacks > div > span:last-child")
+    assert "100.0\u00a0%" in cells.all_inner_texts()
+    heights = cells.evaluate_all("all => all.map(c => c.getClientRects().length && c.offsetHeight)")
+    lines = cells.evaluate_all("all => all.map(c => parseFloat(getComputedStyle(c).lineHeight))")
+    assert all(height < 1.5 * line for height, line in zip(heights, lines, strict=True))
+    assert cells.evaluate_all("all => all.every(c => c.scrollWidth <= c.clientWidth)")
+    opened.close()
+
+
+def test_the_verdict_is_printed_with_its_sign_and_the_cue_is_not(browser: Any, audited: Path, tmp_path: Path) -> None:
+    opened = Opened(browser, audited / "report.html")
+    opened.page.set_viewport_size({"width": 390, "height": 844})
+    opened.page.wait_for_function("document.querySelector('.scroll.more-right') !== null")
+    opened.page.emulate_media(media="print")
+    assert opened.page.locator(".scroll-cue:visible").count() == 0
+    assert opened.page.locator("#headline .sign").is_visible()
+    assert opened.page.evaluate("getComputedStyle(document.querySelector('.sign')).printColorAdjust") == "exact"
+    assert opened.page.evaluate("getComputedStyle(document.querySelector('.scroll')).maskImage") == "none"
+    opened.close()
+
+
+def test_the_example_of_what_helps_is_closed_and_called_one(opened: Opened) -> None:
+    page = opened.page
+    example = page.locator("#helps details.example")
+    assert example.get_attribute("open") is None
+    assert example.locator("summary").inner_text().startswith("An example, measured on another model")
+    assert not page.locator("#helps table.helps").is_visible()
+    assert "members are flagged" in page.inner_text("#helps .advice")
 
 
 @pytest.mark.skipif(not AXE.is_file(), reason=f"no accessibility test: no {AXE} (npm pack axe-core, see .ci/run)")

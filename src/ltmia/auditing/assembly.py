@@ -34,6 +34,7 @@ from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest,
 from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
+from ltmia.folders import shown_path
 from ltmia.progress import Report
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
@@ -96,7 +97,7 @@ def answer(
         epsilon=measured.epsilon,
         validity=validity,
         verdict=said + set_sentence(set_test) if question.kind == "score" else said,
-        timing=_timing(time.perf_counter() - started, sets, scored),
+        timing=_timing(time.perf_counter() - started + scored.clock.earlier, sets, scored),
         reused=scored.clock.reused,
     )
     write_results(results, run.folder)
@@ -158,13 +159,18 @@ def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, c
         "ltmia_version": version("ltmia"),
         "kind": question.kind,
         "created": datetime.now(UTC),
-        "command": command or " ".join(sys.argv),
-        "settings": question.config.settings | _lengths(pair, question.config.max_length),
+        "command": command or " ".join(map(shown_path, sys.argv)),
+        "settings": question.config.settings | _classifier(question) | _lengths(pair, question.config.max_length),
         "environment": environment(),
         "target": identity.target,
         "reference": identity.reference,
         "tokenizer": identity.tokenizer,
     }
+
+
+def _classifier(question: Question) -> dict[str, str | None]:
+    name = question.config.classifier
+    return {"classifier": None if name is None else shown_path(name)}
 
 
 def _set_test(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:

@@ -92,14 +92,14 @@ def check_validity(
     """
     loaded = pair if isinstance(pair, LoadedPair) else None
     return Validity(
-        blind=control_check(found.control, found.blind, "words"),
+        blind=control_check(found.control, found.blind, "words", data.judged),
         near_duplicates=_duplicates(data),
-        length_only=length_check(scored.n_tokens, data.sides, found.judge, config.seed),
+        length_only=length_check(scored.n_tokens, data.sides, found.judge, config.seed, data.judged),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
         base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, config),
         backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, config),
-        power=power_check(data.n_judged, data.n_nonmembers, found.decisions),
+        power=power_check(data.n_judged, data.n_nonmembers, found.decisions, data.judged),
     )
 
 

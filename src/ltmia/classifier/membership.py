@@ -193,12 +193,17 @@ class MembershipClassifier:
             api.upload_folder(repo_id=repo_id, folder_path=Path(parent) / "classifier")
 
     @classmethod
-    def from_pretrained(cls, source: Path | str) -> "MembershipClassifier":
-        """Load from a folder or a hub id.
+    def from_pretrained(cls, source: Path | str | None = None) -> "MembershipClassifier":
+        """Load one that comes with the package, or from a folder or a hub id.
+
+        Args:
+            source: "full" or "lite", which come along, or a folder or a hub id; full when None.
 
         Raises:
             StoreError: If it is no classifier, or a damaged one.
         """
+        if source is None or source in SHIPPED:
+            return shipped_classifier(str(source or "full"))
         folder = Path(source)
         if not folder.is_dir():
             folder = _download(str(source))

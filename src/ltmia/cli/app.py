@@ -19,12 +19,14 @@ from ltmia.cli.lab import lab_app
 from ltmia.cli.listing import attacks
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
+from ltmia.cli.settings import Commands
 
 if TYPE_CHECKING:
     from ltmia.models.pair import Pair
     from ltmia.scoring.stored_scores import Scorer
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -216,16 +218,6 @@ def finetune(
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")
 
 
-@app.command(rich_help_panel=AUDIT)
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
-) -> None:
-    """Render report.html again from the folder's results.json and records.parquet, and from revealed tokens."""
-    from ltmia.report.page import write_report
-
-    print(write_report(folder))
-
-
 def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
     from rich.console import Console
 
@@ -257,11 +249,14 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
     return RayScorer(load=load, n_workers=workers)
 
 
-for panel, commands in {
-    START: (doctor, attacks), AUDIT: (record,), DECIDE: (decisions.gate, decisions.compare, evidence.card,
-             evidence.annex, evidence.verify),
+ELSEWHERE: dict[str, tuple[Callable[..., None], ...]] = {
+    START: (doctor, attacks),
+    AUDIT: (record, decisions.report),
+    DECIDE: (decisions.gate, decisions.compare, evidence.card, evidence.annex, evidence.verify),
     RESEARCH: (classifiers.train, classifiers.evaluate, bench),
-}.items():  # fmt: skip
+}
+"""Commands that other files hold, by panel."""
+for panel, commands in ELSEWHERE.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
 app.add_typer(lab_app, name="lab", rich_help_panel=RESEARCH)

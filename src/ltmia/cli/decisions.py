@@ -1,5 +1,6 @@
-"""The commands that decide on finished audits: `gate` and `compare`."""
+"""The commands on finished audits: `report`, `gate` and `compare`."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,19 @@ class Inconclusive(StrEnum):
     pass_ = "pass"  # noqa: S105  no password, an outcome
 
 
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Limits of the verdict: TOML file with a table `max`.")
+    ] = None,
+) -> None:
+    """Render report.html again from the folder's results.json and records.parquet, and from revealed tokens."""
+    from ltmia.evaluation.gate import read_policy
+    from ltmia.report.page import write_report
+
+    print(write_report(folder, read_policy(policy).limits if policy else None))
+
+
 def gate(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
     most: Annotated[
@@ -28,10 +42,11 @@ def gate(
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
+    as_json: o.AsJson = False,
 ) -> None:
     """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
     from ltmia.evaluation.files import read_verdict
-    from ltmia.evaluation.gate import Limit, hold_against, read_policy
+    from ltmia.evaluation.gate import DEFAULT_LIMITS, Limit, hold_against, read_policy
     from ltmia.folders import named_errors
     from ltmia.ownership import refuse_stranger
 
@@ -39,9 +54,10 @@ def gate(
     rules = read_policy(policy) if policy else None
     limits += rules.limits if rules else []
     treated = inconclusive.value if inconclusive else rules.inconclusive if rules else None
+    if rules is None and not limits:
+        limits = list(DEFAULT_LIMITS)
     verdict = hold_against(read_verdict(folder), limits, treated)
-    for line in verdict.lines():
-        print(line)
+    print(verdict.json() if as_json else "\n".join(verdict.lines()))
     if junit:
         refuse_stranger(junit, 'name="ltmia gate"')
         with named_errors(junit):
@@ -60,20 +76,25 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, such as after it.")],
     attack: Annotated[str | None, typer.Option("--attack", help="Whose scores; default: the one that decided.")] = None,
     seed: o.Seed = 0,
+    as_json: o.AsJson = False,
 ) -> None:
     """Compare two audits of the same texts: does the second model give less away?"""
     from ltmia.evaluation.audit_folder import are_of_same_texts
     from ltmia.evaluation.comparison import compare_audits
     from ltmia.evaluation.files import read_audit
     from ltmia.evaluation.shown import one_line
+    from ltmia.evaluation.wording import figure
 
     same_texts = are_of_same_texts(first, second)
     comparison = compare_audits(read_audit(first), read_audit(second), attack=attack, same_texts=same_texts, seed=seed)
+    if as_json:
+        print(json.dumps({"same_texts": same_texts, **comparison.tree()}, indent=1))
+        return
     if same_texts is None:
         print("The ids are the same; whether the texts are was not checked: that takes the private folders of both.")
     for fpr, measure in comparison.tpr_at_fpr.items():
         if measure.value is None:
             print(f"TPR at an FPR of {fpr}: {measure.reason}")
         else:
-            print(f"TPR at an FPR of {fpr}: {measure.value:+.3f} [{measure.low:+.3f}, {measure.high:+.3f}]")
+            print(f"TPR at an FPR of {fpr}: {figure(measure, signed=True)}")
     print(one_line(comparison.sentence))

@@ -1,5 +1,8 @@
 """`ltmia doctor`: whether two models can be audited at all."""
 
+import json
+from dataclasses import asdict
+
 import typer
 
 from ltmia.cli import options as o
@@ -14,6 +17,7 @@ def doctor(
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
     allow_hub: o.AllowHub = False,
+    as_json: o.AsJson = False,
 ) -> None:
     """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
     calm_libraries()
@@ -22,7 +26,9 @@ def doctor(
     found = diagnose(
         target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
     )
-    for finding in found.findings:
+    if as_json:
+        print(json.dumps(asdict(found) | {"usable": found.usable}, indent=1))
+    for finding in () if as_json else found.findings:
         print(in_flags(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else "")))
     if not found.usable:
         raise typer.Exit(2)

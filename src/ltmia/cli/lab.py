@@ -9,6 +9,7 @@ import typer
 
 from ltmia.cli import options as o
 from ltmia.cli.progress import progress
+from ltmia.cli.settings import Commands
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +23,7 @@ STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
 
 
 lab_app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     help="Fine-tune bases on corpora over a grid, and keep a labelled store of each combination.",
 )

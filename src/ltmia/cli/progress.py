@@ -3,21 +3,17 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from typing import TYPE_CHECKING
 
 from ltmia.cli.flags import warn_in_flags
 from ltmia.progress import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -30,6 +26,8 @@ def progress(*, quiet: bool) -> Iterator[Report]:
     Args:
         quiet: Show nothing.
     """
+    from rich.console import Console
+
     console = Console(stderr=True)
     if quiet:
         yield lambda _task, _done, _total: None
@@ -40,7 +38,9 @@ def progress(*, quiet: bool) -> Iterator[Report]:
         yield _as_lines()
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,7 +51,7 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _on_bar(bar: Progress) -> Report:
+def _on_bar(bar: "Progress") -> Report:
     tasks: dict[str, TaskID] = {}
 
     def report(task: str, done: int, total: int) -> None:
@@ -84,7 +84,10 @@ def _as_lines() -> Report:
 
 
 def calm_libraries() -> None:
-    """Keep the libraries' own bars and notices out of ours, and show our own warnings as the command line says it."""
+    """Keep the libraries' own bars, notices and warnings out of ours; what we log ourselves goes to stderr."""
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ltmia").setLevel(logging.INFO)
     from transformers.utils import logging as transformers_logging
 
     warn_in_flags()

@@ -82,7 +82,8 @@ def _unscored(results: Results) -> str | None:
     )
 
 
-def _few_texts(results: Results) -> str | None:
+def few_texts(results: Results) -> str | None:
+    """Say that there are too few texts for any figure with an interval; None if there are enough."""
     n, m = results.decisions.n_judged, results.data.n_nonmembers
     if min(n, m) >= FEWEST_TEXTS:
         return None
@@ -97,15 +98,16 @@ def _swapped(results: Results) -> str | None:
         aucs[deciding] = results.set_test.effect
     for name, auc in aucs.items():
         if auc.high is not None and auc.high < (0.5 if name == deciding else FAR_BELOW):
+            asked = "members" if results.kind == "audit" else "candidates"
             return (
-                f"Non-members outscore members by {name} (AUC at most {auc.high:.3f}): were the two files given the "
+                f"Non-members outscore {asked} by {name} (AUC at most {auc.high:.3f}): were the two files given the "
                 "wrong way round?"
             )
     return None
 
 
 OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
-    _wrong_base, _noise, _no_attack, _unscored, _few_texts, _swapped,
+    _wrong_base, _noise, _no_attack, _unscored, few_texts, _swapped,
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from ltmia.evaluation.bootstrap import resampled_figures, resamples
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
 from ltmia.evaluation.shown import one_line
+from ltmia.evaluation.wording import figure
 
 N_RESAMPLES = 1000
 FEWEST_FALSE_POSITIVES = 10
@@ -37,6 +38,17 @@ class Comparison:
     lower_leakage: Answer
     """Whether the second model gives less away, by the AUC; False means that it gives more."""
 
+    def tree(self) -> dict[str, Any]:
+        """Return all of it as what JSON holds."""
+        return {
+            "attack": self.attack,
+            "lower_leakage": self.lower_leakage,
+            "auc": self.auc.model_dump(),
+            "tpr_at_fpr": {fpr: measure.model_dump() for fpr, measure in self.tpr_at_fpr.items()},
+            "identifiable": list(self.identifiable),
+            "sentence": self.sentence,
+        }
+
     @property
     def sentence(self) -> str:
         """What was found, for people."""
@@ -44,8 +56,8 @@ class Comparison:
         if a.value is None:
             return f"Lower leakage: {self.lower_leakage}. {a.reason}."
         return (
-            f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by {a.value:+.3f} "
-            f"[{a.low:+.3f}, {a.high:+.3f}], the records identifiable from {self.identifiable[0]} to "
+            f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by "
+            f"{figure(a, signed=True)}, the records identifiable from {self.identifiable[0]} to "
             f"{self.identifiable[1]}."
         )
 

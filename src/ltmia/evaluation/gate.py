@@ -1,5 +1,6 @@
 """The gate: limits on what an audit may find, and one verdict that the output, the files and the exit code share."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -11,14 +12,17 @@ from xml.etree import ElementTree
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmia.errors import ConfigError
-from ltmia.evaluation.blind_spots import CONTROL, Figure, blind_spots
+from ltmia.evaluation.blind_spots import CONTROL, Figure, blind_spots, few_texts
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.shown import markdown, one_line
+from ltmia.evaluation.wording import figure as written
+from ltmia.evaluation.wording import percent
 
 PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
 
 Outcome = Literal["passed", "failed", "inconclusive"]
+SEVERITY: dict[Outcome, int] = {"passed": 0, "inconclusive": 1, "failed": 2}
 RULE = re.compile(
     r"^(?:(?P<attack>[a-z0-9_]+)\.)?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon)$"
 )
@@ -31,6 +35,15 @@ class Limit:
     figure: str
     """auc, tpr@fpr=F, identifiable or epsilon; "ATTACK.auc" is of one attack, else the strongest counts."""
     most: float
+
+    @property
+    def title(self) -> str:
+        """The figure as people call it."""
+        match = RULE.match(self.figure)
+        attack, figure, fpr = (match["attack"], match["figure"], match["fpr"]) if match else (None, self.figure, None)
+        said = {"auc": "AUC", "identifiable": "identifiable records"}.get(figure, figure)
+        said = f"TPR at {percent(float(fpr))} FPR" if fpr else said
+        return f"{said} of {attack}" if attack else said
 
     @classmethod
     def parse(cls, text: str) -> "Limit":
@@ -95,6 +108,11 @@ def read_policy(path: Path) -> Policy:
     return policy
 
 
+DEFAULT_LIMITS = (Limit.parse("identifiable:0"), Limit.parse("tpr@fpr=0.01:0.05"), Limit.parse("auc:0.6"))
+"""Where no policy is given: no record can be pointed at; an attacker who may be wrong once in a hundred finds at most
+one member in twenty; members and others look much alike on the whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """One limit, held against an audit."""
@@ -103,6 +121,8 @@ class Judged:
     outcome: Outcome
     sentence: str
     """One line, safe to show anywhere but in Markdown."""
+    found: str
+    """The figure that counted, and by which attack, likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +133,15 @@ class GateVerdict:
     inconclusive: Literal["fail", "pass"] | None
 
     @property
+    def outcome(self) -> Outcome:
+        """The worst of all outcomes, whatever is made of inconclusive ones."""
+        return max((judged.outcome for judged in self.judged), key=SEVERITY.__getitem__)
+
+    @property
     def exit_code(self) -> int:
         """0 passed, 1 failed, 3 inconclusive; what is inconclusive may be made to fail or pass."""
-        outcomes = {judged.outcome for judged in self.judged}
-        if "failed" in outcomes:
-            return FAILED
-        if "inconclusive" in outcomes:
-            return {"fail": FAILED, "pass": PASSED, None: INCONCLUSIVE}[self.inconclusive]
-        return PASSED
+        treated = {"fail": FAILED, "pass": PASSED, None: INCONCLUSIVE}[self.inconclusive]
+        return {"passed": PASSED, "failed": FAILED, "inconclusive": treated}[self.outcome]
 
     @property
     def headline(self) -> str:
@@ -130,6 +151,15 @@ class GateVerdict:
     def lines(self) -> list[str]:
         """Return the verdict as plain lines."""
         return [*(f"{judged.outcome}: {judged.sentence}" for judged in self.judged), self.headline]
+
+    def json(self) -> str:
+        """Return the verdict as JSON."""
+        limits = [
+            {"figure": j.limit.figure, "most": j.limit.most, "outcome": j.outcome, "sentence": j.sentence}
+            for j in self.judged
+        ]
+        tree = {"outcome": self.outcome, "exit_code": self.exit_code, "limits": limits}
+        return json.dumps(tree, indent=1)
 
     def markdown(self) -> str:
         """Return the verdict as a Markdown table, for a job's summary."""
@@ -163,7 +193,8 @@ def hold_against(
 
     A figure passes if the upper end of its 95 % interval is within the limit, for every attack; it fails if an
     estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive. So is what would
-    pass although the audit could not have shown the opposite (`blind_spots`).
+    pass although the audit could not have shown the opposite (`blind_spots`), and what rests on an interval of fewer
+    than `FEWEST_TEXTS`.
 
     Raises:
         ConfigError: If there are no limits, or the audit has no such attack.
@@ -173,21 +204,23 @@ def hold_against(
     return GateVerdict(judged=tuple(_judge(results, limit) for limit in limits), inconclusive=inconclusive)
 
 
-SEVERITY: dict[Outcome, int] = {"passed": 0, "inconclusive": 1, "failed": 2}
-
-
 def _judge(results: Results, limit: Limit) -> Judged:
     """Judge every figure that a limit is about; the worst counts, and of equals the largest."""
     judged = []
     for figure in _figures(results, limit):
         outcome, said = _outcome(figure), _sentence(figure)
+        if outcome == "failed" and figure.kind != "identifiable" and (few := few_texts(results)):
+            # Flags keep their error rate with any number of texts; intervals do not.
+            outcome, said = "inconclusive", f"{said}, but: {few}"
         if outcome == "passed" and (reasons := blind_spots(results, figure)):
             outcome, said = "inconclusive", f"{said}, but the audit may see too little: {' '.join(reasons)}"
-        judged.append((SEVERITY[outcome], figure.measure.value or 0.0, outcome, one_line(said)))
+        found = one_line(f"{_value(figure)} by {figure.attack}")
+        one = Judged(limit=limit, outcome=outcome, sentence=one_line(said), found=found)
+        judged.append((SEVERITY[outcome], figure.measure.value or 0.0, one))
     if not judged:
-        return Judged(limit=limit, outcome="inconclusive", sentence=f"{limit.figure}: no attack was measured")
-    _, _, outcome, sentence = max(judged, key=lambda entry: entry[:2])
-    return Judged(limit=limit, outcome=outcome, sentence=sentence)
+        said = f"{limit.figure}: no attack was measured"
+        return Judged(limit=limit, outcome="inconclusive", sentence=said, found="not measured")
+    return max(judged, key=lambda entry: entry[:2])[2]
 
 
 def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
@@ -267,14 +300,19 @@ def _outcome(figure: Figure) -> Outcome:
     return "passed" if measure.high is not None and measure.high <= figure.most else "inconclusive"
 
 
+def _value(figure: Figure) -> str:
+    if figure.measure.value is None:
+        return "not measured"
+    return f"{figure.measure.value:g}" if figure.kind == "identifiable" else written(figure.measure)
+
+
 def _sentence(figure: Figure) -> str:
     name, measure, most = figure.name, figure.measure, figure.most
     if measure.value is None:
         return f"{name} could not be measured: {measure.reason}"
     if figure.kind == "epsilon":
         return f"{name} is {measure.value:.3g}; a claim of {most:g} is held against it, and can only be refuted"
-    value = f"{measure.value:.3f}".rstrip("0").rstrip(".")
+    value = _value(figure)
     if measure.low is None or measure.high is None:
         return f"{name} is {value} without an interval; at most {most:g} is allowed"
-    interval = "" if measure.low == measure.high else f" [{measure.low:.3f}, {measure.high:.3f}]"
-    return f"{name} is {value}{interval}; at most {most:g} is allowed"
+    return f"{name} is {value}; at most {most:g} is allowed"

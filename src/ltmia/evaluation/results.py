@@ -224,7 +224,7 @@ class Reused(_Section):
 
 
 class Timing(_Section):
-    """Where the time went."""
+    """Where the time went; what an earlier run did, and this one used again, counts with the time it took then."""
 
     seconds: Amount
     texts_per_second: Amount

@@ -9,6 +9,7 @@ from ltmia.evaluation.controls import ControlScores, length_bucket_rows
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES, measure_attack
 from ltmia.evaluation.results import Check, Decisions, Measure
 from ltmia.evaluation.roc import Scores, auc
+from ltmia.evaluation.wording import figure as written
 
 FEWEST_GROUPS = 20
 """With fewer groups to calibrate on, p-values of single texts rest on too few independent ones."""
@@ -23,26 +24,27 @@ MANY_REPEATS = 0.05
 Details = dict[str, float | int | str | None]
 
 
-def control_check(control: ControlScores, measure: Measure, what: str) -> Check:
+def control_check(control: ControlScores, measure: Measure, what: str, asked: str = "members") -> Check:
     """Judge a control that never saw the model: its AUC should not differ from one half by `SMALLEST_EFFECT` or more.
 
     Args:
         control: Its scores.
         measure: Its AUC.
         what: "words" or "length", for the sentence.
+        asked: What the texts on the other side are called.
     """
     if measure.value is None or measure.low is None or measure.high is None:
         reason = control.reason or measure.reason or "too few texts"
         return Check(status="not_measured", sentence=f"The {what} control could not be run: {reason}.")
-    interval = f"AUC {measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+    interval = f"AUC {written(measure)}"
     if measure.low <= 0.5 <= measure.high:
-        sentence = f"Members and non-members cannot be told apart by their {what} alone ({interval})."
+        sentence = f"{asked.capitalize()} and non-members cannot be told apart by their {what} alone ({interval})."
         return Check(status="ok", sentence=sentence, measure=measure)
     if abs(measure.value - 0.5) < SMALLEST_EFFECT:
-        sentence = f"Members and non-members hardly differ in their {what} alone ({interval})."
+        sentence = f"{asked.capitalize()} and non-members hardly differ in their {what} alone ({interval})."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
-        f"Members and non-members differ in their {what} without any model ({interval}): part of "
+        f"{asked.capitalize()} and non-members differ in their {what} without any model ({interval}): part of "
         "what the attacks find may be this difference and not membership."
     )
     return Check(status="warning", sentence=sentence, measure=measure)
@@ -53,11 +55,12 @@ def length_check(
     labels: Int64[np.ndarray, " texts"],
     scores: Scores,
     seed: int,
+    asked: str = "members",
 ) -> Check:
     """Judge length as a control, and give the attack's AUC by length."""
     lengths = n_tokens.astype(np.float64)
     measure = measure_attack(lengths[labels == 1], lengths[labels == 0], seed=seed).auc
-    check = control_check(ControlScores(scores=lengths), measure, "length")
+    check = control_check(ControlScores(scores=lengths), measure, "length", asked)
     details: Details = {}
     for rows in length_bucket_rows(n_tokens):
         value = auc(scores[rows][labels[rows] == 1], scores[rows][labels[rows] == 0])
@@ -123,7 +126,7 @@ def expectation_check(n_texts: int | None) -> Check:
     return Check(status="warning", sentence=sentence, details=details)
 
 
-def power_check(n_members: int, n_nonmembers: int, decisions: Decisions) -> Check:
+def power_check(n_members: int, n_nonmembers: int, decisions: Decisions, asked: str = "members") -> Check:
     """State what this many texts can show at all, and what they cannot."""
     smallest_fpr = FEWEST_FALSE_POSITIVES / n_nonmembers if n_nonmembers else None
     smallest_tpr = None if smallest_fpr is None else _smallest_tpr(n_members, smallest_fpr)
@@ -150,7 +153,7 @@ def power_check(n_members: int, n_nonmembers: int, decisions: Decisions) -> Chec
         return Check(status="warning", sentence=sentence, details=details)
     rates = f"{n_nonmembers} non-members resolve false-positive rates down to {smallest_fpr:.2g}"
     if smallest_tpr is not None:
-        rates += f", where {n_members} members show a true-positive rate from {smallest_tpr:.2g} on"
+        rates += f", where {n_members} {asked} show a true-positive rate from {smallest_tpr:.2g} on"
     status = "warning" if few_groups or no_group or not decisions.can_flag else "ok"
     return Check.model_validate({"status": status, "sentence": f"{rates}. {found}", "details": details})
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from ltmia.evaluation.blind_spots import CONTROL
 from ltmia.evaluation.results import AttackResult, Decisions, SetTest, Validity
+from ltmia.evaluation.wording import figure as written
+from ltmia.evaluation.wording import p_value
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
 """Checks whose warnings belong into the verdict: they change what the figures mean."""
@@ -48,10 +50,9 @@ def set_sentence(test: SetTest) -> str:
     """Say what all candidates together show."""
     if test.p_value is None:
         return f" No statement about the candidates as a whole: {test.reason}."
-    seen = f"p = {test.p_value:.2g}" if test.p_value >= 0.001 else "p < 0.001"
     found = (
-        f" Taken together, candidates outscore texts surely not used with {seen}; a candidate wins against such a "
-        f"text with a probability of {test.effect.value:.3f} [{test.effect.low:.3f}, {test.effect.high:.3f}]."
+        f" Taken together, candidates outscore texts surely not used with {p_value(test.p_value)}; a candidate "
+        f"wins against such a text with a probability of {written(test.effect)}."
     )
     if test.effect.high is not None and test.effect.high < 0.5:
         found += " So they score lower: the two files may have been given the wrong way round."
@@ -87,9 +88,9 @@ def _promise(decisions: Decisions) -> str:
     fdp = decisions.realized_fdp
     if fdp.value is None:
         return ""
-    found = f"When non-members were judged the same way, {fdp.value:.1%} [{fdp.low:.1%}, {fdp.high:.1%}] of all flags"
+    found = f"When non-members were judged the same way, a share of {written(fdp)} of all flags"
     kept = fdp.low is None or fdp.low <= decisions.fdr
-    return f"{found} were false" + (
+    return f"{found} was false" + (
         "."
         if kept
         else f", more than the {decisions.fdr:.3g} promised: these non-members are not alike among themselves."
@@ -100,7 +101,7 @@ def _strength(attacks: Mapping[str, AttackResult], decisions: Decisions) -> str:
     auc = attacks[decisions.attack].auc if decisions.attack in attacks else None
     if auc is None or auc.value is None or auc.low is None or auc.high is None:
         return ""
-    figure = f"its AUC is {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}]"
+    figure = f"its AUC is {written(auc)}"
     if auc.high < 0.5:
         return (
             f"Non-members outscore members ({figure}): the two files may have been given the wrong way round, and then "
@@ -123,5 +124,5 @@ def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity
         best = max(others, key=lambda name: others[name].value or 0.0)
         auc = others[best]
         kind = "attack that learns nothing" if few else "of the other attacks"
-        said.append(f"The best {kind}, {best}, has an AUC of {auc.value:.3f} [{auc.low:.3f}, {auc.high:.3f}].")
+        said.append(f"The best {kind}, {best}, has an AUC of {written(auc)}.")
     return " ".join(said)

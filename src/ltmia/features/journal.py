@@ -14,6 +14,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ltmia.folders import write_whole
 
 JOURNAL_FILE = "journal.jsonl"
@@ -50,7 +52,9 @@ class Journal:
         self.texts: list[StoredText] = []
         """Texts on disk, in the order of their rows."""
         self.rows_sha256 = sha256()
-        """Number of their rows."""
+        """Hash of their rows."""
+        self.seconds = np.zeros(2)
+        """What they took: models, then statistics."""
         self.damage: str | None = None
         """Description of damage that a kill does not explain, and that was removed; None if there was none."""
         self._row_bytes = row_bytes
@@ -72,19 +76,20 @@ class Journal:
         """When the work on the store began, in UTC."""
         return str(self._head["created"])
 
-    def append(self, rows: bytes, texts: Sequence[StoredText]) -> None:
-        """Write the rows of some texts to disk, then their line."""
+    def append(self, rows: bytes, texts: Sequence[StoredText], seconds: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Write the rows of some texts to disk, then their line, with the seconds of models and statistics."""
         written = [_text_as_json(text) for text in texts]
-        self._chain = _chained(self._chain, written, rows)
+        self._chain = _chained(self._chain, [written, seconds], rows)
         for file, content in (
             (self._rows, rows),
-            (self._lines, _as_line({"texts": written, "sha256": self._chain})),
+            (self._lines, _as_line({"texts": written, "sha256": self._chain, "seconds": seconds})),
         ):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self.rows_sha256.update(rows)
         self.texts += texts
+        self.seconds += seconds
 
     def close(self) -> None:
         """Close both files; what was appended stays for the next run."""
@@ -125,13 +130,19 @@ class Journal:
             rows = file.read(
                 min(self._row_bytes * sum(text.n_tokens for text in texts), os.fstat(file.fileno()).st_size)
             )
-            if entry is None or entry["sha256"] != (chain := _chained(self._chain, entry["texts"], rows)):
+            seconds = np.array(entry["seconds"] if entry else (0.0, 0.0), np.float64)
+            if (
+                entry is None
+                or seconds.shape != (2,)
+                or entry["sha256"] != (chain := _chained(self._chain, [entry["texts"], entry["seconds"]], rows))
+            ):
                 return False
         except LINE_ERRORS:
             return False
         self._chain = chain
         self.rows_sha256.update(rows)
         self.texts += texts
+        self.seconds += seconds
         return True
 
 

@@ -13,7 +13,7 @@ FORMAT_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 SEAL = "sha256"
 """Key of the manifest's hash of itself."""
-UNSEALED = (SEAL, "created", "environment")
+UNSEALED = (SEAL, "created", "seconds", "environment")
 """Keys that are not hashed: time and machine may differ between stores of the same content."""
 
 

@@ -74,12 +74,26 @@ class StoreWriter:
         """Describes damage in an earlier run's files, which is removed; None if there is none."""
         return self._journal.damage
 
-    def append(self, tokens: TokenStatistics, texts: Sequence[StoredText]) -> None:
-        """Append some texts and their concatenated positions; they are on disk when this returns."""
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """What all that is on disk took, earlier runs included: models, then statistics."""
+        forward, features = self._journal.seconds
+        return float(forward), float(features)
+
+    def append(
+        self, tokens: TokenStatistics, texts: Sequence[StoredText], seconds: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
+        """Append some texts and their concatenated positions; they are on disk when this returns.
+
+        Args:
+            tokens: Statistics of the positions.
+            texts: What is kept of each text.
+            seconds: What the models and the statistics took.
+        """
         if sum(text.n_tokens for text in texts) != len(tokens):
             raise ValueError("the texts' token counts do not add up to the positions given")
         with named_errors(self.folder):
-            self._journal.append(pack_statistics(tokens).tobytes(), texts)
+            self._journal.append(pack_statistics(tokens).tobytes(), texts, seconds)
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
         """Gather what was appended of some texts.
@@ -123,6 +137,7 @@ class StoreWriter:
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
             "created": self._journal.created,
+            "seconds": self.seconds,
             "k": self.k,
             "vocab_size": self.vocab_size,
             "n_texts": len(written),
@@ -165,6 +180,9 @@ class FeatureStore:
             self._rows = TokenRows(self.folder, starts, self._counts, sizes, self.expectations)
             self.created = datetime.fromisoformat(self.manifest["created"])
             """When the work on it began."""
+            forward, features = self.manifest.get("seconds", (0.0, 0.0))
+            self.seconds = (abs(float(forward)), abs(float(features)))
+            """What it took: models, then statistics; zeros in stores from before it was kept."""
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 

@@ -5,6 +5,7 @@ Knows `transformers.Trainer`; knows no architecture and no text.
 
 import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -39,6 +40,10 @@ COMPLETE = "complete"
 """Marker inside a checkpoint, written after everything else: the size of each file, as JSON."""
 
 IGNORED_LABEL = -100
+LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, torch.Tensor]
 
@@ -68,6 +73,44 @@ def training_arguments(folder: Path, device: torch.device, **settings: object) -
         "use_cpu": device.type == "cpu",
     }
     return TrainingArguments(output_dir=str(folder), **(quiet | settings))
+
+
+class StepBar(ProgressCallback):
+    """A bar on a terminal that shows the loss beside it, instead of a line for every step."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: object,
+    ) -> None:
+        """Show the last step's loss."""
+        del args, control
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+class StepLines(TrainerCallback):
+    """Logs how far the training is, every `LINE_SECONDS` seconds: what a pipe or a log gets instead of a bar."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_kwargs: object,
+    ) -> None:
+        """Log the step and its loss when the time has come."""
+        del args, control
+        if logs and "loss" in logs and time.monotonic() - self.last >= LINE_SECONDS:
+            self.last = time.monotonic()
+            log.info("training: step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
 
 
 class TimedCheckpoints(TrainerCallback):
@@ -115,7 +158,7 @@ def make_trainer(
     checkpoint_minutes: float | None,
     build: Callable[..., Trainer] = Trainer,
 ) -> Trainer:
-    """Build a Trainer that prints nothing when it is not on a terminal."""
+    """Build a Trainer that draws a bar on a terminal, and elsewhere logs how far it is."""
     trainer = build(
         model=model,
         args=arguments,
@@ -125,8 +168,8 @@ def make_trainer(
         callbacks=[TimedCheckpoints(checkpoint_minutes)],
     )
     trainer.remove_callback(PrinterCallback)
-    if arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(StepLines() if arguments.disable_tqdm else StepBar())
     return trainer
 
 

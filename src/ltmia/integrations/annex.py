@@ -15,11 +15,12 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.wording import figure as written
 from ltmia.folders import write_whole
 from ltmia.integrations.annex_page import Page, Table, as_html, as_markdown
 from ltmia.integrations.evidence import evidence_of
 from ltmia.ownership import refuse_stranger
-from ltmia.report.words import CONTROL, FPR_NAMES, attack_order, format_measure, headline, named_checks, not_shown
+from ltmia.report.words import CONTROL, FPR_NAMES, attack_order, headline, named_checks, not_shown
 
 State = Literal["measured", "declared by the user", "not applicable", "not evaluated"]
 SIGN = "Privacy annex by ltmia"
@@ -248,7 +249,7 @@ def annex_page(results: Results, context: Context, evidence: Mapping[str, str]) 
 def _attack_row(results: Results, name: str) -> tuple[str, ...]:
     attack = results.attacks[name]
     shown = name if name != CONTROL else f"{name} (control: sees no model)"
-    return shown, *(format_measure(m) for m in (attack.auc, *(attack.tpr(fpr) for fpr in FPR_NAMES)))
+    return shown, *(written(m) for m in (attack.auc, *(attack.tpr(fpr) for fpr in FPR_NAMES)))
 
 
 def _would_change(results: Results, found: Sequence[Answer]) -> list[str]:

@@ -17,6 +17,7 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.shown import markdown
+from ltmia.evaluation.wording import figure as written
 from ltmia.folders import write_whole
 from ltmia.integrations.figures import figures
 from ltmia.report.words import (
@@ -24,7 +25,6 @@ from ltmia.report.words import (
     FPR_NAMES,
     LIGHTS,
     attack_order,
-    format_measure,
     headline,
     named_checks,
     not_shown,
@@ -179,7 +179,7 @@ def _table(results: Results) -> list[str]:
     for name in attack_order(results):
         attack = results.attacks[name]
         shown = [attack.auc, *(attack.tpr(fpr) for fpr in FPR_NAMES)]
-        lines.append(f"| {markdown(name)} | " + " | ".join(markdown(format_measure(m)) for m in shown) + " |")
+        lines.append(f"| {markdown(name)} | " + " | ".join(markdown(written(m)) for m in shown) + " |")
     note = f"With 95 % intervals. `{CONTROL}` is a control: it never sees the model."
     observed = [markdown(line) for line in observer_lines(results)]
     return [*lines, "", " ".join([note, *observed]), ""]

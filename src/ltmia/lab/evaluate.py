@@ -16,11 +16,11 @@ from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import Examined
 from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.evaluation.wording import figure as written
 from ltmia.folders import claim_folder, mark_folder, write_whole
 from ltmia.models.identity import parameters_sha256
 from ltmia.ownership import Marker, check_folder
 from ltmia.report.exam import draw_exam, exam_tables
-from ltmia.report.words import format_measure
 
 EXAM_FILE, TABLES_FILE, FIGURE_FILE = "exam.json", "exam.md", "exam.svg"
 
@@ -129,8 +129,8 @@ def card_row(measured: Examined) -> dict[str, str]:
         if own.value is None:
             continue
         best = max(picked, key=lambda name: picked[name].value or 0.0)
-        row[title] = format_measure(own)
-        row[f"best_baseline_{title}"] = f"{best} {format_measure(picked[best])}"
+        row[title] = written(own)
+        row[f"best_baseline_{title}"] = f"{best} {written(picked[best])}"
     return row
 
 

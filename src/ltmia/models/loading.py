@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
+from ltmia.folders import shown_path
 from ltmia.models.adapters import Adapted, check_gives_base_back, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
@@ -230,7 +231,7 @@ def _load_merged(source: ModelSource, options: LoadOptions) -> tuple[PreTrainedM
     adapted, origin = _load_adapted(source, base, options)
     model = merge(adapted, source)
     model.name_or_path = source.name
-    merged = f"an adapter, merged into its base {origin.source}"
+    merged = f"an adapter, merged into its base {shown_path(origin.source)}"
     return model, replace(_origin(source, options), remarks=(*origin.remarks, *adapted.remarks, merged))
 
 
@@ -248,7 +249,7 @@ def _pair_of_adapter(
     target_origin = replace(_origin(source, options), remarks=adapted.remarks + remarks)
     apart = None if adapted.gives_base_back else "with its adapter switched off, the target is not its base"
     if beneath is not base:
-        apart = f"the target is this adapter, trained further, on {beneath.given}"
+        apart = f"the target is this adapter, trained further, on {shown_path(beneath.given)}"
         reference_origin = _origin(base, options)
     if apart is not None:
         remarks = (*reference_origin.remarks, f"loaded on its own: {apart}")

@@ -16,8 +16,8 @@ from ltmia.evaluation.macro import (
     mean_with_interval,
 )
 from ltmia.evaluation.results import Measure
+from ltmia.evaluation.wording import figure as written
 from ltmia.report.figures import Contest, exam_figure
-from ltmia.report.words import format_measure
 
 SLICES = ("architecture", "corpus", "regime")
 ALL = "all"
@@ -73,13 +73,13 @@ def _auc(examined: Sequence[Examined]) -> Measure:
 def _averages(title: str, examined: list[Examined]) -> list[str]:
     head = "| attack | AUC | TPR at 10 % FPR | TPR at 1 % FPR | TPR at 0.1 % FPR |"
     rows = [_row(macro) for macro in macro_averages(examined)]
-    ratio = format_measure(_ratio(examined))
+    ratio = written(_ratio(examined))
     note = f"(1 - AUC) of {LEARNED} over that of each combination's best published rule: {ratio}"
     return [f"## {title} ({len(examined)})", "", head, "|---|---|---|---|---|", *rows, "", note, ""]
 
 
 def _row(macro: Macro) -> str:
-    cells = [format_measure(macro.figures[figure]) for figure in FIGURES]
+    cells = [written(macro.figures[figure]) for figure in FIGURES]
     return f"| {macro.attack} | {' | '.join(cells)} |"
 
 
@@ -103,7 +103,7 @@ def _matrix(
         cells = []
         for in_column in columns.values():
             here = [examined[name] for name in in_row if name in in_column]
-            cells.append(f"{format_measure(figure(here))} ({len(here)})" if here else "–")
+            cells.append(f"{written(figure(here))} ({len(here)})" if here else "–")
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return lines
 
@@ -114,9 +114,9 @@ def _combinations(examined: Mapping[str, Examined]) -> list[str]:
         rule, best = _best(one)
         cells = (
             name,
-            format_measure(one[LEARNED].auc),
-            f"{rule} {format_measure(best)}",
-            format_measure(_ratio([one])),
+            written(one[LEARNED].auc),
+            f"{rule} {written(best)}",
+            written(_ratio([one])),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return ["## AUC of each combination", "", *lines, ""]

@@ -9,20 +9,23 @@ from matplotlib.axes import Axes
 from ltmia.errors import DataError
 from ltmia.evaluation.audit_folder import REPORT_FILE
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.summary import summarise
+from ltmia.evaluation.wording import figure
 from ltmia.report import words
 from ltmia.report.figures import plot_roc
 from ltmia.report.page import chosen_curves
 
 COMPACT = """
 <div style="font-family: system-ui, sans-serif; max-width: 46rem; line-height: 1.45">
-<p style="font-size: 1.15em; margin: 0 0 .3em"><strong>{{ words.headline(results) }}</strong></p>
+<p style="font-size: 1.15em; margin: 0 0 .3em"><strong>{{ words.SIGNS[summary.status] }} {{ summary.word }}</strong></p>
+<ul style="margin: 0 0 .5em; padding-left: 1.2em">{% for point in summary.points %}<li>{{ point }}</li>{% endfor %}</ul>
 {% if results.attacks %}
 <table><thead><tr><th style="text-align: left">attack</th><th>AUC</th>
 {%- for fpr in ("0.1", "0.01") %}<th>TPR at {{ words.FPR_NAMES[fpr] }} FPR</th>{% endfor %}</tr></thead><tbody>
 {% for name in words.attack_order(results) %}{% set a = results.attacks[name] %}
 <tr><td style="text-align: left">{{ name }}{{ " (control)" if name == words.CONTROL }}</td>
 {%- for m in (a.auc, a.tpr("0.1"), a.tpr("0.01")) %}
-<td>{{ words.format_measure(m) if m.value is not none else "–" }}</td>
+<td>{{ figure(m) if m.value is not none else "–" }}</td>
 {%- endfor %}</tr>
 {% endfor %}</tbody></table>
 {% endif %}
@@ -37,7 +40,9 @@ COMPACT = """
 def results_html(results: Results, folder: Path) -> str:
     """Return a compact HTML representation: headline, attacks, and what may spoil them."""
     environment = Environment(autoescape=True, trim_blocks=True)
-    return environment.from_string(COMPACT).render(results=results, words=words, path=folder / REPORT_FILE)
+    return environment.from_string(COMPACT).render(
+        results=results, words=words, summary=summarise(results), figure=figure, path=folder / REPORT_FILE
+    )
 
 
 def roc_axes(results: Results, records: pa.Table, axes: Axes | None = None) -> Axes:

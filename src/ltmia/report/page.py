@@ -5,7 +5,8 @@ Unless the texts were revealed it is drawn from the files that may be handed on,
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -25,11 +26,15 @@ from ltmia.evaluation.audit_folder import (
     refuse_other_run,
 )
 from ltmia.evaluation.files import read_audit, read_tokens, run_of
+from ltmia.evaluation.gate import Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
+from ltmia.evaluation.summary import summarise
+from ltmia.evaluation.wording import number, percent
 from ltmia.folders import write_whole
 from ltmia.ownership import refuse_stranger
 from ltmia.report import figures, words
+from ltmia.report.advice import advise
 from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
 
@@ -37,8 +42,12 @@ N_CURVES = 4
 """Attacks drawn into the ROC beside the control."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
     """Render the report of a finished audit or score again, from its files alone.
+
+    Args:
+        folder: Of the audit; the report is written into it.
+        limits: Of a policy, which the verdict is about; the default ones when None.
 
     Raises:
         StoreError: If the files are missing or damaged.
@@ -50,20 +59,23 @@ def write_report(folder: Path) -> Path:
         refuse_other_run(folder / PRIVATE_FOLDER / TOKENS_FILE, run_of(tokens), results.run_id)
     if (column := f"score_{results.decisions.attack}") not in records.column_names:
         raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
-    page = render_report(results, records, tokens)
+    page = render_report(results, records, tokens, limits)
     path = folder / REPORT_FILE
     refuse_stranger(path, 'name="ltmia-run"')
     write_whole(path, lambda part: part.write_text(page, "utf-8"))
     return path
 
 
-def render_report(results: Results, records: pa.Table, tokens: pa.Table | None = None) -> str:
+def render_report(
+    results: Results, records: pa.Table, tokens: pa.Table | None = None, limits: Sequence[Limit] | None = None
+) -> str:
     """Return the page as text; the same input gives the same bytes.
 
     Args:
         results: Of `results.json`.
         records: Of `records.parquet`.
         tokens: Of `tokens.parquet`, only if the tokens were revealed.
+        limits: See `write_report`.
     """
     environment = Environment(
         loader=PackageLoader("ltmia.report"),
@@ -72,8 +84,9 @@ def render_report(results: Results, records: pa.Table, tokens: pa.Table | None =
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["measure"] = words.format_measure
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
+    environment.filters["figure"] = number
+    environment.filters["signed"] = partial(number, signed=True)
     environment.filters["number"] = _number
     cut = Records.of(records, results.decisions.attack)
     template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")
@@ -81,6 +94,10 @@ def render_report(results: Results, records: pa.Table, tokens: pa.Table | None =
         results=results,
         words=words,
         order=words.attack_order(results),
+        summary=summarise(results, limits),
+        cautions=words.cautions(results),
+        observers=words.observer_lines(results),
+        advice=advise(results, cut),
         reasons=_reasons(results),
         figures=_figures(results, records),
         lengths=length_slices(cut),
@@ -148,7 +165,7 @@ def _roc_words(results: Results) -> str:
     said = "ROC curves on logarithmic axes."
     for fpr, name in words.FPR_NAMES.items():
         if attack is not None and attack.tpr(fpr).value is not None:
-            found = _percent(attack.tpr(fpr).value)
+            found = percent(attack.tpr(fpr).value)
             said += f" At a false-positive rate of {name}, {results.decisions.attack} finds {found} of the members."
     return said
 
@@ -159,7 +176,7 @@ def _distribution_words(kinds: Mapping[str, Scores], attack: str) -> str:
 
 
 def _calibration_words(p_values: Mapping[str, Scores]) -> str:
-    shares = " and ".join(f"{_percent((measurable(v) <= 0.1).mean())} of {kind}" for kind, v in p_values.items())
+    shares = " and ".join(f"{percent((measurable(v) <= 0.1).mean())} of {kind}" for kind, v in p_values.items())
     return f"Share of texts with a p-value up to each level; up to 0.1 it is {shares}."
 
 
@@ -168,16 +185,6 @@ def _reasons(results: Results) -> list[str]:
     shown = [m for a in results.attacks.values() for m in (a.auc, *(a.tpr(fpr) for fpr in words.FPR_NAMES))]
     missing = [m.reason for m in shown if m.value is None]
     return list(dict.fromkeys(reason or "not measured" for reason in missing))
-
-
-def _percent(share: float | None) -> str:
-    """Write a share as people read it: two digits, never "0 %" for something nor "100 %" for less than all."""
-    if share is None:
-        return "–"
-    percent = 100 * share
-    if 99 < percent < 100:
-        return f"{min(percent, 99.9):.1f} %"
-    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.2g} %"
 
 
 def _number(value: float | Measure | None) -> str:

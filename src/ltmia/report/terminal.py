@@ -1,79 +1,96 @@
-"""Results in the terminal: the attacks, control first, then the verdict, what may spoil it, and where the files are.
+"""Results in the terminal: the verdict, what may spoil it, one table of the attacks, and where the files are.
 
-On a terminal a table; elsewhere (a pipe, a log) plain lines, one attack each, that grep and cut can read.
+A pipe and a terminal get the same lines; only a terminal gets colours, and fewer columns where it is narrow.
 """
 
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ltmia.evaluation.audit_folder import RECORDS_FILE, REPORT_FILE, RESULTS_FILE
-from ltmia.evaluation.results import Measure, Results
-from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, attack_order, headline, named_checks, observer_lines, unread
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.summary import Summary, summarise
+from ltmia.evaluation.wording import figure
+from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, SIGNS, attack_order, named_checks, observer_lines, unread
 
 STYLES = {"warning": "yellow", "failed": "bold red"}
+VERDICT_STYLES = {"failed": "bold red", "passed": "bold green", "inconclusive": "bold yellow"}
+RATES = ("0.1", "0.01")
+"""False-positive rates of the table."""
 
 
 def print_results(results: Results, folder: Path, console: Console) -> None:
-    """Print the attacks, control first, then verdict, checks that are not fine, and where the files are."""
-    if results.attacks and console.is_terminal:
-        console.print(attack_table(results))
-    elif results.attacks:
-        for line in attack_lines(results):
-            _print(console, line)
-    _print(console, headline(results), "bold")
-    _print(console, results.verdict)
-    for name, check in named_checks(results.validity):
-        if check.status in STYLES:
-            light = LIGHTS[check.status]
-            _print(console, f"{light.mark} {light.word}: {name}. {check.sentence}", STYLES[check.status])
+    """Print the verdict, one line for each caution, the attacks (control first), and where the files are."""
+    summary = summarise(results)
+    _print(console, f"{SIGNS[summary.status]} {summary.word}", VERDICT_STYLES[summary.status])
+    for point in summary.points:
+        _print(console, f"- {point}")
+    _print(console, f"{summary.limits} {summary.observer}", "dim")
+    for line, style in _cautions(results, summary):
+        _print(console, line, style)
     for line in filter(None, (*observer_lines(results), unread(results))):
         _print(console, line)
+    if results.attacks:
+        _print(console, "")
+        for line, style in zip(attack_table(results, _width(console)), _row_styles(results), strict=True):
+            _print(console, line, style)
+        _print(console, "")
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
 
 
-def attack_table(results: Results) -> Table:
-    """Lay out one row per attack: AUC and TPR at each FPR with 95 % intervals; fits 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="")
-    table.title = "Attacks, with 95 % intervals. The first is the control: it never sees the model."
-    table.add_column("attack", no_wrap=True)
-    table.add_column("AUC", no_wrap=True)
-    for fpr in ("0.1", "0.01"):
-        table.add_column(f"TPR at {FPR_NAMES[fpr]} FPR", no_wrap=True)
-    for name in attack_order(results):
-        attack = results.attacks[name]
-        style = "dim" if name == CONTROL else "bold" if name == results.decisions.attack else ""
-        figures = (attack.auc, attack.tpr("0.1"), attack.tpr("0.01"))
-        table.add_row(Text(name), *(short_measure(m) for m in figures), style=style)
-    return table
-
-
-def attack_lines(results: Results) -> list[str]:
-    """Write one line per attack."""
+def _cautions(results: Results, summary: Summary) -> list[tuple[str, str]]:
+    """Return a line for each check that is not fine, with its style; the sentence only where it was not said yet."""
     lines = []
-    for name in attack_order(results):
-        attack = results.attacks[name]
-        tpr = ", ".join(f"TPR at {FPR_NAMES[fpr]} FPR {short_measure(attack.tpr(fpr))}" for fpr in ("0.1", "0.01"))
-        role = " (control, sees no model)" if name == CONTROL else ""
-        lines.append(f"{name}{role}: AUC {short_measure(attack.auc)}, {tpr}")
+    for name, check in named_checks(results.validity):
+        if check.status in STYLES:
+            light = LIGHTS[check.status]
+            said = "" if check.sentence in summary.points else f" {check.sentence}"
+            lines.append((f"{light.mark} {light.word}: {name}.{said}", STYLES[check.status]))
     return lines
 
 
-def short_measure(measure: Measure) -> str:
-    """Write a figure with its interval in little room; why there is none is in the report."""
-    if measure.value is None:
-        return "n/a"
-    if measure.low is None or measure.high is None:
-        return f"{measure.value:.3f}"
-    return f"{measure.value:.3f} {measure.low:.3f}–{measure.high:.3f}"
+def attack_table(results: Results, width: int | None = None) -> list[str]:
+    """Lay out a heading and one line per attack: AUC, and TPR at each FPR, with 95 % intervals.
+
+    Args:
+        results: With attacks.
+        width: Columns of characters there are; where they do not suffice the table keeps one FPR. None: no limit.
+    """
+    lines = _aligned(results, RATES)
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    measured = results.attacks.get(results.decisions.attack)
+    strict = measured is not None and measured.tpr(RATES[-1]).value is not None
+    return _aligned(results, RATES[-1:] if strict else RATES[:1])
+
+
+def _aligned(results: Results, rates: tuple[str, ...]) -> list[str]:
+    rows = [["attack", "AUC", *(f"TPR at {FPR_NAMES[fpr]} FPR" for fpr in rates)]]
+    for name in attack_order(results):
+        attack = results.attacks[name]
+        measures = (attack.auc, *(attack.tpr(fpr) for fpr in rates))
+        # Why a figure is missing takes a sentence, which is in the report.
+        rows.append([_plain(name), *("n/a" if m.value is None else figure(m) for m in measures)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row_styles(results: Results) -> list[str]:
+    styles = {CONTROL: "dim", results.decisions.attack: "bold"}
+    return ["dim", *(styles.get(name, "") for name in attack_order(results))]
+
+
+def _width(console: Console) -> int | None:
+    return console.width if console.is_terminal else None
+
+
+def _plain(line: str) -> str:
+    """Show what would move the cursor or colour the rest; names and sentences come from files."""
+    return "".join(c if c.isprintable() else "�" for c in line)
 
 
 def _print(console: Console, line: str, style: str | None = None) -> None:
     """Print a line as it is; only a terminal breaks it, between words."""
-    # Names come from files: what would move the cursor or colour the rest is shown, not obeyed.
-    plain = "".join(c if c.isprintable() else "�" for c in line)
-    console.print(Text(plain), style=style, soft_wrap=not console.is_terminal)
+    console.print(Text(_plain(line)), style=style, soft_wrap=not console.is_terminal)

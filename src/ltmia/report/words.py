@@ -41,13 +41,8 @@ LIGHTS: Mapping[str, Light] = {
 }
 
 
-def format_measure(measure: Measure) -> str:
-    """Write a figure with its interval, or why there is none."""
-    if measure.value is None:
-        return measure.reason or "not measured"
-    if measure.low is None or measure.high is None:
-        return f"{measure.value:.3f}"
-    return f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
+SIGNS: Mapping[str, str] = {"failed": "✕", "passed": "✓", "inconclusive": "?"}
+"""Shape of each verdict."""
 
 
 def attack_order(results: Results) -> list[str]:
@@ -60,6 +55,11 @@ def attack_order(results: Results) -> list[str]:
 def named_checks(validity: Validity) -> list[tuple[str, Check]]:
     """Return the checks with the names people read, in the order of the page."""
     return [(name, getattr(validity, key)) for key, name in CHECK_NAMES.items()]
+
+
+def cautions(results: Results) -> list[str]:
+    """Name the checks that are not fine."""
+    return [name for name, check in named_checks(results.validity) if check.status in ("warning", "failed")]
 
 
 def headline(results: Results) -> str:
@@ -102,12 +102,12 @@ def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
 
 
 def telling_rate(results: Results) -> str:
-    """Return the strictest false-positive rate at which an attack still finds half of the members, else 10 %.
+    """Return the strictest false-positive rate at which the deciding attack finds half of the members, else 10 %.
 
     Where nearly all are found at one false alarm in ten, that rate says little.
     """
-    found = {fpr: strongest(results, fpr) for fpr in ALARMS}
-    return next((fpr for fpr, best in found.items() if best is not None and (best[1].value or 0.0) >= 0.5), "0.1")
+    judge = results.attacks.get(results.decisions.attack)
+    return next((fpr for fpr in ALARMS if judge is not None and (judge.tpr(fpr).value or 0.0) >= 0.5), "0.1")
 
 
 def unread(results: Results) -> str | None:

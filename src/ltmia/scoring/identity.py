@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 from ltmia.evaluation.results import AdapterInfo, ModelInfo, TokenizerInfo
+from ltmia.folders import shown_path
 from ltmia.models.identity import ModelIdentity, active_adapters, tokenizer_sha256
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.runtime import dtype_name
@@ -45,7 +46,7 @@ def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
     identity = ModelIdentity.of(model)
     adapter = AdapterInfo(active=active_adapters(model), sha256=identity.adapter) if identity.adapter else None
     return ModelInfo(
-        source=origin.source,
+        source=shown_path(origin.source),
         revision=origin.revision,
         sha256=identity.parameters,
         config_sha256=identity.config,

@@ -1,5 +1,6 @@
 """Features and scores of a list of texts in memory, for notebooks and other programs."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ from jaxtyping import Float64
 
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.selection import select_attacks
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
 from ltmia.errors import ConfigError
+from ltmia.evaluation.validity import FEWEST_TO_LEARN_FROM
 from ltmia.features.columns import DEFAULT_K, expectation_of, feature_columns, needs_expectation
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
@@ -26,6 +28,8 @@ from ltmia.scoring.multi_pass import MultiPassConfig, multi_pass_scores
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 from ltmia.scoring.stored_scores import classify_store, extraction_config
+
+log = logging.getLogger(__name__)
 
 
 def extract_features(
@@ -111,6 +115,13 @@ def score_texts(
         raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
     if weights := [name for name in names if ATTACKS[name].observer == "weights"]:
         raise ConfigError(f"{', '.join(weights)}: reads the weights, so it is part of `audit` and `score` only")
+    learned = [name for name in names if name in (LEARNED, EXCESS)]
+    if learned and len(texts) < FEWEST_TO_LEARN_FROM:
+        log.warning(
+            "score_texts: %s learn from the texts at hand what the target does to tokens at large, and %d are too few: "
+            "give at least %d, or name attacks that learn nothing, such as difference",
+            " and ".join(learned), len(texts), FEWEST_TO_LEARN_FROM,
+        )  # fmt: skip
     chosen = (classifier or shipped_classifier()) if LEARNED in names else None
     config = extraction_config(names, chosen, max_length=max_length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}

@@ -34,6 +34,19 @@ class ExtractionClock:
     """Statistics and baseline scores."""
     reused: list[Reused] = field(default_factory=list)
     """Work that an earlier run had done."""
+    earlier: float = 0.0
+    """Seconds that it took, which the others here include."""
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of the models and of the statistics."""
+        return self.forward.seconds, self.feature_seconds
+
+    def add_earlier(self, seconds: tuple[float, float]) -> None:
+        """Count the time of work that an earlier run did: models, then statistics."""
+        self.forward.seconds += seconds[0]
+        self.feature_seconds += seconds[1]
+        self.earlier += sum(seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,7 @@ def fill_store(
     if (store := _finished(folder, fingerprint)) is not None:
         n = len(texts)
         note_reused(clock.reused, "store", since=store.created, n_texts=n, of=n, report=report)
+        clock.add_earlier(store.seconds)
         return FilledStore(store=store)
     writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
     if writer.damage:
@@ -79,9 +80,13 @@ def fill_store(
     n_done = len(writer.done)
     if n_done:
         note_reused(clock.reused, "store", since=writer.created, n_texts=n_done, of=len(texts), report=report)
+        clock.add_earlier(writer.seconds)
     run = ExtractionRun(encoded=encoded, done=writer.done, clock=clock, scratch=folder)
+    before = clock.seconds
     for batch in pair.extract(texts, config, run):
-        writer.append(batch.statistics.tokens, batch.texts)
+        now = clock.seconds
+        writer.append(batch.statistics.tokens, batch.texts, (now[0] - before[0], now[1] - before[1]))
+        before = now
         n_done += len(batch.texts)
         report("scoring", n_done, len(texts))
     folds, expected = folds_of(texts), {}

@@ -160,6 +160,24 @@
   $("next").addEventListener("click", () => turn(page + 1));
   $("last").addEventListener("click", () => turn(Infinity));
 
+  // ---- columns out of sight ----
+  // Where a table is wider than the screen a line above it says so until its last column is in view.
+  document.querySelectorAll(".scroll").forEach((box) => {
+    const cue = element("p", "more columns →", "scroll-cue");
+    cue.setAttribute("aria-hidden", "true"); // the region itself is named and takes the keyboard
+    cue.hidden = true;
+    box.before(cue);
+    const look = () => {
+      const more = box.scrollLeft + box.clientWidth < box.scrollWidth - 1;
+      box.classList.toggle("more-right", more);
+      cue.hidden = !more;
+    };
+    box.addEventListener("scroll", look, { passive: true });
+    const watch = new ResizeObserver(look);
+    watch.observe(box);
+    watch.observe(box.querySelector("table"));
+  });
+
   // ---- export ----
   $("export").addEventListener("click", () => {
     // A leading quote keeps spreadsheets from reading a hostile id as a formula.
@@ -221,7 +239,7 @@
     }));
     $("r-attacks").replaceChildren(...Object.entries(above).map(([name, shares]) => {
       const known = shares[i] <= SHARES, share = shares[i] / SHARES;
-      return meter(name, known ? share : 0, known ? `${(100 * share).toFixed(1)} %` : NA);
+      return meter(name, known ? share : 0, known ? `${(100 * share).toFixed(1)}\u00a0%` : NA);
     }));
     bands(i);
     const found = where.has(i);

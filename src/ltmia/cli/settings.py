@@ -1,0 +1,118 @@
+"""Options from elsewhere than the command line: environment variables, and a file of the project.
+
+`LTMIA_FDR=0.01` sets `--fdr` of every command that has it. So does `fdr = 0.01` in `ltmia.toml`, or in the table
+`[tool.ltmia]` of `pyproject.toml`, of the folder where the command runs; a table `[audit]` in `ltmia.toml`, or
+`[tool.ltmia.audit]`, is for that command alone. The command line counts most, then the environment, then the file.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from typer._click.core import Command, Context  # typer brings its own click along
+from typer.core import TyperGroup, TyperOption
+
+from ltmia.errors import ConfigError
+
+PREFIX = "LTMIA"
+OWN_FILE, PROJECT_FILE = Path("ltmia.toml"), Path("pyproject.toml")
+ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite")
+"""Options that a file may not set: whoever gives away a folder could otherwise run code or delete files."""
+
+
+class Commands(TyperGroup):
+    """Commands whose options the environment and a file of the project can set."""
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+        """Return a command that knows where else its options may come from."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and not ctx.resilient_parsing:
+            place, said = read_settings()
+            check_settings(place, said, dict(_options(ctx.find_root().command)))
+            _name_variables(command)
+            command.context_settings["default_map"] = _defaults(command, cmd_name, said)
+        return command
+
+
+def read_settings() -> tuple[str, dict[str, Any]]:
+    """Return where the settings stand, and what they say; nothing where there is no such file.
+
+    Raises:
+        ConfigError: If the file is not TOML.
+    """
+    for file, tables in ((OWN_FILE, ()), (PROJECT_FILE, ("tool", "ltmia"))):
+        if not file.is_file():
+            continue
+        try:
+            said = tomllib.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{file}: not readable as TOML: {error}") from error
+        for table in tables:
+            said = said.get(table, {})
+        if not isinstance(said, dict):
+            raise ConfigError(f"{file}: tool.ltmia: expected a table")
+        if said:
+            return f"{file}{': tool.ltmia' if tables else ''}", said
+    return "", {}
+
+
+def check_settings(place: str, said: Mapping[str, Any], options: Mapping[str, set[str]]) -> None:
+    """Refuse what no command would read.
+
+    Args:
+        place: Named in errors.
+        said: What the file says.
+        options: Names of the options of each command.
+
+    Raises:
+        ConfigError: Naming the key, and the nearest name that there is.
+    """
+    everywhere = set().union(*options.values())
+    for key, value in said.items():
+        known = everywhere if not isinstance(value, dict) else set(options)
+        _check_key(place, key, known)
+        for inner in value if isinstance(value, dict) else ():
+            _check_key(f"{place}: {key}", inner, options[key])
+
+
+def _check_key(place: str, key: str, known: set[str]) -> None:
+    name = key.replace("_", "-")
+    if name in ON_THE_COMMAND_LINE:
+        raise ConfigError(f"{place}: {key}: give --{name} on the command line; a file may not set it")
+    if name not in known:
+        near = get_close_matches(name, sorted(known), 1, 0.0)
+        raise ConfigError(f"{place}: {key}: no such option; the nearest is {near[0] if near else 'none'}")
+
+
+def _options(command: Command, name: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Go through all commands: their names, and those of their options."""
+    if isinstance(command, TyperGroup):
+        for inner, found in command.commands.items():
+            yield from _options(found, inner)
+    else:
+        yield name, {flag for flag, _ in _flags(command)}
+
+
+def _name_variables(command: Command) -> None:
+    """Let each option be read from the variable that is called like it; click would use the function's argument."""
+    variables = {param: f"{PREFIX}_{flag.upper().replace('-', '_')}" for flag, param in _flags(command)}
+    for param in command.params:
+        if isinstance(param, TyperOption) and not param.is_eager and param.name in variables:
+            param.envvar, param.show_envvar = variables[param.name], False
+
+
+def _flags(command: Command) -> Iterator[tuple[str, str]]:
+    """Return each option as it is spelt, without dashes, and as the function calls it."""
+    for param in command.params:
+        for flag in param.opts if isinstance(param, TyperOption) else ():
+            if flag.startswith("--") and param.name is not None:
+                yield flag.removeprefix("--"), param.name
+
+
+def _defaults(command: Command, name: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    own = said.get(name, {})
+    given = {key.replace("_", "-"): value for key, value in said.items() if not isinstance(value, dict)}
+    given |= {key.replace("_", "-"): value for key, value in own.items()} if isinstance(own, dict) else {}
+    return {param: given[flag] for flag, param in _flags(command) if flag in given}

@@ -1,0 +1,160 @@
+"""The verdict that a reader sees first: one word, three sentences, the limits and the observer.
+
+The terminal, the report and the notebook show this. Its word is that of the gate: an audit that the gate fails is never
+called harmless, nor the other way round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ltmia.evaluation.blind_spots import CONTROL, few_texts, of_an_audit
+from ltmia.evaluation.gate import DEFAULT_LIMITS, GateVerdict, Limit, hold_against
+from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.verdict import headline
+from ltmia.evaluation.wording import figure, p_value
+
+Status = Literal["passed", "failed", "inconclusive"]
+SIGNIFICANT = 0.05
+"""p-value from which on all candidates together are no sign of use."""
+CLEARLY = 0.8
+"""AUC from which on members are clearly recognisable: four times in five a member outscores a non-member."""
+WORDS: dict[str, dict[Status, str]] = {
+    "audit": {
+        "failed": "Do not release: limit exceeded",
+        "passed": "Within the limits",
+        "inconclusive": "Cannot tell",
+    },
+    "score": {"failed": "Signs of use", "passed": "No sign of use", "inconclusive": "Cannot tell"},
+}
+SEEN: dict[str, str] = {
+    "logprobs": "an attacker who sees log-probabilities only",
+    "weights": "an attacker who holds the weights of both models",
+}
+"""What each observer is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What an audit comes to."""
+
+    status: Status
+    word: str
+    points: tuple[str, ...]
+    """What holds of single records, of the texts as a whole, and of the limits or what stands in their way."""
+    limits: str
+    """Which limits the word is about, and where they come from."""
+    observer: str
+    """Whose view the figures are of."""
+
+
+def summarise(results: Results, limits: Sequence[Limit] | None = None) -> Summary:
+    """Sum up an audit, or a score.
+
+    Args:
+        results: What was found.
+        limits: Of a policy; the default ones when None. A score has none: it asks whether candidates were used.
+    """
+    if results.kind == "score":
+        status, reason = _status_of_score(results)
+        said = "" if status == "failed" else "A text that is not flagged may still have been used."
+        limits_said = f"Signs: a flagged candidate, or {p_value(SIGNIFICANT)} at most for all together."
+        third = reason or said
+    else:
+        gate = hold_against(results, limits or DEFAULT_LIMITS)
+        status, third, limits_said = gate.outcome, _of_limits(gate, results), _named(limits)
+    points = (_single(results), _as_a_whole(results), third)
+    if status == "inconclusive":
+        points = (third, *_despite(results))
+    return Summary(
+        status=status,
+        word=WORDS[results.kind][status],
+        points=tuple(point for point in points if point),
+        limits=limits_said,
+        observer=_observer(results),
+    )
+
+
+def _asked(results: Results) -> str:
+    return "training records" if results.kind == "audit" else "candidates"
+
+
+def _status_of_score(results: Results) -> tuple[Status, str]:
+    """Say whether candidates show signs of use; why not, if that cannot be told."""
+    p, flagged = results.set_test.p_value, results.decisions.n_flagged
+    if flagged or (p is not None and p <= SIGNIFICANT and few_texts(results) is None):
+        return "failed", ""
+    if reasons := of_an_audit(results):
+        return "inconclusive", reasons[0]
+    if p is None:
+        return "inconclusive", f"Nothing can be said of the candidates as a whole: {results.set_test.reason}."
+    return "passed", ""
+
+
+def _single(results: Results) -> str:
+    return f"{headline(results.decisions, _asked(results), [])}."
+
+
+def _despite(results: Results) -> tuple[str, str]:
+    """Say what can be told although the verdict cannot; finding nothing is no result of an audit that could not see."""
+    found = results.decisions.n_flagged or _recognisable(results)
+    if of_an_audit(results) and not found:
+        return "That nothing was found therefore says nothing about the model.", ""
+    return _single(results), _as_a_whole(results)
+
+
+def _recognisable(results: Results) -> bool:
+    """Whether the texts as a whole stand out."""
+    effect = results.set_test.effect
+    auc = results.attacks[results.decisions.attack].auc if results.decisions.attack in results.attacks else effect
+    return auc.low is not None and auc.low > 0.5
+
+
+def _as_a_whole(results: Results) -> str:
+    """Say whether the texts, taken together, can be recognised, by the attack that decides."""
+    if results.kind == "score":
+        return _candidates_as_a_whole(results)
+    decisions = results.decisions
+    auc = results.attacks[decisions.attack].auc if decisions.attack in results.attacks else Measure()
+    if decisions.attack == CONTROL or auc.value is None or auc.low is None or auc.high is None:
+        return "Nothing can be said of the training texts as a whole."
+    found = f"AUC {figure(auc)} (0.5 is guessing)"
+    if auc.high < 0.5:
+        return f"As a whole the training texts score below the others: {found}. Were the two files swapped?"
+    if auc.low <= 0.5:
+        return f"As a whole the training texts cannot be told from others: {found}."
+    how = "clearly" if auc.value >= CLEARLY else "to some degree"
+    return f"As a whole the training texts are {how} recognisable: {found}."
+
+
+def _candidates_as_a_whole(results: Results) -> str:
+    test = results.set_test
+    if test.p_value is None:
+        return ""
+    if test.p_value <= SIGNIFICANT:
+        return f"As a whole the candidates score higher than texts surely not used ({p_value(test.p_value)})."
+    return f"As a whole the candidates score no higher than texts surely not used ({p_value(test.p_value)})."
+
+
+def _of_limits(gate: GateVerdict, results: Results) -> str:
+    """Say which limit is exceeded; if none, what keeps the audit from telling; if nothing, that all are kept."""
+    if gate.outcome == "failed":
+        exceeded = [j for j in gate.judged if j.outcome == "failed"]
+        named = "; ".join(f"{j.limit.title} {j.found}, at most {j.limit.most:g} is allowed" for j in exceeded)
+        return f"{len(exceeded)} of {len(gate.judged)} limits exceeded: {named}."
+    if gate.outcome == "inconclusive":
+        open_limits = [judged.sentence for judged in gate.judged if judged.outcome == "inconclusive"]
+        return (of_an_audit(results) or [f"{open_limits[0].rstrip('.')}."])[0]
+    return "Every limit is kept, even at the upper end of the 95 % intervals."
+
+
+def _named(limits: Sequence[Limit] | None) -> str:
+    named = ", ".join(f"{limit.title} {limit.most:g}" for limit in limits or DEFAULT_LIMITS)
+    return f"Limits of the policy: {named}." if limits else f"Default limits, since no policy was given: {named}."
+
+
+def _observer(results: Results) -> str:
+    attack = results.decisions.attack
+    weights = results.observers.get("weights")
+    held = weights is not None and weights.attack == attack
+    return f"Judged by {attack}, as {SEEN['weights' if held else 'logprobs']}."

@@ -1,0 +1,47 @@
+"""`--json`: stdout is one JSON document with the figures of the files; the default limits are those of the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ltmia.cli.app import app
+from ltmia.evaluation.comparison import compare_audits
+from ltmia.evaluation.files import read_audit, read_results
+from report_samples import made_up_audit
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up_audit(tmp_path_factory.mktemp("audit"), 200, reveal=False)
+
+
+def test_the_gate_without_limits_uses_the_default_ones_and_says_so_in_json(audited: Path) -> None:
+    done = runner.invoke(app, ["gate", str(audited), "--json"])
+    found = json.loads(done.stdout)
+    assert [limit["figure"] for limit in found["limits"]] == ["identifiable", "tpr@fpr=0.01", "auc"]
+    assert found["outcome"] == "failed"
+    assert found["exit_code"] == done.exit_code == 1
+    assert runner.invoke(app, ["gate", str(audited), "--max", "auc:1", "--json"]).exit_code == 3  # no base check
+
+
+def test_a_comparison_in_json_is_that_of_the_function(audited: Path) -> None:
+    done = runner.invoke(app, ["compare", str(audited), str(audited), "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    expected = compare_audits(read_audit(audited), read_audit(audited))
+    assert found["auc"]["value"] == expected.auc.value == 0
+    n = read_results(audited).decisions.n_flagged
+    assert found["identifiable"] == [n, n]
+
+
+def test_a_report_held_against_a_policy_names_its_limits(audited: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "privacy.toml"
+    policy.write_text("[max]\nauc = 1\n")
+    assert runner.invoke(app, ["report", str(audited), "--policy", str(policy)]).exit_code == 0
+    assert "Limits of the policy: AUC 1." in (audited / "report.html").read_text("utf-8")
+    assert runner.invoke(app, ["report", str(audited)]).exit_code == 0
+    assert "Default limits, since no policy was given" in (audited / "report.html").read_text("utf-8")
