@@ -215,7 +215,7 @@ def fingerprint(out: Path, stores: str = "*") -> dict[str, object]:
         name = path.relative_to(out).as_posix()
         if path.name == "manifest.json":
             manifest = json.loads(path.read_text("utf-8"))
-            found[name] = {k: v for k, v in manifest.items() if k not in ("created", "environment")}
+            found[name] = {k: v for k, v in manifest.items() if k not in ("created", "environment", "seconds")}
         elif path.is_file():
             found[name] = path.read_bytes()
     return found
