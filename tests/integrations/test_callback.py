@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from ltmia.scoring.passes import ExtractionClock
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +25,7 @@ from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded,
 from ltmia.integrations.trained_rows import TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
 from ltmia.models.loading import load_pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
+from ltmia.scoring.pair_runner import ExtractionClock
 
 LENGTH = 48
 LOSS = AuditPlan(config=AuditConfig(attacks="loss"))
@@ -119,13 +119,28 @@ def test_a_limit_ends_the_training(at_limit: Any, dataset: Dataset, tokenizer: A
     plan = AuditPlan(config=LOSS.config, every=1, limits=["auc:0.01"], at_limit=at_limit)
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
     if at_limit == "fail":
-        with pytest.raises(LimitExceeded, match=r"step-1: failed: AUC"):
+        with pytest.raises(LimitExceeded, match=r"step-3: failed: AUC"):
             trainer.train()
     else:
         trainer.train()
         assert (tmp_path / "audit" / "results.json").is_file()
-    assert trainer.state.global_step == 1
-    assert (tmp_path / "audit" / "step-1" / "report.html").is_file()
+    assert trainer.state.global_step == 3, "before, fewer than 20 rows were trained on, and the gate could not tell"
+    assert (tmp_path / "audit" / "step-3" / "report.html").is_file()
+
+
+def test_a_folder_that_is_not_this_runs_is_refused_before_training(
+    finished: tuple[Trainer, Path], dataset: Dataset, tokenizer: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work", "utf-8")
+    for folder, message in ((finished[1], "another training run"), (tmp_path / "thesis", "chapter.txt")):
+        before = sorted(folder.rglob("*"))
+        trainer = trainer_of(dataset, tokenizer, tmp_path / "checkpoints", max_steps=1)
+        trainer.add_callback(AuditCallback(trainer, folder, LOSS))
+        with pytest.raises(ConfigError, match=message):
+            trainer.train()
+        assert trainer.state.global_step == 0
+        assert sorted(folder.rglob("*")) == before
 
 
 def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:

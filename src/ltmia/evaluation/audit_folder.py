@@ -155,7 +155,7 @@ def run_in(
         if known and hashes and (other := differing(known, hashes)):
             raise ConfigError(
                 f"{folder}: holds {marker.kind} of other texts (other {', '.join(other)}). Nothing was changed. Choose "
-                "another folder, or replace what is there with --overwrite (in Python: overwrite=True)."
+                "another folder, or replace what is there with `overwrite=True`."
             )
         _refuse_links(folder / name for name in SHAREABLE)
         private = PrivateFolder.of(folder)
@@ -220,7 +220,7 @@ def last_run(folder: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StoreError(f"{path}: not readable ({error}); run the audit again with --overwrite") from error
+        raise StoreError(f"{path}: not readable ({error}); run the audit again with `overwrite=True`") from error
 
 
 def are_of_same_texts(first: Path, second: Path) -> bool | None:

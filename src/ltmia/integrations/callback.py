@@ -19,13 +19,14 @@ from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.question import AuditResult
 from ltmia.data.splits import split_by_group
 from ltmia.errors import ConfigError
-from ltmia.evaluation.audit_folder import PrivateFolder
+from ltmia.evaluation.audit_folder import MARKED, RESULTS_FILE, PrivateFolder
 from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.gate import Limit, hold_against
-from ltmia.folders import write_whole
+from ltmia.folders import claim_folder, write_whole
 from ltmia.integrations.trackers import log_audit, require_trackers
 from ltmia.integrations.trained_rows import ScoredRows, TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
 from ltmia.models.loading import load_pair
+from ltmia.ownership import Marker
 
 ROWS_FILE, MODEL_FOLDER, HELD_OUT_FILE, TRAINING_FILE = "trained.jsonl", "model", "held-out", "training.json"
 GATE_FAILED = 1
@@ -46,7 +47,7 @@ class AuditPlan:
     every: int | None = None
     """Audit after so many steps each time, into the folder `step-N`, and at the end. None: at the end alone."""
     limits: Sequence[str] = ()
-    """As `ltmia gate --max` takes them: "auc:0.6", "identifiable:0"."""
+    """As the gate takes them, such as "auc:0.6", "identifiable:0"."""
     at_limit: Literal["stop", "fail"] = "stop"
     """Where a limit is exceeded: end the training, or raise `LimitExceeded`."""
     log_to: Sequence[str] = ()
@@ -136,7 +137,12 @@ class AuditCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Open the record of what is trained on, at the step from which training goes on."""
-        private = PrivateFolder.of(self.out)
+        if not state.global_step and (self.out / RESULTS_FILE).exists() and not self.plan.config.overwrite:
+            raise ConfigError(
+                f"{self.out}: holds the audit of another training run. Nothing was changed. Choose another folder, or "
+                "replace what is there with `AuditPlan(config=AuditConfig(overwrite=True))`."
+            )
+        private = _claimed(self.out)
         self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
         with _random_state_kept():
             note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
@@ -189,7 +195,7 @@ class AuditCallback(TrainerCallback):
         return verdict.exit_code == GATE_FAILED
 
     def _run_audit(self, folder: Path) -> AuditResult:
-        saved = PrivateFolder.of(folder).path / MODEL_FOLDER
+        saved = _claimed(folder).path / MODEL_FOLDER
         self.trainer.save_model(str(saved))
         pair = load_pair(saved, self.base)
         tokenizer: Any = self.trainer.processing_class
@@ -206,7 +212,7 @@ class AuditCallback(TrainerCallback):
             members.texts,
             nonmembers.texts,
             folder,
-            config=replace(self.plan.config, max_length=max(longest, 2)),
+            config=replace(self.plan.config, max_length=max(longest, 2), overwrite=True),  # of this training run
         )
         shutil.rmtree(saved)
         return found
@@ -245,6 +251,16 @@ class AuditCallback(TrainerCallback):
             "most_times_a_row_was_trained_on": max(times.values(), default=0),
         }
         write_whole(folder / TRAINING_FILE, lambda part: part.write_text(json.dumps(counts, indent=1) + "\n", "utf-8"))
+
+
+def _claimed(folder: Path) -> PrivateFolder:
+    """Mark a folder as that of an audit, and return its private part.
+
+    Raises:
+        ConfigError: If the folder is not ours to fill.
+    """
+    with claim_folder(folder, Marker(kind=MARKED["audit"]), overwrite=True):
+        return PrivateFolder.of(folder)
 
 
 def _groups(rows: Mapping[str, TrainedRow], dataset: Any, column: str) -> dict[str, str]:
