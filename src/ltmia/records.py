@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 """A conversation: `role` and `content` of each message."""
 Chat = Callable[[Messages, bool], str]
 """Writes a conversation out as a model reads it; if asked, up to where the next answer begins."""

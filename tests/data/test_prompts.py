@@ -124,12 +124,13 @@ def test_the_messages_of_a_prompt_are_asked_and_the_rest_is_scored(tmp_path: Pat
         ({"messages": ASKED}, "without the target there is no chat template"),
         (
             {"messages": [{"role": "user"}]},
-            "'messages' holds a list. Expected a text, or messages with role and content",
+            "'messages' holds a list. Expected messages with role and content",
         ),
+        ({"messages": '[{"role": "user", "content": "Hi"}]'}, "'messages' holds a str"),
         ({"messages": []}, "'messages' holds a list"),
         (
             {"prompt": "x"},
-            "with --text-column. Or give prompt and completion, or messages.",
+            "with `text_column`. Or give prompt and completion, or messages.",
         ),
         ({"prompt": ASKED, "completion": "y"}, "'prompt' holds a list"),
         ({"prompt": "x", "completion": 3}, "'completion' holds a int"),

@@ -202,6 +202,30 @@ def test_shards_of_several_splits_kinds_or_with_gaps_are_refused(tmp_path):
     assert len(read_texts(tmp_path / "splits" / "test")) == 4
 
 
+@pytest.mark.parametrize("names", ["train test", "my-train.v2 my_held-out", "members nonmembers", "Train validation"])
+def test_files_named_after_several_splits_are_refused(tmp_path, names):
+    for name in names.split():
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name}])
+    with pytest.raises(DataError, match=r"holds shards of \S+, \S+\. Name a folder"):
+        read_texts(tmp_path)
+
+
+def test_files_of_one_split_or_of_none_are_one_set(tmp_path):
+    for folder, names in {"one": "train-0 train-1", "none": "contest latest"}.items():
+        (tmp_path / folder).mkdir()
+        for name in names.split():
+            write_jsonl(tmp_path / folder / f"{name}.jsonl", [{"text": name}])
+        assert read_texts(tmp_path / folder).texts == tuple(names.split())
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_a_file_beside_its_packed_copy_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("text\nx\n")
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"text\nx\n"))
+    with pytest.raises(DataError, match=rf"{name}\.gz: stands there unpacked as well, as {name}"):
+        read_texts(tmp_path)
+
+
 def chat(messages, ask):
     return "".join(f"<{m['role']}>{m['content']}" for m in messages) + ("<assistant>" if ask else "")
 
@@ -239,6 +263,20 @@ def test_contents_in_parts_are_joined_and_images_are_refused_by_name(tmp_path):
     write_jsonl(tmp_path / "i.jsonl", [said(text), said(text, {"type": "image_url", "image_url": {"url": "x"}})])
     with pytest.raises(DataError, match=r"line 2: a message with a part of type 'image_url'"):
         read_texts(tmp_path / "i.jsonl", chat=chat)
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {}])
+def test_a_message_that_only_calls_a_tool_reaches_the_template_without_content(tmp_path, content):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "weather"}}], **content}
+    rows = [{"messages": [CONVERSATION[0], call]}]
+    seen = []
+
+    def note(messages, ask):
+        seen.append(messages)
+        return str(ask)
+
+    read_texts(write_jsonl(tmp_path / "t.jsonl", rows), chat=note)
+    assert seen == [[CONVERSATION[0], {"content": None} | call]]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])

@@ -33,9 +33,9 @@ WRONG_JSON = {
     "bare": (b'"a"', r"line 2: a JSON str, not an object"),
     "deep": (b'{"text": ' + b"[" * 200_000, r"line 2: JSON nested too deeply"),
     "digits": (b'{"text": ' + b"1" * 10_000 + b"}", r"line 2: JSON value out of range"),
-    "number": (b'{"text": 3.5}', r"line 2: column 'text' holds a float.*--text-column"),
+    "number": (b'{"text": 3.5}', r"line 2: column 'text' holds a float.*`text_column`"),
     "texts": (b'{"text": ["a"]}', r"line 2: column 'text' holds a list"),
-    "lacks": (b'{"prompt": "a", "answer": "b"}', r"line 2.*'prompt', 'answer'.*--text-col"),
+    "lacks": (b'{"prompt": "a", "answer": "b"}', r"line 2.*'prompt', 'answer'.*`text_column`"),
     "no columns": (b"{}", r"line 2: no column 'text'. Columns found: none"),
     "bytes": (b'{"text": "caf\xe9"}', r"line 2, byte 14: not UTF-8 \(0xe9\)"),
     "raw surrogate": (b'{"text": "\xed\xa0\x80"}', r"line 2, byte 11: not UTF-8"),
@@ -83,6 +83,16 @@ def test_wrong_csv_names_the_line(tmp_path, case):
         return
     with pytest.raises(DataError, match=message):
         read_texts(path)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_file_without_a_header_does_not_show_its_first_text(tmp_path, name):
+    separator = "," if name == "x.csv" else "\t"
+    lines = [separator.join(("1", "John Doe tested positive.")), separator.join(("2", "Jane Roe did not."))]
+    (tmp_path / name).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"Columns found: '1' and 1 whose names look like texts") as error:
+        read_texts(tmp_path / name)
+    assert "John" not in str(error.value)
 
 
 def test_the_line_of_a_row_with_line_breaks_is_its_first(tmp_path):

@@ -3,6 +3,7 @@
 A prompt is read but not scored, because fine-tuning does not train on it either; a conversation is scored whole.
 """
 
+import re
 from typing import Any
 
 from ltmia.data.rows import Row
@@ -10,6 +11,9 @@ from ltmia.errors import DataError
 from ltmia.records import Chat, Messages, shared_beginning
 
 TEXT, PROMPT, COMPLETION, MESSAGES = "text", "prompt", "completion", "messages"
+COLUMN_NAME = re.compile(r"[\w.:;|/-]{1,40}")
+"""What the name of a column looks like. Other names are not shown: the first line of a file without a header is a
+text."""
 
 
 def possible_columns(column: str) -> tuple[str, ...]:
@@ -35,7 +39,7 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
     if given & {PROMPT, COMPLETION} and {PROMPT, COMPLETION} <= set(row.columns):
         return _prompted(row, chat)
     if MESSAGES in given:
-        return _rendered(row, MESSAGES, chat), 0
+        return _conversed(row, chat), 0
     sources = [names for names in ((column,), (PROMPT, COMPLETION), (MESSAGES,)) if set(names) <= set(possible)]
     if any(set(names) <= set(row.columns) for names in sources):
         return "", 0  # the value is null
@@ -45,7 +49,10 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
 
 def missing(row: Row, column: str, option: str) -> str:
     """Say that a row lacks a column."""
-    found = ", ".join(repr(name[:80]) for name in list(row.columns)[:20]) or "none"
+    names = [name for name in row.columns if COLUMN_NAME.fullmatch(name)]
+    found = ", ".join(map(repr, names[:20])) or "none"
+    if hidden := len(row.columns) - len(names):
+        found += f" and {hidden} whose names look like texts, so they are not shown: is there a header"
     return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with `{option}`."
 
 
@@ -59,6 +66,17 @@ def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
     )
     # If the template formats an answer differently from the request for one, all after the common prefix is scored.
     return whole, shared_beginning(asked, whole)
+
+
+def _conversed(row: Row, chat: Chat | None) -> str:
+    value = row.columns[MESSAGES]
+    messages = conversation(value, row.place)
+    if messages is None:
+        raise DataError(
+            f"{row.place}: column {MESSAGES!r} holds a {type(value).__name__}. Expected messages with role and content: "
+            "a list of objects, not JSON in a string. Name a column of plain texts with `text_column`."
+        )
+    return _chatted(row, messages, chat, False)
 
 
 def _rendered(row: Row, column: str, chat: Chat | None) -> str:
@@ -93,6 +111,8 @@ def _plain(row: Row, column: str) -> str:
 def conversation(value: Any, place: str) -> Messages | None:
     """Return the messages in a column, each content as one string; None where it holds no messages.
 
+    A message that only calls tools has no content: the template gets None there, as in training.
+
     Args:
         value: Of the column. A content may also be a list of parts, such as `{"type": "text", "text": "..."}`.
         place: Where it stands.
@@ -102,17 +122,18 @@ def conversation(value: Any, place: str) -> Messages | None:
     """
     if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
         return None
-    return [{**message, "content": _joined(message["content"], place)} for message in value]
+    return [{**message, "content": _joined(message.get("content"), place)} for message in value]
 
 
 def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str | list)
-    )
+    if not (isinstance(value, dict) and isinstance(value.get("role"), str)):
+        return False
+    content = value.get("content")
+    return isinstance(content, str | list) or (content is None and bool(value.get("tool_calls")))
 
 
-def _joined(content: str | list[Any], place: str) -> str:
-    if isinstance(content, str):
+def _joined(content: str | list[Any] | None, place: str) -> str | None:
+    if content is None or isinstance(content, str):
         return content
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__

@@ -33,6 +33,12 @@ OF_THE_SYSTEM = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN
 """Files that operating systems create in folders and that are not hidden."""
 SHARD = re.compile(r"(?P<split>.+?)-(?P<number>\d{5})-of-(?P<count>\d{5})", re.I)
 """Pattern of shard names on the hub."""
+SPLIT = re.compile(
+    r"(?<![a-z])(train(?:ing)?|test|val(?:id(?:ation)?)?|dev|eval|(?:held|hold)[-_. ]?out|(?:non[-_. ]?)?members?)"
+    r"(?![a-z])",
+    re.I,
+)
+"""Names of splits, where they are part of a file's name."""
 
 
 def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
@@ -78,6 +84,7 @@ def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) ->
             "known. Name one file, or a folder with files of one kind."
         )
     paths = found[kinds[0]]
+    _refuse_packed_twice(paths)
     if kinds[0] == ".txt":
         yield from (_text_row(folder, path) for path in paths)
         return
@@ -117,6 +124,18 @@ def _visible_files(folder: Path) -> dict[str | None, list[Path]]:
     return found
 
 
+def _refuse_packed_twice(paths: Sequence[Path]) -> None:
+    """Refuse a file beside its own packed copy: each text would count twice.
+
+    Raises:
+        DataError: Naming both.
+    """
+    there = set(paths)
+    for path in paths:
+        if path.suffix.lower() in PACKED and path.with_suffix("") in there:
+            raise DataError(f"{path}: stands there unpacked as well, as {path.stem}. Take one of the two away.")
+
+
 def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
     """Refuse shards of several splits, and a set of which some are missing.
 
@@ -126,7 +145,8 @@ def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
     places = sorted({path.parent.relative_to(folder).as_posix() for path in paths})
     matches = [SHARD.match(path.name) for path in paths]
     splits = sorted({match["split"] for match in matches if match})
-    for parts in (places, splits):
+    named = sorted({found[0].lower() for path in paths if (found := SPLIT.search(path.name))})
+    for parts in (places, splits, named):
         if len(parts) > 1:
             raise DataError(
                 f"{folder}: holds shards of {', '.join(parts)}. Name a folder with those of one alone: texts of "

@@ -198,8 +198,8 @@ def _label_of(row: Row, column: str, option: str) -> str:
         )
     if not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
         raise DataError(
-            f"{row.place}: column {column!r} holds {_shown(value)}, half a surrogate pair, which "
-            "no result file can hold. Write it again as UTF-8."
+            f"{row.place}: column {column!r} holds half a surrogate pair, which no result file can hold. "
+            "Write it again as UTF-8."
         )
     return value
 
