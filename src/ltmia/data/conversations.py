@@ -73,8 +73,8 @@ def _conversed(row: Row, chat: Chat | None) -> str:
     messages = conversation(value, row.place)
     if messages is None:
         raise DataError(
-            f"{row.place}: column {MESSAGES!r} holds a {type(value).__name__}. Expected messages with role and content, "
-            "as a list of objects, not as JSON in a string. Name a column of plain texts with `text_column`."
+            f"{row.place}: column {MESSAGES!r} holds a {type(value).__name__}. Expected messages with role and "
+            "content, a list of objects and no JSON in a string. Name a column of plain texts with `text_column`."
         )
     return _chatted(row, messages, chat, False)
 
