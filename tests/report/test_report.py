@@ -354,9 +354,9 @@ def test_a_terminal_gets_a_table_within_80_columns(result: AuditResult, no_color
     with console.capture() as captured:
         print_results(result.results, Path("audit"), console)
     text = captured.get()
-    assert text.index("\nbag_of_words") < text.index("\nltmia")
     assert ("\x1b[33m" in text) <= (not no_color), "NO_COLOR leaves no colour"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    assert plain.index("\nbag_of_words") < plain.index("\nltmia")
     rows = [line for line in plain.splitlines() if line.strip().startswith(tuple(result.results.attacks))]
     assert len(rows) == len(result.results.attacks), "one line per attack: nothing wraps"
     assert max(map(len, plain.splitlines())) <= 80
@@ -378,7 +378,7 @@ def test_control_characters_do_not_reach_the_terminal(result: AuditResult) -> No
 def test_a_notebook_shows_a_compact_table_and_axes(result: AuditResult) -> None:
     html = result._repr_html_()
     assert len(html) < 8_000
-    assert html.index("bag_of_words") < html.index("ltmia")
+    assert html.index(">bag_of_words") < html.index(">ltmia")
     assert "Do not release: limit exceeded" in html
     assert f"of {N_MEMBERS} training records can be identified" in html
     axes = result.plot_roc()
