@@ -5,7 +5,7 @@ asked about others; each is kept in OUT/classifiers and each figure in OUT/figur
 the first one ended. The tables go to OUT/study.md, the growth curve to OUT/growth.svg.
 
 Figures are AUCs on at most 400 members and 400 non-members of a combination, the same of each for all classifiers, then
-averaged over combinations; targets are never pooled. The best published rule is chosen on each combination by its AUC.
+averaged over combinations; targets are never pooled. The AUC chooses the best published attack on each combination.
 """
 
 import argparse
@@ -64,7 +64,7 @@ class Asked:
 
     @cached_property
     def best_rule(self) -> float:
-        """AUC of the best published rule."""
+        """AUC of the best published attack."""
         store = self.combination.store
         return max(self.auc(store.scores(n)[self.rows]) for n in store.score_names if n not in (EXCESS, CONTROL))
 
@@ -135,14 +135,14 @@ class Study:
                 asked = [a for a in self.asked if a.recipe["base"] == column]
                 cells.append("-" if column == name else f"{np.mean(self.ask_all(f'family-{name}', model, asked)):.3f}")
             table.append(_row(name, *cells))
-        for title, rule in (("`excess`, untrained", "excess"), ("best published rule of each", "best_rule")):
+        for title, rule in (("`excess`, untrained", "excess"), ("best published attack of each", "best_rule")):
             means = [np.mean([getattr(a, rule) for a in self.asked if a.recipe["base"] == c]) for c in columns]
             table.append(_row(title, *(f"{mean:.3f}" for mean in means)))
         return table
 
     def regimes(self) -> list[str]:
         """Group the same figures by regime: each family's classifier on the other training families."""
-        table = [_row("regime", "combinations", "classifier", "`excess`", "best published rule"), _row(*["---"] * 5)]
+        table = [_row("regime", "combinations", "classifier", "`excess`", "best published attack"), _row(*["---"] * 5)]
         training = [a for a in self.asked if a.recipe["role"] == "train"]
         for regime in sorted({a.recipe["regime"] for a in training}):
             asked = [a for a in training if a.recipe["regime"] == regime]
@@ -162,7 +162,7 @@ class Study:
             model = self.classifier(f"growth-{n}", [self.training[i] for i in sorted(order[:n])])
             curve.append((n, self.ask_all(f"growth-{n}", model, self.exam)))
         _draw(curve, self.exam, self.out / "growth.svg")
-        table = [_row("training combinations", "AUC on the exam", "(1 - AUC) over the best published rule's")]
+        table = [_row("training combinations", "AUC on the exam", "(1 - AUC) over the best published attack's")]
         return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.exam)) for n, aucs in curve)]
 
     def shorter(self) -> list[str]:
@@ -192,7 +192,10 @@ class Study:
             title: (len(columns), partial(_averaged, model=model, columns=columns))
             for title, columns in _column_groups(model.feature_version).items()
         }
-        changes["scores of hand-made rules"] = (n_summary(model.feature_version), partial(_without_rules, model=model))
+        changes["scores of hand-made attacks"] = (
+            n_summary(model.feature_version),
+            partial(_without_rules, model=model),
+        )
         for title, (n_columns, change) in changes.items():
             score = partial(_logits, model=model, change=change)
             aucs = [self.ask(f"without {title}", a, score) for a in self.exam]
@@ -230,7 +233,7 @@ def _averaged(asked: Asked, model: MembershipClassifier, columns: Sequence[int])
 
 
 def _without_rules(asked: Asked, model: MembershipClassifier) -> FeatureBatch:
-    """Return features with the training average in place of the scores of hand-made rules."""
+    """Return features with the training average in place of the scores of hand-made attacks."""
     batch = asked.features(model.feature_version)
     network = model.network_
     assert isinstance(network, ConvNetwork)
@@ -262,7 +265,7 @@ def _draw(curve: Sequence[tuple[int, Sequence[float]]], exam: Sequence[Asked], p
     counts = [n for n, _ in curve]
     axes.fill_between(counts, [m.low or 0 for m in measures], [m.high or 1 for m in measures], alpha=0.2)
     axes.plot(counts, [m.value or 0.0 for m in measures], "o-", label="classifier")
-    for label, style, rule in (("excess, untrained", "--", "excess"), ("best published rule", ":", "best_rule")):
+    for label, style, rule in (("excess, untrained", "--", "excess"), ("best published attack", ":", "best_rule")):
         axes.axhline(float(np.mean([getattr(a, rule) for a in exam])), color="0.3", linestyle=style, label=label)
     axes.set(xscale="log", xlabel="training combinations", ylabel="mean AUC on the exam")
     axes.set_xticks(counts, [str(n) for n in counts])

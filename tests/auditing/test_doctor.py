@@ -72,7 +72,7 @@ def test_an_adapter_is_found_and_an_untrained_one_warned_of():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.3)
-    assert "descends from the base given" in said(of(adapted), "ok")
+    assert "was fine-tuned from the given base" in said(of(adapted), "ok")
     assert said(of(adapted), "warning") == ""
 
 

@@ -156,7 +156,7 @@ def test_an_unrelated_base_is_noticed_by_audit_doctor_and_gate(target: Path, sou
     assert check.status == "warning"
     assert "name the right one" in check.sentence
     assert check.sentence in found.verdict
-    assert any("hardly the base" in finding.sentence for finding in diagnose_pair(pair).findings)
+    assert any("probably not fine-tuned from this base" in finding.sentence for finding in diagnose_pair(pair).findings)
     limits = [Limit.parse("auc:1")]
     assert hold_against(sound, limits).exit_code == 0
     verdict = hold_against(found, limits)
@@ -207,8 +207,8 @@ def test_too_few_texts_to_learn_from_are_said_and_the_best_other_attack_is_named
     found = audited(pair, *few, tmp_path, "ltmia,excess,wbc,loss")
     check = found.validity.expectation
     assert (check.status, check.details["texts"]) == ("warning", 30), "what cannot be scored teaches nothing"
-    assert check.sentence.startswith("Only 30 texts to learn from ")
-    assert check.sentence.endswith("with fewer than 40 the best baseline may be the better guide.")
+    assert check.sentence.startswith("excess and ltmia learned from only 30 texts ")
+    assert check.sentence.endswith("with fewer than 40 the best of the other attacks may find more.")
     assert check.sentence in found.verdict
     auc = {name: found.attacks[name].auc.value for name in ("wbc", "loss")}
     best = max(auc, key=auc.get)
@@ -292,7 +292,7 @@ def test_power_says_what_cannot_be_shown() -> None:
     assert check.details["smallest_fpr"] == pytest.approx(10 / 999)
     # 4 of 100: Clopper-Pearson [0.011, 0.099]; 3 of 100: [0.006, 0.085].
     assert check.details["smallest_tpr"] == 0.04
-    assert "at least 2 outscore" in check.sentence
+    assert "at least 2 score above" in check.sentence
 
 
 def test_few_groups_to_calibrate_on_are_warned_of() -> None:

@@ -32,9 +32,9 @@ def test_a_blind_audit_gives_no_all_clear() -> None:
     assert line.startswith("No statement on single training records")
     said = verdict(attacks(1.0, 0.95, 1.0), blind, VALIDITY)
     assert "can be identified" not in said
-    assert "at least 46 would have to stand out" in said
-    assert "the model gives members away on the whole" in said
-    assert "nothing of single records" in verdict({}, decisions(fewest_flags=None), VALIDITY)
+    assert "at least 46 would have to score above" in said
+    assert "members as a whole can be told from non-members" in said
+    assert "nothing about single records" in verdict({}, decisions(fewest_flags=None), VALIDITY)
 
 
 def test_an_audit_that_saw_says_what_it_found() -> None:
@@ -42,18 +42,18 @@ def test_an_audit_that_saw_says_what_it_found() -> None:
     assert headline(seeing, "training records", []).startswith("0 of 40 training records can be identified")
     assert headline(seeing, "candidates", ["The base is wrong."]).endswith("; but this audit may see too little")
     said = verdict(attacks(0.7, 0.6, 0.8), seeing, VALIDITY)
-    assert "All the same the model gives members away" in said
-    assert "All the same" not in verdict(attacks(0.52, 0.45, 0.6), seeing, VALIDITY)
-    assert "All the same" not in verdict(attacks(0.9, 0.8, 0.95), decisions(fewest_flags=5, n_flagged=9), VALIDITY)
+    assert "Still, members as a whole can be told" in said
+    assert "Still," not in verdict(attacks(0.52, 0.45, 0.6), seeing, VALIDITY)
+    assert "Still," not in verdict(attacks(0.9, 0.8, 0.95), decisions(fewest_flags=5, n_flagged=9), VALIDITY)
 
 
 def test_swapped_files_and_a_control_alone_are_said() -> None:
-    assert "the wrong way round" in verdict(attacks(0.001, 0.0, 0.002), decisions(fewest_flags=5), VALIDITY)
-    assert "says nothing of the model" in verdict({}, decisions(attack="bag_of_words", fewest_flags=5), VALIDITY)
+    assert "swapped" in verdict(attacks(0.001, 0.0, 0.002), decisions(fewest_flags=5), VALIDITY)
+    assert "says nothing about the model" in verdict({}, decisions(attack="bag_of_words", fewest_flags=5), VALIDITY)
     assert headline(decisions(n_judged=0), "candidates", []) == "No statement on candidates: none could be scored"
     effect = Measure(value=0.1, low=0.05, high=0.2)
-    assert "the wrong way round" in set_sentence(SetTest(p_value=1.0, effect=effect))
-    assert "the wrong way round" not in set_sentence(SetTest(p_value=1.0, effect=Measure(value=0.4, low=0.3, high=0.5)))
+    assert "swapped" in set_sentence(SetTest(p_value=1.0, effect=effect))
+    assert "swapped" not in set_sentence(SetTest(p_value=1.0, effect=Measure(value=0.4, low=0.3, high=0.5)))
     assert "No record could be scored" in verdict({}, decisions(n_judged=0, fewest_flags=None), VALIDITY)
 
 

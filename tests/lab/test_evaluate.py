@@ -99,12 +99,12 @@ def test_the_transfer_matrix_averages_what_an_architecture_and_a_corpus_share() 
     assert auc["mamba"]["talk"] == "0.700 [0.690, 0.710] (1)"  # its own interval
     assert auc["rwkv"]["talk"] == "–"
     assert auc["all"]["all"].startswith("0.838")  # of .9, .8, .7, .95
-    ratio = table_below(text, "(1 - AUC) over the best published rule's")
+    ratio = table_below(text, "(1 - AUC) over the best published attack's")
     assert ratio["mamba"]["code"].startswith("0.500 ")  # .1 / .2 and .2 / .4
     assert ratio["rwkv"]["code"] == "0.250 (1)"  # .05 / .2
     assert ratio["mamba"]["talk"] == "0.500 (1)"  # .3 / .6
     each = table_below(text, "combination")
-    assert each["mamba.code.b"]["best published rule"] == "loss 0.600 [0.590, 0.610]"
+    assert each["mamba.code.b"]["best published attack"] == "loss 0.600 [0.590, 0.610]"
     assert each["rwkv.code.a"]["(1 - AUC) over its"] == "0.250"
 
 
@@ -116,7 +116,7 @@ def test_the_figure_shows_every_combination_under_its_architecture() -> None:
     assert labels == [
         "mamba", "mamba.code.a", "mamba.code.b", "mamba.talk.a", "rwkv", "rwkv.code.a", "unknown", "odd.<&$.a",
     ]  # fmt: skip
-    assert {"AUC, with 95 % intervals", "ltmia", "best published rule"} <= set(texts)
+    assert {"AUC, with 95 % intervals", "ltmia", "best published attack"} <= set(texts)
     assert "var(" not in drawing  # no page gives it colours
     assert drawing == draw_exam(EXAM | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}})
 
@@ -124,7 +124,7 @@ def test_the_figure_shows_every_combination_under_its_architecture() -> None:
 def test_figures_and_intervals_are_drawn_where_they_are() -> None:
     contests = [Contest(name, one["ltmia"].auc, one["loss"].auc) for name, one in EXAM.items()]
     axes = Figure().add_subplot()
-    plot_exam(axes, {"all": contests}, "ltmia", "best published rule")
+    plot_exam(axes, {"all": contests}, "ltmia", "best published attack")
     for drawn, attack in zip(axes.containers, ("ltmia", "loss"), strict=True):
         expected = [one[attack].auc for one in EXAM.values()]
         assert list(drawn.lines[0].get_xdata()) == [measure.value for measure in expected]

@@ -116,7 +116,7 @@ def test_an_audit_says_that_it_rests_on_recordings(
         assert model.n_parameters is model.architecture is model.dtype is None
     for check in (found.validity.base, found.validity.backend):
         assert check.status == "not_measured"
-        assert check.sentence.startswith("Only recordings of the models were at hand")
+        assert check.sentence.startswith("Only recordings of the models were available")
     others = ("blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "power")
     assert all(getattr(found.validity, name).status != "not_measured" for name in others)
     page = (tmp_path / "audit" / "report.html").read_text("utf-8")

@@ -20,7 +20,7 @@ def integrated_gradients(
 ) -> Float32[np.ndarray, "batch seq"]:
     """Divide the logit among tokens, along the straight path from an average token to each real one.
 
-    Sundararajan et al. 2017, arXiv 1703.01365, by the midpoint rule. The scores of hand-made rules stay constant: only
+    Sundararajan et al. 2017, arXiv 1703.01365, by the midpoint rule. Scores of hand-made attacks stay constant: only
     the tokens' contribution through the network is divided.
 
     Args:

@@ -33,10 +33,10 @@ counts {{ "%g" | format(lean) }} logits.
 ## Results
 
 {% if results -%}
-AUC and TPR at two FPRs on combinations whose architecture and corpus it never saw, beside the best published rule. A
+AUC and TPR at two FPRs on combinations whose architecture and corpus it never saw, beside the best published attack. A
 dash where there are too few non-members for the FPR.
 
-| combination | AUC | best published rule | TPR@1 % | best published rule | TPR@0.1 % | best published rule |
+| combination | AUC | best published attack | TPR@1 % | best published attack | TPR@0.1 % | best published attack |
 |---|---|---|---|---|---|---|
 {% for name, row in results | dictsort -%}
 | {{ name }} |
@@ -55,7 +55,7 @@ target does to tokens in other texts, so it needs company: {% if feature_version
 some hundreds of candidates; fewer were
 not tried with it.
 {%- else -%}
-with 40 candidates half of its gain over hand-made rules is
+with 40 candidates half of its gain over hand-made attacks is
 left, with 500 all of it.
 {%- endif %} A logit is evidence, not proof, and says nothing of texts seen before fine-tuning.
 """

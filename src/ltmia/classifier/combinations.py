@@ -26,7 +26,7 @@ EZ_LIMIT = 6.0
 
 
 def rules_of(version: str) -> tuple[str, ...]:
-    """Return the hand-made rules that go with a feature version."""
+    """Return the hand-made attacks that go with a feature version."""
     return LITE_RULES if version == "lite" else RULES
 
 
@@ -38,7 +38,7 @@ def n_summary(version: str) -> int:
 def summary_features(
     scores: Mapping[str, np.ndarray],
 ) -> Float32[np.ndarray, "texts n_summary"]:
-    """Turn scores of hand-made rules into inputs of moderate size; NaN becomes 0 (such a text has no tokens)."""
+    """Turn scores of hand-made attacks into inputs of moderate size; NaN becomes 0 (such a text has no tokens)."""
     difference = scores["difference"]
     columns = [
         difference,
@@ -52,7 +52,7 @@ def summary_features(
 
 
 def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> FeatureBatch:
-    """Gather a classifier's inputs for some texts: token features, and the scores of hand-made rules.
+    """Gather a classifier's inputs for some texts: token features, and the scores of hand-made attacks.
 
     Raises:
         StoreError: If the store lacks what the features are made from.

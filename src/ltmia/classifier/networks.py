@@ -44,7 +44,7 @@ class ConvNetwork(nn.Module):
     """Our network: two residual convolutions, pooled by mean, standard deviation and four attentions.
 
     Inputs are standardised by mean and standard deviation of the training data. The head also sees `summary`, the
-    scores of hand-made rules. After training, the mean excess is added to the logit with the weight `lean`: this rule
+    scores of hand-made attacks. After training, the mean excess is added to the logit with the weight `lean`: this rule
     still works on targets that are unlike all training data.
     """
 

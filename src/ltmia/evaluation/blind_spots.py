@@ -1,6 +1,6 @@
-"""Why an audit could not have shown what is given away: one function a reason, each answers with a sentence or nothing.
+"""Reasons why an audit could not have shown leakage. One function tests for one reason and returns a sentence or None.
 
-`docs/gate.md` lists them. An audit with such a reason passes no limit that the reason is about.
+`docs/gate.md` lists them. An audit to which a reason applies passes no limit that the reason concerns.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
 from ltmia.evaluation.results import Measure, Results
 
 CONTROL = "bag_of_words"
-"""Sees no model, so it says nothing of what the model gives away."""
+"""It sees no model, so its figures say nothing about leakage."""
 FEWEST_TEXTS = 20
-"""Members, and non-members, below which no figure holds."""
+"""With fewer members or fewer non-members, no figure can be trusted."""
 MOST_UNSCORED = 0.05
 """Share of texts that may be unscorable: a few empty rows."""
 MOST_SHARED = 0.01
 """Share of non-members that may repeat members where AUC or epsilon are limited: it lowers an AUC of .6 by .001."""
 SHARED_OF_RATE = 0.1
-"""The same where a false-positive or false discovery rate is allowed, as a share of that rate: non-members that are in
-truth members are taken for false alarms."""
+"""The same for a limit at a false-positive or false discovery rate, as a share of that rate: non-members that are in
+truth members count as false alarms."""
 FAR_BELOW = 0.4
-"""An attack that does not decide may lie a little below one half, since kinds of texts differ."""
+"""The AUC of an attack that does not decide may be a little below one half, since kinds of texts differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,21 +37,21 @@ class Figure:
     """The limit."""
     kind: Literal["auc", "tpr", "identifiable", "epsilon"]
     attack: str
-    """Whose scores it rests on."""
+    """The attack whose scores it is computed from."""
     rate: float = 1.0
-    """The false-positive or false discovery rate allowed; 1 where there is none."""
+    """The false-positive or false discovery rate allowed; 1 if there is none."""
     named: bool = False
     """Whether the limit names the attack."""
 
 
 def blind_spots(results: Results, figure: Figure) -> list[str]:
-    """Say why this audit could not have shown that a figure is beyond its limit; nothing where it could have."""
+    """Return the reasons why this audit could not have shown that a figure is beyond its limit; empty if it could."""
     single = (found for look in OF_A_FIGURE if (found := look(results, figure)) is not None)
     return [*of_an_audit(results), *single]
 
 
 def of_an_audit(results: Results) -> list[str]:
-    """Say why this audit could not have shown much of anything; nothing where it could have."""
+    """Return the reasons why this audit could not have shown much at all; empty if it could."""
     return [found for reason in OF_AN_AUDIT if (found := reason(results)) is not None]
 
 
@@ -67,7 +67,7 @@ def _noise(results: Results) -> str | None:
 
 def _no_attack(results: Results) -> str | None:
     seeing = [name for name in (*results.attacks, results.decisions.attack) if name != CONTROL]
-    return None if seeing else "No attack took part that sees the model."
+    return None if seeing else "None of the attacks sees the model."
 
 
 def _unscored(results: Results) -> str | None:
@@ -78,7 +78,7 @@ def _unscored(results: Results) -> str | None:
     if unjudged <= MOST_UNSCORED * asked and data.n_unscorable <= MOST_UNSCORED * n_texts:
         return None
     return (
-        f"{data.n_unscorable} of {n_texts} texts could not be scored, {results.decisions.n_judged} records were judged."
+        f"{data.n_unscorable} of {n_texts} texts could not be scored; {results.decisions.n_judged} records were judged."
     )
 
 
@@ -91,7 +91,7 @@ def few_texts(results: Results) -> str | None:
 
 
 def _swapped(results: Results) -> str | None:
-    """Members score below non-members: the files were given the wrong way round, or the scores are worthless."""
+    """Members score below non-members: the two files were swapped, or the scores are worthless."""
     aucs = {name: attack.auc for name, attack in results.attacks.items() if name != CONTROL}
     deciding = results.decisions.attack
     if results.kind == "score":
@@ -100,8 +100,8 @@ def _swapped(results: Results) -> str | None:
         if auc.high is not None and auc.high < (0.5 if name == deciding else FAR_BELOW):
             asked = "members" if results.kind == "audit" else "candidates"
             return (
-                f"Non-members outscore {asked} by {name} (AUC at most {auc.high:.3f}): were the two files given the "
-                "wrong way round?"
+                f"Non-members score higher than {asked} by {name} (AUC at most {auc.high:.3f}): were the two files "
+                "swapped?"
             )
     return None
 
@@ -129,12 +129,12 @@ def _ties(results: Results, figure: Figure) -> str | None:
 
 
 def _reversed(results: Results, figure: Figure) -> str | None:
-    """A limit that names an attack rests on it, as on the one that decides."""
+    """A limit that names an attack depends on it, as on the one that decides."""
     attack = results.attacks.get(figure.attack)
     if not figure.named or figure.attack == CONTROL or attack is None:
         return None
     high = attack.auc.high
-    return None if high is None or high >= 0.5 else f"Non-members outscore members by {figure.attack}."
+    return None if high is None or high >= 0.5 else f"Non-members score higher than members by {figure.attack}."
 
 
 def _few_to_calibrate(results: Results, figure: Figure) -> str | None:
@@ -143,12 +143,12 @@ def _few_to_calibrate(results: Results, figure: Figure) -> str | None:
         return None
     if decisions.fewest_flags is None:
         return (
-            f"{decisions.n_calibration} non-members give p-values of {decisions.smallest_p:.2g} at least, so nothing "
-            f"can be flagged at {decisions.fdr:g}."
+            f"With {decisions.n_calibration} non-members no p-value is below {decisions.smallest_p:.2g}, so nothing "
+            f"can be flagged at a false discovery rate of {decisions.fdr:g}."
         )
     return (
-        f"Nothing is flagged unless {decisions.fewest_flags} records stand out, and only {decisions.n_judged} were "
-        "judged: more non-members are needed."
+        f"Nothing is flagged unless {decisions.fewest_flags} records score above nearly all non-members, and only "
+        f"{decisions.n_judged} were judged: more non-members are needed."
     )
 
 
@@ -156,16 +156,16 @@ def _few_false_alarms(results: Results, figure: Figure) -> str | None:
     n = results.data.n_nonmembers
     if figure.kind != "tpr" or n * figure.rate >= FEWEST_FALSE_POSITIVES - 1e-9:
         return None
-    return f"{n} non-members cannot resolve an FPR of {figure.rate:g}."
+    return f"{n} non-members are too few to measure an FPR of {figure.rate:g}."
 
 
 def _out_of_reach(results: Results, figure: Figure) -> str | None:
     if figure.kind != "epsilon":
         return None
     reach = largest_bound(results.decisions.n_judged, results.data.n_nonmembers)
-    return (
-        None if reach > figure.most else f"Perfect scores of so many records would show no epsilon above {reach:.2f}."
-    )
+    if reach > figure.most:
+        return None
+    return f"With so few records, even perfect scores would show no epsilon above {reach:.2f}."
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, Figure], str | None]] = (

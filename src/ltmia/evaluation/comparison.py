@@ -172,7 +172,7 @@ def _paired_difference(
         measures[f"{fpr:g}"] = (
             Measure(value=float(point[i]), low=float(low[i]), high=float(high[i]))
             if enough
-            else Measure(reason=f"{n_nonmembers} non-members cannot resolve an FPR of {fpr:g}")
+            else Measure(reason=f"{n_nonmembers} non-members are too few to measure an FPR of {fpr:g}")
         )
     return measures
 

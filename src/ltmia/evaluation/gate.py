@@ -1,4 +1,4 @@
-"""The gate: limits on what an audit may find, and one verdict that the output, the files and the exit code share."""
+"""The gate: compares an audit with limits; output, files and exit code are made from the same verdict."""
 
 import json
 import re
@@ -33,7 +33,7 @@ class Limit:
     """The most that one figure may be."""
 
     figure: str
-    """auc, tpr@fpr=F, identifiable or epsilon; "ATTACK.auc" is of one attack, else the strongest counts."""
+    """auc, tpr@fpr=F, identifiable or epsilon. "ATTACK.auc" names one attack; without a name the strongest counts."""
     most: float
 
     @property
@@ -115,7 +115,7 @@ one member in twenty; members and others look much alike on the whole."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One limit, held against an audit."""
+    """The outcome of one limit."""
 
     limit: Limit
     outcome: Outcome
@@ -127,7 +127,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateVerdict:
-    """All limits held against an audit."""
+    """The outcomes of all limits."""
 
     judged: tuple[Judged, ...]
     inconclusive: Literal["fail", "pass"] | None
@@ -139,7 +139,7 @@ class GateVerdict:
 
     @property
     def exit_code(self) -> int:
-        """0 passed, 1 failed, 3 inconclusive; what is inconclusive may be made to fail or pass."""
+        """0 passed, 1 failed, 3 inconclusive; `inconclusive` turns the last into a failure or a pass."""
         treated = {"fail": FAILED, "pass": PASSED, None: INCONCLUSIVE}[self.inconclusive]
         return {"passed": PASSED, "failed": FAILED, "inconclusive": treated}[self.outcome]
 
@@ -189,12 +189,12 @@ class GateVerdict:
 def hold_against(
     results: Results, limits: Sequence[Limit], inconclusive: Literal["fail", "pass"] | None = None
 ) -> GateVerdict:
-    """Hold an audit against limits.
+    """Compare an audit with limits.
 
-    A figure passes if the upper end of its 95 % interval is within the limit, for every attack; it fails if an
-    estimate itself is beyond; in between, and where nothing could be measured, it is inconclusive. So is what would
-    pass although the audit could not have shown the opposite (`blind_spots`), and what rests on an interval of fewer
-    than `FEWEST_TEXTS`.
+    A figure passes if the upper end of its 95 % interval is within the limit, for every attack. It fails if an
+    estimate itself is beyond the limit. It is inconclusive in between, and if nothing could be measured. It is also
+    inconclusive if it would pass although the audit could not have shown the opposite (`blind_spots`), or if its
+    interval is of fewer than `FEWEST_TEXTS` texts.
 
     Raises:
         ConfigError: If there are no limits, or the audit has no such attack.
@@ -205,7 +205,7 @@ def hold_against(
 
 
 def _judge(results: Results, limit: Limit) -> Judged:
-    """Judge every figure that a limit is about; the worst counts, and of equals the largest."""
+    """Judge every figure that a limit concerns; the worst outcome counts, and among equal ones the largest figure."""
     judged = []
     for figure in _figures(results, limit):
         outcome, said = _outcome(figure), _sentence(figure)
@@ -231,7 +231,7 @@ def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
         blind_spot = decisions.fewest_flags or 0
         name = "number of identifiable records"
         yield Figure(
-            name=f"{name} (fewer than {blind_spot} would not show)" if blind_spot > 1 else name,
+            name=f"{name} (fewer than {blind_spot} cannot be flagged)" if blind_spot > 1 else name,
             measure=_identifiable(results),
             most=limit.most,
             kind="identifiable",
@@ -311,7 +311,7 @@ def _sentence(figure: Figure) -> str:
     if measure.value is None:
         return f"{name} could not be measured: {measure.reason}"
     if figure.kind == "epsilon":
-        return f"{name} is {measure.value:.3g}; a claim of {most:g} is held against it, and can only be refuted"
+        return f"{name} is {measure.value:.3g}; it can refute a claim of {most:g}, but not confirm it"
     value = _value(figure)
     if measure.low is None or measure.high is None:
         return f"{name} is {value} without an interval; at most {most:g} is allowed"

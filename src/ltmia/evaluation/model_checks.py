@@ -1,4 +1,4 @@
-"""May the scores be trusted, as far as the models go? Each check is a light, a plain sentence and its figures."""
+"""Checks of the models: may the scores be trusted? Each check has a status, a plain sentence and its figures."""
 
 import math
 from dataclasses import dataclass
@@ -6,47 +6,47 @@ from dataclasses import dataclass
 from ltmia.evaluation.results import Check, Measure
 
 EXAMINED_TIMES = 4.3
-"""Distance, in units of the limit, of the farthest target that the shipped classifier was examined on and found more
-members in than any published rule does (docs/log.md, 2026-11-28: Gemma 3, 3.63 at a limit of .84)."""
+"""Up to this many times the limit, the shipped classifier was tested and found more members than any published attack
+(docs/log.md, 2026-11-28: Gemma 3, distance 3.63 at a limit of .84)."""
 NOISE_SHARE = 0.1
 """Noise of a tenth of the scores' spread adds one per cent to their variance: too little to change a ranking."""
 FAR_APART = 0.5
 """Mean change of the weights, relative to the base's, that no ordinary fine-tune reaches; unrelated weights: 1.4."""
 SAME = 1e-5
-"""Mean distance of two log-probabilities of a token, nats, up to which two models are one: that much is rounding."""
+"""Largest mean difference of a token's log-probabilities, nats, that can be rounding: two such models are the same."""
 SAME_SHAPE_SHARE = 0.5
-"""Below this share of parameters with a counterpart in the base, the two are of different kinds."""
+"""If fewer parameters than this share have a counterpart in the base, the two models are of different kinds."""
 
 RECORDED_BASE = Check(
     status="not_measured",
-    sentence="Only recordings of the models were at hand, so their weights could not be compared: that the "
-    "reference is the base which the target was fine-tuned from rests on whoever recorded them.",
+    sentence="Only recordings of the models were available, so their weights could not be compared. Nobody checked "
+    "that the reference is the base which the target was fine-tuned from.",
 )
 RECORDED_BACKEND = Check(
     status="not_measured",
-    sentence="Only recordings of the models were at hand, so no text could be scored again: how noisy their "
-    "numbers are is not known.",
+    sentence="Only recordings of the models were available, so no text could be scored again and the numeric noise "
+    "is unknown.",
 )
-"""What the checks say that need the models."""
+"""The results of the checks that need the models, if there are only recordings."""
 
 Details = dict[str, float | int | str | None]
 
 
 def distribution_check(distance: float | None, limit: float) -> Check:
-    """Judge how far this target's features lie from those the classifier was trained on."""
+    """Judge how far this target's features are from those that the classifier was trained on."""
     if distance is None:
-        return Check(status="not_measured", sentence="No learned classifier took part.")
+        return Check(status="not_measured", sentence="No classifier was used.")
     measure = Measure(value=distance)
     if distance <= limit:
-        sentence = f"The features lie within what the classifier was trained on (distance {distance:.2f})."
+        sentence = f"This target is like the classifier's training models (distance {distance:.2f}, limit {limit:.2f})."
         return Check(status="ok", sentence=sentence, measure=measure)
-    found = f"The features lie outside the classifier's training data (distance {distance:.2f}, limit {limit:.2f})"
+    found = f"This target differs from the classifier's training models (distance {distance:.2f}, limit {limit:.2f})"
     if distance <= EXAMINED_TIMES * limit:
-        sentence = f"{found}, but no farther than other models on which it found more than any published rule."
+        sentence = f"{found}, but not more than other models on which it found more than any published attack."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
-        f"{found}, farther than any model it was examined on. It may find fewer members than it could: compare it with "
-        "the other attacks. What it flags keeps the stated error rate, since its own non-members calibrate it."
+        f"{found}, more than any model that it was tested on. It may miss members: compare it with "
+        "the other attacks. Its flags keep the stated error rate, because the target's own non-members calibrate it."
     )
     return Check(status="warning", sentence=sentence, measure=measure)
 
@@ -83,10 +83,12 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
         "reference_dtype": reference_dtype,
     }
     if not spread > 0:
-        sentence = "No two texts could be scored apart, so noise has nothing to be held against."
+        sentence = "All scored texts have the same log-ratio, so there is no spread to compare noise with."
         return Check(status="not_measured", sentence=sentence, details=details)
     worst = max(rescored.noise, rescored.float32 or 0.0)
-    found = f"Scored again one by one, texts move by {_share(rescored.noise / spread)} of their spread"
+    found = (
+        f"When texts were scored again one by one, scores changed by {_share(rescored.noise / spread)} of their spread"
+    )
     if rescored.float32 is not None:
         computed = dtype if dtype == reference_dtype else f"{dtype} (target) and {reference_dtype} (base)"
         found += f", and by {_share(rescored.float32 / spread)} in float32 instead of {computed}"
@@ -95,8 +97,8 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
     exact = dtype == reference_dtype == "float32"
     cure = "the models' code depends on the batch" if exact else "audit again in float32"
     sentence = (
-        f"{found} ({worst:.2g} nats; members and non-members differ by {gap:.2g} on average): noise hides part of what "
-        f"is given away; {cure}."
+        f"{found} ({worst:.2g} nats; members and non-members differ by {gap:.2g} on average): noise hides part of the "
+        f"leakage; {cure}."
     )
     return Check(status="warning", sentence=sentence, details=details)
 
@@ -112,14 +114,14 @@ class BaseComparison:
     shared: float
     """Share of the target's parameters that have a counterpart in the reference."""
     change: float | None
-    """Mean change of those, relative to the reference's; None for an adapter, whose base cannot be another.
+    """Mean change of those, relative to the reference's; None for an adapter, whose base is certain.
 
     NaN where a weight is not finite, infinite where no weight has a counterpart.
     """
     agreement: float
     """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
 
-    For information only: a hard fine-tune may leave .8, and an unrelated model of the same language reach it.
+    For information only: it may be .8 after a strong fine-tune, and as high between unrelated models of one language.
     """
     target_loss: float
     """Mean loss on those tokens, nats."""
@@ -144,8 +146,8 @@ def base_check(kin: BaseComparison) -> Check:
     details = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in details.items()}
     if kin.difference <= SAME:
         sentence = (
-            "Target and base are the same model: they give every token the same probability. Nothing can be found "
-            "between them; check that the base is the right one, and that the target is the model that was fine-tuned."
+            "Target and base are the same model: they give every token the same probability, so no attack can find "
+            "anything. Check that the base is right and that the target is the fine-tuned model."
         )
         return Check(status="failed", sentence=sentence, details=details)
     if kin.change is not None and math.isnan(kin.change):
@@ -160,11 +162,11 @@ def base_check(kin: BaseComparison) -> Check:
     doubt = _doubt_of_base(kin)
     if doubt is None:
         moved = "" if kin.change is None else f"its weights changed by {kin.change:.2%} on average, "
-        sentence = f"The target descends from the base given: {moved}{losses}."
+        sentence = f"The target was fine-tuned from the given base: {moved}{losses}."
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
-        f"{doubt} ({losses}), so this is hardly the base that the target was fine-tuned from. Against a wrong base all "
-        "attacks that compare the two find less than there is: name the right one."
+        f"{doubt} ({losses}), so the target was probably not fine-tuned from this base. With a wrong base all "
+        "attacks that compare the two models find less: name the right one."
     )
     return Check(status="warning", sentence=sentence, details=details)
 

@@ -1,4 +1,4 @@
-"""May the scores be trusted, as far as texts go? Each check is a light, a plain sentence and its figures."""
+"""Checks of the texts: may the scores be trusted? Each check has a status, a plain sentence and its figures."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,14 +12,14 @@ from ltmia.evaluation.roc import Scores, auc
 from ltmia.evaluation.wording import figure as written
 
 FEWEST_GROUPS = 20
-"""With fewer groups to calibrate on, p-values of single texts rest on too few independent ones."""
+"""With fewer calibration groups, p-values of single texts depend on too few independent texts."""
 FEWEST_TO_LEARN_FROM = 40
-"""Texts, of both kinds together, from which it was measured that the learned attack finds more than any rule."""
+"""With at least this many texts, of both kinds together, the learned attack found more than any other when measured."""
 
 SMALLEST_EFFECT = 0.05
-"""Distance of a control's AUC from one half below which it changes no other figure by much."""
+"""A control whose AUC is nearer to one half than this changes no other figure by much."""
 MANY_REPEATS = 0.05
-"""Share of texts that repeat another of their set, from which it is a caution: evidence is less than it seems."""
+"""From this share of texts that repeat another of their set on, the check warns: there are fewer different texts."""
 
 Details = dict[str, float | int | str | None]
 
@@ -44,7 +44,7 @@ def control_check(control: ControlScores, measure: Measure, what: str, asked: st
         sentence = f"{asked.capitalize()} and non-members hardly differ in their {what} alone ({interval})."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
-        f"{asked.capitalize()} and non-members differ in their {what} without any model ({interval}): part of "
+        f"{asked.capitalize()} and non-members differ in their {what} alone ({interval}): part of "
         "what the attacks find may be this difference and not membership."
     )
     return Check(status="warning", sentence=sentence, measure=measure)
@@ -84,9 +84,9 @@ def duplicates_check(
         n_within: Texts that repeat another of their own set.
         n_across: Non-members that repeat a member.
         n_overlapping: Non-members that share long passages with members.
-        n_left_out: Texts left out for one of these reasons; None when nothing was to be left out.
+        n_left_out: Texts left out for one of these reasons; None if the audit was not asked to leave out any.
         n_texts: Texts of both sets.
-        candidates: What the texts on the other side are called.
+        candidates: What the texts compared with the non-members are called.
     """
     details: Details = {
         "repeats_within_a_set": n_within,
@@ -96,38 +96,42 @@ def duplicates_check(
     }
     left_out = "" if n_left_out is None else f" {n_left_out} text(s) were left out."
     if n_within:
-        left_out = f" {n_within} text(s) repeat another of their own set; equal ones count once.{left_out}"
+        left_out = f" {n_within} text(s) repeat another of their own set; equal texts count once.{left_out}"
     if not n_across and not n_overlapping:
-        sentence = f"No non-member repeats a {candidates}, nearly or in long passages.{left_out}"
+        sentence = f"No non-member repeats a {candidates}, as a whole or in long passages.{left_out}"
         many = n_within >= MANY_REPEATS * n_texts and n_within > 0
         return Check(status="warning" if many else "ok", sentence=sentence, details=details)
     sentence = (
         f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {OVERLAP_SHARE:.0%} or more of "
-        f"their 8-grams with one: such texts stand on both sides and hide what is given away.{left_out}"
+        f"their 8-grams with one: such texts are in both sets and make leakage look smaller.{left_out}"
     )
     cure = " Leave them out with the option `deduplicate`." if candidates == "member" and n_left_out is None else ""
     return Check(status="warning", sentence=sentence + cure, details=details)
 
 
 def expectation_check(n_texts: int | None) -> Check:
-    """Judge how many texts say what to expect of each other, which the excess is told from.
+    """Judge whether there are enough texts to learn how fine-tuning changed tokens in general.
 
     Args:
-        n_texts: Scorable texts that the expectation was learned from; None if no attack took part that needs it.
+        n_texts: Scorable texts that the expectation was learned from; None if no attack needs it.
     """
     if n_texts is None:
-        sentence = "No attack took part that learns from the texts themselves."
+        sentence = "None of the attacks learns from the texts themselves."
         return Check(status="not_measured", sentence=sentence)
     details: Details = {"texts": n_texts, "fewest": FEWEST_TO_LEARN_FROM}
-    found = f"{n_texts} texts to learn from what this target does to tokens at large, as excess and ltmia do"
+    learned = "how fine-tuning changed tokens in general"
     if n_texts >= FEWEST_TO_LEARN_FROM:
-        return Check(status="ok", sentence=f"{found}.", details=details)
-    sentence = f"Only {found}; with fewer than {FEWEST_TO_LEARN_FROM} the best baseline may be the better guide."
+        sentence = f"excess and ltmia learned from {n_texts} texts {learned}."
+        return Check(status="ok", sentence=sentence, details=details)
+    sentence = (
+        f"excess and ltmia learned from only {n_texts} texts {learned}; with fewer than {FEWEST_TO_LEARN_FROM} the "
+        "best of the other attacks may find more."
+    )
     return Check(status="warning", sentence=sentence, details=details)
 
 
 def power_check(n_members: int, n_nonmembers: int, decisions: Decisions, asked: str = "members") -> Check:
-    """State what this many texts can show at all, and what they cannot."""
+    """State which rates can be measured with this many texts, and which cannot."""
     smallest_fpr = FEWEST_FALSE_POSITIVES / n_nonmembers if n_nonmembers else None
     smallest_tpr = None if smallest_fpr is None else _smallest_tpr(n_members, smallest_fpr)
     details: Details = {
@@ -142,8 +146,8 @@ def power_check(n_members: int, n_nonmembers: int, decisions: Decisions, asked: 
     few_groups = decisions.n_calibration_groups is not None and decisions.n_calibration_groups < FEWEST_GROUPS
     if few_groups:
         found += (
-            f" They come from {decisions.n_calibration_groups} groups only: where texts of a group are alike, more "
-            "flags on single records may be false than promised, so rely on the flags of whole groups."
+            f" They come from {decisions.n_calibration_groups} groups only: if texts of a group are alike, more "
+            "flags on single records may be false than the stated rate, so rely on the flags of whole groups."
         )
     no_group = bool(decisions.n_groups_judged) and decisions.fewest_group_flags is None
     if no_group:
@@ -151,15 +155,15 @@ def power_check(n_members: int, n_nonmembers: int, decisions: Decisions, asked: 
     if smallest_fpr is None or smallest_fpr > 0.1:
         sentence = f"{n_nonmembers} non-members are too few to measure a true-positive rate at 10 % FPR. {found}"
         return Check(status="warning", sentence=sentence, details=details)
-    rates = f"{n_nonmembers} non-members resolve false-positive rates down to {smallest_fpr:.2g}"
+    rates = f"{n_nonmembers} non-members are enough to measure false-positive rates down to {smallest_fpr:.2g}"
     if smallest_tpr is not None:
-        rates += f", where {n_members} {asked} show a true-positive rate from {smallest_tpr:.2g} on"
+        rates += f", and {n_members} {asked} to show a true-positive rate of {smallest_tpr:.2g} or more there"
     status = "warning" if few_groups or no_group or not decisions.can_flag else "ok"
     return Check.model_validate({"status": status, "sentence": f"{rates}. {found}", "details": details})
 
 
 def _smallest_tpr(n: int, fpr: float) -> float | None:
-    """Return the smallest share of n whose exact 95 % interval lies above the false-positive rate."""
+    """Return the smallest share of n whose exact 95 % interval is above the false-positive rate."""
     counts = np.arange(1, n + 1)
     above = counts[beta.ppf(0.025, counts, n - counts + 1) > fpr]
     return float(above[0] / n) if len(above) else None
@@ -167,8 +171,9 @@ def _smallest_tpr(n: int, fpr: float) -> float | None:
 
 def _flagging_power(decisions: Decisions) -> str:
     least = f"No p-value can be below {decisions.smallest_p:.2g}"
-    if decisions.fewest_flags is not None and not decisions.can_flag:
-        return f"{least}: nothing is flagged unless {decisions.fewest_flags} records outscore nearly all of these."
     if decisions.fewest_flags is None:
         return f"{least}, so nothing can be flagged at a false discovery rate of {decisions.fdr:.3g}."
-    return f"{least}, so records are flagged only if at least {decisions.fewest_flags} outscore nearly all of these."
+    needed = f"at least {decisions.fewest_flags} score above nearly all non-members"
+    if not decisions.can_flag:
+        return f"{least}, so records are flagged only if {needed}; fewer were judged."
+    return f"{least}, so records are flagged only if {needed}."

@@ -1,4 +1,4 @@
-"""The headline and the paragraph that sum up an audit, composed from measured figures and nothing else."""
+"""The headline and the paragraph that sum up an audit, composed from measured figures only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,13 @@ from ltmia.evaluation.wording import figure as written
 from ltmia.evaluation.wording import p_value
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
-"""Checks whose warnings belong into the verdict: they change what the figures mean."""
+"""Checks whose warnings belong in the verdict: they change what the figures mean."""
 LEARNING = ("ltmia", "excess")
-"""Attacks that learn: from other models, and from the texts at hand."""
+"""Attacks that learn: from other models, or from the texts of the audit."""
 
 
 def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
-    """Say in one line how many records can be identified; never as an all-clear where the audit could not see.
+    """Say in one line how many records can be identified. If the audit may see too little, the line says so.
 
     Args:
         decisions: What was flagged.
@@ -31,16 +31,16 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
 
 
 def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity: Validity) -> str:
-    """Compose the paragraph: what was found, at what error rate, what spoils it, and what it does not show."""
+    """Compose the paragraph: what was found, at what error rate, which checks warn, and what it does not show."""
     warnings = [getattr(validity, name) for name in SPOILERS]
     parts = [
         _found(decisions),
-        _promise(decisions),
+        _false_flags(decisions),
         _strength(attacks, decisions),
         _doubts(attacks, decisions.attack, validity),
         *(check.sentence for check in warnings if check.status in ("warning", "failed")),
         "A record that is not flagged may still have been used: the attack can miss it. A flag is evidence, not proof, "
-        "in court or elsewhere: the error rate holds on average, and only as far as unused records are like these "
+        "in court or elsewhere: the error rate is an average, and correct only if unused records resemble these "
         "non-members.",
     ]
     return " ".join(part for part in parts if part)
@@ -51,40 +51,40 @@ def set_sentence(test: SetTest) -> str:
     if test.p_value is None:
         return f" No statement about the candidates as a whole: {test.reason}."
     found = (
-        f" Taken together, candidates outscore texts surely not used with {p_value(test.p_value)}; a candidate "
-        f"wins against such a text with a probability of {written(test.effect)}."
+        f" All candidates together were compared with texts surely not used ({p_value(test.p_value)}): a candidate "
+        f"scores above such a text with a probability of {written(test.effect)}."
     )
     if test.effect.high is not None and test.effect.high < 0.5:
-        found += " So they score lower: the two files may have been given the wrong way round."
+        found += " So candidates score lower: the two files may have been swapped."
     if test.n_for_power is not None and test.p_value > 0.05:
-        found += f" If that is the true effect, about {test.n_for_power:,} candidates would show it four times in five."
+        found += f" If that is the true effect, about {test.n_for_power:,} candidates would show it in 80 % of tests."
     return found + (f" ({test.reason}.)" if test.reason else "")
 
 
 def _found(decisions: Decisions) -> str:
     d = decisions
     if d.attack == CONTROL:
-        return "No attack took part that sees the model, so this says nothing of the model."
+        return "None of the attacks sees the model, so this audit says nothing about the model."
     if not d.n_judged:
-        return "No record could be scored, so this says nothing of any record."
+        return "No record could be scored, so this audit says nothing about any record."
     if not d.n_flagged and not d.can_flag:
-        said = f"This says nothing of single records: {d.n_calibration} known non-members are too few to flag any"
+        why = f"{d.n_calibration} known non-members are too few to flag any"
         if d.fewest_flags is not None:
-            said = (
-                f"This says nothing of single records: at least {d.fewest_flags} would have to stand out from "
-                f"{d.n_calibration} known non-members, and only {d.n_judged} were judged, so none could be flagged"
+            why = (
+                f"at least {d.fewest_flags} would have to score above nearly all of the {d.n_calibration} known "
+                f"non-members, and only {d.n_judged} were judged, so none could be flagged"
             )
-        return f"{said} at a false discovery rate of {d.fdr:.3g}."
+        return f"This audit says nothing about single records: {why} at a false discovery rate of {d.fdr:.3g}."
     found = (
         f"{d.n_flagged} of {d.n_judged} records can be identified as training data at a false discovery rate of "
         f"{d.fdr:.3g}, judged by {d.attack} against {d.n_calibration} known non-members."
     )
     if not d.n_flagged and d.fewest_flags is not None and d.fewest_flags > 1:
-        found += f" Fewer than {d.fewest_flags} identifiable records would not have shown."
+        found += f" Fewer than {d.fewest_flags} identifiable records could not have been flagged."
     return found
 
 
-def _promise(decisions: Decisions) -> str:
+def _false_flags(decisions: Decisions) -> str:
     fdp = decisions.realized_fdp
     if fdp.value is None:
         return ""
@@ -93,7 +93,7 @@ def _promise(decisions: Decisions) -> str:
     return f"{found} was false" + (
         "."
         if kept
-        else f", more than the {decisions.fdr:.3g} promised: these non-members are not alike among themselves."
+        else f", more than the {decisions.fdr:.3g} asked for: the non-members are of several different kinds."
     )
 
 
@@ -104,16 +104,16 @@ def _strength(attacks: Mapping[str, AttackResult], decisions: Decisions) -> str:
     figure = f"its AUC is {written(auc)}"
     if auc.high < 0.5:
         return (
-            f"Non-members outscore members ({figure}): the two files may have been given the wrong way round, and then "
-            "all of this is void."
+            f"Non-members score higher than members ({figure}): the two files may have been swapped, and then all of "
+            "this is invalid."
         )
     if not decisions.n_flagged and auc.low > 0.5:
-        return f"All the same the model gives members away on the whole: over all records {figure}."
+        return f"Still, members as a whole can be told from non-members: over all records {figure}."
     return f"Over all records {figure}."
 
 
 def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity) -> str:
-    """Where learned scores stand on uncertain ground, say so and put the best other attack beside them."""
+    """If learned scores are uncertain, say so and name the best other attack."""
     if attack not in LEARNING:
         return ""
     few = validity.expectation.status == "warning"

@@ -127,7 +127,7 @@ FEATURE_VERSIONS = ("published", "logratio", "excess", "lite")
 
 
 def expectation_of(version: str) -> str:
-    """Return the kind of expectation that goes with a feature version; some read it in their hand-made rules only."""
+    """Return the kind of expectation that goes with a feature version; some read it in their hand-made attacks only."""
     return "lite" if version == "lite" else "full"
 
 

@@ -41,7 +41,7 @@ class FeatureBatch:
     """True on scored positions. A text without any is unscorable."""
     version: str
     summary: Float32[np.ndarray, "batch n_summary"] | None = None
-    """Per-text statistics (scores of hand-made rules), for classifiers that use them."""
+    """Per-text statistics (scores of hand-made attacks), for classifiers that use them."""
 
     def __len__(self) -> int:
         return len(self.values)

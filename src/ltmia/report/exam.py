@@ -38,12 +38,12 @@ def exam_tables(examined: Mapping[str, Examined], recipes: Recipes) -> str:
 
 
 def draw_exam(examined: Mapping[str, Examined], recipes: Recipes) -> str:
-    """Draw the AUC on each combination beside that of its best published rule, by architecture."""
+    """Draw the AUC on each combination beside that of its best published attack, by architecture."""
     groups = {
         architecture: [Contest(name, examined[name][LEARNED].auc, _best(examined[name])[1]) for name in names]
         for architecture, names in _grouped(recipes, "architecture").items()
     }
-    return exam_figure(groups, LEARNED, "best published rule")
+    return exam_figure(groups, LEARNED, "best published attack")
 
 
 def _grouped(recipes: Recipes, kind: str) -> dict[str, list[str]]:
@@ -74,7 +74,7 @@ def _averages(title: str, examined: list[Examined]) -> list[str]:
     head = "| attack | AUC | TPR at 10 % FPR | TPR at 1 % FPR | TPR at 0.1 % FPR |"
     rows = [_row(macro) for macro in macro_averages(examined)]
     ratio = written(_ratio(examined))
-    note = f"(1 - AUC) of {LEARNED} over that of each combination's best published rule: {ratio}"
+    note = f"(1 - AUC) of {LEARNED} over that of each combination's best published attack: {ratio}"
     return [f"## {title} ({len(examined)})", "", head, "|---|---|---|---|---|", *rows, "", note, ""]
 
 
@@ -85,7 +85,7 @@ def _row(macro: Macro) -> str:
 
 def _transfer(examined: Mapping[str, Examined], recipes: Recipes) -> list[str]:
     parts = ["## transfer", "", "Means over the combinations of an architecture and a corpus, their number behind."]
-    for title, figure in ((f"AUC of {LEARNED}", _auc), ("(1 - AUC) over the best published rule's", _ratio)):
+    for title, figure in ((f"AUC of {LEARNED}", _auc), ("(1 - AUC) over the best published attack's", _ratio)):
         parts += ["", *_matrix(title, figure, examined, recipes)]
     return [*parts, ""]
 
@@ -109,7 +109,7 @@ def _matrix(
 
 
 def _combinations(examined: Mapping[str, Examined]) -> list[str]:
-    lines = [f"| combination | {LEARNED} | best published rule | (1 - AUC) over its |", "|---|---|---|---|"]
+    lines = [f"| combination | {LEARNED} | best published attack | (1 - AUC) over its |", "|---|---|---|---|"]
     for name, one in sorted(examined.items()):
         rule, best = _best(one)
         cells = (
