@@ -151,5 +151,5 @@ def test_checks_of_candidates_speak_of_candidates() -> None:
     control, measure_ = ControlScores(scores=np.zeros(2)), Measure(value=0.6, low=0.55, high=0.65)
     assert control_check(control, measure_, "words", "candidates").sentence.startswith("Candidates and non-members")
     decided = audit(kind="score").decisions
-    assert "1000 candidates show" in power_check(1000, 2000, decided, "candidates").sentence
-    assert "members show" not in power_check(1000, 2000, decided, "candidates").sentence
+    assert "1000 candidates to show" in power_check(1000, 2000, decided, "candidates").sentence
+    assert "1000 members" not in power_check(1000, 2000, decided, "candidates").sentence
