@@ -333,7 +333,7 @@ def valid_results() -> dict[str, Any]:
     """Return the results of a small audit."""
     model = {"source": "m", "sha256": "0", "architecture": "gpt2", "n_parameters": 1, "dtype": "float32"}
     figure = {"value": 0.5, "low": 0.4, "high": 0.6}
-    attack = {"auc": figure, "tpr_at_fpr": {"0.1": figure}}
+    attack = {"auc": figure, "tpr_at_fpr": {"0.1": figure, "0.01": figure}}
     check = {"status": "ok", "sentence": "well", "measure": figure, "details": {"n": 1}}
     checks = ("blind", "near_duplicates", "length_only", "out_of_distribution", "backend", "power")
     tree = {

@@ -108,7 +108,11 @@ def test_candidates_are_judged_with_the_weights_where_they_are_at_hand(
 
 def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    sets = ["--members", str(materials / "train.jsonl"), "--nonmembers", str(materials / "held-out.jsonl")]
+    sets = []
+    for option, name, n in (("--members", "train.jsonl", 20), ("--nonmembers", "held-out.jsonl", 30)):
+        lines = (materials / name).read_text("utf-8").splitlines(keepends=True)
+        (tmp_path / name).write_text("".join(lines[:n]), "utf-8")
+        sets += [option, str(tmp_path / name)]
     where = [str(materials / "my-model"), "--base", str(materials / "my-base"), "-o", out]
     done = run_ltmia("audit", *where, *sets, "--attacks", "ltmia,update", "--observer", "weights")
     assert done.returncode == 0, done.stderr

@@ -180,10 +180,10 @@ def test_what_recordings_hold_too_little_for_is_refused_by_name(
     for config, named in (
         (
             AuditConfig(),
-            ["zlib", "min_k_plus_plus", "surp", "gap_k", "excess", "'excess' features", "--attacks recorded"],
+            ["zlib", "min_k_plus_plus", "surp", "gap_k", "excess", "'excess' features", "`attacks=recorded`"],
         ),
         (AuditConfig(attacks="loss,recall"), ["recall", "`ltmia attacks`"]),
-        (replace(LITE, reveal=True), ["--reveal", "tokenizer"]),
+        (replace(LITE, reveal=True), ["`reveal", "tokenizer"]),
     ):
         with pytest.raises(ConfigError, match=r"^recordings hold too little for") as raised:
             audit(pair, *sets, tmp_path / "audit", config=config)
@@ -266,14 +266,20 @@ def test_recordings_of_other_texts_are_refused(
         return line.model_copy(update={"text_sha256": "0" * 64})
 
     first, config = sets[0].ids[0], replace(LITE, attacks="loss")
-    for change, which, message in (
-        (lambda lines: lines[2:], 0, f"changed.jsonl: holds nothing of 2 of the 70 texts, such as '{first}'"),
-        (lambda lines: lines[1:], 1, f"changed.jsonl: holds nothing of 1 of the 70 texts.*{first}"),
-        (lambda lines: [swapped(lines[0]), *lines[1:]], 0, f"'{first}' has other token ids in the one"),
-        (lambda lines: [renamed(lines[0]), *lines[1:]], 1, f"changed.jsonl: '{first}' was recorded of another text"),
+    for number, (change, which, message) in enumerate(
+        (
+            (lambda lines: lines[2:], 0, f"changed.jsonl: holds nothing of 2 of the 70 texts, such as '{first}'"),
+            (lambda lines: lines[1:], 1, f"changed.jsonl: holds nothing of 1 of the 70 texts.*{first}"),
+            (lambda lines: [swapped(lines[0]), *lines[1:]], 0, f"'{first}' has other token ids in the one"),
+            (
+                lambda lines: [renamed(lines[0]), *lines[1:]],
+                1,
+                f"changed.jsonl: '{first}' was recorded of another text",
+            ),
+        )
     ):
         with pytest.raises(DataError, match=message):
-            audit(changed(change, which=which), *sets, tmp_path / "audit", config=config)
+            audit(changed(change, which=which), *sets, tmp_path / f"audit-{number}", config=config)
     twice = Texts(texts=sets[0].texts[:2], ids=sets[0].ids[:2])
     with pytest.raises(DataError, match="stands twice, and recordings know texts by their ids"):
         audit(changed(lambda lines: lines), twice, twice, tmp_path / "twice", config=config)
