@@ -57,6 +57,9 @@ WRAPPED = {
     "sharded": lambda name: f"_fsdp_wrapped_module.{name}".replace(
         "layers.0.", "layers.0._fsdp_wrapped_module._checkpoint_wrapped_module."
     ),
+    "sharded block by block and inside": lambda name: name.replace(
+        "layers.0.", "layers.0._fsdp_wrapped_module."
+    ).replace(".mlp.", ".mlp._fsdp_wrapped_module._orig_mod."),
     "merged adapter": lambda name: f"base_model.model.{name}",
 }
 
@@ -76,6 +79,27 @@ def test_a_model_with_names_of_its_own_has_no_remarks(saved):
     model, origin = load_model(str(saved(bare)), CPU)
     assert origin.remarks == ()
     np.testing.assert_allclose(logps(model), logps(small()), atol=1e-4)
+
+
+PARTS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def test_a_weight_that_stands_in_two_files_or_under_two_names_is_refused(saved):
+    """transformers takes the last one, whatever the index says."""
+    weights, name = weights_of(small()), "model.norm.weight"
+    folder = saved(weights | {f"_orig_mod.{name}": weights[name] + 1})
+    assert f"_orig_mod.{name} of model.safetensors" in refused(folder)
+    first, second = PARTS
+    save_file(weights, folder / first)
+    save_file({name: weights[name] + 1}, folder / second)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, first)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "holds a model twice, as model.safetensors and as the parts" in refused(folder)
+    (folder / "model.safetensors").unlink()
+    assert np.abs(logps(load_model(str(folder), CPU)[0]) - logps(small())).max() < 1e-4  # nothing names the second
+    index["weight_map"]["lm_head.weight"] = second
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"{name} of {first} and as {name} of {second}" in refused(folder)
 
 
 @pytest.mark.parametrize("change", [lambda name: f"student.{name}", lambda name: name.replace("layers", "blocks")])

@@ -17,14 +17,20 @@ from transformers.utils.quantization_config import GgufConfig
 from ltmia.errors import ModelError
 from ltmia.models.gguf_files import check_gguf
 from ltmia.models.sources import ModelSource, refuse_clearly
-from ltmia.models.weight_files import check_weights
+from ltmia.models.weight_files import check_names, check_weights
 from ltmia.runtime import dtype_name
 
 INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 """Names of wrapper modules that compiling, sharding and checkpointing add anywhere in a model."""
 OUTER_WRAPPERS = rf"module|_forward_module|base_model\.model|{INNER_WRAPPERS}"
 """Names of wrappers around the whole model."""
-UNWRAPPED: Mapping[str, str] = {rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "", rf"\.(?:(?:{INNER_WRAPPERS})\.)+": "."}
+PLACES = 6
+"""Places in one name at which inner wrappers are found, such as around a block, its MLP and an expert of that."""
+UNWRAPPED: Mapping[str, str] = {
+    rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "",
+    # transformers replaces a pattern once in a name; the empty groups make another pattern of the same.
+    **{rf"\.(?:(?:{INNER_WRAPPERS})\.)+" + "(?:)" * place: "." for place in range(PLACES)},
+}
 """Patterns in names of weights, and what replaces them: the names as the model itself has them."""
 
 HARMLESS = re.compile(
@@ -89,6 +95,8 @@ def read_model(
         keywords["quantization_config"] = GgufConfig(dequantize=True)
     else:
         config = read_config(source, trust_remote_code=trust_remote_code)
+        if source.path is not None:
+            check_names(source, source.path, _own_name)
         method = _quantised_by(config)
         if method in UNPACKED_ON_LOADING:
             config.quantization_config = {**config.quantization_config, "dequantize": True}
@@ -101,6 +109,12 @@ def read_model(
         remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
     refuse_clearly(source, lambda: _unpack(model, method, dtype))
     return model.to(device=device), tuple(remarks)
+
+
+def _own_name(name: str) -> str:
+    for pattern, replacement in UNWRAPPED.items():
+        name = re.sub(pattern, replacement, name, count=1)
+    return name
 
 
 def _quantised_by(config: Any) -> str | None:

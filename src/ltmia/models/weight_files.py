@@ -1,10 +1,13 @@
 """Checks the weight files in a model's folder; for other files it says how to convert them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import safe_open
+
 from ltmia.errors import ModelError
-from ltmia.models.sources import ADAPTER_CONFIG, ModelSource, read_json
+from ltmia.models.sources import ADAPTER_CONFIG, ModelSource, read_json, refuse_clearly
 
 WEIGHT_SUFFIXES = (".safetensors", ".safetensors.index.json")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -55,6 +58,47 @@ def check_weights(source: ModelSource) -> None:
     for name in names:
         if name.endswith(".safetensors.index.json"):
             _check_index(source.path / name)
+
+
+def check_names(source: ModelSource, folder: Path, own_name: Callable[[str], str]) -> None:
+    """Refuse a folder that holds one weight twice: transformers takes one of the two without a word.
+
+    Args:
+        source: The model.
+        folder: Where it is.
+        own_name: Gives the name that the model itself has for a weight.
+
+    Raises:
+        ModelError: Naming both places.
+    """
+    found: dict[str, str] = {}
+    for file in _read_files(source, folder):
+        for name in refuse_clearly(source, lambda file=file: _names_in(folder / file)):
+            place = f"{name} of {file}"
+            if (other := found.setdefault(own_name(name), place)) != place:
+                raise ModelError(
+                    f"{source.given}: holds one weight twice, as {other} and as {place}, and which of the two was "
+                    "trained is not known; save the whole model again with save_pretrained into an empty folder"
+                )
+
+
+def _read_files(source: ModelSource, folder: Path) -> list[str]:
+    """Return the names of the files that transformers reads the weights from."""
+    whole, index = (f"model{suffix}" for suffix in WEIGHT_SUFFIXES)
+    shards = sorted(set(read_json(folder / index)["weight_map"].values())) if (folder / index).is_file() else []
+    if not (folder / whole).is_file():
+        return shards
+    if other := [name for name in shards if name != whole]:
+        raise ModelError(
+            f"{source.given}: holds a model twice, as {whole} and as the parts that {index} names ({other[0]} and so "
+            "on), and which of the two was trained is not known; take one of them away"
+        )
+    return [whole]
+
+
+def _names_in(file: Path) -> list[str]:
+    with safe_open(file, "pt") as weights:
+        return list(weights.keys())
 
 
 def _found(names: list[str]) -> str:
