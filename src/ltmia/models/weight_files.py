@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -73,7 +74,7 @@ def check_names(source: ModelSource, folder: Path, own_name: Callable[[str], str
     """
     found: dict[str, str] = {}
     for file in _read_files(source, folder):
-        for name in refuse_clearly(source, lambda file=file: _names_in(folder / file)):
+        for name in refuse_clearly(source, partial(_names_in, folder / file)):
             place = f"{name} of {file}"
             if (other := found.setdefault(own_name(name), place)) != place:
                 raise ModelError(
