@@ -120,6 +120,21 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     ),
     "texts that could not be scored": (LIMITS, put("data|n_unscorable", 200), "200 of 3000 texts"),
     "records not judged": (LIMITS, put("decisions|n_judged", 900), "900 records were judged"),
+    "records not judged, beside repeated non-members": (
+        LIMITS,
+        both(
+            put("decisions|n_judged", 900),
+            put("data|n_unscorable", 100),
+            put("data|n_repeats", 500),
+            put("data|n_nonmember_repeats", 500),
+        ),
+        "900 records were judged",
+    ),
+    "few non-members, many times": (
+        LIMITS,
+        both(put("data|n_repeats", 1990), put("data|n_nonmember_repeats", 1990), put("data|n_usable_nonmembers", 10)),
+        "10 non-members",
+    ),
     "few members": (
         LIMITS,
         both(

@@ -183,11 +183,15 @@ def _set_test(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) 
 
 def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
     """Count texts of each kind."""
+    _, repeated = sets.split(sets.repeats)
+    _, scorable = sets.split(np.array([reason is None for reason in scored.reasons]))
     return DataInfo(
         **{"n_members": 0, f"n_{sets.judged}": sets.n_judged},
         n_nonmembers=sets.n_nonmembers,
         n_unscorable=sum(reason is not None for reason in scored.reasons),
         n_repeats=int(sets.repeats.sum()),
+        n_nonmember_repeats=int(repeated.sum()),
+        n_usable_nonmembers=int((scorable & ~repeated).sum()),
         n_cut=_n_cut(scored.truncated),
         n_groups=None if sets.groups is None else len(np.unique(sets.groups)),
     )

@@ -74,7 +74,7 @@ def _unscored(results: Results) -> str | None:
     data = results.data
     asked = data.n_members + data.n_candidates
     n_texts = asked + data.n_nonmembers
-    unjudged = asked - results.decisions.n_judged - data.n_repeats
+    unjudged = asked - results.decisions.n_judged - (data.n_repeats - data.n_nonmember_repeats)
     if unjudged <= MOST_UNSCORED * asked and data.n_unscorable <= MOST_UNSCORED * n_texts:
         return None
     return (
@@ -84,7 +84,8 @@ def _unscored(results: Results) -> str | None:
 
 def few_texts(results: Results) -> str | None:
     """Say that there are too few texts for any figure with an interval; None if there are enough."""
-    n, m = results.decisions.n_judged, results.data.n_nonmembers
+    n, usable = results.decisions.n_judged, results.data.n_usable_nonmembers
+    m = results.data.n_nonmembers if usable is None else usable
     if min(n, m) >= FEWEST_TEXTS:
         return None
     return f"{n} records and {m} non-members are too few; at least {FEWEST_TEXTS} of each are needed."

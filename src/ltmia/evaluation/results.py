@@ -93,6 +93,10 @@ class DataInfo(_Section):
     n_unscorable: Count = 0
     n_repeats: Count = 0
     """Texts equal to an earlier one of their set, but for case and white space: each text counts once in decisions."""
+    n_nonmember_repeats: Count = 0
+    """Those of them that are non-members."""
+    n_usable_nonmembers: Count | None = None
+    """Non-members that could be scored, each text counted once; null in older files."""
     n_cut: Count | None = None
     """Texts that go on behind what is read of each: nothing was looked at there. Null where recordings do not
     say, and in files from before it was counted."""
