@@ -67,7 +67,7 @@ def test_an_adapter_is_found_and_an_untrained_one_warned_of():
     adapted = get_peft_model(small(1), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
     found = of(adapted)
     assert "one copy of the weights serves both" in said(found, "ok")
-    assert "check that the base is the right one" in said(found, "warning")
+    assert "Check that the base is right" in said(found, "warning")
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -324,6 +324,7 @@ def test_a_base_that_only_a_file_names_is_not_asked_of_the_hub(models, no_networ
     assert "org/sft names 'org/absent' as its base, which is not on this machine" in refused(models / "adapter")
     assert no_network == []
     shutil.rmtree(models / "cache")
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)  # the hub's client waits before it asks again
     refused(models / "adapter", allow_hub=True)
     assert no_network != []
 
