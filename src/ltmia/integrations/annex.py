@@ -76,7 +76,7 @@ def _cost(results: Results) -> str:
     return f"This audit took {results.timing.seconds:.0f} seconds on {machine}."
 
 
-ATTACKS_PART, CLAIM_PART = "testing and resistance to attacks (para. 55)", "means reasonably likely to be used"
+ATTACKS_PART, CLAIM_PART = "testing and resistance to attacks", "means reasonably likely to be used"
 DESIGN_PART, RECORDS_PART = "design of the model", "documentation"
 POINTS: Sequence[Point] = (
     Point(
