@@ -98,7 +98,7 @@ class DataInfo(_Section):
     n_usable_nonmembers: Count | None = None
     """Non-members that could be scored, each text counted once; null in older files."""
     n_cut: Count | None = None
-    """Texts that go on behind what is read of each: nothing was looked at there. Null where recordings do not
+    """Texts longer than the part that is read; the rest was not looked at. Null where recordings do not
     say, and in files from before it was counted."""
     n_groups: Count | None = None
     """Distinct groups over all texts; null when the data have none."""
@@ -119,7 +119,7 @@ class AttackResult(_Section):
 
 
 class Decisions(_Section):
-    """Which records are flagged, and what became of the promise."""
+    """Which records are flagged, and the share of false flags that was observed."""
 
     attack: str
     """The attack whose scores the p-values rank."""
@@ -132,7 +132,7 @@ class Decisions(_Section):
     smallest_p: Share
     """1 / (n_calibration + 1): no p-value can be smaller."""
     fewest_flags: Annotated[int, Field(ge=1)] | None = None
-    """Records that must outscore nearly all of these before any is flagged; null when no number would do."""
+    """Records that must score above nearly all of these before any is flagged; null when no number is enough."""
     n_calibration_groups: Count | None = None
     """Groups that the calibration non-members come from; null without groups."""
     realized_fdp: ShareMeasure = Field(default_factory=Measure)
@@ -185,14 +185,14 @@ class SetTest(_Section):
 
     p_value: Share | None
     effect: ShareMeasure
-    """Probability that a random candidate outscores a random non-member."""
+    """Probability that a random candidate scores above a random non-member."""
     n_for_power: Count | None = None
     """Candidates needed for a power of 80 % at this effect."""
     reason: str | None = None
 
 
 class Check(_Section):
-    """One validity check: a light, a sentence on what it means, and its figures."""
+    """One validity check: a status, a sentence that explains it, and its figures."""
 
     status: Literal["ok", "warning", "failed", "not_measured"]
     sentence: str

@@ -53,7 +53,7 @@ def _fewer_epochs(results: Results, _records: Records) -> Advice | None:
     return Advice(
         title="Fewer epochs, or a lower learning rate",
         evidence=f"On the non-members the fine-tuned model does worse than its base: loss {number(target)} against "
-        f"{number(base)} nats a token. The last part of the training taught it these texts and nothing else.",
+        f"{number(base)} nats a token. So the training fitted these texts at the cost of others.",
         todo="Stop at the epoch whose loss on held-out texts is lowest.",
     )
 
