@@ -95,7 +95,7 @@ def realised(combination: Combination, attack: str, classifier: MembershipClassi
             scores[nonmembers],
             attack=attack,
             fdr=fdr,
-            member_groups=groups[members],
+            judged_groups=groups[members],
             nonmember_groups=groups[nonmembers],
             seed=seed,
         ).summary

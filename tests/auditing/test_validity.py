@@ -303,7 +303,7 @@ def test_few_groups_to_calibrate_on_are_warned_of() -> None:
         rng.normal(size=200),
         attack="loss",
         fdr=0.05,
-        member_groups=groups,
+        judged_groups=groups,
         nonmember_groups=groups,
     ).summary
     assert found.n_calibration_groups == 5

@@ -202,7 +202,7 @@ def test_non_members_of_one_group_all_calibrate() -> None:
         rng.normal(size=300),
         attack="loss",
         fdr=0.05,
-        member_groups=one[:50],
+        judged_groups=one[:50],
         nonmember_groups=one,
     ).summary
     assert found.n_calibration == 300

@@ -1,11 +1,8 @@
-"""One audit from texts to files: score both sets of texts, measure, check, and write everything down.
-
-`audit` and `score` differ in what they ask (`Question`); the steps are the same and stand here once.
-"""
+"""The last step of `audit` and `score`: checks what was measured and writes every file."""
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -14,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS, Observer
 from ltmia.auditing.checks import MeasuredScores, check_validity
-from ltmia.auditing.question import AuditResult, Measured, Question, Scores
+from ltmia.auditing.measured import Measured
+from ltmia.auditing.question import AuditResult, Question
 from ltmia.auditing.record_table import (
     flagged_hashes,
     group_columns,
@@ -24,125 +21,76 @@ from ltmia.auditing.record_table import (
     published_ids,
     record_columns,
 )
+from ltmia.auditing.scored_sets import ScoredSets
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_table import token_columns
-from ltmia.auditing.update import UpdateReading, read_update
-from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
 from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
-from ltmia.evaluation.rounding import published
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.folders import shown_path
-from ltmia.progress import Report
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
-from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
+from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 
 
-def answer(
+def assemble(
     pair: AuditedPair,
     question: Question,
+    scored: ScoredSets,
+    measured: Measured,
     run: Run,
     *,
-    scorer: Scorer,
-    report: Report,
     command: str | None = None,
 ) -> AuditResult:
-    """Score both sets of texts, measure, check, and write results, records, tokens and report into the run's folder.
-
-    Every figure is of the scores as `records.parquet` holds them, rounded, so that it can be computed again from there.
+    """Check an audit, and write its results, records, tokens and report into the run's folder.
 
     Args:
         pair: Target and reference.
         question: The texts, and what is asked about them.
+        scored: Scores of the texts.
+        measured: Figures and decisions from these scores.
         run: Folder for the results, held by this process.
-        scorer: Scores the texts by way of `private/store`.
-        report: Told the progress.
         command: Command line to write down; this process's when None.
     """
-    started = time.perf_counter()
-    sets, config = question.sets, question.config
-    classifier = chosen_classifier(config.classifier) if LEARNED in question.attacks else None
-    pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
-    run.begin_scoring()
-    identity = pair.identity()
-    scored = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
-    update = _update(pair, question, identity, run, report)
-    found = {**scored.scores, **_several_passes(pair, question, scored, run, report)}
-    found |= _weights_scores(update, found.get(LEARNED))
-    measured = question.measure(sets, {name: published(scores) for name, scores in found.items()})
-    set_test = _set_test(sets, measured.scores[measured.judge], config.seed)
-    validity = _check(pair, question, scored, measured, classifier)
-    said = verdict(measured.attacks, measured.decisions.summary, validity)
+    sets, texts = question.sets, scored.texts
+    set_test = _set_test(sets, measured.scores[measured.judge], question.config.seed)
+    validity = _check(pair, question, scored, measured)
+    sentence = verdict(measured.attacks, measured.decisions.summary, validity)
     hashed = hashed_groups(sets, run.private.salt())
-    records = _write_tables(pair, question, scored, measured, hashed, classifier, run)
+    records = _write_tables(pair, question, scored, measured, hashed, run)
     results = Results(
-        **_provenance(pair, question, identity, command),
+        **_provenance(pair, question, scored.identity, command),
         run_id=run.run_id,
-        data=data_info(sets, scored),
+        data=data_info(sets, texts),
         attacks=dict(measured.attacks),
         decisions=measured.decisions.summary.model_copy(
             update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}
         ),
-        observers={"weights": ObserverResult(reason=update.reason), **measured.observers},
-        update=update.info,
+        observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
+        update=scored.update.info,
         set_test=set_test,
         epsilon=measured.epsilon,
         validity=validity,
-        verdict=said + set_sentence(set_test) if question.kind == "score" else said,
-        timing=_timing(time.perf_counter() - started + scored.clock.earlier, sets, scored),
-        reused=scored.clock.reused,
+        verdict=sentence + set_sentence(set_test) if question.kind == "score" else sentence,
+        timing=_timing(time.perf_counter() - scored.started + texts.clock.earlier, sets, texts),
+        reused=texts.clock.reused,
     )
     write_results(results, run.folder)
     write_report(run.folder)
     return AuditResult(results=results, records=records, folder=run.folder)
 
 
-def _scoring_task(
-    pair: AuditedPair,
-    question: Question,
-    run: Run,
-    identity: PairIdentity,
-    classifier: MembershipClassifier | None,
-    report: Report,
-) -> ScoringTask:
-    config = question.config
-    return ScoringTask(
-        texts=question.sets.texts,
-        folder=run.private.store,
-        config=extraction_config(
-            (*question.attacks, *question.also_scored),
-            classifier,
-            max_length=config.max_length,
-            batch_size=config.batch_size,
-            k=pair.k,
-        ),
-        identity=identity,
-        classifier=classifier,
-        report=report,
-    )
-
-
-def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
-    """Return the scores that rest on the weights: the update's, and with the learned attack's their sum."""
-    if update.score is None:
-        return {}
-    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: learned + update.score})
-
-
 def _check(
     pair: AuditedPair,
     question: Question,
-    scored: ScoredTexts,
+    scored: ScoredSets,
     measured: Measured,
-    classifier: MembershipClassifier | None,
 ) -> Validity:
     found = MeasuredScores(
         control=measured.control,
@@ -151,7 +99,9 @@ def _check(
         decisions=measured.decisions.summary,
         attacks=question.attacks,
     )
-    return check_validity(pair, question.sets, scored, found, classifier=classifier, config=question.config)
+    return check_validity(
+        pair, question.sets, scored.texts, found, classifier=scored.classifier, config=question.config
+    )
 
 
 def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, command: str | None) -> dict[str, Any]:
@@ -197,71 +147,26 @@ def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
     )
 
 
-def judges(names: Iterable[str]) -> dict[Observer, str]:
-    """Return the attack that decides for each observer; the learned one, where it took part."""
-    order = [name for name in (*WEIGHTS, LEARNED) if name in names]
-    order += [name for name in names if name not in (*order, CONTROL)]
-    found: dict[Observer, str] = {}
-    for name in order:
-        found.setdefault(ATTACKS[name].observer, name)
-    return found
-
-
-def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
-    """Read the update of the weights, where the learned attack takes part or the observer is named."""
-    config = question.config
-    wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
-    return read_update(
-        pair,
-        question.sets.texts,
-        config.observer if wanted else "logprobs",
-        max_length=config.max_length,
-        identity=identity,
-        folder=run.private.gradients,
-        report=report,
-    )
-
-
-def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, run: Run, report: Report) -> Scores:
-    """Score with the attacks that take several passes; finished ones are kept in `private/multi_pass`."""
-    if pair.models is None or question.shots is None or not isinstance(scored, StoredTexts):
-        return {}
-    config = question.config
-    return multi_pass_scores(
-        pair.models,
-        question.sets.texts.texts,
-        question.attacks,
-        MultiPassConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
-        kept=KeptScores(
-            folder=run.private.multi_pass,
-            fingerprint=str(scored.store.manifest["fingerprint"]),
-            reused=scored.clock.reused,
-        ),
-        report=report,
-    )
-
-
 def _write_tables(
     pair: AuditedPair,
     question: Question,
-    scored: ScoredTexts,
+    scored: ScoredSets,
     measured: Measured,
     hashed: list[str | None],
-    classifier: MembershipClassifier | None,
     run: Run,
 ) -> pa.Table:
     """Write the tables of records, groups and tokens; return the records."""
-    sets = question.sets
+    sets, texts = question.sets, scored.texts
     ids = published_ids(sets.texts, run.private.salt())
-    columns = record_columns(sets, scored, measured.scores, measured.decisions, ids, hashed)
+    columns = record_columns(sets, texts, measured.scores, measured.decisions, ids, hashed)
     if question.reveal:
         columns["text"] = [without_surrogates(text) for text in sets.texts.texts]
     records = write_records(columns, run.folder, run.run_id)
     if measured.decisions.groups is not None:
         write_groups(group_columns(sets, hashed, measured.decisions.groups), run.folder, run.run_id)
-    if isinstance(scored, StoredTexts):  # Ray workers return scores, not token statistics
+    if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
-        tokens = token_columns(scored, measured.scores[measured.judge], classifier=classifier, revealed=revealed)
+        tokens = token_columns(texts, measured.scores[measured.judge], classifier=scored.classifier, revealed=revealed)
         write_tokens(tokens, run)
     return records
 

@@ -9,15 +9,15 @@ import numpy as np
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
-from ltmia.auditing.assembly import answer, judges
+from ltmia.auditing.assembly import assemble
 from ltmia.auditing.folder import hold_for
-from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores, strongest
+from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores, strongest
+from ltmia.auditing.question import AuditResult, JudgeConfig, Question
+from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError
-from ltmia.evaluation.calibration import AuditDecisions, judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
-from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
@@ -81,10 +81,12 @@ def audit(
             config=config,
             attacks=names,
             shots=_shots(sets, config.seed),
-            measure=lambda sets, found: _measure(sets, found, names, config),
             reveal=config.reveal,
         )
-        return answer(audited(pair), question, run, scorer=score_to_store, report=report, command=command)
+        models = audited(pair)
+        scored = score_sets(models, question, run, scorer=score_to_store, report=report)
+        measured = _measure(sets, scored.scores, names, config)
+        return assemble(models, question, scored, measured, run, command=command)
 
 
 def _named_attacks(config: AuditConfig) -> tuple[str, ...]:
@@ -101,29 +103,18 @@ def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditC
     deciding = judges(scores)
     judge = strongest(deciding)
     scores[CONTROL] = published(control.scores)
-    member_units, nonmember_units = sets.split_units
-    units = {"member_groups": member_units, "nonmember_groups": nonmember_units}
-    attacks = {name: measure_attack(*sets.split(values), **units, seed=config.seed) for name, values in scores.items()}
+    attacks = {name: measure_scores(sets, values, config.seed) for name, values in scores.items()}
     return Measured(
         scores=scores,
         attacks=attacks,
         control=control,
         control_auc=attacks[CONTROL].auc,
         deciding=deciding,
-        decided={name: _decide(sets, scores[name], name, config) for name in {*deciding.values(), judge}},
+        decided={
+            name: decide(sets, scores[name], attack=name, fdr=config.fdr, seed=config.seed)
+            for name in {*deciding.values(), judge}
+        },
         epsilon=epsilon_lower_bound(*sets.split(sets.once(scores[judge])), seed=config.seed),
-    )
-
-
-def _decide(sets: TextSets, scores: np.ndarray, name: str, config: AuditConfig) -> AuditDecisions:
-    member_groups, nonmember_groups = sets.split_groups
-    return judge_audit(
-        *sets.split(sets.once(scores)),
-        attack=name,
-        fdr=config.fdr,
-        member_groups=member_groups,
-        nonmember_groups=nonmember_groups,
-        seed=config.seed,
     )
 
 

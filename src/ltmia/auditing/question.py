@@ -1,26 +1,19 @@
-"""What is asked about two sets of texts, with which options, and the form of the answer."""
+"""The question an audit or a score asks, its options, and its answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64
 from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
-from ltmia.attacks.table import CONTROL, Observer
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.update import ObserverChoice
-from ltmia.evaluation.calibration import AuditDecisions
-from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.results import AttackResult, Measure, ObserverResult, Results
+from ltmia.evaluation.results import Results
 from ltmia.models.batching import BatchSize
 from ltmia.report.notebook import results_html, roc_axes
-
-Scores = Mapping[str, Float64[np.ndarray, " texts"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,48 +66,8 @@ class AuditResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What the scores alone say."""
-
-    scores: Scores
-    """Scores that go into the records, by attack."""
-    attacks: Mapping[str, AttackResult]
-    """How well each attack tells members from non-members; empty where membership is not known."""
-    control: ControlScores
-    control_auc: Measure
-    deciding: Mapping[Observer, str]
-    """The attack that decides for each observer."""
-    decided: Mapping[str, AuditDecisions]
-    """Decisions of those attacks; of the control, where there is no other attack."""
-    epsilon: Measure | None = None
-
-    @property
-    def judge(self) -> str:
-        """The attack that decides for the strongest observer."""
-        return strongest(self.deciding)
-
-    @property
-    def decisions(self) -> AuditDecisions:
-        """Decisions of the strongest observer."""
-        return self.decided[self.judge]
-
-    @property
-    def observers(self) -> dict[Observer, ObserverResult]:
-        """Decisions of each observer, as the results hold them."""
-        return {
-            observer: ObserverResult(attack=name, decisions=self.decided[name].summary)
-            for observer, name in self.deciding.items()
-        }
-
-
-def strongest(deciding: Mapping[Observer, str]) -> str:
-    """Return the attack that decides for the strongest observer; the control where no attack takes part."""
-    return deciding.get("weights") or deciding.get("logprobs") or CONTROL
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked about two sets of texts."""
+    """Two sets of texts and what is asked about them."""
 
     kind: Literal["audit", "score"]
     sets: TextSets
@@ -125,7 +78,5 @@ class Question:
     """Attacks that the checks need besides."""
     shots: Shots | None = None
     """Texts of known membership for the attacks that take several passes; None: none of those takes part."""
-    measure: Callable[[TextSets, Scores], Measured]
-    """Turns scores into figures and decisions."""
     reveal: bool = False
     """Write texts and tokens into the files."""

@@ -4,18 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
-from ltmia.auditing.assembly import answer, judges
+from ltmia.auditing.assembly import assemble
 from ltmia.auditing.folder import hold_for
-from ltmia.auditing.question import AuditResult, JudgeConfig, Measured, Question, Scores
+from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores
+from ltmia.auditing.question import AuditResult, JudgeConfig, Question
+from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
-from ltmia.evaluation.calibration import AuditDecisions, judge_candidates
 from ltmia.evaluation.controls import bag_of_words
-from ltmia.evaluation.intervals import measure_attack
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -75,9 +73,11 @@ def score(
             config=config,
             attacks=(config.attack,),
             also_scored=("difference",),
-            measure=lambda sets, found: _measure(sets, found, config),
         )
-        return answer(audited(pair), question, run, scorer=scorer, report=report)
+        models = audited(pair)
+        scored = score_sets(models, question, run, scorer=scorer, report=report)
+        measured = _measure(sets, scored.scores, config)
+        return assemble(models, question, scored, measured, run)
 
 
 def _check_attack(name: str) -> None:
@@ -91,30 +91,14 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
     scores = {name: found[name] for name in names if name in found}
     deciding = judges(scores)
     control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
-    candidate_units, nonmember_units = sets.split_units
-    measured_control = measure_attack(
-        *sets.split(control.scores),
-        member_groups=candidate_units,
-        nonmember_groups=nonmember_units,
-        seed=config.seed,
-    )
     return Measured(
         scores=scores,
         attacks={},
         control=control,
-        control_auc=measured_control.auc,
+        control_auc=measure_scores(sets, control.scores, config.seed).auc,
         deciding=deciding,
-        decided={name: _decide(sets, scores[name], name, config) for name in deciding.values()},
-    )
-
-
-def _decide(sets: TextSets, scores: np.ndarray, name: str, config: ScoreConfig) -> AuditDecisions:
-    candidate_groups, nonmember_groups = sets.split_groups
-    return judge_candidates(
-        *sets.split(sets.once(scores)),
-        attack=name,
-        fdr=config.fdr,
-        candidate_groups=candidate_groups,
-        nonmember_groups=nonmember_groups,
-        seed=config.seed,
+        decided={
+            name: decide(sets, scores[name], attack=name, fdr=config.fdr, seed=config.seed)
+            for name in deciding.values()
+        },
     )

@@ -27,8 +27,8 @@ FAR_BELOW = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One measured figure that a limit is about."""
+class LimitedFigure:
+    """One figure of an audit, and the limit that it is held against."""
 
     name: str
     """For people, such as "AUC of difference"."""
@@ -44,7 +44,7 @@ class Figure:
     """Whether the limit names the attack."""
 
 
-def blind_spots(results: Results, figure: Figure) -> list[str]:
+def blind_spots(results: Results, figure: LimitedFigure) -> list[str]:
     """Return the reasons why this audit could not have shown that a figure is beyond its limit; empty if it could."""
     single = (found for look in OF_A_FIGURE if (found := look(results, figure)) is not None)
     return [*of_an_audit(results), *single]
@@ -112,7 +112,7 @@ OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
 )  # fmt: skip
 
 
-def _shared_texts(results: Results, figure: Figure) -> str | None:
+def _shared_texts(results: Results, figure: LimitedFigure) -> str | None:
     check = results.validity.near_duplicates
     found = (check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping"))
     counts = [count for count in found if isinstance(count, int | float)]
@@ -122,14 +122,14 @@ def _shared_texts(results: Results, figure: Figure) -> str | None:
     return check.sentence
 
 
-def _ties(results: Results, figure: Figure) -> str | None:
+def _ties(results: Results, figure: LimitedFigure) -> str | None:
     attack = results.attacks.get(figure.attack)
     if attack is None or attack.auc.value is None or attack.auc.low != attack.auc.high:
         return None
     return f"{figure.attack} gives all texts one score."
 
 
-def _reversed(results: Results, figure: Figure) -> str | None:
+def _reversed(results: Results, figure: LimitedFigure) -> str | None:
     """A limit that names an attack depends on it, as on the one that decides."""
     attack = results.attacks.get(figure.attack)
     if not figure.named or figure.attack == CONTROL or attack is None:
@@ -138,7 +138,7 @@ def _reversed(results: Results, figure: Figure) -> str | None:
     return None if high is None or high >= 0.5 else f"Non-members score higher than members by {figure.attack}."
 
 
-def _few_to_calibrate(results: Results, figure: Figure) -> str | None:
+def _few_to_calibrate(results: Results, figure: LimitedFigure) -> str | None:
     decisions = results.decisions
     if figure.kind != "identifiable" or decisions.can_flag:
         return None
@@ -153,14 +153,14 @@ def _few_to_calibrate(results: Results, figure: Figure) -> str | None:
     )
 
 
-def _few_false_alarms(results: Results, figure: Figure) -> str | None:
+def _few_false_alarms(results: Results, figure: LimitedFigure) -> str | None:
     n = results.data.n_nonmembers
     if figure.kind != "tpr" or n * figure.rate >= FEWEST_FALSE_POSITIVES - 1e-9:
         return None
     return f"{n} non-members are too few to measure an FPR of {figure.rate:g}."
 
 
-def _out_of_reach(results: Results, figure: Figure) -> str | None:
+def _out_of_reach(results: Results, figure: LimitedFigure) -> str | None:
     if figure.kind != "epsilon":
         return None
     reach = largest_bound(results.decisions.n_judged, results.data.n_nonmembers)
@@ -169,6 +169,6 @@ def _out_of_reach(results: Results, figure: Figure) -> str | None:
     return f"With so few records, even perfect scores would show no epsilon above {reach:.2f}."
 
 
-OF_A_FIGURE: Sequence[Callable[[Results, Figure], str | None]] = (
+OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
     _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach,
 )  # fmt: skip

@@ -53,7 +53,7 @@ def judge_audit(
     *,
     attack: str,
     fdr: float,
-    member_groups: Int64[np.ndarray, " _"] | None = None,
+    judged_groups: Int64[np.ndarray, " _"] | None = None,
     nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> AuditDecisions:
@@ -68,8 +68,8 @@ def judge_audit(
     n = len(members)
     false_flags, flags = int(judged.flagged[n:].sum()), int(judged.flagged.sum())
     groups = None
-    if member_groups is not None and nonmember_groups is not None:
-        groups = judge_groups(members, member_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
+    if judged_groups is not None and nonmember_groups is not None:
+        groups = judge_groups(members, judged_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
     nothing = "nothing flagged" if len(held_out) else "the non-members are one group, which calibrates as a whole"
     summary = _summary(
         judged,
@@ -95,15 +95,15 @@ def judge_candidates(
     *,
     attack: str,
     fdr: float,
-    candidate_groups: Int64[np.ndarray, " _"] | None = None,
+    judged_groups: Int64[np.ndarray, " _"] | None = None,
     nonmember_groups: Int64[np.ndarray, " _"] | None = None,
     seed: int = 0,
 ) -> AuditDecisions:
     """Judge candidates of unknown membership against all known non-members, all of which calibrate."""
     judged = judge(candidates, nonmembers, fdr)
     groups = None
-    if candidate_groups is not None and nonmember_groups is not None:
-        groups = judge_groups(candidates, candidate_groups, nonmembers, nonmember_groups, fdr, seed)
+    if judged_groups is not None and nonmember_groups is not None:
+        groups = judge_groups(candidates, judged_groups, nonmembers, nonmember_groups, fdr, seed)
     summary = _summary(
         judged,
         len(candidates),

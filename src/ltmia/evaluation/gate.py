@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ltmia.errors import ConfigError
-from ltmia.evaluation.blind_spots import CONTROL, Figure, blind_spots, few_texts
+from ltmia.evaluation.blind_spots import CONTROL, LimitedFigure, blind_spots, few_texts
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.shown import markdown, one_line
 from ltmia.evaluation.wording import figure as written
@@ -223,14 +223,14 @@ def _judge(results: Results, limit: Limit) -> Judged:
     return max(judged, key=lambda entry: entry[:2])[2]
 
 
-def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
+def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
     match = RULE.match(limit.figure)
     figure = limit.figure if match is None else match["figure"]
     decisions = results.decisions
     if figure == "identifiable":
         blind_spot = decisions.fewest_flags or 0
         name = "number of identifiable records"
-        yield Figure(
+        yield LimitedFigure(
             name=f"{name} (fewer than {blind_spot} cannot be flagged)" if blind_spot > 1 else name,
             measure=_identifiable(results),
             most=limit.most,
@@ -239,7 +239,7 @@ def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
             rate=decisions.fdr,
         )
     elif figure == "epsilon":
-        yield Figure(
+        yield LimitedFigure(
             name="epsilon, lower bound",
             measure=results.epsilon or Measure(reason="this audit has no bound on epsilon"),
             most=limit.most,
@@ -251,14 +251,14 @@ def _figures(results: Results, limit: Limit) -> Iterator[Figure]:
         yield from _attack_figures(results, limit.most, attack, fpr)
 
 
-def _attack_figures(results: Results, most: float, attack: str | None, fpr: str | None) -> Iterator[Figure]:
+def _attack_figures(results: Results, most: float, attack: str | None, fpr: str | None) -> Iterator[LimitedFigure]:
     if attack is not None and attack not in results.attacks:
         raise ConfigError(f"the audit has no attack {attack}; it has {one_line(', '.join(results.attacks))}")
     for name, result in results.attacks.items():
         if name != attack and (attack is not None or name == CONTROL):
             continue
         if fpr is None:
-            yield Figure(
+            yield LimitedFigure(
                 name=f"AUC of {name}",
                 measure=result.auc,
                 most=most,
@@ -270,7 +270,7 @@ def _attack_figures(results: Results, most: float, attack: str | None, fpr: str 
         rates = {float(rate): measure for rate, measure in result.tpr_at_fpr.items()}
         if float(fpr) not in rates:
             raise ConfigError(f"tpr@fpr={fpr}: measured at {', '.join(result.tpr_at_fpr)} only")
-        yield Figure(
+        yield LimitedFigure(
             name=f"TPR of {name} at an FPR of {fpr}",
             measure=rates[float(fpr)],
             most=most,
@@ -289,7 +289,7 @@ def _identifiable(results: Results) -> Measure:
     return Measure(value=count, low=count, high=count)
 
 
-def _outcome(figure: Figure) -> Outcome:
+def _outcome(figure: LimitedFigure) -> Outcome:
     measure = figure.measure
     if measure.value is None:
         return "inconclusive"
@@ -300,13 +300,13 @@ def _outcome(figure: Figure) -> Outcome:
     return "passed" if measure.high is not None and measure.high <= figure.most else "inconclusive"
 
 
-def _value(figure: Figure) -> str:
+def _value(figure: LimitedFigure) -> str:
     if figure.measure.value is None:
         return "not measured"
     return f"{figure.measure.value:g}" if figure.kind == "identifiable" else written(figure.measure)
 
 
-def _sentence(figure: Figure) -> str:
+def _sentence(figure: LimitedFigure) -> str:
     name, measure, most = figure.name, figure.measure, figure.most
     if measure.value is None:
         return f"{name} could not be measured: {measure.reason}"

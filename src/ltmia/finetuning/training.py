@@ -75,17 +75,13 @@ def training_arguments(folder: Path, device: torch.device, **settings: object) -
     return TrainingArguments(output_dir=str(folder), **(quiet | settings))
 
 
+Logs = dict[str, float] | None
+
+
 class StepBar(ProgressCallback):
     """A bar on a terminal that shows the loss beside it, instead of a line for every step."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_kwargs: object,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs = None, **_more: object) -> None:
         """Show the last step's loss."""
         del args, control
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
@@ -98,14 +94,7 @@ class StepLines(TrainerCallback):
     def __init__(self) -> None:
         self.last = time.monotonic()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_kwargs: object,
-    ) -> None:
+    def on_log(self, args: object, state: TrainerState, control: object, logs: Logs = None, **_more: object) -> None:
         """Log the step and its loss when the time has come."""
         del args, control
         if logs and "loss" in logs and time.monotonic() - self.last >= LINE_SECONDS:

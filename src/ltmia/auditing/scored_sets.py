@@ -1,0 +1,133 @@
+"""Scores both sets of texts of an audit by every attack that takes part."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from ltmia.attacks.table import LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
+from ltmia.auditing.measured import Scores
+from ltmia.auditing.question import Question
+from ltmia.auditing.update import UpdateReading, read_update
+from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
+from ltmia.evaluation.audit_folder import Run
+from ltmia.evaluation.rounding import published
+from ltmia.progress import Report
+from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
+from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredSets:
+    """Scores of both sets of texts, and what they were computed with."""
+
+    scores: Scores
+    """Scores of every attack, rounded as in `records.parquet`, so that all figures can be computed again from there."""
+    texts: ScoredTexts
+    """Statistics of the texts, and the scores of attacks that read them."""
+    update: UpdateReading
+    """Scores of the attack on the weights."""
+    identity: PairIdentity
+    classifier: MembershipClassifier | None
+    """The learned classifier, if it took part."""
+    started: float
+    """Time at which scoring began, by `time.perf_counter`."""
+
+
+def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Scorer, report: Report) -> ScoredSets:
+    """Score both sets of texts.
+
+    Args:
+        pair: Target and reference.
+        question: The texts, and the attacks that score them.
+        run: Folder of the audit, held by this process; finished scores are kept in its private folder.
+        scorer: Computes statistics and scores of the texts.
+        report: Called with progress.
+    """
+    started = time.perf_counter()
+    name = question.config.classifier
+    classifier = chosen_classifier(name) if LEARNED in question.attacks else None
+    pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
+    run.begin_scoring()
+    identity = pair.identity()
+    texts = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
+    update = _update(pair, question, identity, run, report)
+    scores = {**texts.scores, **_several_passes(pair, question, texts, run, report)}
+    scores |= _weights_scores(update, scores.get(LEARNED))
+    return ScoredSets(
+        scores={name: published(values) for name, values in scores.items()},
+        texts=texts,
+        update=update,
+        identity=identity,
+        classifier=classifier,
+        started=started,
+    )
+
+
+def _scoring_task(
+    pair: AuditedPair,
+    question: Question,
+    run: Run,
+    identity: PairIdentity,
+    classifier: MembershipClassifier | None,
+    report: Report,
+) -> ScoringTask:
+    config = question.config
+    return ScoringTask(
+        texts=question.sets.texts,
+        folder=run.private.store,
+        config=extraction_config(
+            (*question.attacks, *question.also_scored),
+            classifier,
+            max_length=config.max_length,
+            batch_size=config.batch_size,
+            k=pair.k,
+        ),
+        identity=identity,
+        classifier=classifier,
+        report=report,
+    )
+
+
+def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
+    """Return the scores that rest on the weights: the update's, and with the learned attack's their sum."""
+    if update.score is None:
+        return {}
+    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: learned + update.score})
+
+
+def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
+    """Read the update of the weights, where the learned attack takes part or the observer is named."""
+    config = question.config
+    wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
+    return read_update(
+        pair,
+        question.sets.texts,
+        config.observer if wanted else "logprobs",
+        max_length=config.max_length,
+        identity=identity,
+        folder=run.private.gradients,
+        report=report,
+    )
+
+
+def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, run: Run, report: Report) -> Scores:
+    """Score with the attacks that take several passes; finished ones are kept in `private/multi_pass`."""
+    if pair.models is None or question.shots is None or not isinstance(scored, StoredTexts):
+        return {}
+    config = question.config
+    return multi_pass_scores(
+        pair.models,
+        question.sets.texts.texts,
+        question.attacks,
+        MultiPassConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
+        kept=KeptScores(
+            folder=run.private.multi_pass,
+            fingerprint=str(scored.store.manifest["fingerprint"]),
+            reused=scored.clock.reused,
+        ),
+        report=report,
+    )
