@@ -234,7 +234,7 @@ def faults(pair: Pair) -> Iterator[str]:
             yield f"{kind} features depend on the batch"
 
 
-def examine(name: str) -> Outcome:
+def run_architecture(name: str) -> Outcome:
     """Build one architecture and hold our pass against the plain loop."""
     began = time.monotonic()
     try:
@@ -269,14 +269,14 @@ def _brief(error: Exception) -> str:
 
 def _serve(channel: Connection) -> None:
     torch.set_num_threads(1)
-    examine("gpt2")  # imports and kernels are compiled before the clock of the first one runs
+    run_architecture("gpt2")  # imports and kernels are compiled before the clock of the first one runs
     channel.send(None)
     while name := channel.recv():
-        channel.send(examine(name))
+        channel.send(run_architecture(name))
 
 
 def run(names: Sequence[str], limit: float) -> Iterator[Outcome]:
-    """Examine architectures in child processes, each within a time limit."""
+    """Run architectures in child processes, each within a time limit."""
     context = multiprocessing.get_context("spawn")
     child = channel = None
     for name in names:
@@ -340,7 +340,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
 
 
 def main() -> None:
-    """Examine architectures and write the page."""
+    """Run architectures and write the page."""
     parser = argparse.ArgumentParser(description="Run every architecture that can be made tiny through the whole pass.")
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", default=list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))

@@ -95,9 +95,9 @@ class Study:
         self.epochs = epochs
         self.training = [c for c in combinations if recipe_of(c)["role"] == "train"]
         self.asked = [Asked(c, n_texts) for c in combinations]
-        exam = [a for a in self.asked if a.recipe["role"] == "exam"]
-        self.exam = [a for a in exam if a.n_tokens <= max(LENGTHS)]
-        self.long = [a for a in exam if a.n_tokens > max(LENGTHS)]
+        held_out = [a for a in self.asked if a.recipe["role"] == "test"]
+        self.test = [a for a in held_out if a.n_tokens <= max(LENGTHS)]
+        self.long = [a for a in held_out if a.n_tokens > max(LENGTHS)]
         self.out = out
         self.file = out / "figures.json"
         self.found: dict[str, float] = json.loads(self.file.read_text("utf-8")) if self.file.is_file() else {}
@@ -155,19 +155,19 @@ class Study:
         return table
 
     def growth(self) -> list[str]:
-        """Train on more and more combinations, ask about the exam's; draw the curve."""
+        """Train on more and more combinations, ask about the test set; draw the curve."""
         order = np.random.default_rng(0).permutation(len(self.training))
         curve = []
         for n in (*(n for n in GROWTH if n < len(self.training)), len(self.training)):
             model = self.classifier(f"growth-{n}", [self.training[i] for i in sorted(order[:n])])
-            curve.append((n, self.ask_all(f"growth-{n}", model, self.exam)))
-        _draw(curve, self.exam, self.out / "growth.svg")
-        table = [_row("training combinations", "AUC on the exam", "(1 - AUC) over the best published attack's")]
-        return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.exam)) for n, aucs in curve)]
+            curve.append((n, self.ask_all(f"growth-{n}", model, self.test)))
+        _draw(curve, self.test, self.out / "growth.svg")
+        table = [_row("training combinations", "AUC on the test set", "(1 - AUC) over the best published attack's")]
+        return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.test)) for n, aucs in curve)]
 
     def shorter(self) -> list[str]:
-        """Leave the first tokens of each text of the exam only."""
-        return self._first_tokens(self.exam, LENGTHS)
+        """Leave the first tokens of each text of the test set only."""
+        return self._first_tokens(self.test, LENGTHS)
 
     def longer(self) -> list[str]:
         """The same, of targets that were trained on more of each text."""
@@ -186,8 +186,8 @@ class Study:
     def columns(self) -> list[str]:
         """Put the training average in place of a group of columns: what is lost tells what the classifier leans on."""
         model = self._whole()
-        whole = np.array(self.ask_all(f"growth-{len(self.training)}", model, self.exam))
-        table = [_row("without", "columns", "AUC on the exam", "change"), _row(*["---"] * 4)]
+        whole = np.array(self.ask_all(f"growth-{len(self.training)}", model, self.test))
+        table = [_row("without", "columns", "AUC on the test set", "change"), _row(*["---"] * 4)]
         changes: dict[str, tuple[int, Change]] = {
             title: (len(columns), partial(_averaged, model=model, columns=columns))
             for title, columns in _column_groups(model.feature_version).items()
@@ -198,7 +198,7 @@ class Study:
         )
         for title, (n_columns, change) in changes.items():
             score = partial(_logits, model=model, change=change)
-            aucs = [self.ask(f"without {title}", a, score) for a in self.exam]
+            aucs = [self.ask(f"without {title}", a, score) for a in self.test]
             lost = mean_with_interval(list(np.array(aucs) - whole))
             table.append(_row(title, n_columns, f"{np.mean(aucs):.3f}", written(lost)))
         return table
@@ -254,7 +254,7 @@ def _auc_and_ratio(aucs: Sequence[float], asked: Sequence[Asked]) -> tuple[str, 
     return written(mean_with_interval(aucs)), written(mean_with_interval(ratios))
 
 
-def _draw(curve: Sequence[tuple[int, Sequence[float]]], exam: Sequence[Asked], path: Path) -> None:
+def _draw(curve: Sequence[tuple[int, Sequence[float]]], tested: Sequence[Asked], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -266,8 +266,8 @@ def _draw(curve: Sequence[tuple[int, Sequence[float]]], exam: Sequence[Asked], p
     axes.fill_between(counts, [m.low or 0 for m in measures], [m.high or 1 for m in measures], alpha=0.2)
     axes.plot(counts, [m.value or 0.0 for m in measures], "o-", label="classifier")
     for label, style, rule in (("excess, untrained", "--", "excess"), ("best published attack", ":", "best_rule")):
-        axes.axhline(float(np.mean([getattr(a, rule) for a in exam])), color="0.3", linestyle=style, label=label)
-    axes.set(xscale="log", xlabel="training combinations", ylabel="mean AUC on the exam")
+        axes.axhline(float(np.mean([getattr(a, rule) for a in tested])), color="0.3", linestyle=style, label=label)
+    axes.set(xscale="log", xlabel="training combinations", ylabel="mean AUC on the test set")
     axes.set_xticks(counts, [str(n) for n in counts])
     axes.minorticks_off()
     axes.legend(loc="lower right", frameon=False)

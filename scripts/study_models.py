@@ -1,7 +1,7 @@
 """Whether the signature survives other models: python scripts/study_models.py RECIPE LAB CORPORA OUT [options].
 
 LAB is the folder of `ltmia lab run RECIPE --corpora CORPORA`, run with `keep_models = true`. On some combinations of
-the exam the same texts are scored again with the target's weights rounded, and with another reference than the base
+the test set the same texts are scored again with the target's weights rounded, and with another reference than the base
 that was fine-tuned. Means over these combinations go to OUT; each combination stands in it alone as well.
 """
 
@@ -24,7 +24,7 @@ from ltmia.lab.steps import CombinationWork, ExtractWork
 from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
 from ltmia.models.pair import Pair
 
-COMBINATIONS = ("gemma.python_code.exam_weak", "recurrent_gemma.dictionary.exam_weak", "rwkv.python_code.exam_weak")
+COMBINATIONS = ("gemma.python_code.test_weak", "recurrent_gemma.dictionary.test_weak", "rwkv.python_code.test_weak")
 RULES = (LEARNED, EXCESS, "ez_mia", "wbc", "difference")
 
 Change = Callable[[nn.Module], nn.Module]
@@ -70,7 +70,7 @@ def variants(pair: Pair, other: nn.Module) -> Mapping[str, Pair]:
     }
 
 
-def examine(work: CombinationWork, other: CombinationWork, n_texts: int) -> dict[str, dict[str, float]]:
+def measure_combination(work: CombinationWork, other: CombinationWork, n_texts: int) -> dict[str, dict[str, float]]:
     """Return the AUC of each rule under each variant, on one combination."""
     drawn = draw_texts(work, pool := corpus_texts(work.corpus, pool_buckets(work.corpus)))
     members, nonmembers = drawn.members[:n_texts], drawn.nonmembers[:n_texts]
@@ -114,7 +114,7 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 
 def main() -> None:
-    """Examine every combination and write the table."""
+    """Measure every combination and write the table."""
     parser = argparse.ArgumentParser(description="Whether the signature survives other models.")
     for name in ("recipe", "lab", "corpora", "out"):
         parser.add_argument(name, type=Path)
@@ -122,7 +122,10 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=400, help="Members of each, and as many non-members.")
     args = parser.parse_args()
     known = works(make_plan(read_recipe(args.recipe), args.lab, corpora=args.corpora, bases=args.recipe.parent))
-    found = {name: examine(known[name], stranger_to(known[name], known), args.texts) for name in args.combinations}
+    found = {
+        name: measure_combination(known[name], stranger_to(known[name], known), args.texts)
+        for name in args.combinations
+    }
     args.out.write_text(table(found) + "\n", "utf-8")
     print(table(found))
 

@@ -1,9 +1,9 @@
-"""Train the shipped classifiers on two labs and examine each: python scripts/train_shipped.py LAB REAL OUT.
+"""Train the shipped classifiers on two labs and evaluate each: python scripts/train_shipped.py LAB REAL OUT.
 
 LAB is the folder of `ltmia lab run recipes/tiny.toml`, REAL that of `ltmia lab run recipes/real.toml`. A classifier
 first learns from all combinations of LAB with training corpora (OUT/full-tiny), then goes on with those of REAL
-(OUT/full); the combinations of LAB with exam corpora, of architectures never trained on, are scored once, and
-OUT/full-exam holds every figure. The same for `lite`; behind OUT the names of those wanted may follow. A second call
+(OUT/full); the combinations of LAB with test corpora, of architectures never trained on, are scored once, and
+OUT/full-evaluation holds every figure. The same for `lite`; behind OUT the names of those wanted may follow. A second call
 goes on where the first one was interrupted.
 """
 
@@ -21,8 +21,8 @@ EPOCHS, EPOCHS_REAL = 4, 6
 
 
 def main() -> None:
-    """Train, sit the exam, save."""
-    parser = argparse.ArgumentParser(description="Train the shipped classifiers on two labs and examine each.")
+    """Train, evaluate, save."""
+    parser = argparse.ArgumentParser(description="Train the shipped classifiers on two labs and evaluate each.")
     for name in ("lab", "real", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SHIPPED)}; default: all")
@@ -33,12 +33,12 @@ def main() -> None:
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     tiny = find_combinations([args.lab / "stores"])
-    exam = [c for c in tiny if recipe_of(c)["role"] == "exam"]
+    test = [c for c in tiny if recipe_of(c)["role"] == "test"]
     real = find_combinations([args.real / "stores"])
     for name in args.names or SHIPPED:
-        learned = learn(name, [c for c in tiny if c not in exam], real, args)
-        examined = evaluate(learned, exam, out / f"{name}-exam")
-        learned.save_pretrained(out / name, {title: card_row(measured) for title, measured in examined.items()})
+        learned = learn(name, [c for c in tiny if c not in test], real, args)
+        results = evaluate(learned, test, out / f"{name}-evaluation")
+        learned.save_pretrained(out / name, {title: card_row(measured) for title, measured in results.items()})
 
 
 def learn(

@@ -1,7 +1,7 @@
 """The size in which the suite runs every script, and every command that Makefile, README or docs show.
 
 In arguments and copies, {materials} is the folder that the docs speak of, {lab} one with stores to learn from and to
-be examined on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one
+be evaluated on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one
 of as many texts as the largest recipe wants; all else is written into the folder where the command runs.
 """
 
@@ -106,8 +106,8 @@ def models_table(here: Path, _printed: str) -> None:
 
 
 def shipped_anew(here: Path, _printed: str) -> None:
-    """The classifier and its exam are there."""
-    figures = json.loads((here / "out" / "lite-exam" / "exam.json").read_text("utf-8"))
+    """The classifier and its evaluation are there."""
+    figures = json.loads((here / "out" / "lite-evaluation" / "evaluation.json").read_text("utf-8"))
     assert set(figures) == {"demo.late.quick", "tiny.late.quick"}
     assert "demo.early.quick" in (here / "out" / "lite" / "README.md").read_text("utf-8")
 
@@ -286,7 +286,9 @@ COMMANDS: tuple[SmallRun, ...] = (
         check=written("model/model.safetensors"),
     ),
     SmallRun(
-        arguments="evaluate lite {lab}/stores -o exam", finds=r"corpus late \(2\)", check=written("exam/exam.json")
+        arguments="evaluate lite {lab}/stores -o evaluation",
+        finds=r"corpus late \(2\)",
+        check=written("evaluation/evaluation.json"),
     ),
     SmallRun(arguments=f"bench extract --dtype float32 {WORK}", finds='"peak_rss_gb": 0'),
     SmallRun(arguments=f"bench store {WORK}", finds="{"),

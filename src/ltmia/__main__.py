@@ -11,7 +11,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; whatever goes wrong exits 2 with one message, or a traceback with --debug."""
+    """Run the command line; any error exits 2 with one message, or with a traceback under --debug."""
     # Read when torch is loaded. Threads that spin while they wait keep the core from the one they wait for: beside
     # another program an audit takes many times as long. Sleeping costs nothing, on a quiet machine either.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -22,7 +22,7 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on from here")
+        _stop("interrupted; the same command resumes")
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,7 +37,7 @@ def _run() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # what the library makes of Ctrl-C; here only 0 to 3 mean something
+        if end.code == INTERRUPTED:  # the library's code for Ctrl-C; here only 0 to 3 have a meaning
             raise KeyboardInterrupt from end
         raise
 

@@ -168,11 +168,11 @@ def test_a_store_without_lite_is_read_for_excess_and_refused_for_lite(tmp_path: 
     for refused in (
         lambda: gather_inputs(old.store, np.arange(5), "lite"),
         lambda: TrainingData(training=[old], validation=[], version="lite"),
-        lambda: evaluate(shipped_classifier("lite"), [old], tmp_path / "exam"),
+        lambda: evaluate(shipped_classifier("lite"), [old], tmp_path / "test"),
     ):
         with pytest.raises(StoreError, match=r"old: a store without expected_lite\.f16.*extract it again"):
             refused()
-    assert not (tmp_path / "exam").exists()
+    assert not (tmp_path / "test").exists()
 
 
 def test_the_shipped_classifiers_go_by_name() -> None:

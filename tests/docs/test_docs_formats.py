@@ -13,7 +13,7 @@ from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.recordings import IMPOSSIBLE, RecordedText, RecordingHeader
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.packing import row_width
-from ltmia.lab.evaluate import EXAM_FILE, FIGURE_FILE, TABLES_FILE
+from ltmia.lab.evaluate import EVALUATION_FILE, FIGURE_FILE, TABLES_FILE
 from ltmia.records import TokenStatistics
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -98,8 +98,8 @@ def test_recording() -> None:
     assert f"of the target at least {LITE_TOP}" in PAGE
 
 
-def test_exam() -> None:
-    assert {EXAM_FILE, TABLES_FILE, FIGURE_FILE} == set(names("The folder of an exam"))
+def test_evaluation() -> None:
+    assert {EVALUATION_FILE, TABLES_FILE, FIGURE_FILE} == set(names("The folder of an evaluation"))
 
 
 def test_every_public_name_is_on_the_page_of_the_interface() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ltmia.evaluation.controls import ControlScores
-from ltmia.evaluation.model_checks import EXAMINED_TIMES, distribution_check
+from ltmia.evaluation.model_checks import TESTED_TIMES, distribution_check
 from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, SetTest, Validity
 from ltmia.evaluation.validity import control_check, duplicates_check, power_check
 from ltmia.evaluation.verdict import headline, set_sentence, verdict
@@ -69,12 +69,12 @@ def test_a_control_is_a_caution_with_an_effect_only(measure: tuple[float, float,
     assert found.measure.value == value
 
 
-def test_a_far_target_is_a_caution_beyond_those_examined_only() -> None:
+def test_a_far_target_is_a_caution_beyond_those_tested_only() -> None:
     assert distribution_check(0.5, 0.84).status == "ok"
     within = distribution_check(3.6, 0.84)
     assert within.status == "ok"
     assert "distance 3.60" in within.sentence
-    assert distribution_check(0.84 * EXAMINED_TIMES + 0.01, 0.84).status == "warning"
+    assert distribution_check(0.84 * TESTED_TIMES + 0.01, 0.84).status == "warning"
 
 
 def test_groups_that_cannot_be_flagged_are_said() -> None:

@@ -1,4 +1,4 @@
-"""Examining a classifier: averages against the definition, and train / evaluate on stores of the smoke lab."""
+"""Evaluating a classifier: averages against the definition, and train / evaluate on stores of the smoke lab."""
 
 import json
 import subprocess
@@ -19,8 +19,8 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import best_rule, error_ratio, macro_averages, mean_with_interval
 from ltmia.evaluation.results import AttackResult, Measure
 from ltmia.lab.evaluate import evaluate, find_combinations, recipe_of
-from ltmia.report.exam import draw_exam, exam_tables
-from ltmia.report.figures import Contest, plot_exam
+from ltmia.report.evaluation import draw_evaluation, evaluation_tables
+from ltmia.report.figures import Contest, plot_evaluation
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=12))
@@ -39,19 +39,19 @@ def test_targets_are_averaged_and_never_pooled() -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(size=200)
     # The same scores on another scale: pooled into one ROC they would tell nothing.
-    examined = [
+    results = [
         {
             "ltmia": measure_attack(scale * noise[:100] + scale * 2, scale * noise[100:], n_resamples=50),
             "loss": measure_attack(scale * noise[:100] + scale, scale * noise[100:], n_resamples=50),
         }
         for scale in (1.0, 1000.0)
     ]
-    best, other = macro_averages(examined)
+    best, other = macro_averages(results)
     assert (best.attack, other.attack) == ("ltmia", "loss")
-    assert best.figures["auc"].value == pytest.approx(examined[0]["ltmia"].auc.value)
+    assert best.figures["auc"].value == pytest.approx(results[0]["ltmia"].auc.value)
     assert best.figures["0.001"].value is None
-    a, b = examined[0]["ltmia"].auc.value, examined[0]["loss"].auc.value
-    assert error_ratio(examined, "ltmia").value == pytest.approx((1 - a) / (1 - b))
+    a, b = results[0]["ltmia"].auc.value, results[0]["loss"].auc.value
+    assert error_ratio(results, "ltmia").value == pytest.approx((1 - a) / (1 - b))
 
 
 def measured(**aucs: float | None) -> dict[str, AttackResult]:
@@ -66,19 +66,19 @@ def measured(**aucs: float | None) -> dict[str, AttackResult]:
     }
 
 
-EXAM = {
+RESULTS = {
     "mamba.code.a": measured(ltmia=0.9, excess=0.99, wbc=0.8, loss=0.6),
     "mamba.code.b": measured(ltmia=0.8, excess=0.70, wbc=None, loss=0.6),
     "mamba.talk.a": measured(ltmia=0.7, excess=0.70, wbc=0.4, loss=0.4),
     "rwkv.code.a": measured(ltmia=0.95, excess=0.9, wbc=0.75, loss=0.8),
 }
 RECIPES = {
-    name: dict(zip(("architecture", "corpus", "regime"), name.split("."), strict=True)) for name in reversed(EXAM)
+    name: dict(zip(("architecture", "corpus", "regime"), name.split("."), strict=True)) for name in reversed(RESULTS)
 }
 
 
 def test_the_best_published_rule_is_neither_ours_nor_one_that_was_not_measured() -> None:
-    best = {name: best_rule(one, leave_out=["ltmia", "excess"]) for name, one in EXAM.items()}
+    best = {name: best_rule(one, leave_out=["ltmia", "excess"]) for name, one in RESULTS.items()}
     assert best == {"mamba.code.a": "wbc", "mamba.code.b": "loss", "mamba.talk.a": "wbc", "rwkv.code.a": "loss"}
 
 
@@ -90,7 +90,7 @@ def table_below(text: str, head: str) -> dict[str, list[str]]:
 
 
 def test_the_transfer_matrix_averages_what_an_architecture_and_a_corpus_share() -> None:
-    text = exam_tables(EXAM, RECIPES)
+    text = evaluation_tables(RESULTS, RECIPES)
     auc = table_below(text, "AUC of ltmia")
     assert list(auc) == ["mamba", "rwkv", "all"]
     assert list(auc["mamba"]) == ["code", "talk", "all"]
@@ -109,7 +109,7 @@ def test_the_transfer_matrix_averages_what_an_architecture_and_a_corpus_share() 
 
 
 def test_the_figure_shows_every_combination_under_its_architecture() -> None:
-    drawing = draw_exam(EXAM | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}})
+    drawing = draw_evaluation(RESULTS | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}})
     root = ElementTree.fromstring(drawing)
     texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     labels = [text for text in texts if text.partition(".")[0] in ("mamba", "rwkv", "odd", "unknown")]
@@ -118,15 +118,17 @@ def test_the_figure_shows_every_combination_under_its_architecture() -> None:
     ]  # fmt: skip
     assert {"AUC, with 95 % intervals", "ltmia", "best published attack"} <= set(texts)
     assert "var(" not in drawing  # no page gives it colours
-    assert drawing == draw_exam(EXAM | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}})
+    assert drawing == draw_evaluation(
+        RESULTS | {"odd.<&$.a": measured(ltmia=0.6, wbc=None)}, RECIPES | {"odd.<&$.a": {}}
+    )
 
 
 def test_figures_and_intervals_are_drawn_where_they_are() -> None:
-    contests = [Contest(name, one["ltmia"].auc, one["loss"].auc) for name, one in EXAM.items()]
+    contests = [Contest(name, one["ltmia"].auc, one["loss"].auc) for name, one in RESULTS.items()]
     axes = Figure().add_subplot()
-    plot_exam(axes, {"all": contests}, "ltmia", "best published attack")
+    plot_evaluation(axes, {"all": contests}, "ltmia", "best published attack")
     for drawn, attack in zip(axes.containers, ("ltmia", "loss"), strict=True):
-        expected = [one[attack].auc for one in EXAM.values()]
+        expected = [one[attack].auc for one in RESULTS.values()]
         assert list(drawn.lines[0].get_xdata()) == [measure.value for measure in expected]
         spans = [segment[:, 0] for segment in drawn.lines[2][0].get_segments()]
         np.testing.assert_allclose(spans, [(measure.low, measure.high) for measure in expected])
@@ -146,17 +148,17 @@ def test_train_and_evaluate_on_other_stores(stores: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "trained on 2 combinations, 2 held out" in done.stdout
     held_out = [str(path) for path in sorted(stores.glob("tiny.*"))]
-    done = run("evaluate", str(tmp_path / "model"), *held_out, "-o", str(tmp_path / "exam"))
+    done = run("evaluate", str(tmp_path / "model"), *held_out, "-o", str(tmp_path / "test"))
     assert done.returncode == 0, done.stderr
     assert "corpus late (1)" in done.stdout
-    figures = json.loads((tmp_path / "exam" / "exam.json").read_text("utf-8"))
+    figures = json.loads((tmp_path / "test" / "evaluation.json").read_text("utf-8"))
     assert set(figures) == {"tiny.early.quick", "tiny.late.quick"}
     assert {"ltmia", "ez_mia", "wbc", "difference"} <= set(figures["tiny.late.quick"])
     assert "| AUC of ltmia | early | late | all |" in done.stdout
-    assert "tiny.late.quick" in (tmp_path / "exam" / "exam.svg").read_text("utf-8")
-    written = {path.name for path in (tmp_path / "exam").iterdir() if not path.name.startswith(".")}
-    assert written == {"exam.json", "exam.md", "exam.svg"}
-    refused = run("evaluate", str(tmp_path / "model"), str(stores), "-o", str(tmp_path / "exam"))
+    assert "tiny.late.quick" in (tmp_path / "test" / "evaluation.svg").read_text("utf-8")
+    written = {path.name for path in (tmp_path / "test").iterdir() if not path.name.startswith(".")}
+    assert written == {"evaluation.json", "evaluation.md", "evaluation.svg"}
+    refused = run("evaluate", str(tmp_path / "model"), str(stores), "-o", str(tmp_path / "test"))
     assert refused.returncode == 2
     assert "demo.early.quick" in refused.stderr
 
@@ -169,7 +171,7 @@ def test_stores_are_found_at_any_depth_and_their_absence_is_named(stores: Path, 
         find_combinations([tmp_path])
 
 
-def test_what_was_trained_on_is_not_examined(stores: Path, tmp_path: Path) -> None:
+def test_what_was_trained_on_is_not_evaluated(stores: Path, tmp_path: Path) -> None:
     combinations = find_combinations([stores])
     classifier = MembershipClassifier()
     classifier.domain_ = TrainingDomain.of(combinations[:1], "excess")

@@ -38,15 +38,15 @@ def test_the_recipes_that_come_along_are_valid(path: Path) -> None:
     assert read_recipe(path).all_combinations()
 
 
-def test_the_grid_of_the_shipped_classifier_keeps_exam_and_training_apart() -> None:
+def test_the_grid_of_the_shipped_classifier_keeps_test_and_training_apart() -> None:
     recipe = read_recipe(RECIPES / "tiny.toml")
     combinations = recipe.all_combinations()
-    exam = {c.corpus for c in combinations if recipe.corpora[c.corpus].role == "exam"}
-    bases = {role: {c.base for c in combinations if (c.corpus in exam) == role} for role in (True, False)}
+    tested = {c.corpus for c in combinations if recipe.corpora[c.corpus].role == "test"}
+    bases = {role: {c.base for c in combinations if (c.corpus in tested) == role} for role in (True, False)}
     assert not bases[True] & bases[False]
     assert len(bases[True] | bases[False]) >= 9
-    assert sum(c.corpus not in exam for c in combinations) >= 40
-    assert sum(c.corpus in exam for c in combinations) >= 15
+    assert sum(c.corpus not in tested for c in combinations) >= 40
+    assert sum(c.corpus in tested for c in combinations) >= 15
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_the_line_of_a_value_is_that_of_its_key_or_of_the_table_around_it() -> N
 
 
 def test_exam_corpora_are_never_pretrained_on(tmp_path: Path) -> None:
-    text = SMOKE.read_text("utf-8").replace("[corpora.late]", '[corpora.late]\nrole = "exam"')
+    text = SMOKE.read_text("utf-8").replace("[corpora.late]", '[corpora.late]\nrole = "test"')
     text = text.replace('model_type = "llama"', 'model_type = "llama"\ncorpora = ["late"]')
-    with pytest.raises(ConfigError, match="exam corpus"):
+    with pytest.raises(ConfigError, match="test corpus"):
         read_recipe(written(tmp_path, text))
 
 
@@ -314,11 +314,11 @@ def test_the_recipe_of_the_papers_scale_is_planned_without_a_network(tmp_path: P
     path = RECIPES / "paper.toml"
     recipe = read_recipe(path)
     combinations = recipe.all_combinations()
-    exam = [c for c in combinations if recipe.corpora[c.corpus].role == "exam"]
-    training = [c for c in combinations if c not in exam]
+    tested = [c for c in combinations if recipe.corpora[c.corpus].role == "test"]
+    training = [c for c in combinations if c not in tested]
     assert len({c.base for c in training}) == 10
     assert len({c.corpus for c in training}) == 3
-    assert not {c.base for c in training} & {c.base for c in exam}
+    assert not {c.base for c in training} & {c.base for c in tested}
     for regime in recipe.regimes.values():
         assert (regime.n_members, regime.n_nonmembers, regime.n_validation, regime.epochs) == (10_000, 10_000, 500, 3)
         assert (regime.learning_rate, regime.schedule, regime.batch_size, regime.keep) == (5e-5, "constant", 16, "best")

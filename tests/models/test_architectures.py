@@ -17,13 +17,13 @@ SAMPLE = (
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_an_architecture_equals_the_plain_loop_in_any_batch(name: str) -> None:
-    outcome = architectures.examine(name)
+    outcome = architectures.run_architecture(name)
     assert (outcome.state, outcome.reason) == ("works", "")
     assert outcome.difference < architectures.TOLERANCE
 
 
 def test_a_model_of_masks_is_refused_with_the_reason() -> None:
-    outcome = architectures.examine("cpmant")
+    outcome = architectures.run_architecture("cpmant")
     assert outcome.state == "refused"
     assert "no causal LM" in outcome.reason
 

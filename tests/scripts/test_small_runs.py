@@ -70,7 +70,7 @@ def places(materials: Path, smoke_lab: Path, tmp_path_factory: pytest.TempPathFa
         "materials": str(folder / "materials"),
         "corpora": str(write_corpora(folder / "corpora", embedded_rows())),
         "many": str(write_corpora(folder / "many", numbered_rows())),
-        "lab": str(with_an_exam(smoke_lab, folder / "lab")),
+        "lab": str(with_a_test_set(smoke_lab, folder / "lab")),
         "kept": str(keep_models(smoke_lab, folder / "kept")),
     }
 
@@ -96,13 +96,13 @@ def write_corpora(folder: Path, rows: Iterable[dict[str, str]]) -> Path:
     return folder
 
 
-def with_an_exam(lab: Path, folder: Path) -> Path:
-    """Copy a lab's stores; those of one corpus become an exam's, and one of them that of longer texts."""
+def with_a_test_set(lab: Path, folder: Path) -> Path:
+    """Copy a lab's stores; those of one corpus become test stores, and one of them that of longer texts."""
     for store in (lab / "stores").iterdir():
         copy = shutil.copytree(store, folder / "stores" / store.name)
         manifest = read_manifest(copy)
         if ".late." in store.name:
-            manifest["combination"]["role"] = "exam"
+            manifest["combination"]["role"] = "test"
         if store.name == "tiny.late.quick":
             manifest["combination"]["finetuning"]["max_length"] = 256
         write_manifest(copy, manifest)

@@ -1,4 +1,4 @@
-"""The audit of a fine-tuned model: which of its training texts can be told from texts it never saw?"""
+"""Audits a fine-tuned model: which of its training texts can be told from texts it never saw?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited
 from ltmia.scoring.stored_scores import score_to_store
 
 SHOTS_DRAWN = 5 * SHOTS
-"""Texts of each kind that may become shots; those too long for the models are passed over."""
+"""Texts of each kind that may become few-shot examples; texts too long for the models are skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class AuditConfig(JudgeConfig):
     """Options of an audit."""
 
     attacks: str = "fast"
-    """"fast", "recorded", "all", or names with commas."""
+    """"fast", "recorded", "all", or names separated by commas."""
     deduplicate: bool = False
     """Leave out repeats within and across the two sets."""
     reveal: bool = False
@@ -53,8 +53,8 @@ def audit(
 ) -> AuditResult:
     """Audit a fine-tuned model: which of its training texts can be told from texts it never saw?
 
-    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
-    `report.html` into `out`, which may be handed on, and what may not into `out/private`.
+    Running again with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
+    `report.html` into `out`; these may be passed on. Files that may not go into `out/private`.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.
@@ -62,12 +62,12 @@ def audit(
         nonmembers: Texts of the same kind that it never saw.
         out: Folder for the results.
         config: Options.
-        report: Told the progress.
+        report: Called with progress.
         command: Command line to write down; this process's when None.
 
     Raises:
         DataError: If there are no texts at all.
-        ConfigError: If an attack is unknown, or recordings hold too little for it, another run is at work in `out`, or
+        ConfigError: If an attack is unknown or needs more than recordings hold, if another run works in `out`, or if
             `out` holds anything but an audit with the same settings and texts (`config.overwrite`: with any).
     """
     config = config or AuditConfig()
@@ -119,7 +119,7 @@ def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditC
 
 
 def _shots(sets: TextSets, seed: int) -> Shots:
-    """Draw texts of known membership to put before others; they are left out where they would be scored themselves."""
+    """Draw texts of known membership that serve as few-shot examples; no text is an example for itself."""
     rng = np.random.default_rng(seed)
     members, nonmembers = (
         tuple(texts[i] for i in rng.permutation(len(texts))[:SHOTS_DRAWN]) for texts in sets.split(sets.texts.texts)

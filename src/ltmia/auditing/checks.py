@@ -45,7 +45,7 @@ class CheckOptions(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of folds."""
+        """Seed of the folds."""
         ...
 
 

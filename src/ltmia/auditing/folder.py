@@ -1,4 +1,4 @@
-"""The folder of an audit or a score: what the run that asks for it is made of, so that no other one is replaced."""
+"""Takes the folder of an audit or a score, and notes models, options and texts, so that no other run is replaced."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -25,15 +25,15 @@ def hold_for(
     texts: tuple[Texts, Texts],
     config: JudgeConfig,
 ) -> AbstractContextManager[Run]:
-    """Hold a folder for an audit or a score, if it is ours to fill; no model is loaded for this.
+    """Take a folder for an audit or a score, unless it holds anything else; loads no model.
 
-    The models go by name: where one has changed under its name, the same command scores it again.
+    Models are compared by name: if the files behind a name changed, the same command scores again.
 
     Args:
         out: The folder.
-        kind: Of the results.
+        kind: Kind of results.
         pair: Target and reference.
-        texts: Those to judge, and the non-members.
+        texts: Texts to judge, and the non-members.
         config: Options.
 
     Raises:
@@ -48,9 +48,9 @@ def hold_for(
 
 
 def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
-    """Hash the texts in order with what of each is scored, the ids, and the groups, each by itself.
+    """Hash the texts with the place from which each is scored, the ids, and the groups; one hash for each of the three.
 
-    They confirm a guess at a text or a group, so they belong into the private folder.
+    With a hash anyone can check a guess at a text or a group, so hashes belong in the private folder.
     """
     return {
         "texts": _sha256(column for part in texts for column in (part.texts, tuple(map(str, part.starts or ())))),
@@ -67,6 +67,6 @@ def _sha256(columns: Iterable[Sequence[str]]) -> str:
 
 
 def _name(source: str, out: Path) -> str:
-    """Name a model on this machine by its way from the folder: both may be moved together."""
+    """Name a local model by its path relative to the folder, because both may be moved together."""
     is_path = Path(source).is_absolute() or Path(source).exists()
     return os.path.relpath(os.path.realpath(source), os.path.realpath(out)) if is_path else source

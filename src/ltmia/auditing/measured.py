@@ -19,7 +19,7 @@ Scores = Mapping[str, Float64[np.ndarray, " texts"]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the scores alone say."""
+    """Figures and decisions that follow from the scores alone."""
 
     scores: Scores
     """Scores that go into the records, by attack."""
@@ -30,7 +30,7 @@ class Measured:
     deciding: Mapping[Observer, str]
     """The attack that decides for each observer."""
     decided: Mapping[str, AuditDecisions]
-    """Decisions of those attacks; of the control, where there is no other attack."""
+    """Decisions by those attacks; by the control if there is no other attack."""
     epsilon: Measure | None = None
 
     @property
@@ -53,12 +53,12 @@ class Measured:
 
 
 def strongest(deciding: Mapping[Observer, str]) -> str:
-    """Return the attack that decides for the strongest observer; the control where no attack takes part."""
+    """Return the attack that decides for the strongest observer; the control if no attack takes part."""
     return deciding.get("weights") or deciding.get("logprobs") or CONTROL
 
 
 def judges(names: Iterable[str]) -> dict[Observer, str]:
-    """Return the attack that decides for each observer; the learned one, where it took part."""
+    """Return the attack that decides for each observer; the learned one if it took part."""
     order = [name for name in (*WEIGHTS, LEARNED) if name in names]
     order += [name for name in names if name not in (*order, CONTROL)]
     found: dict[Observer, str] = {}

@@ -18,10 +18,10 @@ from ltmia.report.notebook import results_html, roc_axes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeConfig:
-    """Options of `audit` and of `score`: they decide the numbers."""
+    """Options that `audit` and `score` share."""
 
     classifier: str | None = None
-    """"full" or "lite", which are part of this package, a folder or a hub id; full when None."""
+    """"full" or "lite" (part of this package), a folder, or a hub id; "full" when None."""
     fdr: float = 0.05
     """False discovery rate to flag records at."""
     max_length: int = 128
@@ -29,15 +29,15 @@ class JudgeConfig:
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     observer: ObserverChoice = "logprobs"
-    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": the strongest that can be had.
+    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": weights if they can be read.
 
-    The weights have to be asked for: reading them takes longer than scoring, and they are not yet measured enough."""
+    The default does not read the weights: that takes longer than scoring, and the attack is not yet measured enough."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
-    """Day that stands in the conversations, where the chat template wrote one; see `ChatTemplate.day_told`."""
+    """Date that the chat template wrote into the conversations, if it wrote one; see `ChatTemplate.day_told`."""
     overwrite: bool = False
-    """Replace what a run with other settings, or of other texts, left in the folder; decides no number."""
+    """Replace files of a run with other settings or texts; changes no number."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class JudgeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditResult:
-    """What an audit found, and where it is written."""
+    """Results of an audit, and the folder that holds them."""
 
     results: Results
     records: pa.Table
@@ -75,8 +75,8 @@ class Question:
     attacks: Sequence[str]
     """Attacks whose scores answer the question."""
     also_scored: Sequence[str] = ()
-    """Attacks that the checks need besides."""
+    """Attacks that only the checks need."""
     shots: Shots | None = None
-    """Texts of known membership for the attacks that take several passes; None: none of those takes part."""
+    """Texts of known membership for attacks that take several passes; None leaves these attacks out."""
     reveal: bool = False
     """Write texts and tokens into the files."""

@@ -17,17 +17,17 @@ from ltmia.scoring.stored_scores import ScoredTexts
 
 
 def published_ids(texts: Texts, salt: bytes) -> list[str]:
-    """Return the ids as they are handed on: the user's own as they are, others made with the salt.
+    """Return the ids that go into the records: the user's own unchanged, others made with the salt.
 
     Args:
         texts: What is audited.
-        salt: Random, of the private folder: without it no guess at a text can be held against an id.
+        salt: Random bytes from the private folder. Nobody can check a guess at a text against an id without them.
     """
     return [_salted(salt, "text", name)[:16] if name in texts.made_ids else name for name in texts.ids]
 
 
 def hashed_groups(data: TextSets, salt: bytes) -> list[str | None]:
-    """Hash the groups with a salt, the same for all texts of one; None without groups."""
+    """Return the salted hash of each text's group; None without groups."""
     groups = data.texts.groups or (None,) * len(data.texts)
     return [None if group is None else _salted(salt, "group", group)[:12] for group in groups]
 
@@ -45,7 +45,7 @@ def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDec
 
 
 def group_columns(data: TextSets, hashed: list[str | None], groups: GroupDecisions) -> dict[str, Any]:
-    """Lay out groups.parquet: the groups judged, by number of the group."""
+    """Lay out groups.parquet: one row for each group judged, in order of group number."""
     names = _names_of_groups(data, hashed)
     return {
         "group": [names[number] for number in groups.numbers.tolist()],

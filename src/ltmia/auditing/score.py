@@ -1,4 +1,4 @@
-"""Scores for claimants: candidates of unknown membership against texts surely not used."""
+"""Judges candidates of unknown membership against texts that were surely not used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class ScoreConfig(JudgeConfig):
     """Options of `score`."""
 
     attack: str = LEARNED
-    """The one attack whose scores decide: choosing among several afterwards would spoil the error rates. The default
-    decides together with the update of the weights, where the observer has them."""
+    """Attack whose scores decide; only one, because choosing the best of several afterwards would spoil the error rates.
+    The default is combined with the attack on the weights if the observer has the weights."""
 
 
 def score(
@@ -42,8 +42,8 @@ def score(
 ) -> AuditResult:
     """Judge candidates: was each of them, and were they as a whole, used to fine-tune the target?
 
-    Re-running with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
-    `report.html` into `out`, which may be handed on, and what may not into `out/private`.
+    Running again with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
+    `report.html` into `out`; these may be passed on. Files that may not go into `out/private`.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.
@@ -51,13 +51,13 @@ def score(
         nonmembers: Texts of the same kind that were surely not; all of them calibrate.
         out: Folder for the results.
         config: Options.
-        scorer: Scores the texts: this process, by way of `out/private/store`, or `ray_scoring.RayScorer`.
-        report: Told the progress.
+        scorer: Scores the texts: in this process, with a store in `out/private/store`, or a `ray_scoring.RayScorer`.
+        report: Called with progress.
 
     Raises:
         DataError: If there are no candidates, or no non-members to judge them against.
-        ConfigError: If the attack is unknown or not one that a single pass serves, or recordings hold too little for
-            it, another run is at work in `out`, or `out` holds anything but a score with the same settings and texts
+        ConfigError: If the attack is unknown, takes several passes or needs more than recordings hold, if another run
+            works in `out`, or if `out` holds anything but a score with the same settings and texts
             (`config.overwrite`: with any).
     """
     config = config or ScoreConfig()

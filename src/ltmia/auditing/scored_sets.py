@@ -93,14 +93,14 @@ def _scoring_task(
 
 
 def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
-    """Return the scores that rest on the weights: the update's, and with the learned attack's their sum."""
+    """Return the scores of the attack on the weights, and their sum with those of the learned attack."""
     if update.score is None:
         return {}
     return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: learned + update.score})
 
 
 def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
-    """Read the update of the weights, where the learned attack takes part or the observer is named."""
+    """Read the update of the weights if the learned attack takes part or the observer is "weights"."""
     config = question.config
     wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
     return read_update(

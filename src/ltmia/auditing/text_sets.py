@@ -74,7 +74,7 @@ class TextSets:
 
 
 def as_texts(texts: Texts | Sequence[str]) -> Texts:
-    """Take plain strings as texts with ids made from their content."""
+    """Give plain strings ids made from their content; `Texts` stay as they are."""
     if isinstance(texts, Texts):
         return texts
     ids = content_ids(texts)
@@ -90,8 +90,8 @@ def join_sets(
         judged: Texts to judge.
         nonmembers: Texts that were surely not trained on.
         kind: What is known of the texts to judge.
-        deduplicate: Leave out repeats within each set, and non-members that repeat a member, nearly or in long
-        passages: those were in fact trained on.
+        deduplicate: Leave out repeats within each set, and non-members that repeat a member nearly or in long
+            passages, because those were in fact trained on.
 
     Raises:
         DataError: If there are no texts at all.
@@ -117,9 +117,10 @@ def join_sets(
 
 
 def _originals(texts: Texts) -> Int64[np.ndarray, " texts"]:
-    """Return the first row of an equal text for each; equal but for case and white space, and scored from one place on.
+    """Return for each text the row of the first text that equals it.
 
-    A text without a word equals none.
+    Texts are equal if they differ only in case and white space, and are scored from the same place on. A text without
+    a word equals no other.
     """
     first: dict[tuple[str, int], int] = {}
     rows = np.arange(len(texts))

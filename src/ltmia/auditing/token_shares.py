@@ -1,4 +1,4 @@
-"""Columns of `records.parquet` about a record's tokens, without a value of any single token."""
+"""Columns of `records.parquet` that summarise a record's tokens and reveal no value of a single token."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +13,11 @@ from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 AT_ONCE = 256
 """Texts whose statistics are in memory at a time."""
 MOST_NONMEMBERS = 2000
-"""Number of non-members, spread over all, from whose tokens the bounds are computed."""
+"""Most non-members from whose tokens the bounds are computed; they are taken evenly from all."""
 
 
 def share_columns(scored: ScoredTexts, nonmembers: np.ndarray) -> dict[str, Any]:
-    """Compute the columns; all null if a cluster kept only scores, or if no non-member was scored.
+    """Compute the columns; all are null if a cluster returned only scores, or if no non-member was scored.
 
     Args:
         scored: What was scored.

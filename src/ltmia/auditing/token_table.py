@@ -14,7 +14,7 @@ from ltmia.records import Texts, without_surrogates
 from ltmia.scoring.stored_scores import StoredTexts
 
 MOST_TEXTS, MOST_POSITIONS = 300, 30_000
-"""Bounds on what is kept: records with the highest scores, as long as both hold."""
+"""Most records and most token positions kept; records with the highest scores come first."""
 ATTRIBUTED_AT_ONCE = 64
 """Texts whose features are in memory at a time."""
 
@@ -32,8 +32,8 @@ def token_columns(
         scored: What was scored.
         judge: Scores that decide which records are kept.
         classifier: The learned attack, if it took part.
-        revealed: The pair, the texts and the most tokens read of each, to write the tokens themselves;
-            None keeps them out.
+        revealed: The pair, the texts and the most tokens read of each; needed to write the tokens themselves. None
+            leaves the tokens out.
     """
     rows = _kept_rows(judge, scored.n_tokens)
     found = scored.store.statistics(rows)

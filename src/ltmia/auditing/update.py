@@ -50,16 +50,16 @@ def read_update(
         observer: "logprobs" does not read the weights, "weights" must read them, "auto" reads them if possible and
         otherwise says why not.
         max_length: Token ids read of each text.
-        identity: Of both models: gradients of others in the folder are not read.
+        identity: Hashes of both models: gradients of other models in the folder are not read.
         folder: Keeps the gradients, so that a killed run goes on.
-        report: Told the progress.
+        report: Called with progress.
 
     Raises:
         ModelError: If the observer is "weights" and the weights cannot be read.
-        DataError: The same, for want of texts.
+        DataError: If the observer is "weights" and there are too few texts.
     """
     if observer == "logprobs":
-        return UpdateReading(reason="not asked for: the observer `weights` reads them")
+        return UpdateReading(reason="not asked for; the observer `weights` reads them")
     started = time.perf_counter()
     try:
         if pair.models is None:

@@ -24,8 +24,8 @@ def integrated_gradients(
     the tokens' contribution through the network is divided.
 
     Args:
-        network: Of the classifier, in evaluation mode.
-        features: Of some texts.
+        network: Network of the classifier, in evaluation mode.
+        features: Features of some texts.
         start: The average token's features, where the path begins.
 
     Returns:

@@ -82,10 +82,10 @@ class MembershipClassifier:
         Args:
             training: Combinations to learn from.
             validation: Others that choose the epoch.
-            config: How.
+            config: Options.
             checkpoint: File to keep the state in after each epoch, and to go on from; of the same settings only.
-            report: Told what each epoch came to.
-            on_step: Told how many steps of how many are done.
+            report: Called with the result of each epoch.
+            on_step: Called with the number of steps done and the total.
 
         Raises:
             ConfigError: If the network is unknown or there is nothing to train on.

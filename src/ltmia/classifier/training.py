@@ -47,7 +47,7 @@ class TrainingConfig:
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     label_smoothing: float = 0.0
     """Label smoothing: labels are moved this far from 0 and 1."""
     pairwise_weight: float = 0.5
@@ -134,11 +134,11 @@ def train_network(
     Args:
         network: Untrained, or trained on other data; standardised.
         data: What to learn from.
-        config: How.
+        config: Options.
         checkpoint: File to keep the state in after each epoch, and to go on from where it is there. It must be of the
             same network, data and config.
-        report: Told what each epoch came to.
-        on_step: Told how many steps of how many are done.
+        report: Called with the result of each epoch.
+        on_step: Called with the number of steps done and the total.
 
     Raises:
         ConfigError: If it shall stop early and nothing is held out.

@@ -42,7 +42,7 @@ def ltmia(
         bool, typer.Option("--version", callback=o.print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Which texts was a fine-tuned language model trained on, and how sure can we be?
+    """Find out which texts a fine-tuned language model was trained on, and how sure that is.
 
     Exit codes: 0 done, 1 gate failed, 2 could not run, 3 inconclusive.
     """
@@ -52,12 +52,13 @@ def ltmia(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo"),
     members: Annotated[
-        int, typer.Option("--members", min=20, max=800, help="Texts to fine-tune on; twice as many are held out.")
+        int,
+        typer.Option("--members", min=20, max=800, help="Number of texts to fine-tune on; twice as many are held out."),
     ] = 500,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fine-tune an embedded tiny LM on half of the embedded texts, audit it, and write the report."""
+    """Fine-tune a tiny built-in LM on built-in texts, audit it, and write the report."""
     calm_libraries()
     from ltmia.auditing.demo import run_demo
 
@@ -71,8 +72,8 @@ def demo(
 def audit(
     *,
     target: o.Target,
-    members: Annotated[str, typer.Option("--members", help="Texts it was fine-tuned on.")],
-    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts it never saw.")],
+    members: Annotated[str, typer.Option("--members", help="Texts that the target was fine-tuned on.")],
+    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Similar texts that it never saw.")],
     out: o.Out,
     base: o.Base = "auto",
     columns: g.TextOptions,
@@ -88,7 +89,7 @@ def audit(
     overwrite: o.Overwrite = False,
     printing: g.PrintOptions,
 ) -> None:
-    """Score members and non-members with every attack: metrics, validity checks, decisions, report."""
+    """Audit a model with known members and non-members: attacks, checks, decisions and a report."""
     calm_libraries()
     from ltmia.auditing.audit import AuditConfig
     from ltmia.auditing.audit import audit as run_audit
@@ -121,25 +122,28 @@ def score(
     *,
     target: o.Target,
     candidates: Annotated[str, typer.Option("--candidates", help="Texts that may have been used.")],
-    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Like texts surely not used.")],
+    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Similar texts that were surely not used.")],
     out: o.Out,
     base: o.Base = "auto",
     columns: g.TextOptions,
-    attack: Annotated[str, typer.Option("--attack", help="Whose scores decide.")] = "ltmia",
+    attack: Annotated[str, typer.Option("--attack", help="Attack whose scores decide.")] = "ltmia",
     judging: g.JudgeOptions,
     loading: g.ModelOptions,
     seed: o.Seed = 0,
     engine: Annotated[
-        o.EngineName, typer.Option("--engine", help="This process, or a Ray cluster (extra: ray) for large sets.")
+        o.EngineName,
+        typer.Option(
+            "--engine", help="Where to run: local (this process), or ray (a cluster, for large sets; extra: ray)."
+        ),
     ] = o.EngineName.local,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Ray processes; default: as many as the cluster has room for."),
+        typer.Option("--workers", min=1, help="Number of Ray processes; default: as many as fit on the cluster."),
     ] = None,
     overwrite: o.Overwrite = False,
     printing: g.PrintOptions,
 ) -> None:
-    """Judge candidates of unknown membership: a p-value and q-value each, and one p-value for all together."""
+    """Judge texts of unknown membership: a p-value and a q-value for each, and one p-value for all together."""
     calm_libraries()
     from ltmia.auditing.score import ScoreConfig
     from ltmia.auditing.score import score as run_score
@@ -176,22 +180,23 @@ def finetune(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the fine-tuned model.")],
     text_column: o.TextColumn = "text",
     lora: Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter (rank 16).")] = False,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = 5e-5,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
-    max_length: Annotated[int, typer.Option("--max-length", min=2)] = 128,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the texts.")] = 3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Learning rate of AdamW.")] = 5e-5,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per training step.")] = 16,
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text.")] = 128,
     epsilon: Annotated[
         float | None,
         typer.Option(
-            "--epsilon", help="Train under differential privacy (delta = 1 / (10 texts)); needs the extra `dp`."
+            "--epsilon",
+            help="Train with differential privacy at this epsilon (delta = 0.1 / number of texts); extra: dp.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the order of texts, dropout and adapter.")] = 0,
     day: o.Day = None,
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Fine-tune a base the way the lab does; a plain model (or adapter) folder comes out."""
+    """Fine-tune a base as the lab does, and write a model or adapter folder."""
     calm_libraries()
     from ltmia.finetuning.config import FinetuneConfig
     from ltmia.finetuning.finetune import finetune as run_finetune

@@ -18,19 +18,24 @@ class Benchmark(StrEnum):
 
 
 def bench(
-    part: Annotated[Benchmark, typer.Argument(help="extract, store or train.")],
+    part: Annotated[Benchmark, typer.Argument(help="Part to measure: extract, store or train.")],
     n_texts: Annotated[int, typer.Option("--texts", min=2)] = 16,
     n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
-    mixed_lengths: Annotated[bool, typer.Option("--mixed-lengths", help="From a quarter of --tokens to all.")] = False,
+    mixed_lengths: Annotated[
+        bool, typer.Option("--mixed-lengths", help="Draw lengths between a quarter of --tokens and --tokens.")
+    ] = False,
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=64)] = 50_257,
-    hidden_size: Annotated[int, typer.Option("--hidden-size", min=12, help="A multiple of 12, the heads.")] = 768,
+    hidden_size: Annotated[
+        int,
+        typer.Option("--hidden-size", min=12, help="Hidden size of the models; a multiple of 12, the number of heads."),
+    ] = 768,
     n_layers: Annotated[int, typer.Option("--layers", min=1)] = 12,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
-    dtype: Annotated[str, typer.Option("--dtype", help="float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32 or bfloat16.")] = "float32",
     threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure extraction, the store or training on fixed synthetic work: random models of GPT-2's shape."""
+    """Measure the speed of extraction, of the store or of training, with random models of GPT-2's shape."""
     from ltmia.scoring.bench import BenchConfig, bench_extract, bench_store, bench_train
 
     config = BenchConfig(

@@ -34,14 +34,12 @@ def _one_of(value: str | None, names: Collection[str]) -> str | None:
 HoldOut = Annotated[
     list[str] | None,
     typer.Option(
-        "--hold-out", help="Base, corpus or store whose combinations choose the epoch and are not learnt from."
+        "--hold-out", help="Base, corpus or store whose combinations are not trained on but choose the epoch."
     ),
 ]
 Start = Annotated[
     str | None,
-    typer.Option(
-        "--start", help="Classifier whose weights to go on from: full, lite, a folder or a hub id. Default: none."
-    ),
+    typer.Option("--start", help="Classifier to start from: full, lite, a folder or a hub id. Default: none."),
 ]
 Network = Annotated[
     str | None,
@@ -49,7 +47,8 @@ Network = Annotated[
         "--network",
         callback=_network,
         metavar="conv|published",
-        help="Ours, or that of the LT-MIA paper, with its loss and schedule. Default: conv, or that of --start.",
+        help="conv: our network; published: that of the LT-MIA paper, with its loss and schedule. Default: that of "
+        "--start, else conv.",
     ),
 ]
 FeatureVersion = Annotated[
@@ -58,24 +57,27 @@ FeatureVersion = Annotated[
         "--feature-version",
         callback=_feature_version,
         metavar="excess|lite|logratio|published",
-        help="Columns it reads; docs/features.md describes them. Default: excess, or those of --start.",
+        help="Feature columns to read; docs/features.md describes them. Default: those of --start, else excess.",
     ),
 ]
 
 
 def train(
     stores: Stores,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the classifier; re-running resumes.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the classifier; running again resumes.")],
     hold_out: HoldOut = None,
     start: Start = None,
     network: Network = None,
     feature_version: FeatureVersion = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Default: 6; published: 80.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Passes over the stores. Default: 6; for the published network 80."),
+    ] = None,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", min=1, help="Stop when the held-out AUC has not risen for so many epochs."),
+        typer.Option("--patience", min=1, help="Stop when the held-out AUC has not risen for this many epochs."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of initialisation, batches and dropout.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of initialisation, batches and dropout.")] = 0,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -113,11 +115,13 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a classifier; full or lite for the shipped ones.")],
     stores: Stores,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for exam.json and exam.md.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for evaluation.json, evaluation.md and evaluation.svg.")
+    ],
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Evaluate a classifier on stores it was not trained on, beside every baseline."""
+    """Compare a classifier with every baseline on stores that it was not trained on."""
     from ltmia.classifier.membership import chosen_classifier
     from ltmia.lab.evaluate import TABLES_FILE, find_combinations
     from ltmia.lab.evaluate import evaluate as run_evaluate

@@ -20,10 +20,10 @@ class Inconclusive(StrEnum):
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="Limits of the verdict: TOML file with a table `max`.")
+        Path | None, typer.Option("--policy", help="TOML file whose table `max` holds the limits of the verdict.")
     ] = None,
 ) -> None:
-    """Render report.html again from the folder's results.json and records.parquet, and from revealed tokens."""
+    """Write report.html again from the files of the folder."""
     from ltmia.evaluation.gate import read_policy
     from ltmia.report.page import write_report
 
@@ -38,13 +38,13 @@ def gate(
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="TOML file whose table `max` holds limits.")] = None,
     inconclusive: Annotated[
-        Inconclusive | None, typer.Option("--inconclusive", help="What to make of it; default: exit code 3.")
+        Inconclusive | None, typer.Option("--inconclusive", help="How an inconclusive gate ends; default: exit code 3.")
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Hold an audit against limits; exit code 0 passed, 1 failed, 3 inconclusive."""
+    """Compare an audit with limits: exit code 0 if it passes, 1 if it fails, 3 if it is inconclusive."""
     from ltmia.evaluation.files import read_verdict
     from ltmia.evaluation.gate import DEFAULT_LIMITS, Limit, hold_against, read_policy
     from ltmia.folders import named_errors
@@ -72,13 +72,15 @@ def gate(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of an audit, such as before a change.")],
-    second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, such as after it.")],
-    attack: Annotated[str | None, typer.Option("--attack", help="Whose scores; default: the one that decided.")] = None,
+    first: Annotated[Path, typer.Argument(help="Folder of an audit, for example before a change.")],
+    second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, for example after it.")],
+    attack: Annotated[
+        str | None, typer.Option("--attack", help="Attack to compare by; default: the one that decided.")
+    ] = None,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
 ) -> None:
-    """Compare two audits of the same texts: does the second model give less away?"""
+    """Compare two audits of the same texts: does the second model reveal less?"""
     from ltmia.evaluation.audit_folder import are_of_same_texts
     from ltmia.evaluation.comparison import compare_audits
     from ltmia.evaluation.files import read_audit

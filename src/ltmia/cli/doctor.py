@@ -19,7 +19,7 @@ def doctor(
     allow_hub: o.AllowHub = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Find the base, compare tokenizers and vocabularies, run both models, and say what to mend."""
+    """Test a pair of models before an audit: find the base, compare tokenizers, run both, and say what to fix."""
     calm_libraries()
     from ltmia.auditing.doctor import diagnose
 

@@ -10,12 +10,12 @@ CHANGED = 1
 
 def card(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
-    into: Annotated[Path, typer.Option("--into", help="Model card to write into: the README.md of the model.")],
+    into: Annotated[Path, typer.Option("--into", help="Model card to write into, usually README.md of the model.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit code 1 if the card is not what the audit gives.")
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if the card differs from the audit.")
     ] = False,
 ) -> None:
-    """Write an audit into a model card: a section, and metrics in its model-index; all else in it stays."""
+    """Add an audit to a model card: a section, and metrics in its model-index; the rest is unchanged."""
     from ltmia.integrations.card import drift, write_card
 
     if not check:
@@ -32,12 +32,15 @@ def card(
 
 def annex(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File ending in .md, .html or .pdf (extra: pdf).")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; ends in .md, .html or .pdf (extra: pdf).")],
     context: Annotated[
-        Path | None, typer.Option("--context", help="TOML file that says how the model is released; see the docs.")
+        Path | None,
+        typer.Option(
+            "--context", help="TOML file that says how the model is released; docs/integrations.md describes it."
+        ),
     ] = None,
 ) -> None:
-    """Write a privacy annex: what was tried, what was not, what would change the conclusion."""
+    """Write a privacy annex: what was tested, what was not, and what would change the conclusion."""
     from ltmia.integrations.annex import read_context, write_annex
 
     write_annex(folder, out, read_context(context) if context else None)
@@ -47,10 +50,10 @@ def annex(
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
     against: Annotated[
-        Path | None, typer.Option("--annex", help="Annex (.md or .html); exit code 1 if it is of other files.")
+        Path | None, typer.Option("--annex", help="Annex (.md or .html) to check; exit code 1 if its hashes differ.")
     ] = None,
 ) -> None:
-    """Compute the hashes of an audit's files again, and compare them with those in an annex."""
+    """Print the hashes of an audit's files, or compare them with those in an annex."""
     from ltmia.integrations.evidence import differing_files, evidence_of
 
     for name, digest in evidence_of(folder).items():

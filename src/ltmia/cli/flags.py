@@ -12,8 +12,8 @@ QUOTES = "'\""
 def in_flags(message: str) -> str:
     """Replace each option that a message names by its flag.
 
-    `base` becomes --base, `overwrite=True` becomes --overwrite, and `dtype="float32"` becomes --dtype float32. What is
-    in backquotes and is no option stays as it is.
+    `base` becomes --base, `overwrite=True` becomes --overwrite, and `dtype="float32"` becomes --dtype float32. Other
+    text in backquotes stays as it is.
     """
     return OPTION.sub(_flag, message)
 

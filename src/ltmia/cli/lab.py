@@ -25,30 +25,33 @@ STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
 lab_app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    help="Fine-tune bases on corpora over a grid, and keep a labelled store of each combination.",
+    help="Fine-tune many bases on many corpora, and keep a labelled store of each combination.",
 )
 
 
 @lab_app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="TOML file; docs/lab.md describes it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the lab; re-running resumes.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe: TOML file; docs/lab.md describes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the lab; running again resumes.")],
     corpora: Annotated[
-        Path | None, typer.Option("--corpora", help="Where paths of corpora start; default: the recipe's folder.")
+        Path | None,
+        typer.Option("--corpora", help="Folder that paths of corpora are relative to; default: the recipe's."),
     ] = None,
     bases: Annotated[
-        Path | None, typer.Option("--bases", help="Where paths of bases start; default: the recipe's folder.")
+        Path | None, typer.Option("--bases", help="Folder that paths of bases are relative to; default: the recipe's.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes, one thread each; default: the cores.")
+        int | None,
+        typer.Option("--workers", min=1, help="Number of processes, one thread each; default: one per core."),
     ] = None,
     engine: Annotated[
-        o.EngineName, typer.Option("--engine", help="This machine's processes, or a Ray cluster (extra: ray).")
+        o.EngineName,
+        typer.Option("--engine", help="Where to run: local (this machine), or ray (a cluster; extra: ray)."),
     ] = o.EngineName.local,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and do nothing.")] = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Do all that a recipe asks for and is not there yet; exit 2 if a combination failed, the others done."""
+    """Do every step of a recipe that is not done yet; exit code 2 if a combination failed."""
     n_workers = workers or os.cpu_count() or 1
     from ltmia.lab.run import plan_lab, run_lab
 
@@ -75,7 +78,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="Folder of a lab.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print every step as JSON instead of a table.")] = False,
 ) -> None:
-    """Show what is done, running, failed and to do, and how long it took."""
+    """Show which steps are done, running, failed or waiting, and how long they took."""
     from ltmia.lab.run import lab_status
 
     found = lab_status(folder)

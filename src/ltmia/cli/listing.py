@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def attacks(
-    name: Annotated[str | None, typer.Argument(help="Show this one in detail; default: list all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Attack to show in detail; default: list all.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """List the attacks; with a NAME, show its formula, cost and source."""
+    """List the attacks, or show the formula, cost and source of one."""
     from ltmia.attacks.selection import select_attacks
     from ltmia.attacks.table import ATTACKS
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """Which columns texts are read from."""
+    """Columns that hold texts, ids and groups."""
 
     text_column: o.TextColumn = "text"
     id_column: o.IdColumn = None
@@ -28,7 +28,7 @@ class TextOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeOptions:
-    """How texts are scored and judged: fields of `JudgeConfig`."""
+    """Options for scoring and judging: fields of `JudgeConfig`."""
 
     classifier: o.Classifier = None
     observer: o.Observer = o.ObserverName.logprobs
@@ -39,7 +39,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions:
-    """How both models and their chat template are loaded."""
+    """Options for loading both models and their chat template."""
 
     dtype: o.DtypeOption = o.Dtype.auto
     device: o.Device = "auto"
@@ -60,7 +60,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrintOptions:
-    """What is printed."""
+    """Options for printing."""
 
     quiet: o.Quiet = False
     as_json: o.AsJson = False
@@ -70,7 +70,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command one option for each field of the groups among its parameters.
 
     Typer reads options from a function's signature, so the function returned has a signature with the fields in place
-    of their group. Called, it puts the groups together again.
+    of their group. When it is called, it builds the groups again.
     """
     signature = inspect.signature(command)
     groups = {name: _group_of(parameter) for name, parameter in signature.parameters.items()}

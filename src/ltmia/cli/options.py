@@ -66,52 +66,63 @@ def _batch_size(value: int | str) -> int | str:
 Target = Annotated[
     str,
     typer.Argument(
-        help="Fine-tuned LM: folder, hub id, PEFT adapter folder or .gguf file; audit and score also take what "
-        "`ltmia record` writes."
+        help="Fine-tuned LM: folder, hub id, PEFT adapter folder or .gguf file; audit and score also accept a file "
+        "written by `ltmia record`."
     ),
 ]
 Base = Annotated[
     str,
-    typer.Option("--base", help="Pretrained LM it was fine-tuned from; auto: ask its config or card."),
+    typer.Option(
+        "--base",
+        help="Pretrained LM that the target was fine-tuned from; auto: read it from the target's config or card.",
+    ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for results; re-running resumes.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; running again resumes.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace what ltmia made there with other settings; other files stay."),
+    typer.Option("--overwrite", help="Replace files that ltmia wrote there with other settings; other files stay."),
 ]
 TextColumn = Annotated[
     str,
     typer.Option(
         "--text-column",
-        help="Column that holds the text; where there is no `text`: prompt and completion, or messages.",
+        help="Column that holds the text. Without a column `text`, prompt and completion or messages are read.",
     ),
 ]
 IdColumn = Annotated[
     str | None,
-    typer.Option("--id-column", help="Column of ids; default: id, else made from the text."),
+    typer.Option(
+        "--id-column", help="Column that holds ids; default: id if there is one, else ids are made from the text."
+    ),
 ]
 GroupColumn = Annotated[
     str | None,
-    typer.Option("--group-column", help="Column of patients, authors or documents."),
+    typer.Option("--group-column", help="Column that names the patient, author or document of each text."),
 ]
 Attacks = Annotated[
     str,
-    typer.Option("--attacks", help="fast, recorded, all, or names with commas; `ltmia attacks` lists them."),
+    typer.Option("--attacks", help="fast, recorded, all, or names separated by commas; `ltmia attacks` lists them."),
 ]
 Classifier = Annotated[
     str | None,
     typer.Option(
         "--classifier",
-        help="full (the default) or lite, which come along, or the folder or hub id of another; lite reads only what "
-        "a server of log-probabilities gives.",
+        help="full (default) or lite, both included, or the folder or hub id of another; lite needs only the "
+        "log-probabilities that a server returns.",
     ),
 ]
-Fdr = Annotated[float, typer.Option("--fdr", min=0.0, max=1.0, help="False discovery rate to flag records at.")]
+Fdr = Annotated[
+    float,
+    typer.Option(
+        "--fdr", min=0.0, max=1.0, help="False discovery rate: the share of flags that may be wrong, on average."
+    ),
+]
 Observer = Annotated[
     ObserverName,
     typer.Option(
         "--observer",
-        help="What an attacker sees: logprobs (an endpoint) or weights (both models); auto: weights if readable.",
+        help="What an attacker sees: logprobs (an endpoint) or weights (both models); auto: weights if they can be "
+        "read.",
     ),
 ]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
@@ -128,33 +139,36 @@ Sequential = Annotated[
     bool,
     typer.Option(
         "--sequential-models",
-        help="For two models that do not fit into memory together: load each when its turn comes.",
+        help="Load one model at a time, for two models that do not fit into memory together.",
     ),
 ]
 DtypeOption = Annotated[
     Dtype,
-    typer.Option("--dtype", help="auto: bfloat16 if stored in half precision and fast here."),
+    typer.Option(
+        "--dtype",
+        help="Number format of the models; auto: bfloat16 if they are stored in half precision and it is fast here.",
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
 Day = Annotated[
     datetime | None,
     typer.Option(
         "--date",
         formats=["%Y-%m-%d"],
-        help="Day that a chat template is told which writes it into conversations; default: today, with a warning.",
+        help="Date for chat templates that write the date into conversations; default: today, with a warning.",
     ),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AllowHub = Annotated[
-    bool, typer.Option("--allow-hub", help="Ask the hub for a base that only the target's own files name.")
+    bool, typer.Option("--allow-hub", help="Download a base from the hub if only the target's files name it.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of resampling and calibration splits.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of resampling and calibration splits.")]
 Reveal = Annotated[
     bool, typer.Option("--reveal", help="Write the texts into records.parquet, and the tokens into the report.")
 ]
 LogTo = Annotated[
     list[TrackerName] | None,
-    typer.Option("--log-to", help="Log the figures to a tracker too; give it again for more; each is an extra."),
+    typer.Option("--log-to", help="Also log the figures to this tracker; repeat for several. Each needs its extra."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
@@ -168,7 +182,7 @@ def reader(
     trust_remote_code: bool = False,
     allow_hub: bool = False,
 ) -> "Callable[..., Texts]":
-    """Return `read_texts` for a model: what writes messages out as it reads them is known."""
+    """Return `read_texts` with the chat template of a model."""
     from ltmia.data.reading import read_texts
     from ltmia.data.recordings import is_recording
     from ltmia.models.chat import chat_template
@@ -181,13 +195,13 @@ def reader(
 
 
 def day_told(read: "Callable[..., Texts]") -> str | None:
-    """Return the day that stands in the conversations a reader gave, if the template asked for one."""
+    """Return the date that the chat template wrote into the conversations; None if it wrote none."""
     chat = read.keywords["chat"] if isinstance(read, partial) else None
     return None if chat is None or chat.day_told is None else chat.day_told.isoformat()
 
 
 def pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
-    """Say how to load both models, or to open the recordings of both."""
+    """Return a loader for both models, or for the recordings of both."""
     from ltmia.data.recordings import is_recording
     from ltmia.models.loading import load_pair
     from ltmia.scoring.audited_pair import PairToLoad
@@ -200,7 +214,7 @@ def pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
 
 @contextmanager
 def needs_ray() -> Iterator[None]:
-    """Say what to install if an import inside does not find Ray.
+    """Turn a missing Ray into an error that says what to install.
 
     Raises:
         ConfigError: If Ray is not installed.

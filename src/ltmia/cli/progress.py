@@ -1,4 +1,4 @@
-"""Progress on anything over two seconds: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Shows progress: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LINE_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress if there is no terminal."""
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _as_lines() -> Report:
 
 
 def calm_libraries() -> None:
-    """Keep the libraries' own bars, notices and warnings out of ours; what we log ourselves goes to stderr."""
+    """Silence bars, notices and warnings of libraries; send our own log to stderr."""
     warnings.simplefilter("ignore", FutureWarning)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("ltmia").setLevel(logging.INFO)

@@ -12,12 +12,16 @@ from ltmia.cli.progress import calm_libraries, progress
 def record(
     model: Annotated[str, typer.Argument(help="LM: folder, hub id, PEFT adapter folder or .gguf file.")],
     texts: Annotated[
-        list[str], typer.Option("--texts", help="Texts, as audit or score will get them; give it again for more files.")
+        list[str], typer.Option("--texts", help="The texts that audit or score will read; repeat for more files.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File ending in .jsonl.gz or .jsonl; re-running resumes.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File to write; ends in .jsonl.gz or .jsonl. Running again resumes.")
+    ],
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="Model whose tokenizer to use: of a target with tokens its base lacks."),
+        typer.Option(
+            "--tokenizer", help="Model whose tokenizer to use; needed if the target has tokens that its base lacks."
+        ),
     ] = None,
     text_column: o.TextColumn = "text",
     id_column: o.IdColumn = None,
@@ -31,7 +35,7 @@ def record(
     allow_hub: o.AllowHub = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write down what one model says of texts, for audit and score to work from without the model."""
+    """Record the log-probabilities one model gives to texts, so that audit and score can run without the model."""
     calm_libraries()
     from ltmia.models.loading import LoadOptions, load_alone
     from ltmia.ownership import refuse_inputs

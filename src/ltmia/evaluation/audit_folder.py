@@ -117,7 +117,7 @@ class Run:
     marker: Marker
     """What the folder will hold."""
     hashes: Mapping[str, str]
-    """Of the texts, their ids and their groups."""
+    """Hashes of the texts, of their ids and of their groups."""
 
     def begin_scoring(self) -> None:
         """Write down that the folder is of these settings and texts: from now on it holds work worth keeping."""
@@ -141,8 +141,8 @@ def run_in(
     Args:
         folder: Missing, empty, or one that ltmia made for results of this kind.
         marker: Kind and settings of the run.
-        hashes: Of its texts, their ids and their groups; None takes the folder whatever texts it is of.
-        overwrite: Take it whatever settings and texts it is of.
+        hashes: Hashes of its texts, their ids and their groups; None takes the folder of an audit of any texts.
+        overwrite: Take a folder with any settings and texts.
 
     Raises:
         ConfigError: If the folder is not ours, holds results of other settings or texts, another process holds it, or

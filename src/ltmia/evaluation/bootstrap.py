@@ -21,8 +21,8 @@ def resamples(sides: Sequence[Groups], n_resamples: int, seed: int) -> Iterator[
     Args:
         sides: Group of each text, for each side (members, non-members). If a side has only one group, its texts are
         drawn one by one, since the variation between groups is unknown.
-        n_resamples: How many to draw.
-        seed: Of the draws.
+        n_resamples: Number of resamples to draw.
+        seed: Seed of the draws.
 
     Yields:
         For some resamples at a time, how often each text of each side stands in each of them.
@@ -47,7 +47,7 @@ def resampled_figures(
     Args:
         members: Scores of members, none of them NaN.
         nonmembers: Scores of non-members, none of them NaN.
-        counts: How often each member, and each non-member, stands in each resample.
+        counts: Number of times that each member, and each non-member, stands in each resample.
         fprs: False-positive rates.
     """
     levels, level = np.unique(np.concatenate([members, nonmembers]), return_inverse=True)

@@ -81,7 +81,7 @@ def compare_audits(
         attack: Whose scores to compare; the one that decided the first audit when None.
         same_texts: Whether both are of the same texts in the same order, by `are_of_same_texts`; None where that is not
             known, and the ids must be the same. Ids that the texts do not have themselves differ from folder to folder.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         ConfigError: If the audits are not of the same texts, were made with other settings, or lack the attack.

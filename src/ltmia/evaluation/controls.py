@@ -35,7 +35,7 @@ def bag_of_words(
         texts: All texts, members and non-members.
         labels: 1 for members, 0 for non-members.
         groups: Group of each text; texts of one group share a fold.
-        seed: Of folds and forest.
+        seed: Seed of the folds and of the forest.
     """
     nothing = np.full(len(texts), np.nan)
     fewest = N_FOLDS if groups is None else 1

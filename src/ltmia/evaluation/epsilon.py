@@ -29,7 +29,7 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
     Args:
         members: Scores; NaN is left out.
         nonmembers: Scores; NaN is left out.
-        seed: Of the cut, and of the order of ties.
+        seed: Seed of the split into halves, and of the order of ties.
     """
     members, nonmembers = measurable(members), measurable(nonmembers)
     n = min(len(members), len(nonmembers))

@@ -81,7 +81,7 @@ class _Drawn:
     numbers: Int64[np.ndarray, " groups"]
     sizes: Int64[np.ndarray, " groups"]
     scores: Scores
-    """Of all texts, group by group."""
+    """Rows of all texts, group by group."""
     place: Int64[np.ndarray, " texts"]
     """Place of each text in its group, from 0."""
 

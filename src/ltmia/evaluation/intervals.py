@@ -32,7 +32,7 @@ def measure_attack(
         member_groups: Group of each member; every text is its own group when None.
         nonmember_groups: Group of each non-member.
         n_resamples: Bootstrap resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     (members, member_groups), (nonmembers, nonmember_groups) = (
         _measurable(scores, groups) for scores, groups in ((members, member_groups), (nonmembers, nonmember_groups))

@@ -1,4 +1,4 @@
-"""Averages over combinations: each target has equal weight, and scores of targets are not pooled."""
+"""Averages over combinations: every target has equal weight, and scores of different targets are not pooled."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ N_RESAMPLES = 2000
 FIGURES = ("auc", "0.1", "0.01", "0.001")
 """AUC, and TPR at these FPRs."""
 
-Examined = Mapping[str, AttackResult]
-"""By attack, on one combination."""
+CombinationResults = Mapping[str, AttackResult]
+"""Result of each attack on one combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Macro:
     attack: str
     n_combinations: int
     figures: Mapping[str, Measure]
-    """By name in `FIGURES`: the mean over the combinations where it could be measured."""
+    """Mean of each of `FIGURES` over the combinations in which it could be measured."""
 
 
 def figure_of(result: AttackResult, figure: str) -> float:
@@ -31,18 +31,18 @@ def figure_of(result: AttackResult, figure: str) -> float:
     return np.nan if measure.value is None else measure.value
 
 
-def macro_averages(examined: Sequence[Examined], *, seed: int = 0) -> list[Macro]:
-    """Average every attack over combinations; best AUC first.
+def macro_averages(results: Sequence[CombinationResults], *, seed: int = 0) -> list[Macro]:
+    """Average every attack over combinations; the best AUC comes first.
 
-    Intervals are 95 %, by bootstrap over combinations: the variation with other combinations of the same kind.
+    Intervals are 95 %, by bootstrap over combinations: they show how far other combinations of this kind would differ.
     """
-    names = [name for name in examined[0] if all(name in one for one in examined)] if examined else []
+    names = [name for name in results[0] if all(name in one for one in results)] if results else []
     averages = [
         Macro(
             attack=name,
-            n_combinations=len(examined),
+            n_combinations=len(results),
             figures={
-                figure: mean_with_interval([figure_of(one[name], figure) for one in examined], seed)
+                figure: mean_with_interval([figure_of(one[name], figure) for one in results], seed)
                 for figure in FIGURES
             },
         )
@@ -51,23 +51,25 @@ def macro_averages(examined: Sequence[Examined], *, seed: int = 0) -> list[Macro
     return sorted(averages, key=lambda macro: -(macro.figures["auc"].value or 0.0))
 
 
-def best_rule(examined: Examined, *, leave_out: Sequence[str]) -> str:
-    """Return the attack of highest AUC on one combination, of those not left out."""
-    others = [name for name in examined if name not in leave_out]
-    return max(others, key=lambda name: np.nan_to_num(figure_of(examined[name], "auc"), nan=-1.0))
+def best_rule(results: CombinationResults, *, leave_out: Sequence[str]) -> str:
+    """Return the attack with the highest AUC on one combination, except those left out."""
+    others = [name for name in results if name not in leave_out]
+    return max(others, key=lambda name: np.nan_to_num(figure_of(results[name], "auc"), nan=-1.0))
 
 
-def error_ratio(examined: Sequence[Examined], attack: str, *, leave_out: Sequence[str] = (), seed: int = 0) -> Measure:
-    """Return the mean of (1 - AUC) of an attack over that of each combination's best other attack not left out."""
+def error_ratio(
+    results: Sequence[CombinationResults], attack: str, *, leave_out: Sequence[str] = (), seed: int = 0
+) -> Measure:
+    """Return the mean over combinations of (1 - AUC) of an attack, divided by that of the best other attack."""
     ratios = []
-    for one in examined:
+    for one in results:
         best = figure_of(one[best_rule(one, leave_out=[attack, *leave_out])], "auc")
         ratios.append((1 - figure_of(one[attack], "auc")) / max(1 - best, 1e-9))
     return mean_with_interval(ratios, seed)
 
 
 def mean_with_interval(values: Sequence[float], seed: int = 0) -> Measure:
-    """Return the mean of the values that are numbers, with its 95 % bootstrap interval."""
+    """Return the mean of the values that are not NaN, with its 95 % bootstrap interval."""
     measured = np.array([value for value in values if not np.isnan(value)])
     if not len(measured):
         return Measure(reason="measured on no combination")

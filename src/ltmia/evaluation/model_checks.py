@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ltmia.evaluation.results import Check, Measure
 
-EXAMINED_TIMES = 4.3
+TESTED_TIMES = 4.3
 """Up to this many times the limit, the shipped classifier was tested and found more members than any published attack
 (docs/log.md, 2026-11-28: Gemma 3, distance 3.63 at a limit of .84)."""
 NOISE_SHARE = 0.1
@@ -41,7 +41,7 @@ def distribution_check(distance: float | None, limit: float) -> Check:
         sentence = f"This target is like the classifier's training models (distance {distance:.2f}, limit {limit:.2f})."
         return Check(status="ok", sentence=sentence, measure=measure)
     found = f"This target differs from the classifier's training models (distance {distance:.2f}, limit {limit:.2f})"
-    if distance <= EXAMINED_TIMES * limit:
+    if distance <= TESTED_TIMES * limit:
         sentence = f"{found}, but not more than other models on which it found more than any published attack."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (

@@ -15,7 +15,7 @@ def published(scores: Scores) -> Scores:
     float32, and far below what separates texts. Infinite and missing scores stay.
 
     Args:
-        scores: Of one attack, members and non-members together: the step is blind to labels.
+        scores: Scores of one attack, members and non-members together: the step does not depend on labels.
     """
     finite = scores[np.isfinite(scores)]
     if not len(finite):

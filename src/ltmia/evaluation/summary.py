@@ -53,7 +53,7 @@ def summarise(results: Results, limits: Sequence[Limit] | None = None) -> Summar
 
     Args:
         results: What was found.
-        limits: Of a policy; the default ones when None. A score has none: it asks whether candidates were used.
+        limits: Limits of a policy; the default ones when None. A score has none: it asks whether candidates were used.
     """
     if results.kind == "score":
         status, reason = _status_of_score(results)

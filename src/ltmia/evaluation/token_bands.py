@@ -38,7 +38,7 @@ def band_bounds(log_ratios: Iterable[np.ndarray]) -> Bounds | None:
     """Return the bounds between bands: quantiles over all tokens of non-members.
 
     Args:
-        log_ratios: Of each non-member, log p_T - log p_R of its tokens, nats.
+        log_ratios: For each non-member, log p_T - log p_R of its tokens, nats.
 
     Returns:
         None where there are no tokens.

@@ -1,4 +1,4 @@
-"""How figures are written, everywhere: in the terminal, the report, sentences, the gate and exams."""
+"""Writes figures in one way for the terminal, the report, the gate and evaluations."""
 
 from ltmia.evaluation.results import Measure
 

@@ -21,7 +21,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     """Write a manifest with the hash of itself.
 
     Args:
-        folder: Of the store.
+        folder: Folder of the store.
         content: All of it; `files` holds the SHA-256 of each of the store's other files.
     """
     plain = json.loads(json.dumps(dict(content)))

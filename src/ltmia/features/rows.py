@@ -28,7 +28,7 @@ class TokenRows:
         """Open the files.
 
         Args:
-            folder: Of the store.
+            folder: Folder of the store.
             starts: First row of each text.
             counts: Rows of each text.
             sizes: k, vocabulary size and number of rows.

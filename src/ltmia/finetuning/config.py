@@ -36,7 +36,7 @@ class FinetuneConfig:
     warmup: float = 0.0
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     keep: Keep = "last"
     """Which model is kept: after the last epoch, or after the epoch of lowest validation loss."""
     autocast: bool = True

@@ -85,7 +85,7 @@ def finetune(
     Args:
         model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
             stay as it is.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         texts: The members. Those without a token are left out and counted; a prompt is read but not learned.
         config: Length, speed, method, seed.
         out: Folder to be made.

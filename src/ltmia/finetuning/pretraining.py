@@ -52,7 +52,7 @@ class PretrainConfig:
     warmup: float = 0.05
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = 0.1
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     seed: int = 0
     """Seed of the order of blocks and of dropout."""
     autocast: bool = True

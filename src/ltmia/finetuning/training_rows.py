@@ -21,7 +21,7 @@ class TextRow:
 
     ids: list[int]
     n_prompt: int = 0
-    """Of these the first, which are read but not learned."""
+    """Number of tokens at the start that are read but not learned, such as a prompt."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,7 +74,7 @@ def training_rows(
     it does not end there. A row of one id teaches nothing and is left out.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         texts: Any strings.
         max_length: Most ids of a text, its prompt included.
         starts: Character from which on each text is learned, see `Texts`.

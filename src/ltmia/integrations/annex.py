@@ -35,7 +35,7 @@ class Point:
     """Its key in the context file."""
     asks: str
     part: str
-    """Of the opinion."""
+    """Paragraph of the opinion."""
     measured: Callable[[Results], str | None] = lambda _: None
     """What the audit says of it; None if it says nothing."""
 

@@ -67,7 +67,7 @@ def hold_out(dataset: Any, *, share: float, group_column: str | None = None, see
         dataset: Of the library `datasets`.
         share: Of the rows, to hold out. A thousand rows are a good number; fewer than a hundred say little.
         group_column: Patients, authors or documents. None: every row is a group of its own.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Returns:
         The dataset to train on, and the one held out: give it to the Trainer as `eval_dataset`.

@@ -1,4 +1,4 @@
-"""Examining classifiers on stores that they were not trained on, beside every baseline."""
+"""Evaluates classifiers and every baseline on stores that the classifiers were not trained on."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -14,22 +14,22 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.training import predict_logits
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.macro import Examined
+from ltmia.evaluation.macro import CombinationResults
 from ltmia.evaluation.results import AttackResult, Measure
 from ltmia.evaluation.wording import figure as written
 from ltmia.folders import claim_folder, mark_folder, write_whole
 from ltmia.models.identity import parameters_sha256
 from ltmia.ownership import Marker, check_folder
-from ltmia.report.exam import draw_exam, exam_tables
+from ltmia.report.evaluation import draw_evaluation, evaluation_tables
 
-EXAM_FILE, TABLES_FILE, FIGURE_FILE = "exam.json", "exam.md", "exam.svg"
+EVALUATION_FILE, TABLES_FILE, FIGURE_FILE = "evaluation.json", "evaluation.md", "evaluation.svg"
 
 
 def find_combinations(folders: Iterable[Path]) -> list[Combination]:
-    """Open stores: each folder is one, or holds some at any depth.
+    """Open all stores in some folders, at any depth.
 
     Raises:
-        StoreError: If a folder holds none.
+        StoreError: If a folder holds no store.
     """
     found: dict[Path, None] = {}
     for folder in folders:
@@ -41,13 +41,13 @@ def find_combinations(folders: Iterable[Path]) -> list[Combination]:
 
 
 def recipe_of(combination: Combination) -> dict[str, Any]:
-    """Return what the lab wrote down of a combination; nothing for a store made otherwise."""
+    """Return the architecture, corpus, regime and role that the lab noted for a combination; empty for other stores."""
     manifest = combination.store.manifest
     recipe = dict(manifest.get("combination", {}))
     return recipe | {"architecture": manifest.get("base", {}).get("architecture", recipe.get("base"))}
 
 
-def examine(classifier: MembershipClassifier, combination: Combination) -> dict[str, AttackResult]:
+def evaluate_combination(classifier: MembershipClassifier, combination: Combination) -> dict[str, AttackResult]:
     """Measure the classifier and every baseline on one combination, with intervals by document."""
     names = combination.store.texts.column_names
     column = combination.store.texts["group"].to_pylist() if "group" in names else range(len(combination.labels))
@@ -71,20 +71,22 @@ def evaluate(
     overwrite: bool = False,
     report: Callable[[str, int, int], None] = lambda _task, _done, _total: None,
 ) -> dict[str, dict[str, AttackResult]]:
-    """Examine a classifier on stores it was not trained on; write `exam.json`, `exam.md` and `exam.svg` into `out`.
+    """Evaluate a classifier on stores that it was not trained on.
 
-    Combinations it was trained on are refused: figures on them would say nothing.
+    Writes `evaluation.json`, `evaluation.md` and `evaluation.svg` into `out`.
+
+    Combinations that it was trained on are refused, because figures on them would mean nothing.
 
     Args:
-        classifier: Fitted.
+        classifier: Trained classifier.
         combinations: Labelled stores.
-        out: Folder for the three files; made where it is missing.
-        overwrite: Replace an exam of another classifier or other stores.
-        report: Told the progress.
+        out: Folder for the three files; made if it is missing.
+        overwrite: Replace an evaluation of another classifier or of other stores.
+        report: Called with progress.
 
     Raises:
         ConfigError: If `out` is not ours to fill.
-        StoreError: If one of the stores was trained on, or lacks what the classifier reads.
+        StoreError: If the classifier was trained on one of the stores, or a store lacks columns that it reads.
     """
     known = set(classifier.domain_.names)
     trained = [combination.name for combination in combinations if combination.name in known]
@@ -94,33 +96,33 @@ def evaluate(
         combination.store.check_version(classifier.feature_version)
     marker = _marker(classifier, combinations)
     check_folder(out, marker, overwrite=overwrite)
-    examined = {}
+    results = {}
     for i, combination in enumerate(combinations, 1):
-        examined[combination.name] = examine(classifier, combination)
-        report("examining", i, len(combinations))
-    figures = {name: {a: r.model_dump() for a, r in attacks.items()} for name, attacks in examined.items()}
+        results[combination.name] = evaluate_combination(classifier, combination)
+        report("evaluating", i, len(combinations))
+    figures = {name: {a: r.model_dump() for a, r in attacks.items()} for name, attacks in results.items()}
     slices = {combination.name: recipe_of(combination) for combination in combinations}
     written = {
-        EXAM_FILE: json.dumps(figures, indent=1),
-        TABLES_FILE: exam_tables(examined, slices),
-        FIGURE_FILE: draw_exam(examined, slices),
+        EVALUATION_FILE: json.dumps(figures, indent=1),
+        TABLES_FILE: evaluation_tables(results, slices),
+        FIGURE_FILE: draw_evaluation(results, slices),
     }
     with claim_folder(out, marker, overwrite=overwrite):
         mark_folder(out, marker)
         for name, text in written.items():
             write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
-    return examined
+    return results
 
 
 def _marker(classifier: MembershipClassifier, combinations: Sequence[Combination]) -> Marker:
-    """Say what an exam is of."""
+    """Describe an evaluation: the classifier and the stores."""
     stores = [[combination.name, combination.store.manifest["fingerprint"]] for combination in combinations]
     settings = {"classifier": parameters_sha256(classifier.network_), "stores": stores}
-    return Marker(kind="an exam", settings=settings)
+    return Marker(kind="an evaluation", settings=settings)
 
 
-def card_row(measured: Examined) -> dict[str, str]:
-    """Set the classifier beside the best baseline by each figure, for its model card."""
+def card_row(measured: CombinationResults) -> dict[str, str]:
+    """Return each figure of the classifier and of the best baseline, for its model card."""
     row = {}
     for figure in ("auc", "0.01", "0.001"):
         title = figure if figure == "auc" else f"tpr_at_{figure}"

@@ -107,7 +107,7 @@ def _message(details: ErrorDetails) -> str:
 
 
 def _wrong_names(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    """Find names that stand for nothing, and exam corpora that a base would be pretrained on."""
+    """Find names that stand for nothing, and test corpora that a base would be pretrained on."""
     known = {"base": list(recipe.bases), "corpus": list(recipe.corpora), "regime": list(recipe.regimes)}
     for place, kind, name in _names_used(recipe):
         if name not in known[kind]:
@@ -136,8 +136,8 @@ def _wrong_pretraining(recipe: Recipe, name: str, base: TinyBase) -> Iterator[tu
     for corpus in chosen:
         if corpus not in recipe.corpora:
             yield place, _unknown("corpus", corpus, list(recipe.corpora))
-        elif recipe.corpora[corpus].role == "exam":
-            yield place, f"{corpus} is an exam corpus, on which no base may be pretrained; leave it out"
+        elif recipe.corpora[corpus].role == "test":
+            yield place, f"{corpus} is a test corpus, on which no base may be pretrained; leave it out"
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=6
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Role = Literal["train", "exam"]
+Role = Literal["train", "test"]
 
 
 def _as_value_error(build: Any) -> None:
@@ -45,7 +45,7 @@ class Corpus(Table):
     """Where the texts of one kind are, and what they may be used for."""
 
     role: Role = "train"
-    """Bases are pretrained on documents 0-5 of training corpora only; an exam corpus is kept for examinations."""
+    """Whether bases are pretrained on this corpus (documents 0-5), or it is kept for testing."""
     path: str | None = None
     """File, or "hf:NAME[SPLIT]", or "embedded"; default NAME.jsonl.gz in the corpora's folder."""
     text_column: str = "text"

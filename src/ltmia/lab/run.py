@@ -39,7 +39,7 @@ def run_lab(
         corpora: Where relative paths of corpora start; the recipe's folder when None.
         bases: Where relative paths of bases start; the recipe's folder when None.
         engine: Who does the steps; processes on this machine when None.
-        report: Told how many steps are done.
+        report: Called with the number of steps done.
 
     Returns:
         The state of every step; `failed` names what went wrong.

@@ -29,7 +29,7 @@ class CorpusSource:
     role: Role
     path: str
     sha256: str
-    """Of the file; of the name for a corpus from the hub."""
+    """Hash of the file; for a corpus from the hub, hash of its name."""
     text_column: str
     group_column: str
     documents: str

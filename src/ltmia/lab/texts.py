@@ -40,8 +40,8 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
 
 
 def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:
-    """Return the buckets of documents for fine-tuning; no base was pretrained on an exam corpus, so it has more."""
-    return (*PRETRAINING_BUCKETS, *POOL_BUCKETS) if corpus.role == "exam" else POOL_BUCKETS
+    """Return the buckets of documents for fine-tuning; no base was pretrained on a test corpus, so it has more."""
+    return (*PRETRAINING_BUCKETS, *POOL_BUCKETS) if corpus.role == "test" else POOL_BUCKETS
 
 
 def draw_texts(work: CombinationWork, pool: Texts) -> Membership:

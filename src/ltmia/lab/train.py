@@ -86,11 +86,11 @@ def train(
     Args:
         classifier: Not fitted yet, see `untrained` and `going_on_from`.
         data: What to learn from, and what is held out.
-        config: How.
+        config: Options.
         out: Folder of the classifier.
         overwrite: Replace a classifier that was trained by other settings; files that are not ours stay.
-        report: Told the progress.
-        tell: Told in a line what each epoch came to, and what was found of earlier runs.
+        report: Called with progress.
+        tell: Called with a line for each epoch, and with what was found of earlier runs.
 
     Raises:
         ConfigError: If `out` holds something else than a classifier of these settings, or another run is at work on it.

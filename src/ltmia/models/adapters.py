@@ -34,7 +34,7 @@ RESIDUAL_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Ways to initialise LoRA that subtract its first weights from the base. The base under such an adapter differs from
 the base that was given."""
 UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
-"""Of these, the ways that cannot be repeated, because they use training data or random numbers."""
+"""Ways of initialising that cannot be repeated, because they use training data or random numbers."""
 LEAST_ALIKE, ALIKE = 0.25, 0.5
 """Two adapters count as the same one, trained further, if all but the first share of their tensors correlate by more
 than the second number."""

@@ -29,7 +29,7 @@ class ChangedMatrix:
     """A matrix of a numbered layer that the target and its base do not share."""
 
     name: str
-    """Of the parameter, the same in both models."""
+    """Name of the parameter, the same in both models."""
     layer: int
     """Number of the layer it belongs to."""
     layout: Layout

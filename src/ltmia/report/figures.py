@@ -1,7 +1,7 @@
-"""Figures of the report and of exams as SVG text; drawn from numbers alone, the same input giving the same bytes.
+"""Figures of the report and of evaluations as SVG text; the same numbers always give the same bytes.
 
-In the report ink and colours are CSS variables of the page, so that one drawing serves light, dark and paper. The
-figure of an exam is a file of its own, on white.
+In the report, ink and colours are CSS variables of the page, so that one drawing serves light, dark and paper. The
+figure of an evaluation is a separate file on white.
 """
 
 import re
@@ -24,17 +24,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6D00")
 DASHES = ("-", (0, (6, 2)), "-.", (0, (2, 1.5)), (0, (8, 2, 2, 2, 2, 2)))
 CONTROL_COLOUR, CONTROL_DASH = "#767676", (0, (1, 1.5))
 INK = "#010203"
-"""Stands for the page's ink until the drawing is text."""
+"""Placeholder for the page's ink; replaced once the drawing is text."""
 SIZE = (4.5, 3.9)
 """Inches. Small, so that letters stay readable on a telephone."""
 WIDEST_START = 0.1
-"""Logarithmic axes begin here or lower, however few the texts."""
+"""Logarithmic axes begin here or lower, even with few texts."""
 MOST_POINTS = 180
-"""Per curve, evenly spread over the logarithm of the axis: more cannot be seen."""
+"""Points per curve, spaced evenly over the logarithm of the axis; more cannot be seen."""
 
 
 def roc_figure(scores: Mapping[str, tuple[Scores, Scores]], control: str) -> str:
-    """Draw log-log ROC curves with 95 % bands, from one false positive on, beside chance and the blind control.
+    """Draw log-log ROC curves with 95 % bands, beginning at one false positive, with the diagonal and the blind control.
 
     Args:
         scores: Member and non-member scores by attack, most important first; the first curve gets a band, and so
@@ -100,11 +100,11 @@ def distribution_figure(kinds: Mapping[str, Scores], name: str, flag_from: float
 
 
 def calibration_figure(p_values: Mapping[str, Scores], smallest: float) -> str:
-    """Draw which share of texts has a p-value up to each level; of non-members it should be the level itself.
+    """Draw the share of texts whose p-value is at most each level; for non-members it should equal the level.
 
     Args:
-        p_values: By kind of text, "non-members" with a 95 % band where it is there.
-        smallest: No p-value can be below it.
+        p_values: P-values by kind of text; the kind "non-members" gets a 95 % band.
+        smallest: Smallest p-value that is possible.
     """
     figure, axes = _new()
     for i, (kind, values) in enumerate(p_values.items()):
@@ -129,28 +129,28 @@ def calibration_figure(p_values: Mapping[str, Scores], smallest: float) -> str:
 
 
 class Contest(NamedTuple):
-    """AUC of a classifier on one combination, beside that of the best of its rivals."""
+    """AUC of a classifier on one combination, and AUC of the best other attack."""
 
     combination: str
     own: Measure
     best: Measure
 
 
-def exam_figure(groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> str:
-    """Draw the AUC of a classifier and of its best rival on each combination, with intervals, as an SVG file.
+def evaluation_figure(groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> str:
+    """Draw the AUC of a classifier and of the best other attack on each combination, with intervals, as an SVG file.
 
     Args:
-        groups: Combinations by the heading they stand under.
-        own: What to call the classifier.
-        best: What to call its rivals.
+        groups: Combinations by heading.
+        own: Name of the classifier.
+        best: Name of the other attacks.
     """
     figure = Figure(figsize=(7.0, 1.2 + 0.24 * sum(1 + len(contests) for contests in groups.values())))
-    plot_exam(figure.add_subplot(), groups, own, best)
-    return _drawing(figure, "exam", paper=1.0)
+    plot_evaluation(figure.add_subplot(), groups, own, best)
+    return _drawing(figure, "test", paper=1.0)
 
 
-def plot_exam(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> None:
-    """Draw it onto axes; see `exam_figure`."""
+def plot_evaluation(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> None:
+    """Draw it onto axes; see `evaluation_figure`."""
     rows: list[tuple[str, Contest | None]] = []
     for heading, contests in groups.items():
         rows += [(heading, None), *((contest.combination, contest) for contest in contests)]
@@ -177,12 +177,12 @@ def _new() -> tuple[Figure, Axes]:
 
 
 def _literal(name: str) -> str:
-    """Keep a dollar sign in a name from starting a formula, and leave out what no font draws."""
+    """Escape dollar signs, which would start a formula, and leave out characters that no font draws."""
     return "".join(c for c in name if c.isprintable()).replace("$", r"\$")
 
 
 def _thinned(x: np.ndarray) -> np.ndarray:
-    """Choose at most about `MOST_POINTS` rows, evenly over log x; first and last always."""
+    """Choose at most about `MOST_POINTS` rows, evenly over log x, with the first and the last."""
     if len(x) <= MOST_POINTS:
         return np.arange(len(x))
     positive = np.log(np.maximum(x, x[x > 0].min()))
@@ -193,7 +193,7 @@ def _thinned(x: np.ndarray) -> np.ndarray:
 
 
 def _band(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pointwise Clopper-Pearson bounds of each share of n."""
+    """Return pointwise Clopper-Pearson bounds of shares of n."""
     count = np.rint(share * n)
     with np.errstate(invalid="ignore"):
         low = np.where(count > 0, beta.ppf(0.025, count, n - count + 1), 0.0)
@@ -207,7 +207,7 @@ def _svg(figure: Figure, name: str) -> str:
 
 
 def _drawing(figure: Figure, name: str, *, paper: float) -> str:
-    """Return the drawing as an `svg` element whose ids begin with `name`, on paper of some opacity."""
+    """Return the drawing as an `svg` element whose ids begin with `name`, on a background of the given opacity."""
     for axes in figure.axes:
         axes.patch.set_alpha(0)
         axes.tick_params(colors=INK, which="both", labelsize=9)

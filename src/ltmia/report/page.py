@@ -46,8 +46,8 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
     """Render the report of a finished audit or score again, from its files alone.
 
     Args:
-        folder: Of the audit; the report is written into it.
-        limits: Of a policy, which the verdict is about; the default ones when None.
+        folder: Folder of the audit; the report is written into it.
+        limits: Limits of a policy, by which the verdict is made; the default ones when None.
 
     Raises:
         StoreError: If the files are missing or damaged.
@@ -72,9 +72,9 @@ def render_report(
     """Return the page as text; the same input gives the same bytes.
 
     Args:
-        results: Of `results.json`.
-        records: Of `records.parquet`.
-        tokens: Of `tokens.parquet`, only if the tokens were revealed.
+        results: Content of `results.json`.
+        records: Table of `records.parquet`.
+        tokens: Table of `tokens.parquet`, only if the tokens were revealed.
         limits: See `write_report`.
     """
     environment = Environment(

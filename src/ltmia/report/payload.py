@@ -33,8 +33,8 @@ def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[s
     """Lay out what the script reads.
 
     Args:
-        records: Of `records.parquet`.
-        tokens: Of `tokens.parquet`, only if the tokens were revealed: their numbers give the text away.
+        records: Table of `records.parquet`.
+        tokens: Table of `tokens.parquet`, only if the tokens were revealed: their numbers give the text away.
         attack: The one that decided.
     """
     scores = records[f"score_{attack}"].to_numpy().astype(np.float64)

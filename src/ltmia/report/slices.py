@@ -28,7 +28,7 @@ class Slice:
     n_flagged: int
     """Members flagged."""
     auc: Measure
-    """Of the slice's members against the slice's non-members; of a group, against all non-members."""
+    """AUC of the slice's members against its non-members; a group's members are compared with all non-members."""
     flagged_whole: bool = False
     """A group judged and flagged as one."""
 

@@ -104,7 +104,7 @@ def multi_pass_scores(
         names: Attacks; those that the shared pass computes are ignored.
         config: Sizes and shots.
         kept: Where the scores of finished attacks are kept; None: they are not kept.
-        report: Told the progress.
+        report: Called with progress.
 
     Raises:
         ConfigError: If an attack needs shots and none of those given fits before a text.

@@ -62,9 +62,9 @@ def record_model(
         pair: By `load_alone`, or any other whose target is meant.
         texts: With ids that stand once.
         out: A name that ends in `.jsonl` or `.jsonl.gz`.
-        config: How.
+        config: Options.
         overwrite: Replace a recording of another model, other texts or other settings.
-        report: Told the progress.
+        report: Called with progress.
 
     Raises:
         ConfigError: If the name has another ending, another run is at work on it, or something else is there.

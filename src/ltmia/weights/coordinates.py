@@ -61,7 +61,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         pair: Target and base.
         n_coordinates: Most coordinates; shared out by the matrices' sizes.
         n_layers: How many layers, counted from the output.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         ModelError: If nothing changed, or the two models cannot be compared; see `changed_matrices`.

@@ -58,7 +58,7 @@ class GradientFile:
         Args:
             folder: Made if missing; what is in it of other work is removed.
             shape: Texts, points and coordinates.
-            fingerprint: Of everything that the gradients depend on.
+            fingerprint: Hash of everything that the gradients depend on.
         """
         self.folder = folder
         self.shape = shape

@@ -40,8 +40,8 @@ def read_gradients(
         coordinates: Coordinates that are read.
         points: Places on the line, 0 for the base and 1 for the target.
         folder: Where the gradients go.
-        identity: Of the two models; gradients of other models in the folder are thrown away.
-        report: Told of progress.
+        identity: Hashes of the two models: gradients of other models in the folder are thrown away.
+        report: Called with progress.
 
     Raises:
         StoreError: If the disk has no room.

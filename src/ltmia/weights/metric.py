@@ -48,7 +48,7 @@ def second_moments(
     Args:
         file: Gradients.
         rows: Texts to draw batches from.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
     dealt = _deal(len(rows), seed)
     n_coordinates, n_points = file.shape.n_coordinates, file.shape.n_points

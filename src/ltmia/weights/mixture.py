@@ -43,7 +43,7 @@ class TwoGroups:
     used_spread: float
     unused_spread: float
     covariance: Float64[np.ndarray, "4 4"]
-    """Of the fitted parameters, in the form in which they are fitted."""
+    """Covariance of the fitted parameters, in the form in which they are fitted."""
     parameters: Float64[np.ndarray, " 4"]
     """Logit of the share, used_mean / scale, log(own spread of the used / used_mean), log(unused_spread / scale)."""
     scale: float
@@ -117,7 +117,7 @@ def count_used(
         estimate: Of each text's coefficient.
         variance: Of each estimate.
         groups: The best fit.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     values, noise = estimate / groups.scale, variance / groups.scale**2
     rng = np.random.default_rng(seed)

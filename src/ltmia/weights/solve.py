@@ -124,7 +124,7 @@ def normal_equations(
         rows: Texts that take part.
         change: The update.
         metric: Preconditioner and noise.
-        report: Told of progress.
+        report: Called with progress.
 
     Raises:
         DataError: If the products do not fit into memory.

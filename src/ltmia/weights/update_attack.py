@@ -48,7 +48,7 @@ class WeightsConfig:
     optimizer_state: Path | None = None
     """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
     seed: int = 0
-    """Of the draw of coordinates and of batches."""
+    """Seed of the draw of coordinates and of batches."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings.
@@ -121,9 +121,9 @@ def score_update(
         pair: Target and base, side by side, neither of them quantised.
         encoded: Texts as ids.
         folder: Keeps the gradients; the same call goes on where a killed run stopped.
-        identity: Of the two models, such as their hashes: gradients of other models in the folder are thrown away.
-        config: How.
-        report: Told of progress.
+        identity: Hashes of the two models: gradients of other models in the folder are thrown away.
+        config: Options.
+        report: Called with progress.
 
     Raises:
         ModelError: If the update cannot be read, or nothing moved.
