@@ -1,7 +1,7 @@
 """The size in which the suite runs every script, and every command that Makefile, README or docs show.
 
-In arguments and copies, {materials} is the folder that the docs speak of, {lab} one with stores to learn from and to
-be evaluated on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one
+In arguments and copies, {materials} is the folder that the docs speak of, {lab} one with stores to train and to
+evaluate on, {kept} a lab that kept its models (its recipe lies beside it), {corpora} a folder of corpora, {many} one
 of as many texts as the largest recipe wants; all else is written into the folder where the command runs.
 """
 

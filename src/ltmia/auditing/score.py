@@ -26,7 +26,7 @@ class ScoreConfig(JudgeConfig):
     """Options of `score`."""
 
     attack: str = LEARNED
-    """Attack whose scores decide; only one, because choosing the best of several afterwards would spoil the error rates.
+    """Attack whose scores decide: only one, because choosing the best of several later would spoil the error rates.
     The default is combined with the attack on the weights if the observer has the weights."""
 
 

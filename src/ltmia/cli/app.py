@@ -53,7 +53,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("demo"),
     members: Annotated[
         int,
-        typer.Option("--members", min=20, max=800, help="Number of texts to fine-tune on; twice as many are held out."),
+        typer.Option("--members", min=20, max=800, help="Texts to fine-tune on; twice as many are held out."),
     ] = 500,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
@@ -132,9 +132,7 @@ def score(
     seed: o.Seed = 0,
     engine: Annotated[
         o.EngineName,
-        typer.Option(
-            "--engine", help="Where to run: local (this process), or ray (a cluster, for large sets; extra: ray)."
-        ),
+        typer.Option("--engine", help="local: this process; ray: a Ray cluster, for large sets (extra: ray)."),
     ] = o.EngineName.local,
     workers: Annotated[
         int | None,
@@ -188,7 +186,7 @@ def finetune(
         float | None,
         typer.Option(
             "--epsilon",
-            help="Train with differential privacy at this epsilon (delta = 0.1 / number of texts); extra: dp.",
+            help="Train with differential privacy, delta = 0.1 / number of texts (extra: dp).",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the order of texts, dropout and adapter.")] = 0,

@@ -22,12 +22,12 @@ def bench(
     n_texts: Annotated[int, typer.Option("--texts", min=2)] = 16,
     n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
     mixed_lengths: Annotated[
-        bool, typer.Option("--mixed-lengths", help="Draw lengths between a quarter of --tokens and --tokens.")
+        bool, typer.Option("--mixed-lengths", help="Lengths from --tokens / 4 to --tokens.")
     ] = False,
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=64)] = 50_257,
     hidden_size: Annotated[
         int,
-        typer.Option("--hidden-size", min=12, help="Hidden size of the models; a multiple of 12, the number of heads."),
+        typer.Option("--hidden-size", min=12, help="Hidden size; a multiple of 12."),
     ] = 768,
     n_layers: Annotated[int, typer.Option("--layers", min=1)] = 12,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,

@@ -71,7 +71,7 @@ def train(
     feature_version: FeatureVersion = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="Passes over the stores. Default: 6; for the published network 80."),
+        typer.Option("--epochs", min=1, help="Passes over the stores; default: 6 (published: 80)."),
     ] = None,
     patience: Annotated[
         int | None,
@@ -115,9 +115,7 @@ def train(
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a classifier; full or lite for the shipped ones.")],
     stores: Stores,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for evaluation.json, evaluation.md and evaluation.svg.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for evaluation.json, .md and .svg.")],
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
 ) -> None:

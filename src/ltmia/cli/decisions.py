@@ -75,7 +75,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Folder of an audit, for example before a change.")],
     second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, for example after it.")],
     attack: Annotated[
-        str | None, typer.Option("--attack", help="Attack to compare by; default: the one that decided.")
+        str | None, typer.Option("--attack", help="Attack to compare; default: the deciding one.")
     ] = None,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,

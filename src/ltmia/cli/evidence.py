@@ -35,9 +35,7 @@ def annex(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write; ends in .md, .html or .pdf (extra: pdf).")],
     context: Annotated[
         Path | None,
-        typer.Option(
-            "--context", help="TOML file that says how the model is released; docs/integrations.md describes it."
-        ),
+        typer.Option("--context", help="TOML file that says how the model is released (docs/integrations.md)."),
     ] = None,
 ) -> None:
     """Write a privacy annex: what was tested, what was not, and what would change the conclusion."""

@@ -35,18 +35,18 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the lab; running again resumes.")],
     corpora: Annotated[
         Path | None,
-        typer.Option("--corpora", help="Folder that paths of corpora are relative to; default: the recipe's."),
+        typer.Option("--corpora", help="Folder that holds the corpora; default: the recipe's."),
     ] = None,
     bases: Annotated[
-        Path | None, typer.Option("--bases", help="Folder that paths of bases are relative to; default: the recipe's.")
+        Path | None, typer.Option("--bases", help="Folder that holds the bases; default: the recipe's.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Number of processes, one thread each; default: one per core."),
+        typer.Option("--workers", min=1, help="Processes, one thread each; default: one per core."),
     ] = None,
     engine: Annotated[
         o.EngineName,
-        typer.Option("--engine", help="Where to run: local (this machine), or ray (a cluster; extra: ray)."),
+        typer.Option("--engine", help="local: this machine; ray: a Ray cluster (extra: ray)."),
     ] = o.EngineName.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost, and do nothing.")] = False,
     quiet: o.Quiet = False,

@@ -74,7 +74,7 @@ Base = Annotated[
     str,
     typer.Option(
         "--base",
-        help="Pretrained LM that the target was fine-tuned from; auto: read it from the target's config or card.",
+        help="Pretrained LM that the target was fine-tuned from; auto: named by its config or card.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; running again resumes.")]
@@ -91,9 +91,7 @@ TextColumn = Annotated[
 ]
 IdColumn = Annotated[
     str | None,
-    typer.Option(
-        "--id-column", help="Column that holds ids; default: id if there is one, else ids are made from the text."
-    ),
+    typer.Option("--id-column", help="Column of ids; default: `id`, or ids made from the texts if there is none."),
 ]
 GroupColumn = Annotated[
     str | None,
@@ -113,9 +111,7 @@ Classifier = Annotated[
 ]
 Fdr = Annotated[
     float,
-    typer.Option(
-        "--fdr", min=0.0, max=1.0, help="False discovery rate: the share of flags that may be wrong, on average."
-    ),
+    typer.Option("--fdr", min=0.0, max=1.0, help="Share of flags that may be wrong on average."),
 ]
 Observer = Annotated[
     ObserverName,
@@ -146,7 +142,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
-        help="Number format of the models; auto: bfloat16 if they are stored in half precision and it is fast here.",
+        help="Number format; auto: bfloat16 if stored in half precision and fast here.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]

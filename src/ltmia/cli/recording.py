@@ -15,13 +15,11 @@ def record(
         list[str], typer.Option("--texts", help="The texts that audit or score will read; repeat for more files.")
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="File to write; ends in .jsonl.gz or .jsonl. Running again resumes.")
+        Path, typer.Option("--out", "-o", help="File to write: .jsonl.gz or .jsonl; running again resumes.")
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            "--tokenizer", help="Model whose tokenizer to use; needed if the target has tokens that its base lacks."
-        ),
+        typer.Option("--tokenizer", help="Model whose tokenizer to use, if the target has tokens that its base lacks."),
     ] = None,
     text_column: o.TextColumn = "text",
     id_column: o.IdColumn = None,

@@ -87,7 +87,7 @@ def _transfer(results: Mapping[str, CombinationResults], recipes: Recipes) -> li
     parts = [
         "## transfer",
         "",
-        "Means over the combinations of an architecture and a corpus; their number in brackets.",
+        "Means over combinations of an architecture and a corpus; their number in brackets.",
     ]
     for title, figure in ((f"AUC of {LEARNED}", _auc), ("(1 - AUC) over the best published attack's", _ratio)):
         parts += ["", *_matrix(title, figure, results, recipes)]

@@ -34,7 +34,7 @@ MOST_POINTS = 180
 
 
 def roc_figure(scores: Mapping[str, tuple[Scores, Scores]], control: str) -> str:
-    """Draw log-log ROC curves with 95 % bands, beginning at one false positive, with the diagonal and the blind control.
+    """Draw log-log ROC curves with 95 % bands, beginning at one false positive, with diagonal and control.
 
     Args:
         scores: Member and non-member scores by attack, most important first; the first curve gets a band, and so
