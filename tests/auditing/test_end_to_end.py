@@ -267,4 +267,4 @@ def test_an_interrupted_command_exits_2_with_one_message() -> None:
         [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "ltmia: interrupted; the same command goes on from here"
+    assert done.stderr.strip().splitlines()[-1] == "ltmia: interrupted; the same command resumes"

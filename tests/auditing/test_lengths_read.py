@@ -20,11 +20,11 @@ def test_no_more_is_claimed_than_the_models_take(tmp_path):
     members = [f"Crate {i} of the cargo holds a letter. " * 200 for i in range(4)]
     nonmembers = [f"Snow on pier {i}. " * 200 for i in range(4)]
     for asked, read, cure in (
-        (2048, limit, "The models take no longer ones"),
+        (2048, limit, "The models accept no longer texts"),
         (64, 64, "A larger `max_length` reads more"),
     ):
         config = AuditConfig(attacks="loss", max_length=asked)
         found = audit(pair, members, nonmembers, tmp_path / str(asked), config=config).results
         assert (found.settings["max_length"], found.settings["max_positions"]) == (read, limit)
-        assert f"Of each text no more than {read} tokens are read: 8 of 8" in unread(found)
+        assert f"Only the first {read} tokens of each text were read. 8 of 8" in unread(found)
         assert cure in unread(found)

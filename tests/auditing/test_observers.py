@@ -116,4 +116,4 @@ def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None
     where = [str(materials / "my-model"), "--base", str(materials / "my-base"), "-o", out]
     done = run_ltmia("audit", *where, *sets, "--attacks", "ltmia,update", "--observer", "weights")
     assert done.returncode == 0, done.stderr
-    assert "Whoever holds the weights of both models" in done.stdout
+    assert "Attackers who hold the weights of both models" in done.stdout

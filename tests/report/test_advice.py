@@ -80,7 +80,7 @@ def test_checks_give_their_advice(sound: Results) -> None:
     repeats = Check(status="ok", sentence="fine", details={"repeats_within_a_set": 7})
     assert titles(with_check(sound, "near_duplicates", repeats), 0) == ["Remove repeats from the training file"]
     same = Check(status="failed", sentence="Target and base are the same model.")
-    assert titles(with_check(sound, "base", same), 0) == ["Mend the audit first"]
+    assert titles(with_check(sound, "base", same), 0) == ["Fix the audit first"]
 
 
 def test_weights_that_tell_more_are_to_be_kept(sound: Results) -> None:
@@ -88,7 +88,7 @@ def test_weights_that_tell_more_are_to_be_kept(sound: Results) -> None:
         "weights": ObserverResult(attack="update", decisions=decided(sound.decisions, 30)),
         "logprobs": ObserverResult(attack="ltmia", decisions=decided(sound.decisions, 3)),
     }
-    assert titles(sound.model_copy(update={"observers": seen}), 0) == ["Keep the weights to yourself"]
+    assert titles(sound.model_copy(update={"observers": seen}), 0) == ["Keep the weights private"]
     turned = {"weights": seen["logprobs"], "logprobs": seen["weights"]}
     assert titles(sound.model_copy(update={"observers": turned}), 0) == []
 

@@ -337,7 +337,7 @@ def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
     config = AuditConfig(attacks="difference", max_length=limit)
     some = audit(pair, texts[:30], texts[30:], tmp_path / "some", config=config)
     assert some.results.data.n_cut == n_long
-    said = f"Of each text no more than {limit} tokens are read: {n_long} of 60 are longer"
+    said = f"Only the first {limit} tokens of each text were read. {n_long} of 60 texts are longer"
     print_results(some.results, some.folder, Console())
     assert said in capsys.readouterr().out
     assert said in page_of(some.folder)
@@ -345,7 +345,7 @@ def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
     config = ScoreConfig(attack="difference", max_length=max(lengths) + 1)
     whole = score(pair, texts[:30], texts[30:], tmp_path / "whole", config=config)
     assert whole.results.data.n_cut == 0
-    assert "are read:" not in page_of(whole.folder)
+    assert "tokens of each text were read" not in page_of(whole.folder)
     assert "10 of 60 texts could not be scored" in page_of(whole.folder)
 
 

@@ -242,7 +242,7 @@ def test_prints_on_a4_with_figures_whole(browser: Any, audited: Path, tmp_path: 
         ).stdout.split("\f")
         # A figure is whole when its heading and its axis stand on one page.
         assert any("ROC, both axes" in page and "false-positive rate" in page for page in pages)
-        assert any("p-values honest" in page and "level" in page for page in pages)
+        assert any("p-values right" in page and "level" in page for page in pages)
 
 
 @pytest.mark.parametrize("width", [360, 768, 1280])

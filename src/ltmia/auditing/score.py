@@ -65,7 +65,7 @@ def score(
     with hold_for(Path(out), "score", pair, texts, config) as run:
         sets = join_sets(*texts, "candidates")
         if not sets.n_judged or not sets.n_nonmembers:
-            raise DataError("candidates and texts surely not used are both needed, at least one of each")
+            raise DataError("score needs at least one candidate and at least one text that was surely not used")
         _check_attack(config.attack)
         question = Question(
             kind="score",
@@ -83,7 +83,7 @@ def score(
 def _check_attack(name: str) -> None:
     chosen = select_attacks(name)
     if len(chosen) != 1 or not (chosen[0] in (LEARNED, UPDATE) or ATTACKS[chosen[0]].fast):
-        raise ConfigError(f"{name}: expected one attack that a single pass serves, such as {LEARNED} or difference")
+        raise ConfigError(f"{name}: expected one attack that needs a single pass, such as {LEARNED} or difference")
 
 
 def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:

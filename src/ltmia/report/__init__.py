@@ -1,1 +1,1 @@
-"""Results to one offline HTML page and to a table in the terminal."""
+"""Shows results as one offline HTML page, in the terminal and in a notebook."""

@@ -1,4 +1,4 @@
-"""What the figures of an audit suggest to do, each with its evidence in that very audit."""
+"""Advice that follows from the figures of an audit, each with its evidence."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from ltmia.evaluation.wording import number, percent
 from ltmia.report.slices import Records
 
 MANY = 0.5
-"""Share of members flagged from which on it is the training that leaks and not single texts."""
+"""If at least this share of members is flagged, the training leaks, not single texts."""
 FEW = 0.2
-"""Share of members flagged up to which single texts may be at fault."""
+"""If at most this share of members is flagged, single texts may be the cause."""
 HALF = 0.5
-"""Share of the flags that a few groups hold."""
+"""A few groups must hold this share of the flags to be named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +25,12 @@ class Advice:
 
     title: str
     evidence: str
-    """What in this audit speaks for it."""
+    """Figures of this audit that support the advice."""
     todo: str
 
 
 def advise(results: Results, records: Records) -> list[Advice]:
-    """Return what the figures suggest, most pressing first; nothing if they suggest nothing."""
+    """Return the advice that the figures support, the most urgent first; empty if there is none."""
     looks = (_mend_the_audit, _fewer_epochs, _whole_training, _outliers, _groups, _repeats, _weights, _more_texts)
     return [found for look in looks if (found := look(results, records)) is not None]
 
@@ -38,14 +38,14 @@ def advise(results: Results, records: Records) -> list[Advice]:
 def _mend_the_audit(results: Results, _records: Records) -> Advice | None:
     reasons = of_an_audit(results)
     return Advice(
-        title="Mend the audit first",
+        title="Fix the audit first",
         evidence=" ".join(reasons),
         todo="Until then the other figures say little.",
     ) if reasons else None  # fmt: skip
 
 
 def _fewer_epochs(results: Results, _records: Records) -> Advice | None:
-    """Training that makes the model worse on texts it never saw has gone on for too long."""
+    """Advise fewer epochs if training made the model worse on texts it never saw."""
     details = results.validity.base.details
     target, base = details.get("target_loss"), details.get("reference_loss")
     if not (isinstance(target, float) and isinstance(base, float)) or target <= base or results.kind != "audit":
@@ -65,13 +65,13 @@ def _whole_training(results: Results, _records: Records) -> Advice | None:
     return Advice(
         title="Change the training, not single texts",
         evidence=f"{d.n_flagged} of {d.n_judged} members are flagged ({percent(d.n_flagged / d.n_judged)}): too many "
-        "to leave out.",
-        todo="An adapter (LoRA), fewer epochs or differential privacy lower what is learnt of every text.",
+        "to remove.",
+        todo="An adapter (LoRA), fewer epochs or differential privacy make the model learn less of every text.",
     )
 
 
 def _outliers(results: Results, records: Records) -> Advice | None:
-    """Some members stand out while the rest can hardly be told from texts never seen."""
+    """Advise a look at single records if they stand out and the rest look like non-members."""
     d, member = results.decisions, records.labels == 1
     if results.kind != "audit" or d.attack == CONTROL or not 0 < d.n_flagged <= FEW * d.n_judged:
         return None
@@ -81,16 +81,16 @@ def _outliers(results: Results, records: Records) -> Advice | None:
     if np.isnan(with_them) or np.isnan(without):
         return None
     return Advice(
-        title="Look at the few that stand out",
+        title="Look at the few records that stand out",
         evidence=f"{d.n_flagged} of {d.n_judged} members are flagged. Without them the AUC is {number(without)}, "
         f"with them {number(with_them)}.",
-        todo="Choose “flagged” in the table of records. Leave those texts out, or find out why they were learnt by "
-        "heart: repeats, boilerplate, names.",
+        todo="Choose “flagged” in the table of records. Remove these texts, or find out why the model memorised "
+        "them: repeats, boilerplate, names.",
     )
 
 
 def _groups(results: Results, records: Records) -> Advice | None:
-    """A few groups hold half of the flags."""
+    """Advise a look at groups if a few of them hold half of the flags."""
     of_flagged = Counter(
         group for row, group in enumerate(records.groups)
         if group is not None and records.labels[row] == 1 and records.flagged[row]
@@ -105,7 +105,7 @@ def _groups(results: Results, records: Records) -> Advice | None:
     return Advice(
         title="Look at a few groups",
         evidence=f"{n_hold} of {n_groups} groups hold {int(largest[n_hold - 1])} of the {n_flags} flagged members.",
-        todo="See them under “Parts of the data”; leave them out, or take fewer texts of each.",
+        todo="“Parts of the data” lists them. Remove them, or use fewer texts of each.",
     )
 
 
@@ -115,22 +115,22 @@ def _repeats(results: Results, _records: Records) -> Advice | None:
         return None
     return Advice(
         title="Remove repeats from the training file",
-        evidence=f"{n:g} texts repeat another of their own set. A text that is read five times is learnt five times.",
-        todo="Leave repeats out, near ones too, and fine-tune again.",
+        evidence=f"{n:g} texts repeat another text of their set. The model learns a text better each time it reads it.",
+        todo="Remove exact and near repeats, and fine-tune again.",
     )
 
 
 def _weights(results: Results, _records: Records) -> Advice | None:
-    """Whoever holds the weights finds more than whoever sees log-probabilities."""
+    """Advise to keep the weights private if they reveal more records than log-probabilities do."""
     seen = {name: found.decisions for name, found in results.observers.items() if found.decisions is not None}
     weights, logprobs = seen.get("weights"), seen.get("logprobs")
     if weights is None or logprobs is None or weights.n_flagged <= logprobs.n_flagged:
         return None
     return Advice(
-        title="Keep the weights to yourself",
-        evidence=f"Whoever holds the weights of both models identifies {weights.n_flagged} records; whoever sees "
-        f"log-probabilities only, {logprobs.n_flagged}.",
-        todo="Offer the model behind an endpoint instead of handing it out.",
+        title="Keep the weights private",
+        evidence=f"An attacker with the weights of both models identifies {weights.n_flagged} records; one with "
+        f"only log-probabilities identifies {logprobs.n_flagged}.",
+        todo="Offer the model through an endpoint instead of publishing it.",
     )
 
 
@@ -141,6 +141,6 @@ def _more_texts(results: Results, _records: Records) -> Advice | None:
     return Advice(
         title="Add non-members",
         evidence=f"With {d.n_calibration} to calibrate on no p-value is below {d.smallest_p:.2g}, so none of "
-        f"{d.n_judged} records could be flagged, whatever the model gives away.",
-        todo="Take a thousand non-members of the same kind, if you can.",
+        f"{d.n_judged} records could be flagged, even if the model leaks.",
+        todo="Use a thousand non-members of the same kind, if you can.",
     )

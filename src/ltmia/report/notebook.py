@@ -1,4 +1,4 @@
-"""Results in a notebook: a compact HTML representation, and the ROC as matplotlib axes."""
+"""Shows results in a notebook: compact HTML, and the ROC as matplotlib axes."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ COMPACT = """
 
 
 def results_html(results: Results, folder: Path) -> str:
-    """Return a compact HTML representation: headline, attacks, and what may spoil them."""
+    """Return compact HTML: verdict, attacks, and the checks that found a problem."""
     environment = Environment(autoescape=True, trim_blocks=True)
     return environment.from_string(COMPACT).render(
         results=results, words=words, summary=summarise(results), figure=figure, path=folder / REPORT_FILE
@@ -58,7 +58,9 @@ def roc_axes(results: Results, records: pa.Table, axes: Axes | None = None) -> A
     """
     curves = chosen_curves(results, records)
     if not curves:
-        raise DataError("no members are known, so there is no ROC; audit with members and non-members to get one")
+        raise DataError(
+            "no members are known, so there is no ROC; run an audit with members and non-members to get one"
+        )
     if axes is None:
         from matplotlib import pyplot
 

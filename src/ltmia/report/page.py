@@ -1,6 +1,6 @@
-"""The HTML report: a pure function of the files of an audit's folder, one file without any network.
+"""Writes the HTML report from the files of an audit's folder: one file that loads nothing from the network.
 
-Unless the texts were revealed it is drawn from the files that may be handed on, and gives away no more than they do.
+Unless the texts were revealed, it uses only files that may be passed on, and reveals no more than they do.
 """
 
 import base64
@@ -39,7 +39,7 @@ from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
 
 N_CURVES = 4
-"""Attacks drawn into the ROC beside the control."""
+"""Number of attacks drawn in the ROC, besides the control."""
 
 
 def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
@@ -51,14 +51,16 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
 
     Raises:
         StoreError: If the files are missing or damaged.
-        ConfigError: If another program's page stands where this one is to be written.
+        ConfigError: If the file to be written exists and another program wrote it.
     """
     results, records = read_audit(folder)
     tokens = read_tokens(folder) if results.settings.get("reveal") else None
     if tokens is not None:
         refuse_other_run(folder / PRIVATE_FOLDER / TOKENS_FILE, run_of(tokens), results.run_id)
     if (column := f"score_{results.decisions.attack}") not in records.column_names:
-        raise StoreError(f"{folder / RECORDS_FILE}: no column {column!r}, by which was decided; run the audit again")
+        raise StoreError(
+            f"{folder / RECORDS_FILE}: no column {column!r}, which the decisions rest on; run the audit again"
+        )
     page = render_report(results, records, tokens, limits)
     path = folder / REPORT_FILE
     refuse_stranger(path, 'name="ltmia-run"')
@@ -111,7 +113,7 @@ def render_report(
 
 
 def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
-    """Return member and non-member scores by attack; nothing when there are no labels."""
+    """Return member and non-member scores by attack; empty without labels."""
     labels = np.array(records["label"].to_pylist(), np.float64)
     scores = {}
     for column in records.column_names:
@@ -122,7 +124,7 @@ def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
 
 
 def chosen_curves(results: Results, records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
-    """Return the scores of the attacks to draw: the one that decides, the strongest others, and the control."""
+    """Return the scores of the attacks to draw: the deciding one, the strongest others, and the control."""
     labelled = labelled_scores(records)
     names = [results.decisions.attack, *(name for name in words.attack_order(results) if name != words.CONTROL)]
     chosen = list(dict.fromkeys(name for name in names if name in labelled))[:N_CURVES]
@@ -132,7 +134,7 @@ def chosen_curves(results: Results, records: pa.Table) -> dict[str, tuple[Scores
 
 
 def _figures(results: Results, records: pa.Table) -> dict[str, dict[str, Any]]:
-    """Draw the figures that the data allow, each with what it shows in words."""
+    """Draw the figures that the data allow, each with a text that describes it."""
     decisions = results.decisions
     labels = np.array(records["label"].to_pylist(), np.float64)
     scores = records[f"score_{decisions.attack}"].to_numpy().astype(np.float64)
@@ -181,7 +183,7 @@ def _calibration_words(p_values: Mapping[str, Scores]) -> str:
 
 
 def _reasons(results: Results) -> list[str]:
-    """Collect why figures of the table are missing, each reason once; the table refers to them by number."""
+    """Collect the reasons for missing figures, each once; the table refers to them by number."""
     shown = [m for a in results.attacks.values() for m in (a.auc, *(a.tpr(fpr) for fpr in words.FPR_NAMES))]
     missing = [m.reason for m in shown if m.value is None]
     return list(dict.fromkeys(reason or "not measured" for reason in missing))

@@ -1,4 +1,4 @@
-"""What the page's script reads: the table of records and, if they were revealed, tokens; packed to stay small.
+"""Data for the page's script: the table of records and, if they were revealed, tokens; packed to stay small.
 
 Numbers go as base64 of little-endian arrays, repeated strings as a list of distinct ones and indices into it. Any
 string may be hostile: it is cut to a length a cell can hold, and nothing in the JSON can end the script element.
@@ -17,7 +17,7 @@ from ltmia.evaluation.token_bands import THIRDS, USUAL
 from ltmia.report.words import CONTROL
 
 MOST_RECORDS = 20_000
-"""Records in the page; of more, those with the highest scores. Indices into them fit 16 bits."""
+"""Most records in the page; those with the highest scores are kept. Indices into them fit 16 bits."""
 LONGEST_TEXT = 120
 """Characters of an id, group or reason in the page."""
 LONGEST_TOKEN = 40
@@ -30,11 +30,11 @@ NO_SHARE = 255
 
 
 def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[str, Any]:
-    """Lay out what the script reads.
+    """Return the data that the script reads.
 
     Args:
         records: Table of `records.parquet`.
-        tokens: Table of `tokens.parquet`, only if the tokens were revealed: their numbers give the text away.
+        tokens: Table of `tokens.parquet`, only if the tokens were revealed: their numbers reveal the text.
         attack: The one that decided.
     """
     scores = records[f"score_{attack}"].to_numpy().astype(np.float64)
@@ -59,7 +59,7 @@ def page_data(records: pa.Table, tokens: pa.Table | None, attack: str) -> dict[s
 
 
 def embedded_json(value: Any) -> Markup:
-    """Return JSON that is safe inside a script element whatever strings it holds."""
+    """Return JSON that is safe inside a script element, even with hostile strings."""
     # ASCII only, so U+2028 and its like are escapes already.
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":

@@ -1,4 +1,4 @@
-"""How the page, the terminal and the notebook say things: figures with intervals, attacks in order, checks by name."""
+"""Words and order shared by the page, the terminal and the notebook: names of checks, order of attacks, sentences."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,10 +9,10 @@ from ltmia.evaluation.verdict import headline as verdict_headline
 
 CONTROL = "bag_of_words"
 FPR_NAMES: Mapping[str, str] = {"0.1": "10 %", "0.01": "1 %", "0.001": "0.1 %"}
-"""False-positive rates by their key in the results, as people write them."""
+"""False-positive rates as people write them, by their key in the results."""
 
 ALARMS: Mapping[str, str] = {"0.001": "a thousand", "0.01": "a hundred", "0.1": "ten"}
-"""The same, strictest first: one false alarm in so many."""
+"""The same rates as numbers of texts with one false alarm; the strictest comes first."""
 
 CHECK_NAMES: Mapping[str, str] = {
     "blind": "Words alone",
@@ -27,7 +27,7 @@ CHECK_NAMES: Mapping[str, str] = {
 
 
 class Light(NamedTuple):
-    """How a check's outcome is shown: by word and shape, so that colour is never the only carrier."""
+    """Word and shape that show the outcome of a check, so that nobody needs to see colours."""
 
     word: str
     mark: str
@@ -46,31 +46,31 @@ SIGNS: Mapping[str, str] = {"failed": "✕", "passed": "✓", "inconclusive": "?
 
 
 def attack_order(results: Results) -> list[str]:
-    """Return the attacks to show: the control first, then by AUC, falling."""
+    """Return the names of the attacks: the control first, then the others from highest to lowest AUC."""
     rest = [name for name in results.attacks if name != CONTROL]
     rest.sort(key=lambda name: -(results.attacks[name].auc.value or 0.0))
     return ([CONTROL] if CONTROL in results.attacks else []) + rest
 
 
 def named_checks(validity: Validity) -> list[tuple[str, Check]]:
-    """Return the checks with the names people read, in the order of the page."""
+    """Return each check with its name, in the order of the page."""
     return [(name, getattr(validity, key)) for key, name in CHECK_NAMES.items()]
 
 
 def cautions(results: Results) -> list[str]:
-    """Name the checks that are not fine."""
+    """Return the names of the checks that found a problem."""
     return [name for name, check in named_checks(results.validity) if check.status in ("warning", "failed")]
 
 
 def headline(results: Results) -> str:
-    """Say how many records are identifiable, out of how many, and at what price in errors."""
+    """Say how many records are identifiable, of how many, and how many flags may be wrong."""
     judged = "training records" if results.kind == "audit" else "candidates"
     return verdict_headline(results.decisions, judged, of_an_audit(results))
 
 
 OBSERVERS: Mapping[str, str] = {
-    "logprobs": "Whoever sees log-probabilities",
-    "weights": "Whoever holds the weights of both models",
+    "logprobs": "Attackers who see log-probabilities",
+    "weights": "Attackers who hold the weights of both models",
 }
 
 
@@ -92,7 +92,7 @@ def observer_lines(results: Results) -> list[str]:
 
 
 def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
-    """Return the attack that finds most members at a false-positive rate, and how many; None if none is measured."""
+    """Return the attack with the highest TPR at a false-positive rate, and this TPR; None if none was measured."""
     found = [
         (name, attack.tpr(fpr))
         for name, attack in results.attacks.items()
@@ -104,27 +104,27 @@ def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
 def telling_rate(results: Results) -> str:
     """Return the strictest false-positive rate at which the deciding attack finds half of the members, else 10 %.
 
-    Where nearly all are found at one false alarm in ten, that rate says little.
+    If an attack finds nearly all members at 10 %, a stricter rate says more.
     """
     judge = results.attacks.get(results.decisions.attack)
     return next((fpr for fpr in ALARMS if judge is not None and (judge.tpr(fpr).value or 0.0) >= 0.5), "0.1")
 
 
 def unread(results: Results) -> str | None:
-    """Say of how many texts only the beginning was read, and of how many nothing; None if all were read whole."""
+    """Say how many texts were cut and how many could not be scored; None if all were read in full."""
     data = results.data
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     said = []
     if data.n_cut:
         longest = results.settings["max_length"] == results.settings.get("max_positions")
         cure = (
-            "The models take no longer ones: cut the texts into passages."
+            "The models accept no longer texts: split the texts into passages."
             if longest
             else "A larger `max_length` reads more."
         )
         said.append(
-            f"Of each text no more than {results.settings['max_length']} tokens are read: {data.n_cut} of {n_texts} "
-            f"are longer, and what they give away further on is not seen. {cure}"
+            f"Only the first {results.settings['max_length']} tokens of each text were read. {data.n_cut} of {n_texts} "
+            f"texts are longer; what the rest of them reveals was not tested. {cure}"
         )
     if data.n_unscorable:
         said.append(
@@ -134,7 +134,7 @@ def unread(results: Results) -> str | None:
 
 
 def not_shown(results: Results) -> list[str]:
-    """Say what the verdict does not show: short sentences composed from figures, for the side of the verdict."""
+    """Return short sentences on what the verdict does not show."""
     d = results.decisions
     said = []
     best = strongest(results, "0.1")
@@ -145,16 +145,16 @@ def not_shown(results: Results) -> list[str]:
                 f" Allowed one false alarm in ten, {best[0]} finds {100 * (best[1].value or 0):.0f} % of the members."
             )
         said.append(
-            f"None flagged is not “nothing leaks”: {d.n_calibration} non-members to calibrate on give no "
-            f"p-value below {d.smallest_p:.2g}.{clue}"
+            f"No flags do not mean that nothing leaks: with {d.n_calibration} calibration texts, no "
+            f"p-value can be below {d.smallest_p:.2g}.{clue}"
         )
     if unseen := unread(results):
         said.append(unseen)
     return [
         *said,
-        "A record that is not flagged may still have been used: an attack can miss it.",
+        "A record that is not flagged may still have been used, because an attack can miss it.",
         f"A flag is evidence, not proof. On average at most {100 * d.fdr:g} % of flags are wrong, "
         "if the non-members are like the records judged.",
-        "Only membership was tested, by these attacks: not whether texts can be drawn out of the model word for word, "
-        "and a stronger attack may find more.",
+        "Only membership was tested, and only by these attacks. A stronger attack may find more. Whether the model can "
+        "be made to repeat texts word for word was not tested.",
     ]

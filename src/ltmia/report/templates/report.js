@@ -246,8 +246,8 @@
     $("r-strip").hidden = !found;
     $("r-none").hidden = found;
     $("r-none").textContent = columns.tokens[i] === 0 ? "No token of this text could be scored."
-      : strips ? `Single tokens are kept of the ${where.size} records with the highest scores only; this is not one of them.`
-      : "Single tokens are not shown: from their numbers the text could be read. An audit with --reveal shows them.";
+      : strips ? `Single tokens are kept only for the ${where.size} records with the highest scores; this is not one of them.`
+      : "Single tokens are not shown, because their numbers reveal the text. An audit with --reveal shows them.";
     if (found) strip();
     if (!$("record").open) $("record").showModal();
     $("r-title").focus();
@@ -281,7 +281,7 @@
     }));
     const top = Array.from(list, (v, t) => [v, t + 1]).sort((a, b) => b[0] - a[0]).slice(0, 5);
     $("r-cells").setAttribute("aria-label",
-      `${count} tokens, ${list.filter((v) => v > 0).length} speak for membership; most of all positions ${top.map(([v, t]) => `${t} (${signed(v)})`).join(", ")}`);
+      `${count} tokens, ${list.filter((v) => v > 0).length} are evidence for membership, most of all positions ${top.map(([v, t]) => `${t} (${signed(v)})`).join(", ")}`);
     const names = Object.keys(values), headRow = element("tr");
     headRow.append(...["Position", "Token", ...names.map((name) => ({ difference: "Reference − target loss", attribution: "Classifier" })[name])]
       .map((text) => { const header = element("th", text); header.scope = "col"; return header; }));
