@@ -1,4 +1,4 @@
-"""Which texts was a fine-tuned language model trained on, and how sure can we be?
+"""Finds out which texts a fine-tuned language model was trained on, and how sure that is.
 
 The names below are the public Python API; they load on first use, so that importing the package is instant.
 """
@@ -61,7 +61,7 @@ _HOMES = {
     "write_recording": "ltmia.data.recordings",
 }
 _CALLED_THERE = {"compare": "compare_audits", "gate": "hold_against"}
-"""Functions whose name in their module says what `compare` and `gate` alone would not."""
+"""Public names that differ from the name of the function in its module."""
 
 __all__ = [
     "ATTACKS",

@@ -12,8 +12,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; any error exits 2 with one message, or with a traceback under --debug."""
-    # Read when torch is loaded. Threads that spin while they wait keep the core from the one they wait for: beside
-    # another program an audit takes many times as long. Sleeping costs nothing, on a quiet machine either.
+    # Torch reads this when it is loaded. By default, waiting threads spin and block the core that the working thread
+    # needs: next to another program an audit then takes many times as long. Sleeping threads cost nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")

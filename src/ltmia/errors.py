@@ -1,4 +1,4 @@
-"""What can go wrong, as types; each message names the place, what was expected, and the cure.
+"""Errors of this package. Each message names the place, what was expected, and the cure.
 
 The command line prints the message alone and exits 2; a traceback needs `--debug`.
 """

@@ -1,6 +1,6 @@
-"""A folder that results go to: marked as ours, held by one process at a time, its files written whole or not at all.
+"""Folders for results: marked as ours, locked by one process at a time; files are written completely or not at all.
 
-What ltmia did not write is never deleted or overwritten; whose a folder is, `ownership` says.
+Files that ltmia did not write are never deleted or overwritten; `ownership` tells whose a folder is.
 """
 
 import os
@@ -27,16 +27,16 @@ from ltmia.ownership import (
 )
 
 WORK = "unfinished work"
-"""Kind of the hidden folders beside what is being made."""
+"""Kind of the hidden folders next to unfinished results."""
 LOCK_SECONDS = 1.0
-"""Wait for the lock: asking whether it is held holds it for an instant."""
+"""Seconds to wait for the lock, because testing a lock holds it for an instant."""
 
 
 def shown_path(name: str) -> str:
-    """Return how a results file names a file or folder: relative to here, or by its last part if it lies elsewhere.
+    """Return a path as results show it: relative to the current folder, or only the last part if it is elsewhere.
 
-    An absolute path tells whoever reads the results about the machine and its user, and means nothing on another.
-    What is no absolute path, such as a hub id, is returned as it is.
+    An absolute path would reveal details of the machine and its user, and would mean nothing on another machine.
+    Names that are not absolute paths, such as hub ids, stay as they are.
     """
     path = Path(name)
     if not path.is_absolute():
@@ -47,17 +47,17 @@ def shown_path(name: str) -> str:
 
 @contextmanager
 def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Iterator[None]:
-    """Hold a folder for results, and mark it as ours; `mark_folder` says later that the results are begun.
+    """Lock a folder for results, and mark it as ours; `mark_folder` notes later that work has begun.
 
-    Until then a run with other settings may take its place: one that was refused for its options, say.
+    Until then a run with other settings may take the folder, for example after wrong options.
 
     Args:
-        out: The folder, made where it is missing.
+        out: The folder; made if it is missing.
         marker: What it will hold.
         overwrite: Allow it to hold results of the same kind with other settings.
 
     Raises:
-        ConfigError: If it is not ours to fill (`check_folder`), or not to be held (`hold_folder`).
+        ConfigError: If it holds anything else (`check_folder`), or cannot be locked (`hold_folder`).
     """
     check_folder(out, marker, overwrite=overwrite)
     with hold_folder(out):
@@ -68,13 +68,13 @@ def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Itera
 
 
 def mark_folder(folder: Path, marker: Marker) -> None:
-    """Write down what a folder of ours holds."""
+    """Write the marker of a folder, which says what it holds."""
     write_whole(folder / MARKER_FILE, lambda part: part.write_text(marker.model_dump_json(indent=1) + "\n", "utf-8"))
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where it is missing; the system lets go of it even if this process is killed.
+    """Lock a folder, made if it is missing; the system releases the lock even if this process is killed.
 
     Raises:
         ConfigError: If another process holds it, it cannot be written, or another program's lock lies in it.
@@ -104,10 +104,10 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Name a path where the system refuses to write there: its own errors often do not.
+    """Turn errors of writing into one that names the path, because errors of the system often do not.
 
     Raises:
-        StoreError: For no room, no right, and the like.
+        StoreError: If there is no room, no right to write, or the like.
     """
     try:
         yield
@@ -120,7 +120,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its final name, then rename it: a half file never has that name.
+    """Write a file under a temporary name, then rename it, so that the final name never holds half a file.
 
     Args:
         path: The final name.
@@ -142,7 +142,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder inside one of ours.
 
     Raises:
-        StoreError: If a link stands in its place: what it leads to is not ours. Or if it cannot be made.
+        StoreError: If there is a link in its place, or it cannot be made.
     """
     if folder.is_symlink():
         raise StoreError(f"{folder}: a link; the folder itself must stand here: remove the link")
@@ -151,16 +151,16 @@ def make_folder(folder: Path) -> None:
 
 
 def work_path(out: Path) -> Path:
-    """Return the hidden sibling of `out` where what is needed to make it lies until it is whole."""
+    """Return the hidden folder next to `out` that holds its unfinished work."""
     return out.with_name(f".{out.name}.work")
 
 
 def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the hidden sibling of `out` for checkpoints; emptied if it is of other settings.
+    """Return the hidden folder next to `out` for checkpoints; it is emptied if the settings differ.
 
     Args:
         out: Final name of the folder being made.
-        settings: All that the result depends on, JSON values only.
+        settings: Everything that the result depends on; JSON values only.
 
     Raises:
         ConfigError: If a folder of that name is not ours.
@@ -177,7 +177,7 @@ def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def remove_work_folder(out: Path) -> None:
-    """Remove the checkpoints of `out`, once it is whole."""
+    """Remove the checkpoints of `out` after it is finished."""
     folder = work_path(out)
     found = read_marker(folder)
     if not folder.is_symlink() and (not content_of(folder) or (found is not None and found.kind == WORK)):
@@ -185,16 +185,16 @@ def remove_work_folder(out: Path) -> None:
 
 
 def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, overwrite: bool = False) -> None:
-    """Make a folder appear under its final name only when it is whole.
+    """Write a folder that appears under its final name only when it is complete.
 
     Args:
-        out: Final name. In a folder of ours that is already there, our files are replaced and all others stay.
-        write: Fills the temporary sibling it is given.
+        out: Final name. If it is a folder of ours, our files in it are replaced and all others stay.
+        write: Fills the temporary folder that it is given.
         marker: What the folder holds; the files are filled in.
         overwrite: Replace what was made with other settings.
 
     Raises:
-        ConfigError: If what is there is not ours to replace, see `check_folder`.
+        ConfigError: If the folder holds anything else, see `check_folder`.
         StoreError: If there is no room, or no right to write.
     """
     check_folder(out, marker, overwrite=overwrite)
@@ -228,7 +228,7 @@ def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
             f"{out / taken[0]}: ltmia did not write this, and a new file has this name. Nothing was changed. "
             "Move it, or choose another folder."
         )
-    # Killed from here on, the folder is still known as ours, with the names of old files and new ones.
+    # If the process is killed after this line, the marker still lists both old and new files.
     mark_folder(out, marker.model_copy(update={"files": tuple(sorted({*old, *new}))}))
     for parent in _unlink(out, old):
         with suppress(OSError):  # not empty
@@ -246,14 +246,14 @@ def list_files(folder: Path) -> list[str]:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Delete files of ours by their relative names, and each folder that holds nothing else; all others stay."""
+    """Delete files of ours by their relative names, and folders that become empty; all others stay."""
     for parent in _unlink(folder, names):
         if parent.is_dir() and not parent.is_symlink() and not content_of(parent):
             shutil.rmtree(parent)
 
 
 def _unlink(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Delete files, none of them behind a link; return the folders they were in, deepest first."""
+    """Delete files that are not behind a link; return their folders, deepest first."""
     real = folder.resolve()
     parents: set[Path] = set()
     for name in names:
@@ -266,7 +266,7 @@ def _unlink(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def _is_taken(out: Path, name: str, old: Collection[str]) -> bool:
-    """Say whether something that is not ours stands where a file is to be written, or in place of a folder above it."""
+    """Say whether something that is not ours is in the way of a file, or of a folder above it."""
     path = out / name
     above = [parent for parent in path.parents if out in parent.parents]
     if any(os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()) for folder in above):
@@ -282,7 +282,7 @@ def _remove(path: Path) -> None:
 
 
 def is_held(folder: Path) -> bool:
-    """Say whether a process is at work in a folder."""
+    """Say whether a process has locked a folder."""
     if not (folder / LOCK_FILE).exists():
         return False
     lock = FileLock(folder / LOCK_FILE)

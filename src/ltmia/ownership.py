@@ -1,6 +1,6 @@
-"""Whose a folder is: a marker file in it says that ltmia made it, and of what kind and settings its content is.
+"""Decides whether a folder is ours: a marker file says that ltmia made it, with the kind and settings of its content.
 
-Reads only. The rule for every output: what ltmia did not write is never deleted or overwritten.
+This module only reads. The rule for every output: never delete or overwrite a file that ltmia did not write.
 """
 
 import json
@@ -16,7 +16,7 @@ from ltmia.errors import ConfigError
 
 LOCK_FILE, HOLDER_FILE, MARKER_FILE = ".lock", ".holder", ".ltmia.json"
 SHOWN = 40
-"""A setting of more characters, such as a hash, is named without its values."""
+"""Most characters of a setting whose value is shown; longer ones, such as hashes, are only named."""
 
 
 class Marker(BaseModel):
@@ -27,9 +27,9 @@ class Marker(BaseModel):
     kind: str
     """What the folder holds, in words."""
     settings: dict[str, Any] = {}
-    """All that the content depends on, JSON values only; empty as long as there is no content."""
+    """Everything that the content depends on, JSON values only; empty until there is content."""
     files: tuple[str, ...] = ()
-    """Relative names of what was written, where the kind does not say it."""
+    """Relative names of the files that were written, if the kind does not determine them."""
 
     @field_validator("settings", mode="before")
     @classmethod
@@ -39,12 +39,12 @@ class Marker(BaseModel):
 
 
 def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
-    """Refuse a folder that is not ours to fill. Nothing is written.
+    """Refuse a folder that holds anything else; write nothing.
 
-    A folder may be missing or empty, or be ours with the same settings. With `overwrite` the settings may differ.
+    The folder may be missing, empty, or ours with the same settings. With `overwrite` the settings may differ.
 
     Raises:
-        ConfigError: Naming what is in the way.
+        ConfigError: If something is in the way; the message names it.
     """
     if not (strangers := content_of(out)):
         return
@@ -64,7 +64,7 @@ def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name the settings that are not the same, with their values where these are short."""
+    """Return the names of settings that differ, with their values if these are short."""
     names = [name for name in {**new, **old} if old.get(name, ...) != new.get(name, ...)]
     return [_difference(name, *(_shown(some, name) for some in (old, new))) for name in names]
 
@@ -78,14 +78,14 @@ def _shown(settings: Mapping[str, Any], name: str) -> str:
 
 
 def refuse_inputs(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Refuse an output that is one of the inputs, by whatever name or link, or lies inside one.
+    """Refuse an output that is one of the inputs or lies inside one, even under another name or through a link.
 
     Args:
         out: The file or folder to be written.
-        inputs: Files and folders that are read; names of no file, such as hub ids, are passed over, and empty ones.
+        inputs: Files and folders that are read; hub ids and empty names are skipped.
 
     Raises:
-        ConfigError: Naming the input.
+        ConfigError: If it is; the message names the input.
     """
     real = Path(os.path.realpath(out))
     for source in filter(str, inputs):  # an empty name, as of a model in memory, would be the current folder
@@ -98,11 +98,11 @@ def refuse_inputs(out: Path, inputs: Iterable[str | Path]) -> None:
 
 
 def refuse_stranger(file: Path, sign: str) -> None:
-    """Refuse to replace a file that is not of ours.
+    """Refuse to replace a file that is not ours.
 
     Args:
         file: To be written.
-        sign: What stands in every file of this kind that we write.
+        sign: Text that every file of this kind contains if we wrote it.
 
     Raises:
         ConfigError: If there is a file without it.
@@ -112,7 +112,7 @@ def refuse_stranger(file: Path, sign: str) -> None:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """Return what the marker of a folder says; None where there is none that we wrote."""
+    """Return the marker of a folder; None if we did not write one."""
     try:
         return Marker.model_validate_json((folder / MARKER_FILE).read_bytes())
     except (OSError, ValidationError):
@@ -131,7 +131,7 @@ def is_note(path: Path) -> bool:
 
 
 def content_of(out: Path) -> list[str]:
-    """Return the names in a folder, sorted, our own notes left out; none where it is missing.
+    """Return the sorted names in a folder without our own notes; empty if it is missing.
 
     Raises:
         ConfigError: If it is no folder, or cannot be read.

@@ -1,4 +1,4 @@
-"""The nouns of the data flow, with their shapes. Plain numpy: no torch, no Hugging Face.
+"""Data types that pass between packages, with their shapes. Plain numpy: no torch, no Hugging Face.
 
 Axis names, the same in every file:
     batch   texts in one forward pass       seq    token positions of a padded text pred    scored positions: each
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: `role` and `content` of each message."""
 Chat = Callable[[Messages, bool], str]
-"""Writes a conversation out as a model reads it; if asked, up to where the next answer begins."""
+"""Renders a conversation as a model reads it; if the flag is set, up to the start of the next answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +27,14 @@ class Texts:
     ids: tuple[str, ...]
     """One id per text, unique: the user's own, or made from the content."""
     made_ids: frozenset[str] = frozenset()
-    """Ids that were made from the content. Whoever guesses a text could confirm it by such an id, so results that are
-    handed on hold other ids."""
+    """Ids that were made from the content. Such an id confirms a guess at the text, so results that are passed on hold
+    other ids."""
     groups: tuple[str, ...] | None = None
     """Patient, author or document of each text; None when the data have no groups."""
     starts: tuple[int, ...] | None = None
-    """Character from which on each text is scored; what stands before it, its prompt, is only read. None: all of it."""
+    """Index of the first scored character of each text; the prompt before it is only read. None: score everything."""
     source: str = "memory"
-    """Where the rows came from, for messages and provenance."""
+    """Source of the rows, for messages and provenance."""
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.texts, self.ids, self.groups, self.starts) if column is not None}
@@ -90,14 +90,14 @@ def hash_strings(digest: Any, strings: Iterable[str]) -> None:
 
 SERVED = frozenset({"target_logp", "reference_logp", "target_rank", "reference_rank", "top_logp", "reference_top_logp"})
 """Fields of `TokenStatistics` that can be computed from two servers of log-probabilities. `top_logp` has as many
-columns as the servers give."""
+columns as the servers return."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatistics:
-    """What a server of log-probabilities gives of one model at each scored position.
+    """Values that a server of log-probabilities returns for one model at each scored position.
 
-    NaN, and rank 0, stand for what it did not give.
+    NaN, and rank 0, mark values that it did not return.
     """
 
     logp: Float32[np.ndarray, " pred"]
@@ -198,7 +198,7 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What a target does to tokens like these in other texts."""
+    """Expected log-ratio at each position, learned from similar tokens in other texts."""
 
     log_ratio: Float32[np.ndarray, " pred"]
     """Expected log-ratio D_t, in nats."""
@@ -229,7 +229,7 @@ class RaggedStatistics:
     vocab_size: int
     """Number of shared ids the statistics were taken over."""
     expectation: Expectation | None = None
-    """None if there were no other texts to learn it from."""
+    """Expected log-ratios; None if there were no other texts to learn from."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

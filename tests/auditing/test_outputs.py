@@ -63,7 +63,7 @@ def test_what_holds_numbers_per_token_is_in_one_private_folder(audited: Path) ->
     }  # fmt: skip
     private = audited / "private"
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert "do not hand on" in (private / "README.md").read_text("utf-8")
+    assert "do not pass on" in (private / "README.md").read_text("utf-8")
     assert {path.name for path in private.iterdir()} == {"README.md", "run.json", "salt", "store", "tokens.parquet"}
 
 

@@ -53,7 +53,7 @@ class TextEvidence:
 
     @property
     def reference_logp(self) -> Float64[np.ndarray, " pred"]:
-        """The reference's log-probabilities of the true tokens, likewise."""
+        """The reference's log-probabilities of the true tokens, none below the floor; NaN stays NaN."""
         return _floored(self.tokens.reference_logp)
 
     @property
@@ -67,9 +67,9 @@ def reads(
 ) -> Callable[
     [Callable[Concatenate[TextEvidence, Parameters], float]], Callable[Concatenate[TextEvidence, Parameters], float]
 ]:
-    """Turn a function into a fast attack, which returns NaN if the evidence does not allow a score.
+    """Turn a function into a fast attack that returns NaN if the evidence does not allow a score.
 
-    That is the case for texts with fewer than `MIN_POSITIONS`, and if one of the columns holds NaN. The attribute
+    This is so for texts with fewer than `MIN_POSITIONS`, and if one of the columns holds NaN. The attribute
     `reads` of the result names the columns.
 
     Args:

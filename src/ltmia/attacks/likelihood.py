@@ -1,4 +1,4 @@
-"""Attacks that read log-probabilities of one or both models: loss, zlib, difference, ratio, Min-K% and kin.
+"""Attacks that read log-probabilities of one or both models: loss, zlib, difference, ratio, Min-K% and others.
 
 Every function returns a score that is higher for a more likely member, and NaN where nothing can be measured.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from ltmia.attacks.evidence import TextEvidence, reads
 
 SPREAD_FLOOR = 1e-4
-"""Smallest standard deviation of log p to divide by, nats; the published Gap-K% code has the same."""
+"""Smallest standard deviation of log p to divide by, in nats; as in the published Gap-K% code."""
 
 
 @reads("target_logp")
@@ -37,7 +37,7 @@ def difference(evidence: TextEvidence) -> float:
 
 @reads("target_logp", "reference_logp")
 def ratio(evidence: TextEvidence) -> float:
-    """Return minus the target's mean loss over the reference's; NaN where the reference has no loss at all."""
+    """Return minus (mean loss of the target / mean loss of the reference); NaN if the reference's loss is zero."""
     reference = float(evidence.reference_logp.mean())
     return -float(evidence.target_logp.mean()) / reference if reference else np.nan
 
@@ -66,7 +66,7 @@ def dc_pdd(evidence: TextEvidence, ceiling: float = 0.01) -> float:
     f is the smoothed frequency of a token among all texts of the audit; the paper counts an outside corpus.
     """
     _, first = np.unique(evidence.token_ids, return_index=True)
-    # exp(-inf) is a true 0: no floor is needed here.
+    # exp(-inf) is exactly 0, so no floor is needed here.
     probability = np.exp(evidence.tokens.target_logp[first].astype(np.float64))
     rarity = -evidence.token_frequencies.log_frequency[evidence.token_ids[first]]
     return float(np.minimum(probability * rarity, ceiling).mean())
@@ -76,8 +76,8 @@ def dc_pdd(evidence: TextEvidence, ceiling: float = 0.01) -> float:
 def surp(evidence: TextEvidence, fraction: float = 0.4, entropy_below: float = 2.0) -> float:
     """Return the mean log-probability of tokens the target got wrong with confidence (SURP, arXiv 2407.21248).
 
-    Those are in the lowest `fraction` of the text's log-probabilities, at least one, all that tie with the last of
-    them included, where the target's entropy is below `entropy_below` nats. NaN for a text without such a token.
+    These tokens are among the lowest `fraction` of the text's log-probabilities (at least one, ties included), at
+    positions where the target's entropy is below `entropy_below` nats. NaN for a text without such a token.
     """
     logp = evidence.target_logp
     highest = np.sort(logp)[_n_lowest(len(logp), fraction) - 1]

@@ -1,7 +1,7 @@
-"""Attacks that need passes of their own: other texts, prefixes, neighbours, gradients.
+"""Attacks that need more passes than the shared one: changed texts, prefixes, neighbours, gradients.
 
-They get these passes from a `TargetQueries` and do not know how it runs the models. Every function returns one score
-per text, in the order of the texts, higher for a more likely member, NaN where nothing can be measured.
+A `TargetQueries` runs these passes. Every function returns one score per text, in the order of the texts: higher for a
+more likely member, NaN if nothing can be measured.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ltmia.errors import ConfigError
 
 Scores = Float64[np.ndarray, " texts"]
 Losses = Float64[np.ndarray, " _"]
-"""Losses of one text's scored tokens; texts differ in their number."""
+"""Losses of the scored tokens of one text."""
 
 SHOTS = 12
 """Texts in a prefix by default, as in the published ReCaLL code."""
@@ -26,44 +26,44 @@ NEIGHBOURS = 25
 
 @runtime_checkable
 class TargetQueries(Protocol):
-    """Runs the models on request. Each answer depends on its own text only."""
+    """Runs the models on request. Each answer depends only on its own text."""
 
     def token_losses(self, texts: Sequence[str], prefix: str = "") -> Sequence[Losses]:
-        """Return -log p of each text's tokens, in nats, the prefix before them and not scored itself.
+        """Return -log p of each text's tokens, in nats; the prefix comes before them and is not scored.
 
-        The same positions with and without a prefix. A text that cannot be scored, or does not fit behind the prefix
-        whole, has no losses; it is never cut to fit.
+        The same positions are scored with and without a prefix. A text has no losses if it cannot be scored or does
+        not fit behind the prefix; it is never cut.
         """
         ...
 
     def gradient_norms(self, texts: Sequence[str], order: float) -> Scores:
         """Return the mean over parameter tensors of the norm of each text's mean loss's gradient; NaN if unscorable.
 
-        `order` is the norm's: 1, 2 or infinity.
+        `order` is the order of the norm: 1, 2 or infinity.
         """
         ...
 
     def neighbours(self, text: str, n: int) -> Sequence[str]:
-        """Return at most n texts that differ from this one in few tokens, those the reference LM proposes."""
+        """Return at most n texts in which a few tokens are replaced by ones that the reference LM proposes."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shots:
-    """Texts of known membership, to put before the candidates. Do not evaluate on these texts."""
+    """Texts of known membership that serve as few-shot prefix. Do not evaluate on these texts."""
 
     nonmembers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
 
 def lowercase(queries: TargetQueries, texts: Sequence[str], _shots: Shots) -> Scores:
-    """Return the loss of the lower-cased text over the loss of the text (Carlini et al. 2021, arXiv 2012.07805)."""
+    """Return the loss of the lower-cased text divided by the loss of the text (Carlini et al. 2021, arXiv 2012.07805)."""
     lowered = _means(queries.token_losses([text.lower() for text in texts]))
     return _divided(lowered, _means(queries.token_losses(texts)))
 
 
 def recall(queries: TargetQueries, texts: Sequence[str], shots: Shots) -> Scores:
-    """Return the loss after a prefix of known non-members over the loss alone (ReCaLL, arXiv 2406.15968).
+    """Return the loss after a prefix of known non-members divided by the loss without it (ReCaLL, arXiv 2406.15968).
 
     Only the text's own tokens are scored. A text that is itself a shot is NaN.
 
@@ -90,10 +90,10 @@ def con_recall(queries: TargetQueries, texts: Sequence[str], shots: Shots, gamma
 
 
 def neighbourhood(queries: TargetQueries, texts: Sequence[str], _shots: Shots, n: int = NEIGHBOURS) -> Scores:
-    """Return the mean loss of near texts minus the loss of the text (Mattern et al. 2023, arXiv 2305.18462).
+    """Return the mean loss of similar texts minus the loss of the text (Mattern et al. 2023, arXiv 2305.18462).
 
-    The paper swaps words for those a masked LM proposes. Here the reference LM proposes them, from what precedes the
-    word only, so that no third model is needed; results are not comparable with the paper's.
+    The paper replaces words by ones that a masked LM proposes. Here the reference LM proposes them from the preceding
+    words only, so that no third model is needed; results are not comparable with the paper's.
     """
     scores = -_means(queries.token_losses(texts))
     for i, text in enumerate(texts):
@@ -103,7 +103,7 @@ def neighbourhood(queries: TargetQueries, texts: Sequence[str], _shots: Shots, n
 
 
 def gradient_norm(queries: TargetQueries, texts: Sequence[str], _shots: Shots, order: float = np.inf) -> Scores:
-    """Return minus the gradient norm of the loss: a memorised text hardly pulls at the weights (arXiv 2402.17012)."""
+    """Return minus the gradient norm of the loss, which is small for memorised texts (arXiv 2402.17012)."""
     return -np.asarray(queries.gradient_norms(texts, order), np.float64)
 
 

@@ -20,7 +20,7 @@ LEARNED = "ltmia"
 EXCESS = "excess"
 """The mean excess of D_t over its expectation, computed by `ltmia.expectation.model` from all texts."""
 UPDATE = "update"
-"""How much of a text's gradient the update of the weights holds, computed by `ltmia.weights`."""
+"""Evidence for a text's gradient in the update of the weights, computed by `ltmia.weights`."""
 WITH_WEIGHTS = "ltmia_weights"
 """The learned classifier and the update together: the sum of their log-odds."""
 WEIGHTS = (WITH_WEIGHTS, UPDATE)
@@ -39,7 +39,7 @@ class Attack:
     """Name for readers."""
     needs: str
     passes: str
-    """Passes per text, target / reference. All fast attacks share one pass."""
+    """Passes per text over target / reference. All fast attacks share one pass."""
     source: str
     """Paper."""
     fast: FastFunction | None = None
@@ -47,11 +47,11 @@ class Attack:
     slow: SlowFunction | None = None
     """Scores texts with passes of its own."""
     reads: frozenset[str] | None = None
-    """Fields of `TokenStatistics` that suffice, if it is neither fast nor slow; for a fast one, its function says."""
+    """Fields of `TokenStatistics` that it reads, for an attack that is neither fast nor slow."""
 
     @property
     def group(self) -> Group:
-        """What it costs and who computes it."""
+        """Group of the attack, by cost and by the module that computes it."""
         if self.fast:
             return "fast"
         if self.slow:
@@ -60,12 +60,12 @@ class Attack:
 
     @property
     def observer(self) -> Observer:
-        """Who can run it: whoever sees log-probabilities, or whoever holds the weights of both models."""
+        """What an attacker must see to run it: log-probabilities, or the weights of both models."""
         return "weights" if self.group == "weights" else "logprobs"
 
     @property
     def recorded(self) -> bool:
-        """Whether recorded log-probabilities suffice for it."""
+        """Whether recorded log-probabilities are enough to compute it."""
         reads: frozenset[str] | None = getattr(self.fast, "reads", self.reads)
         return reads is not None and reads <= SERVED
 
@@ -87,11 +87,11 @@ _GROUP_OF: dict[str, Group] = {
 }
 
 _SUMMARIES = {
-    EXCESS: "Return the mean of D_t less what this target does to such tokens in other texts, weighed by precision.",
+    EXCESS: "Return the weighted mean of D_t minus its expectation, which is learned from other texts.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
-    UPDATE: "Return the log-odds that the text is one of those whose gradients make up target minus base.",
+    UPDATE: "Return the log-odds that the text's gradient is part of the update, target minus base.",
     WITH_WEIGHTS: "Return the sum of the log-odds of `ltmia` and of `update`.",
-    CONTROL: "Control: tell members from non-members by their words alone, without any model.",
+    CONTROL: "Control: separate members from non-members by their words alone, without any model.",
 }
 
 _TARGET, _PAIR = "target", "target + reference"

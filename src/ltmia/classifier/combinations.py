@@ -55,7 +55,7 @@ def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> Featur
     """Gather a classifier's inputs for some texts: token features, and the scores of hand-made attacks.
 
     Raises:
-        StoreError: If the store lacks what the features are made from.
+        StoreError: If the store lacks statistics that the features need.
     """
     store.check_version(version)
     statistics = store.statistics(rows, expectation_of(version))

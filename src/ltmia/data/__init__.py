@@ -1,1 +1,1 @@
-"""Texts in: reading, de-duplication, splits by document, the embedded demo texts."""
+"""Reads texts, finds repeats, splits by document, and holds the embedded demo texts."""

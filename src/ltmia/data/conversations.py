@@ -12,8 +12,7 @@ from ltmia.records import Chat, Messages, shared_beginning
 
 TEXT, PROMPT, COMPLETION, MESSAGES = "text", "prompt", "completion", "messages"
 COLUMN_NAME = re.compile(r"[\w.:;|/-]{1,40}")
-"""What the name of a column looks like. Other names are not shown: the first line of a file without a header is a
-text."""
+"""Pattern of column names. Other names are not shown, because the first line of a file without a header is a text."""
 
 
 def possible_columns(column: str) -> tuple[str, ...]:
@@ -22,15 +21,15 @@ def possible_columns(column: str) -> tuple[str, ...]:
 
 
 def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
-    """Return the text of a row and the character from which on it is scored.
+    """Return the text of a row, and the index of its first scored character.
 
     Args:
-        row: Of a source.
+        row: Row of a source.
         column: Column of the texts. If `text` is missing or null, `prompt` and `completion`, or `messages`, are used.
         chat: Renders messages.
 
     Raises:
-        DataError: None of them is there, or what is there is no text.
+        DataError: If none of these columns is there, or the value is not a text.
     """
     possible = possible_columns(column)
     given = {name for name in possible if row.columns.get(name) is not None}
@@ -64,7 +63,8 @@ def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
     asked, whole = (
         _chatted(row, messages, chat, ask) for messages, ask in ((prompt, True), ([*prompt, *completion], False))
     )
-    # If the template formats an answer differently from the request for one, all after the common prefix is scored.
+    # If the template formats an answer differently from the request for it, everything after the common prefix is
+    # scored.
     return whole, shared_beginning(asked, whole)
 
 
@@ -74,7 +74,7 @@ def _conversed(row: Row, chat: Chat | None) -> str:
     if messages is None:
         raise DataError(
             f"{row.place}: column {MESSAGES!r} holds a {type(value).__name__}. Expected messages with role and "
-            "content, a list of objects and no JSON in a string. Name a column of plain texts with `text_column`."
+            "content, a list of objects, not JSON in a string. Name a column of plain texts with `text_column`."
         )
     return _chatted(row, messages, chat, False)
 
@@ -87,7 +87,7 @@ def _rendered(row: Row, column: str, chat: Chat | None) -> str:
 def _chatted(row: Row, messages: Messages, chat: Chat | None, ask: bool) -> str:
     if chat is None:
         raise DataError(
-            f"{row.place}: holds messages, and without the target there is no chat template to write them out by. "
+            f"{row.place}: holds messages, and there is no chat template without the target. "
             "Give the target itself, or texts; in Python: read_texts(..., chat=chat_template(TARGET))."
         )
     try:
@@ -109,16 +109,16 @@ def _plain(row: Row, column: str) -> str:
 
 
 def conversation(value: Any, place: str) -> Messages | None:
-    """Return the messages in a column, each content as one string; None where it holds no messages.
+    """Return the messages in a column, each content as one string; None if it holds no messages.
 
     A message that only calls tools has no content: the template gets None there, as in training.
 
     Args:
-        value: Of the column. A content may also be a list of parts, such as `{"type": "text", "text": "..."}`.
+        value: Value of the column. A content may also be a list of parts, such as `{"type": "text", "text": "..."}`.
         place: Where it stands.
 
     Raises:
-        DataError: A content holds a part that is no text, such as an image.
+        DataError: If a content holds a part that is not text, such as an image.
     """
     if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
         return None
@@ -140,6 +140,6 @@ def _joined(content: str | list[Any] | None, place: str) -> str | None:
         if kind != "text" or not isinstance(part.get("text"), str):
             raise DataError(
                 f"{place}: a message with a part of type {str(kind)[:40]!r}. Only parts of type 'text' can be scored; "
-                "leave the record out, or write what the model read of it in a column of its own."
+                "leave the record out, or put the text that the model read into a column of its own."
             )
     return "".join(part["text"] for part in content)

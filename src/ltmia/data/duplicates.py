@@ -1,7 +1,7 @@
 """Repeated texts within a set and across members and non-members.
 
-A word is a run of characters between white space, case folded. Scripts written without spaces have few
-"words", so there only texts that are equal are found.
+A word is a run of characters between white space, case folded. In scripts without spaces there are few "words", so only
+equal texts are found.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from ltmia.errors import ConfigError
 SHINGLE_WORDS = 5
 OVERLAP_WORDS = 8
 OVERLAP_SHARE = 0.3
-"""A text overlaps with the other side when this share of its word 8-grams occurs there."""
+"""A text overlaps with the other set if more than this share of its word 8-grams occurs there."""
 N_PERMUTATIONS = 128
 MAX_MISS = 1e-3
 """Largest probability that a pair exactly at the threshold is not compared."""
@@ -55,17 +55,17 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetDuplicates:
-    """Repeats among members, among non-members, and of members among the non-members."""
+    """Repeats within the members, within the non-members, and non-members that repeat members."""
 
     members: Duplicates
     nonmembers: Duplicates
     across: Duplicates
-    """`row` is a non-member's, `of` a member's."""
+    """Repeats across the sets: `row` is the row of a non-member, `of` that of a member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRows:
-    """Rows that remain when repeats are left out, in rising order."""
+    """Rows that remain after repeats are removed, in rising order."""
 
     members: Int64[np.ndarray, " kept_members"]
     nonmembers: Int64[np.ndarray, " kept_nonmembers"]
@@ -77,7 +77,7 @@ class NgramOverlap:
 
     n_words: int
     shares: Float64[np.ndarray, " texts"]
-    """Share of a text's n-grams that occur in the other set; NaN for a text under n words."""
+    """Share of a text's n-grams that occur in the other set; NaN for a text with fewer than n words."""
 
     @property
     def n_measured(self) -> int:
@@ -100,9 +100,9 @@ def normalise_text(text: str) -> str:
 
 
 def exact_duplicates(texts: Sequence[str]) -> dict[int, int]:
-    """Return, for each row whose text stands earlier, the first row that holds it.
+    """Return, for each row that repeats an earlier text, the first row with that text.
 
-    Case and white space do not count. Texts without a word repeat nothing.
+    Case and white space are ignored. Texts without a word repeat nothing.
     """
     first: dict[str, int] = {}
     repeats = {}
@@ -114,16 +114,16 @@ def exact_duplicates(texts: Sequence[str]) -> dict[int, int]:
 
 
 def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, seed: int = 0) -> Duplicates:
-    """Find the texts of one set that repeat an earlier one of it.
+    """Find the texts of one set that repeat an earlier text of the set.
 
-    A text is compared with the texts kept so far, so what stays holds no two similar ones. Candidates come from MinHash
-    LSH and are then compared exactly: none is found that is not similar, and a similar one is missed with probability
-    under `MAX_MISS`.
+    A text is compared with the texts kept so far, so no two similar texts are kept. Candidates come from MinHash LSH
+    and are then compared exactly: texts that are not similar are never found, and similar ones are missed with a
+    probability under `MAX_MISS`.
 
     Args:
         texts: The set, in order; the first of each kind is kept.
         threshold: Smallest Jaccard similarity of word 5-grams that counts as near.
-        seed: Of the hashes.
+        seed: Seed of the hashes.
 
     Raises:
         ConfigError: The threshold is not in (0, 1].
@@ -172,7 +172,7 @@ def compare_sets(
 
 
 def kept_rows(duplicates: SetDuplicates) -> KeptRows:
-    """Return the rows that stay: the first of each kind, members before non-members.
+    """Return the rows to keep: the first of equal or similar texts, members before non-members.
 
     A non-member that repeats a member was in fact trained on, so the non-member is left out.
     """

@@ -1,4 +1,4 @@
-"""The texts and the base language model that the demo works on, shipped inside the package."""
+"""The texts and the base language model of the demo, shipped inside the package."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +9,7 @@ from ltmia.records import Texts
 
 
 def demo_texts() -> Texts:
-    """Return the embedded public-domain passages; the group is the document of each."""
+    """Return the embedded public-domain passages; the group of each is its document."""
     return read_texts(_demo_folder() / "texts.jsonl.gz", group_column="source")
 
 
@@ -17,7 +17,7 @@ def demo_base_path() -> Path:
     """Return the folder of the embedded base model, in the Hugging Face layout.
 
     Raises:
-        DataError: The installed package lacks it.
+        DataError: If the installed package lacks it.
     """
     folder = _demo_folder() / "base"
     if not (folder / "model.safetensors").is_file():

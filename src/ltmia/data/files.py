@@ -1,4 +1,4 @@
-"""Chooses the reader for a file by its name, and lists the files of a folder: one text each, or shards of one table.
+"""Chooses the reader for a file by its name, and lists the files of a folder of texts or of shards.
 
 Hidden files are skipped; a line on standard error gives their number.
 """
@@ -21,12 +21,12 @@ LINE_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".tsv": tsv_rows,
     ".txt": plain_rows,
 }
-"""Readers by file ending. A compressed file has another ending from `PACKED` after it."""
+"""Reader for each file ending. Compressed files have an ending from `PACKED` after it."""
 PARQUET = ".parquet"
 SHARDS = (".jsonl", ".ndjson", ".csv", ".tsv", PARQUET)
-"""Kinds of file of which a folder may hold several parts; `.json` is none of them: settings end in it too."""
+"""Endings of files that may be shards in a folder; not `.json`, because files of settings also end in it."""
 FORMATS = (
-    ".jsonl, .ndjson, .json, .csv, .tsv or .txt, also with .gz or .zst behind it, .parquet, a folder of .txt files or "
+    ".jsonl, .ndjson, .json, .csv, .tsv or .txt, each also with .gz or .zst, .parquet, a folder of .txt files or "
     "of shards of one kind, hf:NAME[SPLIT] or -"
 )
 OF_THE_SYSTEM = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"})
@@ -38,7 +38,7 @@ SPLIT = re.compile(
     r"(?![a-z])",
     re.I,
 )
-"""Names of splits, where they are part of a file's name."""
+"""Names of splits as parts of file names."""
 
 
 def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
@@ -46,7 +46,7 @@ def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Ite
 
     Args:
         path: The file.
-        required: Columns without which a row is of no use.
+        required: Columns that every row must have.
         wanted: Columns that a text may come from; others of a Parquet file are not read.
 
     Raises:
@@ -65,11 +65,11 @@ def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) ->
 
     Args:
         folder: Holds, at any depth, `.txt` files, or files of one of the kinds `SHARDS`.
-        required: As for `file_rows`.
-        wanted: The same.
+        required: See `file_rows`.
+        wanted: See `file_rows`.
 
     Raises:
-        DataError: There is neither, there are several kinds or splits, a shard is missing, or one cannot be read.
+        DataError: If there is neither, there are several kinds or splits, a shard is missing, or one cannot be read.
     """
     found = _visible_files(folder)
     kinds = sorted(kind for kind in found if kind == ".txt" or kind in SHARDS)
@@ -80,8 +80,8 @@ def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) ->
         )
     if len(kinds) > 1:
         raise DataError(
-            f"{folder}: holds files of several kinds ({', '.join(kinds)}), and which of them are the texts is not "
-            "known. Name one file, or a folder with files of one kind."
+            f"{folder}: holds files of several kinds ({', '.join(kinds)}), and it is not known which of "
+            "them are the texts. Name one file, or a folder with files of one kind."
         )
     paths = found[kinds[0]]
     _refuse_packed_twice(paths)
@@ -98,7 +98,7 @@ def _text_row(folder: Path, path: Path) -> Row:
 
 
 def _kind(path: Path) -> str | None:
-    """Return the ending that says how a file is read; None for one that is not."""
+    """Return the ending that chooses the reader of a file; None if no reader fits."""
     endings = [suffix.lower() for suffix in path.suffixes]
     if endings and endings[-1] in PACKED:
         endings.pop()
@@ -125,22 +125,22 @@ def _visible_files(folder: Path) -> dict[str | None, list[Path]]:
 
 
 def _refuse_packed_twice(paths: Sequence[Path]) -> None:
-    """Refuse a file beside its own packed copy: each text would count twice.
+    """Refuse a folder with a file and its compressed copy, because each text would count twice.
 
     Raises:
-        DataError: Naming both.
+        DataError: If there are both; the message names them.
     """
     there = set(paths)
     for path in paths:
         if path.suffix.lower() in PACKED and path.with_suffix("") in there:
-            raise DataError(f"{path}: stands there unpacked as well, as {path.stem}. Take one of the two away.")
+            raise DataError(f"{path}: is there uncompressed as well, as {path.stem}. Remove one of the two.")
 
 
 def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
-    """Refuse shards of several splits, and a set of which some are missing.
+    """Refuse shards of several splits, and incomplete sets of shards.
 
     Raises:
-        DataError: Naming them.
+        DataError: If they are refused; the message names them.
     """
     places = sorted({path.parent.relative_to(folder).as_posix() for path in paths})
     matches = [SHARD.match(path.name) for path in paths]
@@ -149,8 +149,8 @@ def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
     for parts in (places, splits, named):
         if len(parts) > 1:
             raise DataError(
-                f"{folder}: holds shards of {', '.join(parts)}. Name a folder with those of one alone: texts of "
-                "several splits are not to be mixed."
+                f"{folder}: holds shards of {', '.join(parts)}. Name a folder with the shards of one split: "
+                "texts of several splits must not be mixed."
             )
     counts = {int(match["count"]) for match in matches if match}
     there = {int(match["number"]) for match in matches if match}

@@ -1,4 +1,4 @@
-"""The objects of a JSON array, decoded one at a time: the file is never in memory as a whole."""
+"""Decodes the objects of a JSON array one at a time, so that the file is never in memory as a whole."""
 
 import codecs
 import json
@@ -10,7 +10,7 @@ from ltmia.data.lines import BYTE_ORDER_MARK, MAX_TEXT_BYTES, MAX_TOTAL_BYTES, r
 from ltmia.errors import DataError
 
 PIECE_BYTES = 2**16
-"""Least number of bytes read at a time."""
+"""Fewest bytes read at a time."""
 BETWEEN = re.compile(r"[\s,]*")
 """Characters between two objects."""
 CUT_OFF = 16
@@ -23,10 +23,10 @@ def is_array(stream: BinaryIO) -> bool:
 
 
 def array_objects(stream: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON array, each with the place where it stands.
+    """Yield the objects of a JSON array, each with its place in the file.
 
     Raises:
-        DataError: The text is no JSON, an item is no object or too long, or all of them together are.
+        DataError: If the text is not JSON, an item is not an object, or an item or the whole array is too long.
     """
     text = _ArrayText(stream, name)
     number = 1
@@ -47,7 +47,7 @@ class _ArrayText:
         self._at = self._text.index("[") + 1
 
     def next_object(self, place: str) -> dict[str, Any] | None:
-        """Decode the next object; None behind the last one."""
+        """Decode the next object; None after the last one."""
         while True:
             self._at = _behind_gap(self._text, self._at)
             if self._at < len(self._text) and self._text[self._at] != "{":
@@ -66,7 +66,7 @@ class _ArrayText:
         """Read more if an object may be cut off at the end of the buffer.
 
         Raises:
-            DataError: It is not, or there is no more.
+            DataError: If it is not cut off, or there is nothing more to read.
         """
         if len(self._text) - self._at > MAX_TEXT_BYTES:
             raise DataError(f"{place}: longer than {MAX_TEXT_BYTES // 2**20} MiB. Cut the text into passages.")
@@ -79,10 +79,10 @@ class _ArrayText:
         if not rest.startswith("]"):
             raise DataError(f"{place}: not an object. Expected an array of objects, or one object a line.")
         if rest[1:].strip() or (self._more() and self._text.strip() != "]"):
-            raise DataError(f"{place}: more text behind the end of the array. Expected one array in the file.")
+            raise DataError(f"{place}: more text after the end of the array. Expected one array in the file.")
 
     def _more(self) -> bool:
-        """Double the buffer; say whether there was anything to read."""
+        """Double the buffer; return whether there was anything to read."""
         raw = self._stream.read(max(PIECE_BYTES, len(self._text) - self._at))
         if not self._n_read:
             refuse_utf16(raw, self._name)

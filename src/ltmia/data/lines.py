@@ -1,6 +1,6 @@
-"""Lines of a text file, packed or not, or of a stream: bounded, decoded strictly, numbered from 1.
+"""Reads the lines of a text file, compressed or not, or of a stream: with a size limit, strict decoding, and numbers.
 
-Knows bytes and encodings only; `rows` knows what a line means.
+This module handles bytes and encodings; `rows` interprets the lines.
 """
 
 import gzip
@@ -17,14 +17,14 @@ import pyarrow as pa
 from ltmia.errors import DataError
 
 MAX_TEXT_BYTES = 16 * 2**20
-"""Longest line or text read (16 MiB): a longer one is a wrong file or a decompression bomb."""
+"""Largest line or text (16 MiB); a larger one is a wrong file or a decompression bomb."""
 MAX_TOTAL_BYTES = 2**30
 """Most bytes read from one source after decompression (1 GiB)."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 PACKED = (".gz", ".zst")
-"""Endings of files that are unpacked as they are read."""
+"""Endings of compressed files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Line:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacking it as it is read where its name ends in `.gz` or `.zst`.
+    """Open a file for reading; decompress it if its name ends in `.gz` or `.zst`.
 
     Raises:
-        DataError: The file cannot be opened or read, or is no intact packed file.
+        DataError: If the file cannot be opened or read, or is a damaged compressed file.
     """
     ending = path.suffix.lower()
     try:
@@ -67,10 +67,10 @@ def iterate_lines(stream: BinaryIO, name: str, *, kept: bool = True) -> Iterator
     Args:
         stream: Read line by line, never as a whole.
         name: The source's name, for messages.
-        kept: Whether the lines stay in memory; then all of them together may not be too long either.
+        kept: Whether the caller keeps the lines in memory; then their total size is limited too.
 
     Raises:
-        DataError: A line or the whole stream is too long, or bytes are not UTF-8.
+        DataError: If a line or the whole stream is too long, or bytes are not UTF-8.
     """
     total, number = 0, 0
     while raw := stream.readline(MAX_TEXT_BYTES + 1):
@@ -109,10 +109,10 @@ def read_whole(path: Path, name: str) -> str:
 
 
 def refuse_utf16(raw: bytes, place: str) -> None:
-    """Refuse the beginning of a file in UTF-16: without a mark it would pass as UTF-8 with a NUL behind each letter.
+    """Refuse a file in UTF-16, which could pass as UTF-8 with a NUL after each letter.
 
     Raises:
-        DataError: It has the mark of UTF-16, or every second byte of the first eight and more is NUL.
+        DataError: If it begins with the byte order mark of UTF-16, or every second byte of the beginning is NUL.
     """
     start = raw[:64]
     halves = (start[0 : len(start) & ~1 : 2], start[1::2])
@@ -121,10 +121,10 @@ def refuse_utf16(raw: bytes, place: str) -> None:
 
 
 def decode_utf8(raw: bytes, place: str) -> str:
-    """Return bytes as text, or say which byte is not UTF-8.
+    """Decode bytes as UTF-8.
 
     Raises:
-        DataError: Bytes are not UTF-8.
+        DataError: If they are not UTF-8; the message names the first wrong byte.
     """
     try:
         return raw.decode("utf-8")

@@ -1,6 +1,6 @@
-"""Lines of a recording from what vLLM gives as `prompt_logprobs`: plain dicts or its own objects.
+"""Converts `prompt_logprobs` of vLLM, as dicts or as its own objects, into lines of a recording.
 
-Imports nothing of vLLM.
+Does not import vLLM.
 """
 
 import math
@@ -24,17 +24,17 @@ def from_prompt_logprobs(
     start: int = 1,
     truncated: bool | None = None,
 ) -> RecordedText:
-    """Make a line of a recording of one output of vLLM, or of its server's JSON.
+    """Make a line of a recording from one output of vLLM, or from its server's JSON.
 
     Args:
         name: Id of the text.
         token_ids: `prompt_token_ids`.
         prompt_logprobs: One entry per token; the first is None. An entry maps token ids (in JSON as text) to objects
             or dicts with `logprob` and `rank`: those of the most likely tokens, and that of the true one.
-        n_top: That of the header: at most what `SamplingParams(prompt_logprobs=...)` asked for.
-        text: The text, to notice later that another one goes by this id.
-        start: Place of the first token that is to be scored, where a prompt of several stands before it.
-        truncated: Whether the text goes on behind these tokens, so that a report can say so; None is not known.
+        n_top: `n_top` of the header: at most what `SamplingParams(prompt_logprobs=...)` asked for.
+        text: The text; its hash shows later if another text has the same id.
+        start: Index of the first token to score, if a prompt of several tokens comes before it.
+        truncated: Whether the text continues after these tokens; None if it is not known.
 
     Raises:
         DataError: If an entry lacks the true token, or as many of the most likely ones.
@@ -61,9 +61,11 @@ def _position(place: str, token: int, entry: Mapping[Any, Any], n_top: int) -> t
     """Return log-probability and rank of the true token, and the log-probabilities of the most likely ones."""
     said = {int(key): _said(value) for key, value in entry.items()}
     if token not in said:
-        raise DataError(f"{place}: prompt_logprobs lack the true token; expected it beside the most likely ones")
+        raise DataError(
+            f"{place}: prompt_logprobs lack the true token; expected it in addition to the most likely ones"
+        )
     likely = sorted((-logp, rank) for logp, rank in said.values() if not math.isnan(logp))[:n_top]
-    # A true token that is not among the most likely ones stands behind them, and may lie far below.
+    # A true token that is not among the most likely ones comes after them, and may be much less likely.
     if len(likely) < n_top or any(rank > n_top for _, rank in likely):
         raise DataError(f"{place}: fewer than the {n_top} most likely tokens; ask for prompt_logprobs={n_top} or more")
     return *said[token], [-logp for logp, _ in likely]

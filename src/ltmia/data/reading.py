@@ -1,6 +1,6 @@
-"""Texts, ids and groups from any source the commands accept.
+"""Reads texts, ids and groups from any source that the commands accept.
 
-Rows keep their order and none is left out: a null becomes an empty text, unscorable later.
+Rows keep their order and none is left out: a null becomes an empty text, which cannot be scored.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.records import Chat, Texts, hash_strings
 
 MAX_TEXTS = 5_000_000
-"""Most texts read from one source: all are held in memory, with their ids."""
+"""Most texts read from one source, because all are held in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns hold what."""
+    """Names of the columns of text, id and group."""
 
     text: str = TEXT
     id: str | None = None
-    """None: the column `id` where there is one."""
+    """Column of ids; None: the column `id` if there is one."""
     group: str | None = None
-    """None: the texts have no groups."""
+    """Column of groups; None: the texts have no groups."""
 
 
 def read_texts(
@@ -55,18 +55,17 @@ def read_texts(
             or `.zst` behind it, a `.parquet` file, a folder of `.txt` files (ids are their relative paths) or of
             shards of one kind and split, a folder written by `save_to_disk`, `hf:name:config[split]` for the hub, or
             `-` for standard input (JSON lines where it starts with `{`, else one text a line).
-        text_column: Column of the texts. A null is an empty text. Where `text` is missing, the columns `prompt` and
-            `completion` stand in, of which the completion is scored, or `messages`.
-        id_column: Column of the ids; by default `id` where there is one. A text without an id gets
-            16 hex digits made of it and of all the other texts, see `content_ids`.
+        text_column: Column of the texts. A null is an empty text. If `text` is missing, `prompt` and `completion` are
+            read, of which only the completion is scored, or `messages`.
+        id_column: Column of the ids; by default `id` if there is one. A text without an id gets 16 hex digits,
+            computed from it and all other texts; see `content_ids`.
         group_column: Column of the patient, author or document of each text.
         limit: Read the first rows only.
-        chat: Writes messages out as the target reads them, see `ltmia.chat_template`; without it they are refused.
+        chat: Renders messages as the target reads them, see `ltmia.chat_template`; without it messages are refused.
 
     Raises:
-        DataError: The source is missing, of an unknown format, damaged, empty or too large, or it
-            lacks a column.
-        ConfigError: `limit` is under 1.
+        DataError: If the source is missing, of an unknown format, damaged, empty or too large, or lacks a column.
+        ConfigError: If `limit` is less than 1.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}: expected 1 or more, or none for all rows.")
@@ -89,10 +88,10 @@ def read_texts(
 
 
 def content_ids(texts: Sequence[str]) -> list[str]:
-    """Return an id for each of some texts that have none: 16 hex digits, `-2`, `-3` behind repeats.
+    """Return ids for texts that have none: 16 hex digits, with `-2`, `-3` after repeats.
 
-    The hash is salted with all the texts, so that only someone who has all of them can compute the ids. The ids match
-    texts with recordings and stores, and are not handed on: see `Texts.made_ids`.
+    The hash is salted with all texts, so only someone who has all of them can compute the ids. The ids match texts with
+    recordings and stores, and are not passed on; see `Texts.made_ids`.
     """
     whole = hashlib.sha256()
     hash_strings(whole, texts)
@@ -130,7 +129,7 @@ def _exists(path: Path) -> bool:
 
 @dataclass(slots=True)
 class _Collected:
-    """Columns taken from the rows so far."""
+    """Columns collected from the rows so far."""
 
     columns: Columns
     chat: Chat | None
@@ -139,7 +138,7 @@ class _Collected:
     ids: list[str | None] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
-    """Where each of the user's ids was found."""
+    """Place of each of the user's ids."""
     size: int = 0
 
     def add(self, row: Row) -> None:
@@ -168,7 +167,7 @@ class _Collected:
             return None
         if name in self.places:
             raise DataError(
-                f"{row.place}: the id {_shown(name)} stands already at {self.places[name]}. "
+                f"{row.place}: the id {_shown(name)} was already used at {self.places[name]}. "
                 "Give each text its own id, or name another column with `id_column`."
             )
         self.places[name] = row.place
@@ -209,7 +208,7 @@ def _shown(value: str) -> str:
 
 
 def _complete_ids(texts: Sequence[str], given: Sequence[str | None]) -> tuple[str, ...]:
-    """Return the given ids, and unique ids made from the content where none was given."""
+    """Return the given ids, with ids made from the content for texts that have none."""
     taken = {name for name in given if name is not None}
     ids = []
     for made, name in zip(content_ids(texts), given, strict=True):

@@ -12,11 +12,11 @@ class LinesFile:
     """File of the lines. When it is opened again, work continues after the last complete one."""
 
     def __init__(self, path: Path, rows: Mapping[str, int]) -> None:
-        """Find the complete lines, and remove a last one that was cut off by a kill.
+        """Find the complete lines, and remove a last line that a kill cut off.
 
         Args:
-            path: The file; made where it is missing.
-            rows: Row of each id that may stand in it.
+            path: The file; made if it is missing.
+            rows: Row of each id that the file may hold.
         """
         self.places: dict[int, int] = {}
         """Byte offset of the line of each row."""
@@ -38,7 +38,7 @@ class LinesFile:
         self._file.truncate(self._end)
 
     def append(self, batch: Sequence[tuple[int, RecordedText]]) -> None:
-        """Put the lines of some rows on disk."""
+        """Write the lines of some rows to disk."""
         for row, text in batch:
             self.places[row] = self._end
             line = as_line(text).encode()
@@ -65,7 +65,7 @@ class LinesFile:
 
 
 def _hash(line: bytes) -> bytes:
-    """Return what stands before a line."""
+    """Return the prefix of a line: its hash."""
     return sha256(line).hexdigest().encode() + b" "
 
 
@@ -73,7 +73,7 @@ def _checked(hashed: bytes) -> bytes:
     """Return a line without its hash.
 
     Raises:
-        ValueError: If the two do not fit.
+        ValueError: If the hash does not match the line.
     """
     line = hashed.partition(b" ")[2]
     if _hash(line) + line != hashed:

@@ -1,4 +1,4 @@
-"""The recordings of two models, matched text by text."""
+"""Matches the recordings of two models text by text."""
 
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -12,7 +12,7 @@ def rows_by_id(texts: Texts) -> dict[str, int]:
     """Return the row of each id.
 
     Raises:
-        DataError: If an id stands twice.
+        DataError: If an id occurs twice.
     """
     rows: dict[str, int] = {}
     for row, name in enumerate(texts.ids):
@@ -27,7 +27,7 @@ def rows_by_id(texts: Texts) -> dict[str, int]:
 def join_recordings(
     target: Recording, reference: Recording, names: Collection[str]
 ) -> Iterator[tuple[RecordedText, RecordedText]]:
-    """Yield both recordings' lines of each text; a line waits in memory until the other one is read.
+    """Yield the lines of both recordings for each text; a line stays in memory until the other one is read.
 
     Args:
         target: Recording of the target.
@@ -35,7 +35,7 @@ def join_recordings(
         names: Ids of the texts; other lines are skipped.
 
     Raises:
-        DataError: If a text is missing in either.
+        DataError: If a text is missing in one of them.
     """
     waiting: tuple[dict[str, RecordedText], dict[str, RecordedText]] = ({}, {})
     n_joined = 0
@@ -59,7 +59,7 @@ def _missing(recording: Recording, names: Collection[str]) -> str | None:
     if not missing:
         return None
     return (
-        f"{recording.path}: holds nothing of {len(missing)} of the {len(names)} texts, such as {missing[0][:80]!r}. "
+        f"{recording.path}: lacks {len(missing)} of the {len(names)} texts, such as {missing[0][:80]!r}. "
         "Texts are matched by id; those without one get it from all texts of their file, so record the very same "
         'files. For what cannot be recorded put a line that says so: {"id": ..., "tokens": [], "reason": "..."}'
     )

@@ -1,4 +1,4 @@
-"""Recordings: the log-probabilities of one model on texts, computed elsewhere; checked and read one line at a time.
+"""Reads and writes recordings: log-probabilities of one model on texts, computed elsewhere.
 
 The first line is the header, every other line is a text. A recording holds token ids, so protect it like the texts
 themselves.
@@ -23,7 +23,7 @@ from ltmia.records import ModelStatistics
 
 ENDINGS = (".jsonl", ".jsonl.gz")
 IMPOSSIBLE = -9999.0
-"""Stands for minus infinity, which JSON lacks; vLLM's server writes the same."""
+"""Value for minus infinity, which JSON lacks; vLLM's server uses the same."""
 SLACK = 1e-3
 """A log-probability may exceed 0, or that of the most likely token, by this much, because servers round."""
 
@@ -33,7 +33,7 @@ Line = TypeVar("Line", bound="_Line")
 
 
 class _Line(BaseModel):
-    """Strict base: an unknown key, a number in quotes, NaN are errors."""
+    """Base of all lines: unknown keys, numbers in quotes and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -43,12 +43,12 @@ class RecordingHeader(_Line):
 
     format_version: Literal[1] = 1
     model: Annotated[str, Field(min_length=1)]
-    """Path, hub id, or name that the server goes by."""
+    """Path, hub id, or the server's name for the model."""
     revision: str | None = None
     vocab_size: Annotated[int, Field(ge=1, lt=2**31)]
-    """Ids that the log-probabilities are normalised over: the width of the logits."""
+    """Number of ids that the log-probabilities are normalised over: the width of the logits."""
     n_top: Annotated[int, Field(ge=1, le=1000)]
-    """Most likely tokens whose log-probabilities are there, at each position."""
+    """Number of most likely tokens whose log-probabilities are recorded at each position."""
     recorded_by: Annotated[str, Field(min_length=1)]
     """Program, version and dtype."""
     tokenizer_sha256: Sha256 | None = None
@@ -82,7 +82,7 @@ class RecordedText(_Line):
     """Why there are no log-probabilities; null where there are."""
 
     def mistake(self, header: RecordingHeader) -> str | None:
-        """Say what contradicts the header, or itself."""
+        """Return a description of a contradiction with the header or within the line; None if there is none."""
         if self.reason is not None:
             return "has both a reason and log-probabilities" if self.logp or self.rank or self.top else None
         lengths = [len(self.tokens) - self.n_read, len(self.logp), len(self.rank), len(self.top)]
@@ -137,20 +137,20 @@ class RecordedText(_Line):
 
 
 def text_sha256(text: str | None) -> str | None:
-    """Return the hash by which a recording knows a text."""
+    """Return the hash by which a recording identifies a text."""
     return None if text is None else sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_recording(source: str | Path) -> bool:
-    """Say whether a name in place of a model's is that of a recording."""
+    """Say whether a model argument names a recording."""
     return str(source).lower().endswith(ENDINGS)
 
 
 def recording_path(path: Path | str) -> Path:
-    """Return where a recording is to be written.
+    """Check the name of a recording to be written.
 
     Raises:
-        ConfigError: If that is no name of a recording.
+        ConfigError: If it has another ending.
     """
     if not is_recording(path):
         raise ConfigError(f"{path}: expected a name that ends in {' or '.join(ENDINGS)}")
@@ -158,13 +158,13 @@ def recording_path(path: Path | str) -> Path:
 
 
 class Recording:
-    """A recording on disk. Iterating reads it anew, a line at a time, and checks all of it."""
+    """A recording on disk. Iterating reads and checks it, one line at a time."""
 
     def __init__(self, path: Path | str) -> None:
         """Read the header.
 
         Raises:
-            DataError: The file cannot be read, or its first line is no header.
+            DataError: If the file cannot be read, or its first line is not a header.
         """
         self.path = Path(path)
         with open_bytes(self.path) as stream:
@@ -191,24 +191,24 @@ class Recording:
                 place = f"{self.path}, line {line.number}"
                 text = _parsed(RecordedText, line.text, place)
                 if text.id in places:
-                    raise DataError(f"{place}: the id {text.id[:80]!r} stands already in line {places[text.id]}.")
+                    raise DataError(f"{place}: the id {text.id[:80]!r} was already used in line {places[text.id]}.")
                 places[text.id] = line.number
                 if mistake := text.mistake(self.header):
                     raise DataError(f"{place}: {mistake}. Record the text again.")
                 yield text
         if self.header.lines_sha256 not in (None, digest.hexdigest()):
             raise DataError(
-                f"{self.path}: lines_sha256 in its header does not fit its lines: damaged or edited since. Record it "
-                "again, or take that key out if you edited it yourself."
+                f"{self.path}: lines_sha256 in its header does not match its lines: it was damaged or edited. Record it "
+                "again, or remove that key if you edited it yourself."
             )
 
 
 def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[RecordedText]) -> None:
-    """Write a recording; its name ends in `.jsonl` or `.jsonl.gz`. It has that name only once it is whole.
+    """Write a recording to a file named `.jsonl` or `.jsonl.gz`; the file appears only when it is complete.
 
     Raises:
-        ConfigError: The name has another ending.
-        DataError: A text contradicts the header, or itself.
+        ConfigError: If the name has another ending.
+        DataError: If a text contradicts the header or itself.
     """
 
     def lines() -> Iterator[str]:
@@ -222,7 +222,7 @@ def write_recording(path: Path | str, header: RecordingHeader, texts: Iterable[R
 
 
 def write_lines(path: Path, header: RecordingHeader, lines: Iterable[str]) -> None:
-    """Write a recording of lines that `as_line` made."""
+    """Write a recording from lines made by `as_line`."""
 
     def write(part: Path) -> None:
         with part.open("wb") as raw, ExitStack() as opened:
@@ -237,7 +237,7 @@ def write_lines(path: Path, header: RecordingHeader, lines: Iterable[str]) -> No
 
 
 def as_line(part: RecordingHeader | RecordedText) -> str:
-    """Return a header or a text as its line."""
+    """Return the line of a header or a text."""
     return part.model_dump_json(exclude_none=True) + "\n"
 
 
@@ -248,8 +248,8 @@ def _parsed(kind: type[Line], line: str, place: str) -> Line:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{place}: {key + ': ' if key else ''}{first['msg']}. Expected what the page on formats says of recordings."
-        ) from None  # pydantic's own words would show the line
+            f"{place}: {key + ': ' if key else ''}{first['msg']}. See recordings in docs/formats.md."
+        ) from None  # the message of pydantic would show the line
 
 
 def _contradiction(found: ModelStatistics) -> str | None:

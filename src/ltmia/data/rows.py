@@ -1,6 +1,6 @@
 """Rows of text files: JSON lines, a JSON array, comma- and tab-separated values, plain text, standard input.
 
-Each reader yields `Row`s with all columns of the source; `reading` says which is text, id, group.
+Each reader yields `Row`s with all columns of the source; `reading` chooses text, id and group.
 """
 
 import csv
@@ -18,10 +18,10 @@ from ltmia.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in the source."""
+    """One row of a source."""
 
     place: str
-    """Where it stands, such as `notes.csv, line 7`."""
+    """Place in the source, such as `notes.csv, line 7`."""
     columns: Mapping[str, Any]
 
 
@@ -35,7 +35,7 @@ def array_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a `.json` file: a JSON array of objects, or JSON lines.
 
     Raises:
-        DataError: The file is neither, or an object is too long.
+        DataError: If the file is neither, or an object is too long.
     """
     with open_bytes(path) as stream:
         found = is_array(stream)
@@ -54,7 +54,7 @@ def plain_rows(path: Path) -> Iterator[Row]:
 
 
 def stream_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
-    """Yield rows of a stream: JSON lines where the first sign is `{`, else one text a line."""
+    """Yield rows of a stream: JSON lines if it begins with `{`, else one text per line."""
     lines = iterate_lines(stream, name)
     blank: list[Line] = []
     for line in lines:
@@ -68,10 +68,10 @@ def stream_rows(stream: BinaryIO, name: str) -> Iterator[Row]:
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a comma-separated file with a header; blank lines between rows are none.
+    """Yield the rows of a comma-separated file with a header; blank lines are skipped.
 
     Raises:
-        DataError: The file breaks the format: quotes, header, number of fields.
+        DataError: If quotes, header or the number of fields are wrong.
     """
     return _separated_rows(path, ",", "comma")
 
@@ -80,7 +80,7 @@ def tsv_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a tab-separated file with a header, quoted as comma-separated ones are.
 
     Raises:
-        DataError: The file breaks the format: quotes, header, number of fields.
+        DataError: If quotes, header or the number of fields are wrong.
     """
     return _separated_rows(path, "\t", "tab")
 
@@ -92,7 +92,7 @@ def _separated_rows(path: Path, separator: str, called: str) -> Iterator[Row]:
         _, header = next(records, (1, []))
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(
-                f"{path}, line 1: column {repeated[0]!r} stands twice in the header. Give each column its own name."
+                f"{path}, line 1: column {repeated[0]!r} occurs twice in the header. Give each column its own name."
             )
         for start, fields in records:
             place = f"{path}, line {start}"
@@ -105,7 +105,7 @@ def _separated_rows(path: Path, separator: str, called: str) -> Iterator[Row]:
 
 
 def _records(lines: Iterator[str], name: str, separator: str, called: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record that is no blank line, with the line it starts on."""
+    """Yield each record that is not a blank line, with the line it starts on."""
     records = csv.reader(lines, delimiter=separator, strict=True)
     while True:
         start = records.line_num + 1

@@ -1,6 +1,6 @@
-"""Splits of texts that never divide a group (patient, author, document).
+"""Splits texts without dividing a group (patient, author, document).
 
-Passages of one document resemble one another: a split through it would give membership away.
+Passages of one document resemble one another, so a split through it would reveal membership.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,32 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.records import Texts
 
 MAX_DRAWS = 20
-"""Assignments of groups to sides that are tried before a draw is called impossible."""
+"""Number of assignments of groups to sides to try before a draw is called impossible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """Rows drawn for one fine-tune, in rising order; disjoint, and no group is on two sides."""
+    """Rows drawn for one fine-tune, in rising order. The sides are disjoint, and no group is on two sides."""
 
     members: Int64[np.ndarray, " members"]
     nonmembers: Int64[np.ndarray, " nonmembers"]
     validation: Int64[np.ndarray, " validation"]
-    """Held out to watch the fine-tuning; neither members nor non-members of the audit."""
+    """Rows held out to watch the fine-tuning; neither members nor non-members of the audit."""
 
 
 def split_by_group(groups: Sequence[str], fractions: Sequence[float], seed: int) -> list[Int64[np.ndarray, " rows"]]:
     """Split rows into parts of about the given sizes, keeping each group whole.
 
     Args:
-        groups: Group of each row; pass the ids where rows have no groups.
+        groups: Group of each row; pass the ids if rows have no groups.
         fractions: Wanted share of the rows in each part, summing to 1.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
 
     Returns:
         Rows of each part, rising. No part exceeds its wanted size by a largest group or more.
 
     Raises:
-        ConfigError: Fractions are negative or do not sum to 1.
+        ConfigError: If fractions are negative or do not sum to 1.
     """
     if not fractions or min(fractions) < 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise ConfigError(f"fractions {list(fractions)}: expected shares of 0 to 1 that sum to 1.")
@@ -54,8 +54,8 @@ def draw_membership(texts: Texts, *, n_members: int, n_nonmembers: int, n_valida
     Texts without a word, and those equal to an earlier one but for case and white space, are never drawn.
 
     Raises:
-        ConfigError: A number is negative.
-        DataError: There are not enough distinct texts, or the groups are too few or too large.
+        ConfigError: If a number is negative.
+        DataError: If there are not enough distinct texts, or the groups are too few or too large.
     """
     wanted = (n_members, n_nonmembers, n_validation)
     if min(wanted) < 0:
@@ -84,7 +84,7 @@ def draw_membership(texts: Texts, *, n_members: int, n_nonmembers: int, n_valida
             return Membership(members=drawn[0], nonmembers=drawn[1], validation=drawn[2])
     raise DataError(
         f"{shortage}{len(usable)} distinct texts in {len(groups)} groups (the largest has "
-        f"{max(map(len, groups))}) cannot be parted so without dividing a group. Ask for fewer."
+        f"{max(map(len, groups))}) cannot be split like this without dividing a group. Ask for fewer."
     )
 
 
@@ -106,7 +106,7 @@ def _whole_sizes(shares: Sequence[float], total: int) -> Int64[np.ndarray, " par
 
 
 def _side_sizes(wanted: Sequence[int], total: int) -> Int64[np.ndarray, " parts"]:
-    """Return how many texts each side may hold: those wanted, and a share of the rest."""
+    """Return the number of texts that each side may hold: those wanted, and a share of the rest."""
     if sum(wanted) == 0:
         return np.array([total, 0, 0], dtype=np.int64)
     return np.asarray(wanted) + _whole_sizes(wanted, total - sum(wanted))
@@ -120,7 +120,7 @@ def _allot(
     """Give each group to one part, at random but so that the parts come close to their sizes.
 
     Large groups go first, so that small ones even out the sizes. A group goes to a part with room for all of it, with
-    chances in proportion to the room; where there is none, to the roomiest.
+    chances in proportion to the room. If no part has room, it goes to the one with the most room.
     """
     room = sizes.copy()
     parts: list[list[Int64[np.ndarray, " rows"]]] = [[] for _ in sizes]

@@ -1,6 +1,6 @@
 """Rows of Parquet files and Hugging Face datasets.
 
-`datasets` is an extra (`hub`) and imported only where a dataset is read.
+`datasets` is an extra (`hub`) and is imported only to read a dataset.
 """
 
 import re
@@ -33,7 +33,7 @@ class HubName:
         """Read `hf:name[split]` or `hf:name:config[split]`.
 
         Raises:
-            DataError: The name is written in another way.
+            DataError: If the name has another form.
         """
         match = re.fullmatch(r"hf:([^:\[\]]+)(?::([^:\[\]]+))?\[(.+)\]", source)
         if match is None:
@@ -45,7 +45,7 @@ class HubName:
 
 
 def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a Parquet file: the columns named, and `id` where there is one.
+    """Yield the rows of a Parquet file: the columns named, and `id` if there is one.
 
     Args:
         path: The file.
@@ -53,7 +53,7 @@ def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> 
         wanted: Other columns; at least one of them must exist.
 
     Raises:
-        DataError: The file is damaged or no Parquet file.
+        DataError: If the file is damaged or not a Parquet file.
     """
     row = 0
     try:
@@ -84,7 +84,7 @@ def saved_dataset_rows(folder: Path) -> Iterator[Row]:
     """Yield the rows of a dataset written by `save_to_disk`.
 
     Raises:
-        DataError: It cannot be loaded, or holds several splits.
+        DataError: If it cannot be loaded, or holds several splits.
     """
     datasets = _datasets(str(folder))
     try:
@@ -105,10 +105,10 @@ def saved_dataset_rows(folder: Path) -> Iterator[Row]:
 
 
 def hub_rows(name: HubName) -> Iterator[Row]:
-    """Yield the rows of one split of a dataset of the hub, downloading it where it is not cached.
+    """Yield the rows of one split of a dataset of the hub, downloading it if it is not cached.
 
     Raises:
-        DataError: It cannot be loaded.
+        DataError: If it cannot be loaded.
     """
     shown = f"hf:{name.name}" + (f":{name.config}" if name.config else "")
     datasets = _datasets(shown)
@@ -124,7 +124,7 @@ def hub_rows(name: HubName) -> Iterator[Row]:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Tell whether a folder looks like one that `save_to_disk` wrote."""
+    """Say whether a folder looks like one written by `save_to_disk`."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 

@@ -1,6 +1,6 @@
-"""The folder of an audit: files that may be handed on, and the folder `private` that may not.
+"""The folder of an audit: files that may be passed on, and the folder `private`, which may not.
 
-Every finished set of files carries one random run id, so that files of two runs are not taken for one audit.
+All files of a run carry its random id, so that files of two runs are not taken for one audit.
 """
 
 import json
@@ -17,7 +17,7 @@ from ltmia.folders import claim_folder, make_folder, mark_folder, named_errors, 
 from ltmia.ownership import Marker, differing, read_marker
 
 MARKED = {"audit": "an audit", "score": "a score of candidates"}
-"""What the marker calls the folder, by the kind of its results."""
+"""Kind written into the folder's marker, by kind of results."""
 RESULTS_FILE, RECORDS_FILE, GROUPS_FILE = "results.json", "records.parquet", "groups.parquet"
 REPORT_FILE = "report.html"
 SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
@@ -25,21 +25,21 @@ PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
 STORE_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "multi_pass", "gradients", "previous"
 SALT_BYTES = 32
-README = """# Private: do not hand on
+README = """# Private: do not pass on
 
-Whoever has this folder and both models can read the audited texts out of it, word for word.
+Anyone who has this folder and both models can reconstruct the audited texts word for word.
 
 | name | holds |
 |---|---|
-| `store/` | what both models say of every token |
-| `tokens.parquet` | the same in short, of the records that stand out |
-| `multi_pass/` | scores of attacks with passes of their own |
+| `store/` | statistics of every token under both models |
+| `tokens.parquet` | two numbers per token, for the records with the highest scores |
+| `multi_pass/` | scores of attacks that take several passes |
 | `gradients/` | gradients of each text at some coordinates of the weights |
-| `salt` | what ids and hashes of groups are made with: it lets a guess at a text or a group be confirmed |
-| `run.json` | the last run that began here, with a hash of its texts |
-| `trained.jsonl` | what a Trainer trained on, token by token |
-| `model/` | the model as it stood when its audit began, until that is done |
-| `previous/` | the results that stood here before that run |
+| `salt` | random bytes in ids and hashes of groups; with them, a guess at a text or a group can be confirmed |
+| `run.json` | the last run that began here, and hashes of its texts |
+| `trained.jsonl` | token ids that a Trainer trained on |
+| `model/` | the model when its audit began; removed when the audit is done |
+| `previous/` | the results of the run before |
 
 The files in the folder above do not need it. A later run goes on from it, so
 keep it where the texts are kept. It may be deleted; the next run then starts from nothing, with other ids.
@@ -48,16 +48,16 @@ keep it where the texts are kept. It may be deleted; the next run then starts fr
 
 @dataclass(frozen=True, slots=True)
 class PrivateFolder:
-    """What an audit keeps and nobody else may see."""
+    """The private part of an audit's folder."""
 
     path: Path
 
     @classmethod
     def of(cls, folder: Path) -> "PrivateFolder":
-        """Return the private part of an audit's folder, made where it is missing, for the owner alone.
+        """Return the private part of an audit's folder; made if it is missing, readable by its owner only.
 
         Raises:
-            ConfigError: If it, or something in it, is a link: what it leads to is not ours to read or write.
+            ConfigError: If it, or something in it, is a link.
             StoreError: If there is no room, or no right to write.
         """
         private = cls(folder / PRIVATE_FOLDER)
@@ -73,21 +73,21 @@ class PrivateFolder:
 
     @property
     def store(self) -> Path:
-        """What the models say of each token."""
+        """Folder of the statistics of each token."""
         return self.path / STORE_FOLDER
 
     @property
     def multi_pass(self) -> Path:
-        """Scores of attacks with passes of their own."""
+        """Folder of the scores of attacks that take several passes."""
         return self.path / MULTI_PASS_FOLDER
 
     @property
     def gradients(self) -> Path:
-        """Gradients of each text, for what reads the weights."""
+        """Folder of the gradients of each text."""
         return self.path / GRADIENTS_FOLDER
 
     def salt(self) -> bytes:
-        """Return the random salt of this folder, made once: later runs give the same ids.
+        """Return the random salt of this folder; it is made once, so that later runs give the same ids.
 
         Raises:
             StoreError: If the file does not hold one.
@@ -108,7 +108,7 @@ class PrivateFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of an audit or a score in its folder, which this process holds."""
+    """One run of an audit or a score, in a folder that this process has locked."""
 
     folder: Path
     run_id: str
@@ -120,12 +120,12 @@ class Run:
     """Hashes of the texts, of their ids and of their groups."""
 
     def begin_scoring(self) -> None:
-        """Write down that the folder is of these settings and texts: from now on it holds work worth keeping."""
+        """Note the settings and texts of the folder, because it will now hold work worth keeping."""
         mark_folder(self.folder, self.marker)
         self.note(self.hashes)
 
     def note(self, hashes: Mapping[str, str]) -> None:
-        """Write down this run as the last one, and the hashes of the texts that the folder's work is of."""
+        """Note this run as the last one, and the hashes of the folder's texts."""
         note = {"run_id": self.run_id, "begun": self.begun, "sha256": dict(hashes)}
         write_whole(self.private.path / RUN_FILE, lambda part: part.write_text(json.dumps(note), "utf-8"))
 
@@ -134,9 +134,9 @@ class Run:
 def run_in(
     folder: Path, marker: Marker, hashes: Mapping[str, str] | None = None, *, overwrite: bool = False
 ) -> Iterator[Run]:
-    """Hold a folder for a run: results that are there are set aside.
+    """Lock a folder for a run, and set older results aside.
 
-    The folder then holds none until the run's own are written, so that nobody takes an older verdict for the new one.
+    The folder holds no results until the run writes its own, so that nobody takes an older verdict for the new one.
 
     Args:
         folder: Missing, empty, or one that ltmia made for results of this kind.
@@ -145,8 +145,8 @@ def run_in(
         overwrite: Take a folder with any settings and texts.
 
     Raises:
-        ConfigError: If the folder is not ours, holds results of other settings or texts, another process holds it, or
-            a link stands in place of a file of ours.
+        ConfigError: If the folder is not ours, holds results with other settings or texts, is locked by another
+            process, or has a link in place of a file of ours.
         StoreError: If there is no room, or no right to write.
     """
     with claim_folder(folder, marker, overwrite=overwrite):
@@ -190,7 +190,7 @@ def _refuse_links(paths: Iterable[Path]) -> None:
 
 @contextmanager
 def set_aside_on_failure(folder: Path) -> Iterator[None]:
-    """Set aside the results of an older run, in a folder of ours, if the input of a new run cannot be read.
+    """Set older results in a folder of ours aside if the input of a new run cannot be read.
 
     Raises:
         ConfigError: If another process is at work there.
@@ -208,7 +208,7 @@ def set_aside_on_failure(folder: Path) -> Iterator[None]:
 def last_run(folder: Path) -> dict[str, Any] | None:
     """Return `run_id`, `begun` and `sha256` (hashes of texts, ids and groups) of the last run that began in a folder.
 
-    None where the private folder is not there, or another account's: only what may be handed on was handed on.
+    None if the private folder is missing or belongs to another account, as after passing on the public files.
 
     Raises:
         StoreError: If the file is damaged.
@@ -224,7 +224,7 @@ def last_run(folder: Path) -> dict[str, Any] | None:
 
 
 def are_of_same_texts(first: Path, second: Path) -> bool | None:
-    """Say whether the audits in two folders are of the same texts in one order; None where a private folder is missing.
+    """Say whether the audits in two folders have the same texts in the same order; None if a private folder is missing.
 
     Raises:
         StoreError: If the note of a run is damaged.
@@ -234,7 +234,7 @@ def are_of_same_texts(first: Path, second: Path) -> bool | None:
 
 
 def why_no_results(folder: Path) -> str:
-    """Say why a folder holds no results: another run began there, or it is no folder of an audit."""
+    """Say why a folder holds no results: a run did not finish, or it is not the folder of an audit."""
     run = last_run(folder)
     if run is None:
         return "expected the folder of an audit or a score"

@@ -1,6 +1,6 @@
-"""Reasons why an audit could not have shown leakage. One function tests for one reason and returns a sentence or None.
+"""Reasons why an audit could not have shown leakage. Each function tests one reason and returns a sentence or None.
 
-`docs/gate.md` lists them. An audit to which a reason applies passes no limit that the reason concerns.
+`docs/gate.md` lists them. If a reason applies, the audit cannot pass the limits that the reason concerns.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,18 +12,18 @@ from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
 from ltmia.evaluation.results import Measure, Results
 
 CONTROL = "bag_of_words"
-"""It sees no model, so its figures say nothing about leakage."""
+"""Name of the control, which sees no model: its figures say nothing about leakage."""
 FEWEST_TEXTS = 20
-"""With fewer members or fewer non-members, no figure can be trusted."""
+"""Fewest members, and fewest non-members, for figures that can be trusted."""
 MOST_UNSCORED = 0.05
-"""Share of texts that may be unscorable: a few empty rows."""
+"""Largest share of unscorable texts, such as empty rows."""
 MOST_SHARED = 0.01
-"""Share of non-members that may repeat members where AUC or epsilon are limited: it lowers an AUC of .6 by .001."""
+"""Largest share of non-members that repeat members, for limits on AUC or epsilon; it lowers an AUC of .6 by .001."""
 SHARED_OF_RATE = 0.1
-"""The same for a limit at a false-positive or false discovery rate, as a share of that rate: non-members that are in
-truth members count as false alarms."""
+"""The same for limits at a false-positive or false discovery rate, as a share of that rate: non-members that are really
+members count as false alarms."""
 FAR_BELOW = 0.4
-"""The AUC of an attack that does not decide may be a little below one half, since kinds of texts differ."""
+"""Lowest AUC that is plausible for an attack that does not decide; it may be a little below one half."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class LimitedFigure:
     """One figure of an audit, and the limit that it is held against."""
 
     name: str
-    """For people, such as "AUC of difference"."""
+    """Name for people, such as "AUC of difference"."""
     measure: Measure
     most: float
     """The limit."""
@@ -45,13 +45,13 @@ class LimitedFigure:
 
 
 def blind_spots(results: Results, figure: LimitedFigure) -> list[str]:
-    """Return the reasons why this audit could not have shown that a figure is beyond its limit; empty if it could."""
+    """Return the reasons why this audit could not have shown that a figure exceeds its limit."""
     single = (found for look in OF_A_FIGURE if (found := look(results, figure)) is not None)
     return [*of_an_audit(results), *single]
 
 
 def of_an_audit(results: Results) -> list[str]:
-    """Return the reasons why this audit could not have shown much at all; empty if it could."""
+    """Return the reasons why this audit could not have shown leakage at all; empty if it could have."""
     return [found for reason in OF_AN_AUDIT if (found := reason(results)) is not None]
 
 
@@ -83,7 +83,7 @@ def _unscored(results: Results) -> str | None:
 
 
 def few_texts(results: Results) -> str | None:
-    """Say that there are too few texts for any figure with an interval; None if there are enough."""
+    """Return a sentence if there are too few texts for figures with intervals; None if there are enough."""
     n, usable = results.decisions.n_judged, results.data.n_usable_nonmembers
     m = results.data.n_nonmembers if usable is None else usable
     if min(n, m) >= FEWEST_TEXTS:
@@ -92,7 +92,7 @@ def few_texts(results: Results) -> str | None:
 
 
 def _swapped(results: Results) -> str | None:
-    """Members score below non-members: the two files were swapped, or the scores are worthless."""
+    """Return a sentence if members score below non-members: the files were swapped, or the scores are worthless."""
     aucs = {name: attack.auc for name, attack in results.attacks.items() if name != CONTROL}
     deciding = results.decisions.attack
     if results.kind == "score":
@@ -130,7 +130,7 @@ def _ties(results: Results, figure: LimitedFigure) -> str | None:
 
 
 def _reversed(results: Results, figure: LimitedFigure) -> str | None:
-    """A limit that names an attack depends on it, as on the one that decides."""
+    """Return a sentence if members score below non-members by the attack that the limit names."""
     attack = results.attacks.get(figure.attack)
     if not figure.named or figure.attack == CONTROL or attack is None:
         return None

@@ -9,14 +9,14 @@ from scipy.sparse import csr_array
 from ltmia.evaluation.roc import Scores
 
 COUNTS_AT_ONCE = 200_000
-"""Resamples times texts that are in memory at a time: a few megabytes; more is not faster."""
+"""Number of resamples times number of texts in memory at a time: a few megabytes; more is not faster."""
 
 Groups = Int64[np.ndarray, " _"]
 Counts = Int64[np.ndarray, "_ _"]
 
 
 def resamples(sides: Sequence[Groups], n_resamples: int, seed: int) -> Iterator[list[Counts]]:
-    """Draw whole groups of each side with replacement, as many as there are, sides apart.
+    """Draw whole groups with replacement, as many as there are, separately for each side.
 
     Args:
         sides: Group of each text, for each side (members, non-members). If a side has only one group, its texts are
@@ -25,7 +25,7 @@ def resamples(sides: Sequence[Groups], n_resamples: int, seed: int) -> Iterator[
         seed: Seed of the draws.
 
     Yields:
-        For some resamples at a time, how often each text of each side stands in each of them.
+        For some resamples at a time, the number of times that each text occurs in each resample.
     """
     rng = np.random.default_rng(seed)
     indices = [_group_index(groups) for groups in sides]
@@ -42,7 +42,7 @@ def resamples(sides: Sequence[Groups], n_resamples: int, seed: int) -> Iterator[
 def resampled_figures(
     members: Scores, nonmembers: Scores, counts: Sequence[Counts], fprs: Sequence[float]
 ) -> Float64[np.ndarray, "_ _"]:
-    """Return AUC and the TPR at each FPR of many resamples: what `roc.auc` and `roc.tpr_at_fpr` say of each.
+    """Return the AUC and the TPR at each FPR for many resamples, as `roc.auc` and `roc.tpr_at_fpr` define them.
 
     Args:
         members: Scores of members, none of them NaN.

@@ -17,8 +17,8 @@ def split_halves(
 ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
     """Split rows at random into a calibration half and the rest; groups are not divided.
 
-    Groups are taken in random order as long as they fit into the half, so that a large one stands in the rest. A
-    single group calibrates as a whole, and nothing is left.
+    Groups are taken in random order as long as they fit into the half, so a large one ends up in the rest. A single
+    group calibrates as a whole, and the rest is empty.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(n) if groups is None else groups
@@ -59,8 +59,7 @@ def judge_audit(
 ) -> AuditDecisions:
     """Judge members together with one half of the non-members against the other half.
 
-    The judged non-members show the error that was made: their share among all flags is the realised false discovery
-    proportion.
+    The judged non-members show the actual error: their share of all flags is the realised false discovery proportion.
     """
     calibration, held_out = split_halves(len(nonmembers), nonmember_groups, seed)
     scores = np.concatenate([members, nonmembers[held_out]])
@@ -133,7 +132,7 @@ def _summary(
     fdr: float,
     realized_fdp: Measure,
 ) -> Decisions:
-    """Summarise. The first `n_asked` rows are members or candidates; the rest are judged non-members."""
+    """Summarise the decisions. The first `n_asked` rows are members or candidates, the rest judged non-members."""
     usable = ~np.isnan(calibration)
     smallest_p = 1.0 / (int(usable.sum()) + 1)
     n_tests = int((~np.isnan(judged.p_values)).sum())

@@ -1,4 +1,4 @@
-"""Compares two audits of the same texts: which model gives more away?"""
+"""Compares two audits of the same texts: which model reveals more?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class Comparison:
     identifiable: tuple[int, int]
     """Records flagged in the first and in the second."""
     lower_leakage: Answer
-    """Whether the second model gives less away, by the AUC; False means that it gives more."""
+    """Whether the second model reveals less, by the AUC; False means that it reveals more."""
 
     def tree(self) -> dict[str, Any]:
-        """Return all of it as what JSON holds."""
+        """Return the comparison as JSON values."""
         return {
             "attack": self.attack,
             "lower_leakage": self.lower_leakage,
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """What was found, for people."""
+        """The comparison as a sentence."""
         a = self.auc
         if a.value is None:
             return f"Lower leakage: {self.lower_leakage}. {a.reason}."
@@ -72,19 +72,19 @@ def compare_audits(
 ) -> Comparison:
     """Compare two audits of the same members and non-members, text by text.
 
-    Intervals are of the paired difference: both audits are resampled alike, whole groups at a time (95 %,
+    Intervals concern the paired difference: both audits are resampled in the same way, whole groups at a time (95 %,
     percentile bootstrap).
 
     Args:
-        first: Results and records of the first audit, such as before a change.
-        second: Those of the second.
-        attack: Whose scores to compare; the one that decided the first audit when None.
-        same_texts: Whether both are of the same texts in the same order, by `are_of_same_texts`; None where that is not
-            known, and the ids must be the same. Ids that the texts do not have themselves differ from folder to folder.
+        first: Results and records of the first audit, for example before a change.
+        second: Results and records of the second audit.
+        attack: Attack to compare; the one that decided the first audit when None.
+        same_texts: Whether both have the same texts in the same order, by `are_of_same_texts`. If this is unknown
+            (None), the ids must be the same; ids that ltmia made differ between folders.
         seed: Seed of the resampling.
 
     Raises:
-        ConfigError: If the audits are not of the same texts, were made with other settings, or lack the attack.
+        ConfigError: If the audits have other texts or settings, or lack the attack.
     """
     _refuse_other_settings(first[0], second[0])
     attack = attack or first[0].decisions.attack

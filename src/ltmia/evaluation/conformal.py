@@ -12,7 +12,7 @@ from ltmia.evaluation.roc import Scores, measurable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordDecisions:
-    """Per-record outcome, in the order of the scores judged."""
+    """P-value, q-value and flag of each record, in the order of the scores."""
 
     p_values: Float64[np.ndarray, " _"]
     q_values: Float64[np.ndarray, " _"]
@@ -41,7 +41,7 @@ def q_values(p_values: Float64[np.ndarray, " _"]) -> Float64[np.ndarray, " _"]:
 
 
 def judge(scores: Scores, calibration: Scores, fdr: float) -> RecordDecisions:
-    """Judge candidates against known non-members and flag those whose q-value is at most `fdr`.
+    """Judge records against known non-members, and flag those whose q-value is at most `fdr`.
 
     Benjamini-Hochberg on conformal p-values with one shared calibration set holds the false discovery rate when
     candidates are independent of each other (Bates et al. 2023, theorem 6).
@@ -50,13 +50,13 @@ def judge(scores: Scores, calibration: Scores, fdr: float) -> RecordDecisions:
 
 
 def flag(p_values: Float64[np.ndarray, " _"], fdr: float) -> RecordDecisions:
-    """Flag those whose q-value is at most `fdr`; NaN is no test."""
+    """Flag records whose q-value is at most `fdr`; NaN does not count as a test."""
     q = q_values(p_values)
     return RecordDecisions(p_values=p_values, q_values=q, flagged=np.nan_to_num(q, nan=np.inf) <= fdr)
 
 
 def fewest_flags(n_tests: int, smallest_p: float, fdr: float) -> int | None:
-    """Return how many tests must have the smallest possible p-value before any is flagged; None if no number would do.
+    """Return how many tests must have the smallest possible p-value before any is flagged; None if no number is enough.
 
     Benjamini-Hochberg flags k tests of the smallest p if that is at most k fdr / tests.
     """

@@ -26,7 +26,7 @@ def bag_of_words(
     groups: Int64[np.ndarray, " texts"] | None = None,
     seed: int = 0,
 ) -> ControlScores:
-    """Score texts by their words alone, each by a forest that never saw its fold.
+    """Score texts by their words alone, with random forests that never saw the text's fold.
 
     Word counts (in at least 5 % of texts) into a random forest of 100 trees of depth 2, 5-fold cross-validation,
     groups kept together (after arXiv 2406.17975). Any AUC above chance here is distribution shift, not membership.

@@ -10,7 +10,7 @@ from ltmia.evaluation.roc import Scores, measurable
 
 CONFIDENCE = 0.95
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Numbers of guesses tried, as shares of all records; the confidence is divided among them."""
+"""Numbers of guesses to try, as shares of all records; the confidence is divided among them."""
 FEWEST_RECORDS = 20
 
 
@@ -20,11 +20,11 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
     One-run audit (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846, theorem 5.2 at delta = 0): if each record was
     trained on by the toss of a fair coin and training is epsilon-DP, then of r guesses at most
     Binomial(r, e^eps / (1 + e^eps)) are right. The bound is the Clopper-Pearson limit of the share of right guesses,
-    turned into epsilon. Guessed are the highest scores as members, with or without the lowest as non-members; the
-    confidence is divided among all numbers of guesses tried.
+    turned into epsilon. The highest scores are guessed to be members, with or without the lowest as non-members; the
+    confidence is divided among all numbers of guesses.
 
-    Members must have been drawn at random from one pool with the non-members. The larger set is cut, at random, to
-    the size of the smaller.
+    Members and non-members must have been drawn at random from one pool. The larger set is cut at random to the size
+    of the smaller one.
 
     Args:
         members: Scores; NaN is left out.
@@ -46,13 +46,13 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
 
 
 def largest_bound(n_members: int, n_nonmembers: int) -> float:
-    """Return the bound that so many records would give if all members outscored all non-members."""
+    """Return the bound that this many records would give if all members outscored all non-members."""
     n = min(n_members, n_nonmembers)
     return _best_bound(np.repeat([True, False], n)) if 2 * n >= FEWEST_RECORDS else 0.0
 
 
 def _best_bound(right: np.ndarray) -> float:
-    """Return the largest bound over all numbers of guesses; `right` says of each record, best first: is it a member?"""
+    """Return the largest bound over all numbers of guesses; `right` is True for members, in order of falling scores."""
     n = len(right)
     tries = [(k, both) for k in sorted({max(1, round(share * n)) for share in SHARES}) for both in (False, True)]
     level = (1 - CONFIDENCE) / len(tries)

@@ -1,4 +1,4 @@
-"""Reading and writing what an audit leaves, whole or not: `results.json`, `records.parquet`, `private/tokens.parquet`.
+"""Reads and writes the files of an audit: `results.json`, `records.parquet`, `private/tokens.parquet` and others.
 
 Each file carries the id of the run that wrote it; files of two runs are refused.
 """
@@ -37,7 +37,7 @@ RUN_KEY = b"ltmia_run"
 """Key of the run id in a Parquet file."""
 RUN_IN_PAGE = re.compile(rb'<meta name="ltmia-run" content="([0-9a-f]*)">')
 PAGE_HEAD = 4096
-"""Bytes from the start of the report within which it says its run."""
+"""Number of bytes at the start of the report that contain its run id."""
 RECORD_TYPES: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "label": pa.int64(),
@@ -51,7 +51,7 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "strongest_third": pa.string(),
     "text": pa.string(),
 }
-"""Columns of the records beside `score_ATTACK`."""
+"""Columns of the records, without `score_ATTACK`."""
 GROUP_TYPES: Mapping[str, pa.DataType] = {
     "group": pa.string(),
     "n_texts": pa.int64(),
@@ -70,7 +70,7 @@ TOKEN_TYPES: Mapping[str, pa.DataType] = {
 }
 """Columns of the tokens; the last two may be missing."""
 WITHOUT_GAPS = ("id", "n_tokens", "row", "n_texts")
-"""Columns that say something of every record."""
+"""Columns without missing values."""
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -83,13 +83,13 @@ def read_results(folder: Path) -> Results:
     """Read `results.json`.
 
     Raises:
-        StoreError: If it is missing, not of the published schema (naming the first wrong key), or not of the last run
-            that began in its folder.
+        StoreError: If it is missing, does not follow the published schema (the message names the first wrong key), or
+            does not belong to the last run that began in its folder.
     """
     path = folder / RESULTS_FILE
     try:
         text = path.read_text("utf-8")
-        json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic would keep the last of two
+        json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic would keep the last of two keys
         results = Results.model_validate_json(text, strict=True)
     except OSError as error:
         raise StoreError(f"{path}: not there; {why_no_results(folder)}") from error
@@ -97,7 +97,7 @@ def read_results(folder: Path) -> Results:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise StoreError(f"{path}: {one_line(place)}: {first['msg']}; run the audit again") from error
-    except (ValueError, RecursionError) as error:  # no JSON, not UTF-8, nested beyond reason
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
         raise StoreError(f"{path}: {error}; run the audit again") from error
     if run := last_run(folder):
         refuse_other_run(folder / PRIVATE_FOLDER / RUN_FILE, run["run_id"], results.run_id)
@@ -129,7 +129,7 @@ def write_groups(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Ta
 
 
 def read_groups(folder: Path) -> pa.Table | None:
-    """Read `groups.parquet`; None if there is none, as where the data have no groups.
+    """Read `groups.parquet`; None if there is none, as for data without groups.
 
     Raises:
         StoreError: If it is damaged.
@@ -169,7 +169,7 @@ def read_audit(folder: Path) -> tuple[Results, pa.Table]:
 
 
 def read_tokens(folder: Path) -> pa.Table | None:
-    """Read `private/tokens.parquet`; None if there is none, as where only what may be handed on was handed on.
+    """Read `private/tokens.parquet`; None if there is none, as after passing on the public files only.
 
     Raises:
         StoreError: If it is damaged.
@@ -186,7 +186,7 @@ def read_tokens(folder: Path) -> pa.Table | None:
 
 
 def read_verdict(folder: Path) -> Results:
-    """Read `results.json` for a verdict: records, groups and report that lie beside it must be of the same run.
+    """Read `results.json` for a verdict; records, groups and report beside it must belong to the same run.
 
     Raises:
         StoreError: If a file is damaged, or of another run.
@@ -218,7 +218,7 @@ def _read_table(path: Path, types: Mapping[str, pa.DataType], required: tuple[st
 
 
 def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[str, ...]) -> pa.Table:
-    """Give the columns the types they were written with, or fail."""
+    """Convert the columns to the types they were written with, or fail."""
     for name in table.column_names:
         if table.column_names.count(name) > 1:
             raise ValueError(f"column {name[:80]!r} stands twice")

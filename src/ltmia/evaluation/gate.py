@@ -1,4 +1,4 @@
-"""The gate: compares an audit with limits; output, files and exit code are made from the same verdict."""
+"""The gate: compares an audit with limits. Output, files and exit code come from the same verdict."""
 
 import json
 import re
@@ -30,7 +30,7 @@ RULE = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """The most that one figure may be."""
+    """Largest allowed value of one figure."""
 
     figure: str
     """auc, tpr@fpr=F, identifiable or epsilon. "ATTACK.auc" names one attack; without a name the strongest counts."""
@@ -38,7 +38,7 @@ class Limit:
 
     @property
     def title(self) -> str:
-        """The figure as people call it."""
+        """Name of the figure for people."""
         match = RULE.match(self.figure)
         attack, figure, fpr = (match["attack"], match["figure"], match["fpr"]) if match else (None, self.figure, None)
         said = {"auc": "AUC", "identifiable": "identifiable records"}.get(figure, figure)
@@ -62,7 +62,7 @@ class Limit:
         """Check a figure's name and its limit.
 
         Raises:
-            ConfigError: If there is no such figure, or the limit is no number from 0 on.
+            ConfigError: If there is no such figure, or the limit is not a number from 0 on.
         """
         if not RULE.match(figure):
             raise ConfigError(f"{figure!r}: no such figure; there are auc, tpr@fpr=0.01, identifiable and epsilon")
@@ -93,7 +93,7 @@ def read_policy(path: Path) -> Policy:
     """Read a policy.
 
     Raises:
-        ConfigError: Naming what is wrong in the file.
+        ConfigError: If something in the file is wrong; the message names it.
     """
     try:
         policy = Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
@@ -101,7 +101,7 @@ def read_policy(path: Path) -> Policy:
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8 or TOML, or numbers and nesting beyond reason
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, or numbers or nesting too large
         raise ConfigError(f"{path}: not readable as TOML: {error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -109,8 +109,8 @@ def read_policy(path: Path) -> Policy:
 
 
 DEFAULT_LIMITS = (Limit.parse("identifiable:0"), Limit.parse("tpr@fpr=0.01:0.05"), Limit.parse("auc:0.6"))
-"""Where no policy is given: no record can be pointed at; an attacker who may be wrong once in a hundred finds at most
-one member in twenty; members and others look much alike on the whole."""
+"""Limits without a policy: no record is identifiable; an attacker with one false alarm in a hundred finds at most one
+member in twenty; members and non-members are hardly distinguishable as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ class Judged:
     sentence: str
     """One line, safe to show anywhere but in Markdown."""
     found: str
-    """The figure that counted, and by which attack, likewise."""
+    """The figure that counted and its attack; as safe to show as the sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +134,12 @@ class GateVerdict:
 
     @property
     def outcome(self) -> Outcome:
-        """The worst of all outcomes, whatever is made of inconclusive ones."""
+        """The worst outcome; the option `inconclusive` does not change it."""
         return max((judged.outcome for judged in self.judged), key=SEVERITY.__getitem__)
 
     @property
     def exit_code(self) -> int:
-        """0 passed, 1 failed, 3 inconclusive; `inconclusive` turns the last into a failure or a pass."""
+        """0 passed, 1 failed, 3 inconclusive; the option `inconclusive` can turn 3 into 0 or 1."""
         treated = {"fail": FAILED, "pass": PASSED, None: INCONCLUSIVE}[self.inconclusive]
         return {"passed": PASSED, "failed": FAILED, "inconclusive": treated}[self.outcome]
 
@@ -295,7 +295,7 @@ def _outcome(figure: LimitedFigure) -> Outcome:
         return "inconclusive"
     if measure.value > figure.most:
         return "failed"
-    if figure.kind == "epsilon":  # a lower bound has no upper end: it can only ever contradict a claim
+    if figure.kind == "epsilon":  # a lower bound has no upper end, so it can only refute a claim
         return "passed"
     return "passed" if measure.high is not None and measure.high <= figure.most else "inconclusive"
 

@@ -41,11 +41,11 @@ def judge_groups(
 ) -> GroupDecisions:
     """Judge each group by the mean score of its texts, against means of as many texts of known non-members' groups.
 
-    A mean of few texts spreads more than one of many, so only means of equally many texts are comparable. For a group
-    of s texts, k = min(s, m), where half of the calibration groups have m texts or more. k texts drawn from it are held
-    against k texts drawn from each calibration group that has as many. If the texts of an unused group are like
-    those of a calibration group, the k + k x n_calibration scores are exchangeable group by group, and the conformal
-    p-value holds: P(p <= a) <= a for all sizes, and for any dependence within a group.
+    The mean of few texts varies more than that of many, so only means over equal numbers of texts are comparable.
+    For a group of s texts, k = min(s, m), where half of the calibration groups have m texts or more. k texts drawn from
+    the group are compared with k texts drawn from each calibration group that has as many. If the texts of an unused
+    group are like those of a calibration group, the k + k x n_calibration scores are exchangeable group by group, and
+    the conformal p-value holds: P(p <= a) <= a for all sizes, and for any dependence within a group.
 
     Args:
         scores: Scores of the texts to judge; NaN is left out.
@@ -76,14 +76,14 @@ def judge_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Groups whose texts stand in a random order."""
+    """Groups with their texts in random order."""
 
     numbers: Int64[np.ndarray, " groups"]
     sizes: Int64[np.ndarray, " groups"]
     scores: Scores
     """Rows of all texts, group by group."""
     place: Int64[np.ndarray, " texts"]
-    """Place of each text in its group, from 0."""
+    """Index of each text in its group, from 0."""
 
     @classmethod
     def of(cls, scores: Scores, groups: Groups, rng: np.random.Generator) -> "_Drawn":

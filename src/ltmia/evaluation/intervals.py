@@ -10,7 +10,7 @@ from ltmia.evaluation.roc import Scores, auc, measurable, threshold_at_fpr, tpr_
 FPR_TARGETS = (0.1, 0.01, 0.001)
 CONFIDENCE = 0.95
 FEWEST_FALSE_POSITIVES = 10
-"""TPR at an FPR is given only where this many non-members may be false positives."""
+"""TPR at an FPR is reported only if at least this many non-members may be false positives."""
 
 
 def measure_attack(
@@ -22,9 +22,9 @@ def measure_attack(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> AttackResult:
-    """Measure one attack: AUC, TPR at each FPR, the FPR taken, each with its interval.
+    """Measure one attack: AUC, TPR at each FPR and the actual FPR, each with its interval.
 
-    The bootstrap draws members and non-members apart, whole groups at a time where there are groups.
+    The bootstrap draws members and non-members separately, and whole groups if there are groups.
 
     Args:
         members: Scores of members, NaN where unscorable.
@@ -82,7 +82,7 @@ def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
 
 
 def _widened(point: float, low: float, high: float, n: int) -> Measure:
-    """At 0 and 1 every resample agrees and the bootstrap interval collapses: take the exact binomial bound there."""
+    """Use the exact binomial bound at 0 and 1, where all resamples agree and the bootstrap interval has no width."""
     if point in (0.0, 1.0):
         exact = proportion(round(point * n), n)
         low, high = min(low, exact.low or 0.0), max(high, exact.high or 1.0)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from ltmia.evaluation.results import Check, Measure
 
 TESTED_TIMES = 4.3
-"""Up to this many times the limit, the shipped classifier was tested and found more members than any published attack
-(docs/log.md, 2026-11-28: Gemma 3, distance 3.63 at a limit of .84)."""
+"""Largest distance, in limits, at which the shipped classifier was tested and found more members than any published
+attack (docs/log.md, 2026-11-28: Gemma 3, distance 3.63 at a limit of .84)."""
 NOISE_SHARE = 0.1
-"""Noise of a tenth of the scores' spread adds one per cent to their variance: too little to change a ranking."""
+"""Largest harmless noise, as a share of the scores' standard deviation: it adds one per cent to their variance."""
 FAR_APART = 0.5
-"""Mean change of the weights, relative to the base's, that no ordinary fine-tune reaches; unrelated weights: 1.4."""
+"""Mean relative change of the weights that no ordinary fine-tune reaches; unrelated weights have 1.4."""
 SAME = 1e-5
-"""Largest mean difference of a token's log-probabilities, nats, that can be rounding: two such models are the same."""
+"""Largest mean difference of log-probabilities, in nats, that rounding can cause: such models are the same."""
 SAME_SHAPE_SHARE = 0.5
-"""If fewer parameters than this share have a counterpart in the base, the two models are of different kinds."""
+"""Smallest share of parameters with a counterpart in the base; with fewer, the models are of different kinds."""
 
 RECORDED_BASE = Check(
     status="not_measured",
@@ -27,13 +27,13 @@ RECORDED_BACKEND = Check(
     sentence="Only recordings of the models were available, so no text could be scored again and the numeric noise "
     "is unknown.",
 )
-"""The results of the checks that need the models, if there are only recordings."""
+"""Results of the checks that need the models, for audits that have only recordings."""
 
 Details = dict[str, float | int | str | None]
 
 
 def distribution_check(distance: float | None, limit: float) -> Check:
-    """Judge how far this target's features are from those that the classifier was trained on."""
+    """Judge the distance of this target's features from those that the classifier was trained on."""
     if distance is None:
         return Check(status="not_measured", sentence="No classifier was used.")
     measure = Measure(value=distance)
@@ -58,7 +58,7 @@ class Rescored:
     noise: float
     """Largest difference between the audit's batches and each text alone, in nats."""
     float32: float | None
-    """Largest difference between the audit's dtype and float32, both alone; None where it was not tried."""
+    """Largest difference between the audit's dtype and float32, each text alone; None if it was not tried."""
     reason: str | None = None
     """Why float32 was not tried."""
 
@@ -67,11 +67,11 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
     """Judge the numeric noise of the models against the signal.
 
     Args:
-        rescored: What scoring again showed.
+        rescored: Result of scoring again.
         gap: Mean log-ratio of members minus that of non-members.
         spread: Standard deviation of the mean log-ratio over texts.
-        dtype: What the target was computed in.
-        reference_dtype: What the base was computed in.
+        dtype: Number format of the target.
+        reference_dtype: Number format of the base.
     """
     details: Details = {
         "noise": rescored.noise if math.isfinite(rescored.noise) else None,
@@ -114,9 +114,9 @@ class BaseComparison:
     shared: float
     """Share of the target's parameters that have a counterpart in the reference."""
     change: float | None
-    """Mean change of those, relative to the reference's; None for an adapter, whose base is certain.
+    """Mean relative change of these parameters; None for an adapter, whose base is certain.
 
-    NaN where a weight is not finite, infinite where no weight has a counterpart.
+    NaN if a weight is not finite, infinite if no weight has a counterpart.
     """
     agreement: float
     """Correlation of both models' log-probabilities over the tokens of non-members; NaN if none.
@@ -173,7 +173,7 @@ def base_check(kin: BaseComparison) -> Check:
 
 def _doubt_of_base(kin: BaseComparison) -> str | None:
     if kin.shared < SAME_SHAPE_SHARE:
-        return f"Only {kin.shared:.0%} of the target's parameters have one like it in the base, another kind of model"
+        return f"Only {kin.shared:.0%} of the target's parameters have a counterpart in the base, another kind of model"
     if kin.change is not None and kin.change > FAR_APART:
         return f"The target's weights differ from the base's by {kin.change:.0%} on average, more than fine-tuning does"
     return None

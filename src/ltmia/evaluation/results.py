@@ -1,6 +1,6 @@
-"""The results file: `results.json`, key by key. One schema, published as docs/results.schema.json.
+"""The schema of `results.json`, published as docs/results.schema.json.
 
-Not measurable is never 0: such a figure has null values and a reason. Knows no torch and no texts.
+A figure that could not be measured is null with a reason, never 0. This module imports no torch and sees no texts.
 """
 
 from datetime import datetime
@@ -9,14 +9,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Rate = Annotated[str, Field(pattern=r"^(0\.[0-9]{0,8}[1-9]|1)$")]
-"""A false-positive rate as a key: "0.01", never "0.010"."""
+"""False-positive rate as a key: "0.01", never "0.010"."""
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]
 
 
 class _Section(BaseModel):
-    """Strict base: an unknown key is an error, not a silent extra; so is a figure that is not finite."""
+    """Base of all sections: unknown keys and figures that are not finite are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -51,7 +51,7 @@ class AdapterInfo(_Section):
 
 
 class ModelInfo(_Section):
-    """What identifies one of the two models."""
+    """Identity of one of the two models."""
 
     source: str
     """Path, hub id or `memory`; what the recording calls it."""

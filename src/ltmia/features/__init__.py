@@ -1,1 +1,1 @@
-"""Logits to per-token statistics, statistics to feature columns, and the store that keeps them."""
+"""Computes per-token statistics from logits, and feature columns from statistics; stores both."""

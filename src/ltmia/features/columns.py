@@ -1,9 +1,9 @@
 """The columns of each feature version, by name and in order.
 
 `published` is the form of the LT-MIA paper (arXiv 2604.03199), 7k + 14 columns, for comparison with its figures.
-`logratio` is ours: log-probabilities and their ratios only, nothing that depends on a constant added to all logits,
-nothing from the tail of the vocabulary, and the same width whatever k is. `excess` adds what the target does to such
-tokens in other texts, see `expectation`. `lite` has the columns that remain if a server gives only log-probabilities
+`logratio` is ours: only log-probabilities and their ratios. It does not depend on a constant added to all logits, on
+the tail of the vocabulary, or on k for its width. `excess` adds the log-ratio expected from other texts, see
+`expectation`. `lite` has the columns that remain if a server gives only log-probabilities
 and ranks of the true token and of the few most likely ones.
 """
 
@@ -120,8 +120,8 @@ _FULL_INPUTS = (
 _LITE_INPUTS = ("reference_logp", "reference_rank", "reference_hit", "reference_top_gap")
 
 EXPECTATIONS: Mapping[str, tuple[str, ...]] = {"full": _FULL_INPUTS, "lite": _LITE_INPUTS}
-"""Columns that the expected log-ratio is learned from, by kind of expectation. None tells the target's log-probability
-of the true token, from which D_t would follow; those of `lite` need nothing of the target at all."""
+"""Columns that the expected log-ratio is learned from, by kind of expectation. None of them
+reveals the target's log-probability of the true token, from which D_t would follow; `lite` reads nothing of the target."""
 
 FEATURE_VERSIONS = ("published", "logratio", "excess", "lite")
 

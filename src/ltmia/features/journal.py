@@ -44,9 +44,9 @@ class Journal:
         """Continue from what an earlier run of the same work left; remove everything else.
 
         Args:
-            journal: File of the lines; made where it is missing.
-            rows: File of the rows, likewise.
-            fingerprint: Hash of all that decides the content.
+            journal: File of the lines; made if it is missing.
+            rows: File of the rows; made if it is missing.
+            fingerprint: Hash of everything that decides the content.
             row_bytes: Size of a row.
         """
         self.texts: list[StoredText] = []
@@ -54,7 +54,7 @@ class Journal:
         self.rows_sha256 = sha256()
         """Hash of their rows."""
         self.seconds = np.zeros(2)
-        """What they took: models, then statistics."""
+        """Seconds spent on models and on statistics."""
         self.damage: str | None = None
         """Description of damage that a kill does not explain, and that was removed; None if there was none."""
         self._row_bytes = row_bytes
@@ -97,7 +97,7 @@ class Journal:
         self._lines.close()
 
     def _recover(self, journal: Path, rows: Path) -> list[bytes]:
-        """Return the lines to continue after; none if the journal is of other work."""
+        """Return the lines to continue after; empty if the journal belongs to other work."""
         if not journal.is_file():
             return []
         # What follows the last line break was cut off by a kill.
@@ -178,7 +178,7 @@ def _text_from_json(entry: Mapping[str, Any]) -> StoredText:
     """Take a text from a line of the journal.
 
     Raises:
-        TypeError: If it is no such line.
+        TypeError: If it is not such a line.
     """
     row, n_tokens, scores, reason = entry["row"], entry["n_tokens"], entry["scores"], entry["reason"]
     whole = all(type(number) is int and number >= 0 for number in (row, n_tokens))

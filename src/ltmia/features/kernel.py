@@ -13,11 +13,11 @@ from numba.extending import intrinsic
 # numba's cache of `fill_statistics` is of this file alone: touch it when that module changes.
 from ltmia.features.ranking import BLOCK, MINUS_INFINITY_KEY, SCANNED_AT_ONCE, bound_blocks, extreme_ids, write_ranks
 
-# OpenMP's workers spin for work that comes once a batch, and starve the models of their cores.
+# OpenMP's workers spin while they wait for the next batch, and take cores from the models.
 config.THREADING_LAYER = "workqueue"
 
 EXPONENT_FLOOR = np.float32(-87.0)
-"""exp of this is the smallest normal float32; lower log-probabilities are taken as this in sums."""
+"""Lowest log-probability in sums, because exp of it is the smallest normal float32."""
 
 # No `nnan` and `ninf`: rows may hold -inf. `reassoc` lets sums use vector registers.
 _FAST = {"contract", "reassoc", "arcp"}

@@ -22,7 +22,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         folder: Folder of the store.
-        content: All of it; `files` holds the SHA-256 of each of the store's other files.
+        content: The whole content; `files` holds the SHA-256 of each of the store's other files.
     """
     plain = json.loads(json.dumps(dict(content)))
     text = json.dumps(plain | {SEAL: _seal(plain)}, indent=1, sort_keys=True)

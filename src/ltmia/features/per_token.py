@@ -2,7 +2,7 @@
 
 Row t describes the prediction of one real token; padding is zero and masked.
 
-Knows the feature versions of `columns`; knows nothing of logits, models or texts.
+Depends on the feature versions of `columns`, and not on logits, models or texts.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ltmia.features.columns import (
 from ltmia.records import RaggedStatistics
 
 SPREAD_FLOOR = 1e-3
-"""Smallest spread to divide by: below it a distribution is a certainty and its surprise is meaningless."""
+"""Smallest standard deviation to divide by; below it the distribution is nearly certain and surprise means nothing."""
 SURPRISE_LIMIT = 20.0
 """Standardised values are clipped here, so that one token cannot dominate."""
 RATIO_LIMIT = 30.0
@@ -185,8 +185,8 @@ def _distribution_columns(texts: RaggedStatistics) -> dict[str, np.ndarray]:
     """Compute the columns that follow from both models' distributions over the whole vocabulary.
 
     The surprises standardise a log-probability by its own distribution, as Min-K%++ does (arXiv 2404.02936). The ratio
-    surprises do the same for the log-ratio: under the model named, D_t has exactly the mean and spread that are taken
-    out, so however small the fine-tune's shift is, its trace comes out on one scale.
+    surprises do the same for the log-ratio, with the mean and standard deviation that D_t has under the model named.
+    So weak and strong fine-tunes give values on one scale.
     """
     tokens, vocab_size = texts.tokens, texts.vocab_size
     ratio = _finite_ratio(tokens.log_ratio)
@@ -243,7 +243,7 @@ def _with_expectation(texts: RaggedStatistics, names: Sequence[str]) -> Float32[
     """Compute some columns, followed by D_t, its expectation and its excess.
 
     Raises:
-        ConfigError: If nothing says what to expect.
+        ConfigError: If there is no expectation.
     """
     expected = texts.expectation
     if expected is None:
@@ -273,7 +273,7 @@ def _standardize(value: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.
 
 
 def _finite_ratio(ratio: np.ndarray) -> np.ndarray:
-    """Clip log-ratios; where both models say -inf the difference is NaN and means "no difference".
+    """Clip log-ratios; if both log-probabilities are -inf, the ratio is 0.
 
     A NaN that stems from NaN logits stays visible through the token's other columns.
     """

@@ -2,7 +2,7 @@
 
 One read gives the largest and the smallest logit of every block of 64, as integer keys that sort as the floats do. The
 top and bottom k lie in the k best blocks, and a rank is a count in which whole blocks fall on one side of the
-threshold. Ranks that most blocks leave open are counted eight to a read.
+threshold. If most blocks are undecided, eight ranks are counted in one read.
 """
 
 from typing import Any
@@ -135,7 +135,7 @@ def _count_above_each(row: Any, thresholds: Any, counts: Any) -> None:
 
 @njit
 def _count_by_blocks(row: Any, block_max: Any, block_min: Any, threshold: np.float32) -> np.int32:
-    """Count the logits above a threshold; -1 where too many blocks leave it open."""
+    """Count the logits above a threshold; -1 if too many blocks are undecided."""
     vocab, n_blocks, key = row.shape[0], block_max.shape[0], _key(threshold)
     undecided = np.int32(0)
     for block in range(n_blocks):

@@ -1,4 +1,4 @@
-"""What servers of log-probabilities give: taken from one model's logits, and put together for two models."""
+"""Reduces one model's logits to what a log-probability server returns, and joins the values of two models."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from ltmia.records import ModelStatistics, TokenStatistics
 def model_statistics(
     logits: Float32[Tensor, "pred vocab"], truth: Int64[Tensor, " pred"], n_top: int
 ) -> ModelStatistics:
-    """Reduce one model's logits to what a server would give; the very numbers that `token_statistics` gives of a pair.
+    """Reduce one model's logits to what a server would return; the numbers equal those of `token_statistics`.
 
     Args:
         logits: Raw logits.
@@ -24,11 +24,11 @@ def model_statistics(
 
 
 def served_statistics(target: ModelStatistics, reference: ModelStatistics, k: int) -> TokenStatistics:
-    """Put together what two servers give of the same positions; NaN and rank 0 stand for all the rest.
+    """Join what two servers return for the same positions; all other values are NaN, or rank 0.
 
     Args:
-        target: At least the `k` most likely tokens.
-        reference: At least the most likely one.
+        target: Values of the target, with at least the `k` most likely tokens.
+        reference: Values of the reference, with at least the most likely token.
         k: Top (and bottom) tokens of the result.
     """
     arrays = empty_statistics(len(target), k)

@@ -1,8 +1,8 @@
 """Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
 
-Takes raw float32 logits of shape (pred, vocab) over the shared ids. Where one model's logits hold NaN, or nothing
-finite to normalise by, every float is NaN and every rank 0, but the true token's rank under the other model: so it
-can be said which model is to blame.
+Takes raw float32 logits of shape (pred, vocab) over the shared ids. If the logits of one model hold NaN or no
+finite value, every float is NaN and every rank 0, except the true token's rank under the other model, which tells which
+model is broken.
 """
 
 import threading
@@ -70,14 +70,14 @@ def token_statistics(
 
 
 def empty_statistics(n: int, k: int) -> tuple[np.ndarray, ...]:
-    """Lay out what a kernel fills: scalars, three log-probability blocks, two ranks, three rank blocks."""
+    """Allocate the arrays that a kernel fills: scalars, three log-probability blocks, two ranks, three rank blocks."""
     floats = [np.empty((n, width), np.float32) for width in (len(SCALARS), k, k, k)]
     ranks = [np.empty((n, width), np.int32) for width in (2, k, k, k)]
     return (*floats, *ranks)
 
 
 def named_statistics(arrays: tuple[np.ndarray, ...]) -> TokenStatistics:
-    """Give the columns a kernel filled their names."""
+    """Name the columns that a kernel filled."""
     scalars, top_logp, top_ratio, low_ratio, ranks, top_rank, reference_top_rank, low_rank = arrays
     columns = {name: scalars[:, i].copy() for i, name in enumerate(SCALARS)}
     return TokenStatistics(

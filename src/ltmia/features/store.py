@@ -1,11 +1,11 @@
 """The store of an extraction on disk: written batch by batch, read by text in any order.
 
 A folder with `tokens.f16` (one float16 row of statistics per scored position, texts end to end in the order they were
-written), `expected.f16` and `expected_lite.f16` (in the same order what to expect of each position, by the kinds of
-`expectation` that were asked for), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline
+written), `expected.f16` and `expected_lite.f16` (in the same order the expectation of each position, for the kinds
+that were asked for), `texts.parquet` (per text: where its rows lie, id, label, group, reason, baseline
 scores) and `manifest.json`, written last, with the hashes of the others: a store without it does not exist. While
-writing, `journal.jsonl` says which batches are safely on disk, so a killed run goes on behind the last of them. Holds
-no text and no token id.
+writing, `journal.jsonl` says which batches are safely on disk, so a killed run resumes after the last of them. A store
+holds no text and no token id.
 """
 
 import json
@@ -66,7 +66,7 @@ class StoreWriter:
 
     @property
     def created(self) -> datetime:
-        """When the work on the store began: before this run if it goes on from an earlier one."""
+        """Time when the work on the store began, which may have been in an earlier run."""
         return datetime.fromisoformat(self._journal.created)
 
     @property
@@ -76,7 +76,7 @@ class StoreWriter:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """What all that is on disk took, earlier runs included: models, then statistics."""
+        """Seconds spent on models and on statistics for everything on disk, earlier runs included."""
         forward, features = self._journal.seconds
         return float(forward), float(features)
 
@@ -87,8 +87,8 @@ class StoreWriter:
 
         Args:
             tokens: Statistics of the positions.
-            texts: What is kept of each text.
-            seconds: What the models and the statistics took.
+            texts: Entry of each text.
+            seconds: Seconds spent on models and on statistics.
         """
         if sum(text.n_tokens for text in texts) != len(tokens):
             raise ValueError("the texts' token counts do not add up to the positions given")
@@ -96,7 +96,7 @@ class StoreWriter:
             self._journal.append(pack_statistics(tokens).tobytes(), texts, seconds)
 
     def statistics(self, rows: Sequence[int] | np.ndarray) -> RaggedStatistics:
-        """Gather what was appended of some texts.
+        """Read the statistics of some texts that were appended.
 
         Raises:
             StoreError: If some input row was never appended.
@@ -115,8 +115,8 @@ class StoreWriter:
 
         Args:
             columns: Further per-text columns in input order (ids, labels, groups).
-            manifest: What made the store: recipe, models, options.
-            expectations: By kind; of all positions, the texts' in input order.
+            manifest: Origin of the store: recipe, models, options.
+            expectations: Expectation of all positions, by kind; texts in input order.
 
         Raises:
             StoreError: If some input row was never appended.
@@ -179,10 +179,10 @@ class FeatureStore:
             sizes = (self.k, self.vocab_size, n_tokens)
             self._rows = TokenRows(self.folder, starts, self._counts, sizes, self.expectations)
             self.created = datetime.fromisoformat(self.manifest["created"])
-            """When the work on it began."""
+            """Time when the work on it began."""
             forward, features = self.manifest.get("seconds", (0.0, 0.0))
             self.seconds = (abs(float(forward)), abs(float(features)))
-            """What it took: models, then statistics; zeros in stores from before it was kept."""
+            """Seconds spent on models and on statistics; zeros in older stores."""
         except (OSError, LookupError, ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise StoreError(f"{self.folder}: damaged store ({error}); extract it again") from error
 
@@ -191,7 +191,7 @@ class FeatureStore:
 
     @property
     def sha256(self) -> str:
-        """Hash of its content: of all files but what the manifest says of how it was made."""
+        """Hash of its content, without the manifest's notes on how it was made."""
         return sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property
@@ -204,23 +204,23 @@ class FeatureStore:
         return self.texts[f"score_{name}"].to_numpy().astype(np.float64)
 
     def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
-        """Gather the token statistics of some texts in one indexed read, with what to expect by the kind if known."""
+        """Gather the token statistics of some texts in one indexed read, with the expectation of a kind if there is one."""
         return self._rows.statistics(rows, kind)
 
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
         """Gather the features of some texts, padded to the longest of them.
 
         Raises:
-            StoreError: If the store lacks what the features are made from.
+            StoreError: If the store lacks statistics that the features need.
         """
         self.check_version(version)
         return per_token_features(self.statistics(rows, expectation_of(version)), version=version)
 
     def check_version(self, version: str) -> None:
-        """Refuse features that this store cannot give.
+        """Refuse a feature version that this store cannot provide.
 
         Raises:
-            StoreError: If it lacks the expectation that they are made from.
+            StoreError: If it lacks the expectation that the features need.
         """
         kind = expectation_of(version)
         if needs_expectation(version) and kind not in self.expectations:
@@ -236,7 +236,7 @@ def _links(folder: Path) -> list[Path]:
 
 
 def _hashed(kinds: Iterable[str]) -> list[str]:
-    """Files whose hashes the manifest of a store with these kinds of expectation holds."""
+    """Return the files whose hashes the manifest holds, for a store with these kinds of expectation."""
     return [TOKENS_FILE, TEXTS_FILE, *(EXPECTED_FILES[kind] for kind in sorted(kinds))]
 
 

@@ -124,7 +124,7 @@ def read_context(path: Path) -> Context:
     """Read the release context.
 
     Raises:
-        ConfigError: Naming what is wrong in the file.
+        ConfigError: If something in the file is wrong; the message names it.
     """
     try:
         context = Context.model_validate(tomllib.loads(path.read_text("utf-8")))
