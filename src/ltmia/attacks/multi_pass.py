@@ -57,7 +57,7 @@ class Shots:
 
 
 def lowercase(queries: TargetQueries, texts: Sequence[str], _shots: Shots) -> Scores:
-    """Return the loss of the lower-cased text divided by the loss of the text (Carlini et al. 2021, arXiv 2012.07805)."""
+    """Return the loss of the lower-cased text divided by that of the text (Carlini et al. 2021, arXiv 2012.07805)."""
     lowered = _means(queries.token_losses([text.lower() for text in texts]))
     return _divided(lowered, _means(queries.token_losses(texts)))
 

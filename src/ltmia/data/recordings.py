@@ -198,7 +198,7 @@ class Recording:
                 yield text
         if self.header.lines_sha256 not in (None, digest.hexdigest()):
             raise DataError(
-                f"{self.path}: lines_sha256 in its header does not match its lines: it was damaged or edited. Record it "
+                f"{self.path}: lines_sha256 in its header does not match its lines: damaged or edited. Record it "
                 "again, or remove that key if you edited it yourself."
             )
 

@@ -204,7 +204,7 @@ class FeatureStore:
         return self.texts[f"score_{name}"].to_numpy().astype(np.float64)
 
     def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
-        """Gather the token statistics of some texts in one indexed read, with the expectation of a kind if there is one."""
+        """Gather the token statistics of some texts in one read, with the expectation of a kind if there is one."""
         return self._rows.statistics(rows, kind)
 
     def gather(self, rows: Sequence[int] | np.ndarray, version: str) -> FeatureBatch:
