@@ -121,7 +121,7 @@ _LITE_INPUTS = ("reference_logp", "reference_rank", "reference_hit", "reference_
 
 EXPECTATIONS: Mapping[str, tuple[str, ...]] = {"full": _FULL_INPUTS, "lite": _LITE_INPUTS}
 """Columns that the expected log-ratio is learned from, by kind of expectation. None of them
-reveals the target's log-probability of the true token, which would give D_t away; `lite` reads nothing of the target."""
+reveals the target's log-probability of the true token, which would reveal D_t; `lite` reads nothing of the target."""
 
 FEATURE_VERSIONS = ("published", "logratio", "excess", "lite")
 
