@@ -155,10 +155,10 @@ def rewrite(path: Path, **changes: object) -> None:
 
 def test_the_report_says_that_a_models_own_code_was_run(tmp_path: Path) -> None:
     results = read_results(made_up_audit(tmp_path, 40))
-    assert "its own code was run" not in write_report(tmp_path).read_text("utf-8")
+    assert "ran its own code" not in write_report(tmp_path).read_text("utf-8")
     target = results.target.model_copy(update={"trust_remote_code": True})
     write_results(results.model_copy(update={"target": target}), tmp_path)
-    assert "its own code was run" in write_report(tmp_path).read_text("utf-8")
+    assert "ran its own code" in write_report(tmp_path).read_text("utf-8")
 
 
 def small_store(folder: Path) -> Path:

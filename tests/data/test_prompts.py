@@ -121,7 +121,7 @@ def test_the_messages_of_a_prompt_are_asked_and_the_rest_is_scored(tmp_path: Pat
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": ASKED}, "without the target there is no chat template"),
+        ({"messages": ASKED}, "there is no chat template without the target"),
         (
             {"messages": [{"role": "user"}]},
             "'messages' holds a list. Expected messages with role and content",
@@ -166,7 +166,7 @@ def test_a_prompt_that_fills_what_is_read_is_said() -> None:
     text = demo_texts().texts[0]
     found = encode_texts(TOKENIZER, [text], max_length=12, vocab_size=10**6, starts=[len(text) // 2])[0]
     assert found.reason == (
-        "0 token(s) behind the prompt: too few to score, since no more than 12 are read of both together"
+        "0 token(s) after the prompt: too few to score, since no more than 12 are read of both together"
     )
     assert found.truncated
 
@@ -338,7 +338,7 @@ def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -
         assert done.returncode == 0, done.stderr
     refused = run_ltmia("audit", "target.jsonl.gz", "--base", "base.jsonl.gz", *SETS, "-o", "recorded", cwd=work)
     assert refused.returncode == 2
-    assert "members.jsonl, line 1: holds messages, and without the target there is no chat template" in refused.stderr
+    assert "members.jsonl, line 1: holds messages, and there is no chat template without the target" in refused.stderr
     for name in ("members", "nonmembers"):
         read = read_texts(work / f"{name}.jsonl", chat=chat_template(work / "base"))
         rows = [
@@ -376,7 +376,7 @@ def test_a_template_that_reads_the_clock_is_told_the_day_or_warned_of(tmp_path: 
         assert fixed(ASKED, False) == "Today is 31 Jan 2026. " + written_out(ASKED, False)
     assert fixed.day_told == date(2026, 1, 31)
     today = chat_template(base)
-    with pytest.warns(UserWarning, match=r"writes the day into conversations and was told .*with `day`"):
+    with pytest.warns(UserWarning, match=r"writes the date into conversations and was given .*with `day`"):
         text = today(ASKED, False)
     assert text.startswith(f"Today is {today.day_told:%d %b %Y}. ")
 
@@ -395,5 +395,5 @@ def test_the_day_of_the_conversations_is_an_option_and_stands_in_the_settings(tm
         *("audit", str(base), "--base", str(base), *sides),
         *("-o", str(out), "--attacks", "loss", "--date", "2026-01-31", "--quiet"),
     )
-    assert "writes the day" not in said.stderr
+    assert "writes the date" not in said.stderr
     assert json.loads((out / "results.json").read_text())["settings"]["chat_day"] == "2026-01-31"

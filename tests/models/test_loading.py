@@ -205,7 +205,7 @@ def test_folders_that_hold_no_model(models):
     assert "files found: " in refused(models / "target", models / "base")
     assert "there is nothing there" in refused(models / "nowhere", models / "base")
     assert "there is nothing there" in refused(models / "gone.gguf", models / "base")
-    assert "some other file" in refused(models / "base/model.safetensors", models / "base")
+    assert "another kind of file" in refused(models / "base/model.safetensors", models / "base")
     assert "no config.json" in refused(models / "base", models / "empty")
 
 
@@ -250,7 +250,7 @@ def test_code_that_comes_with_a_model_runs_only_by_flag(models, monkeypatch):
     code = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     rewrite(target / "config.json", auto_map=code, model_type="own", architectures=["Own"])
     message = refused(target, models / "base")
-    assert "brings code of its own to run, and that runs only with `trust_remote_code=True`" in message
+    assert "contains code, which runs only with `trust_remote_code=True`" in message
     assert not flag.exists()
     # A type that is known here is loaded by the code that is known here.
     rewrite(target / "config.json", model_type="llama")

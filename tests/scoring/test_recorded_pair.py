@@ -337,9 +337,9 @@ def test_a_file_that_is_no_recording_of_ours_is_never_replaced(materials: Path, 
     precious = tmp_path / "train.jsonl"
     precious.write_text('{"text": "years of work"}\n')
     (tmp_path / "link.jsonl").symlink_to(precious)
-    with pytest.raises(ConfigError, match=r"no recording by ltmia"):
+    with pytest.raises(ConfigError, match=r"not a recording by ltmia"):
         record_model(pair, texts.take([0]), precious, overwrite=True)
-    with pytest.raises(ConfigError, match=r"no recording by ltmia"):
+    with pytest.raises(ConfigError, match=r"not a recording by ltmia"):
         record_model(pair, texts.take([0]), tmp_path / "link.jsonl", overwrite=True)
     header = RecordingHeader(model="served", vocab_size=10, n_top=3, recorded_by="vLLM")
     write_recording(tmp_path / "served.jsonl", header, [])

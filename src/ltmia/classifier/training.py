@@ -63,7 +63,7 @@ class TrainingConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         for name in ("epochs", "half_batch", "batches_per_step", "learning_rate", "grad_clip"):
             if not getattr(self, name) > 0:

@@ -50,7 +50,7 @@ class FinetuneConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         whole = ("epochs", "batch_size", "lora_rank", "lora_alpha")
         for name in (*whole, "learning_rate", "checkpoint_minutes"):

@@ -64,7 +64,7 @@ class PretrainConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         for name in ("n_tokens", "batch_size", "learning_rate", "checkpoint_minutes"):
             if not getattr(self, name) > 0:

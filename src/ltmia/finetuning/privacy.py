@@ -24,7 +24,7 @@ class DpConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         for name in ("epsilon", "max_grad_norm"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):

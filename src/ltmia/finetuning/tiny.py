@@ -75,7 +75,7 @@ class TinyConfig:
         """Refuse impossible shapes.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         if self.model_type not in ARCHITECTURES:
             near = difflib.get_close_matches(self.model_type, ARCHITECTURES, n=3)

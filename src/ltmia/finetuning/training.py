@@ -247,7 +247,7 @@ def check_learned(model: PreTrainedModel | PeftModel, loss: float, learning_rate
 def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a plain Hugging Face folder, or a PEFT adapter's: safetensors, config, tokenizer."""
     if isinstance(model, PeftModel):
-        # Said outright, or PEFT would look for the base to see whether its vocabulary has grown.
+        # Given explicitly, because PEFT would otherwise look for the base to see whether its vocabulary has grown.
         model.save_pretrained(str(folder), save_embedding_layers=False)
     else:
         forget_gguf(model)

@@ -215,7 +215,7 @@ class TrainedPair(LoadedPair):
         """Refuse what reads texts anew.
 
         Raises:
-            ConfigError: Naming it.
+            ConfigError: If a setting does so; the message names it.
         """
         if refused := [*slow_attacks(attacks), *(["reveal"] if reveal else [])]:
             raise ConfigError(

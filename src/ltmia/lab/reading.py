@@ -28,7 +28,7 @@ def read_recipe(path: Path | str) -> Recipe:
     """Read and check a recipe.
 
     Raises:
-        ConfigError: Naming file, line and key of all that is wrong, with what was expected.
+        ConfigError: If anything is wrong; the message gives file, line, key and what was expected.
     """
     path = Path(path)
     try:

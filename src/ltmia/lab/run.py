@@ -99,7 +99,7 @@ def check_pools(steps: Sequence[Step]) -> None:
     """Refuse combinations that ask for more texts than their corpus has, before any work starts.
 
     Raises:
-        DataError: Naming each of them.
+        DataError: If there are any; the message names each.
     """
     short = []
     for work in (step.work for step in steps if isinstance(step.work, CombinationWork)):

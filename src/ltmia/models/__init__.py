@@ -1,1 +1,1 @@
-"""Models: where they are, loading, the pair, tokens, batches, forward passes."""
+"""Finds and loads models, makes the pair, and runs it: tokens, batches, forward passes."""

@@ -1,6 +1,6 @@
 """Puts a PEFT adapter on its base. Every tensor of the adapter's file must reach the model.
 
-Also finds out whether the base comes back when the adapter is switched off. Knows nothing of where models lie.
+Also tests whether switching the adapter off restores the base. This module does not look for models.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -89,7 +89,7 @@ def put_adapter(base: PreTrainedModel, source: ModelSource) -> Adapted:
 
 
 def merge(adapted: Adapted, source: ModelSource) -> PreTrainedModel:
-    """Add an adapter to its base's weights, for another adapter to be put on both.
+    """Merge an adapter into its base, so that another adapter can be put on both.
 
     Raises:
         ModelError: If adapters of its kind cannot be merged.
@@ -101,7 +101,7 @@ def merge(adapted: Adapted, source: ModelSource) -> PreTrainedModel:
 
 
 def base_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters; of one with an adapter those of its base, under the base's own names."""
+    """Return a model's parameters; for a model with an adapter those of its base, under the base's own names."""
     return get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
 
 
@@ -132,7 +132,7 @@ def check_gives_base_back(model: PeftModel) -> None:
     """Refuse a PEFT model whose base is changed even when its adapters are switched off.
 
     Raises:
-        ModelError: Naming the setting.
+        ModelError: If it is so; the message names the setting.
     """
     for name, config in model.peft_config.items():
         start, bias = str(getattr(config, "init_lora_weights", "")).lower(), getattr(config, "bias", "none")
@@ -193,7 +193,7 @@ def _unknown_settings(config: PeftConfig, source: ModelSource) -> Iterable[str]:
 
 def _saved(model: PeftModel) -> dict[str, Tensor]:
     """Return the adapter's tensors under the names that PEFT saves them by."""
-    # Said outright, or PEFT would look for the base to see whether its vocabulary has grown.
+    # Given explicitly, because PEFT would otherwise look for the base to see whether its vocabulary has grown.
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
@@ -204,7 +204,7 @@ def _converted(weights: Mapping[str, Tensor], model: PeftModel) -> dict[str, Ten
 
 
 def _renamed(given: Mapping[str, Tensor], model: PeftModel, source: ModelSource) -> dict[str, Tensor]:
-    """Take from the names what wrappers and another adapter name have put there.
+    """Remove from names what wrappers and another adapter name have added.
 
     Raises:
         ModelError: If two tensors then have the same name.
@@ -266,7 +266,7 @@ def _fill(model: PeftModel, weights: dict[str, Tensor], source: ModelSource) -> 
 
 
 def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, source: ModelSource) -> None:
-    """Compare what is in the model with the file, bit for bit but for a wider or narrower dtype."""
+    """Compare the model with the file, bit for bit except for a wider or narrower dtype."""
     loaded = model.state_dict() | _saved(model)
     for name, tensor in weights.items():
         there = loaded[name].cpu()

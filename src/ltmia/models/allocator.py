@@ -1,4 +1,4 @@
-"""Gives memory that was freed back to the system, which the C library would keep. Knows nothing of models."""
+"""Returns freed memory to the system, because the C library would keep it."""
 
 import ctypes
 from collections.abc import Callable
@@ -16,10 +16,10 @@ _TRIM = _glibc_trim()
 
 
 def trim_heap() -> None:
-    """Give free memory back to the system. This takes milliseconds.
+    """Return free memory to the system. This takes milliseconds.
 
-    glibc keeps freed tensors of up to 32 MB, in pieces that the next model's do not fit into: a process would grow from
-    pass to pass.
+    glibc keeps freed tensors of up to 32 MB in pieces that do not fit the next model's tensors, so a process would grow
+    from pass to pass.
     """
     if _TRIM is not None:
         _TRIM(0)

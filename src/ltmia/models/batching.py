@@ -1,4 +1,4 @@
-"""How many texts go through the models at once: by order, by measured memory, and in halves when memory runs out.
+"""Chooses how many texts go through the models at once: by length and memory, and in halves if memory runs out.
 
 This module knows tokens and memory, but not what is run on a batch.
 """
@@ -40,7 +40,7 @@ def length_batches(encoded: Sequence[EncodedText], batch_size: int) -> list[list
     """Group scorable texts of similar length: rows of each batch, longest texts first.
 
     Longest first: if memory runs out it does so at once. A batch holds as many tokens as `batch_size` texts of the
-    longest length would, so short texts travel in larger batches.
+    longest length would, so batches of short texts hold more of them.
     """
     rows = [i for i, text in enumerate(encoded) if text.n_scored]
     rows.sort(key=lambda i: (-len(encoded[i].ids), i))
@@ -59,9 +59,9 @@ def pick_batch_size(
     """Return how many texts of the longest length to run at once.
 
     Args:
-        batch_size: A number is taken as it is.
+        batch_size: A number is used unchanged.
         length: Tokens of the longest text.
-        device: Where the models are.
+        device: Device of the models.
         run: Runs a text through a model; its memory is measured.
     """
     if batch_size != "auto":
@@ -81,14 +81,14 @@ def most_tokens(device: torch.device) -> int:
 
 
 def pass_stops(lengths: Sequence[int], most: int) -> list[int]:
-    """Cut a batch into the passes that cost least: padding against a fixed cost for each pass.
+    """Split a batch into passes at the lowest cost: padding plus a fixed cost for each pass.
 
     Args:
         lengths: Tokens of the texts, which keep their order.
         most: Tokens, padding included, that a pass of several texts may have.
 
     Returns:
-        Where each pass stops; the last is the number of texts.
+        Index after the last text of each pass; the last index is the number of texts.
     """
     per_pass = most / PASSES
     cheapest, before = [0.0], [0]

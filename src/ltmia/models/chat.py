@@ -31,7 +31,7 @@ def chat_template(
 
     Args:
         target: Hub id, model folder, PEFT adapter or GGUF file.
-        base: The same of its reference, whose tokenizer serves where none lies beside the target.
+        base: The same for its reference, whose tokenizer is used if the target has none.
         day: Date for templates that write the date into conversations. None: today, with a warning, because the same
         texts would be formatted differently tomorrow.
         trust_remote_code: Allow code that comes with the model to run.
@@ -66,7 +66,7 @@ class ChatTemplate:
                 text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
         except REFUSALS as error:
             raise DataError(
-                f"the chat template of {self._target} refuses the conversation ({error}); mend it"
+                f"the chat template of {self._target} refuses the conversation ({error}); correct it"
             ) from error
         return _without_bos(str(text), reader)
 
@@ -76,8 +76,8 @@ class ChatTemplate:
             self.day_told = self._day or datetime.now().astimezone().date()
             if self._day is None:
                 warnings.warn(
-                    f"the chat template of {self._target} writes the day into conversations and was told "
-                    f"{self.day_told}: on another day the texts would differ. Name the day with `day`",
+                    f"the chat template of {self._target} writes the date into conversations and was given "
+                    f"{self.day_told}: on another day the texts would differ. Set the date with `day`",
                     stacklevel=2,
                 )
         return datetime.combine(self.day_told, time())
@@ -87,8 +87,8 @@ def _tokenizer(target: str | Path, base: str | Path | None, options: LoadOptions
     found = find_tokenizer(str(target), base, options)
     if not found.chat_template:
         raise ModelError(
-            f"{target}: its tokenizer has no chat template, so what it read of messages is not known; write them "
-            "out as they were trained on, in a column `text`, or `prompt` and `completion`"
+            f"{target}: its tokenizer has no chat template, so it is not known how it reads messages; write them "
+            "as they were trained on, in a column `text`, or `prompt` and `completion`"
         )
     return found
 

@@ -21,23 +21,23 @@ from ltmia.models.weight_files import check_names, check_weights
 from ltmia.runtime import dtype_name
 
 INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
-"""Names of wrapper modules that compiling, sharding and checkpointing add anywhere in a model."""
+"""Names of wrapper modules that compiling, sharding and checkpointing add inside a model."""
 OUTER_WRAPPERS = rf"module|_forward_module|base_model\.model|{INNER_WRAPPERS}"
 """Names of wrappers around the whole model."""
 PLACES = 6
-"""Places in one name at which inner wrappers are found, such as around a block, its MLP and an expert of that."""
+"""Most positions in one name at which inner wrappers are found, such as a block, its MLP and an expert."""
 UNWRAPPED: Mapping[str, str] = {
     rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "",
     # transformers replaces a pattern once in a name; the empty groups make another pattern of the same.
     **{rf"\.(?:(?:{INNER_WRAPPERS})\.)+" + "(?:)" * place: "." for place in range(PLACES)},
 }
-"""Patterns in names of weights, and what replaces them: the names as the model itself has them."""
+"""Patterns in names of weights, and their replacements, which give the model's own names."""
 
 HARMLESS = re.compile(
     r"(?:^|\.)(?:rotary_emb\.inv_freq|position_ids|(?:attn|attention)\.(?:bias|masked_bias|causal_mask)"
     r"|embed_positions\.weights)$"
 )
-"""Buffers that older checkpoints hold and the model computes itself: positions and causal masks."""
+"""Buffers in older checkpoints that the model computes itself: positions and causal masks."""
 
 UNPACKED_ON_LOADING = ("fp8", "mxfp8", "mxfp4", "compressed-tensors")
 """Quantisation methods whose weights transformers unpacks during loading, on any hardware."""
@@ -63,9 +63,9 @@ def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
 
 
 def stored_dtype(source: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
-    """Return the dtype that a model says its weights are stored in; float32 where it does not say.
+    """Return the dtype that a model's config gives for its weights; float32 if it gives none.
 
-    A GGUF file has no dtype of its own to keep: its weights are unpacked to float32.
+    The weights of a GGUF file are unpacked to float32.
 
     Raises:
         ModelError: As `read_config`.
@@ -164,16 +164,16 @@ def _check_report(source: ModelSource, model: Any, report: Mapping[str, Any]) ->
     """Check the loading report of transformers, and return remarks.
 
     Raises:
-        ModelError: Naming the first weight that is missing, left over, or of another shape, and how many there are.
+        ModelError: If weights are missing, left over or of another shape; the message names the first and their number.
     """
     left_over = sorted(name for name in report["unexpected_keys"] if not HARMLESS.search(name))
     beside = [name for name in left_over if _is_beside(model, name)]
     foreign = [name for name in left_over if name not in beside]
     if missing := sorted(report["missing_keys"]):
-        first = missing[0] + (f"; they hold {foreign[0]} instead, which the model has not" if foreign else "")
+        first = missing[0] + (f"; they hold {foreign[0]} instead, which the model does not have" if foreign else "")
         raise ModelError(
             f"{source.given}: {_count(missing)} of the model {_are(missing)} not in its files, first {first}; "
-            "transformers would go on with random numbers there: save the whole model again with save_pretrained"
+            "transformers would use random numbers there: save the whole model again with save_pretrained"
         )
     if mismatched := sorted(report["mismatched_keys"]):
         name, stored, expected = mismatched[0]
@@ -186,7 +186,7 @@ def _check_report(source: ModelSource, model: Any, report: Mapping[str, Any]) ->
             f"{source.given}: its files hold {_count(foreign)} that the model has no place for, first {foreign[0]}, so "
             "what runs here is not what was trained; check that config.json belongs to these weights"
         )
-    remarks = [f"left out, since beside the language model: {_names(beside)}"] if beside else []
+    remarks = [f"left out, because they are not part of the language model: {_names(beside)}"] if beside else []
     if _unwrap_names(model):
         remarks.append("names of weights were stripped of what training wrapped around the model, such as _orig_mod")
     return remarks

@@ -21,7 +21,7 @@ from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText
 
 CHUNK_BYTES = 32 * 2**20
-"""Most memory the logits of one model may take at a time, whatever the vocabulary. Larger is no faster."""
+"""Most bytes of logits of one model in memory at a time; more is not faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def forward_target(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[tuple[T
     """Run the target alone on one batch, and yield its logits over all its ids, chunk by chunk.
 
     Args:
-        pair: Its reference is not run.
+        pair: Pair whose target is run; its reference is not.
         texts: Scorable texts of the batch.
 
     Yields:

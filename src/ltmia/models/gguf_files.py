@@ -27,7 +27,7 @@ def check_gguf(path: Path, model: Any) -> None:
         model: As transformers loaded it.
 
     Raises:
-        ModelError: Naming the first tensor left out, or the scaling.
+        ModelError: If there is one; the message names the first tensor left out, or the scaling.
     """
     reader = GGUFReader(path)
     architecture = str(reader.fields["general.architecture"].contents())

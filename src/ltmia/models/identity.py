@@ -1,4 +1,4 @@
-"""What identifies a model and a tokenizer: hashes of everything that decides the numbers they give.
+"""Identifies a model and a tokenizer by hashes of everything that decides their output.
 
 Two models that give different numbers have different hashes. Paths, origins and library versions do not count.
 """
@@ -29,7 +29,7 @@ VOLATILE = frozenset({
     "inference_mode", "device_map", "init_inputs", "files_loaded", "tokenizer_file", "cache", "verbose",
     "deprecation_warnings", "warnings_issued", "_in_target_context_manager",
 })  # fmt: skip
-"""Keys and attributes that say where something comes from, what wrote it, or what was done with it so far."""
+"""Keys and attributes about origin, author or history, which do not affect the output."""
 LIBRARIES = frozenset({"torch", "transformers", "peft", "tokenizers"}) | sys.stdlib_module_names
 """Packages whose code is not hashed; the results name their versions."""
 REMOTE_CODE = "transformers_modules"
@@ -65,7 +65,7 @@ class ModelIdentity:
 
     @property
     def key(self) -> str:
-        """One hash of all."""
+        """One hash of all parts."""
         return _json_sha256(astuple(self))
 
 
@@ -75,7 +75,7 @@ def parameters_sha256(model: nn.Module) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash named tensors, whatever their order."""
+    """Hash named tensors; their order does not matter."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         _hash_tensor(digest, name, tensor)
@@ -94,7 +94,7 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash a tokenizer: vocabulary, merges, every step before and behind them, special tokens, chat template.
+    """Hash a tokenizer: vocabulary, merges, all other processing steps, special tokens, chat template.
 
     If the tokenizer is written in Python, all its attributes, its vocabulary files and its code are hashed.
     """

@@ -27,7 +27,7 @@ from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """How models are loaded; the same for target and reference."""
+    """Options for loading models; the same for target and reference."""
 
     dtype: str = "auto"
     """"float32", "bfloat16" or "float16", of both models. "auto" is bfloat16 if both are stored in half precision and
@@ -37,7 +37,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     """Run code that comes with a model. Off unless the user asks."""
     allow_hub: bool = False
-    """Ask the hub for a base that only an adapter's config or a model card names. Off unless the user asks."""
+    """Download a base that only an adapter's config or a model card names. Off unless the user asks."""
 
 
 class LoadKeywords(TypedDict, total=False):
@@ -106,9 +106,9 @@ def load_alone(source: str | Path, *, tokenizer: str | Path | None = None, optio
     The reference is the model itself, or an adapter's base.
 
     Args:
-        source: As for `load_pair`.
-        tokenizer: Whose tokenizer to use in place of its own: that of a target with tokens its base does not know, to
-            read texts alike.
+        source: See `target` of `load_pair`.
+        tokenizer: Model whose tokenizer to use instead of its own, for example a target with tokens that its base
+            lacks.
         options: How.
 
     Raises:
@@ -273,7 +273,7 @@ def _pair_of_adapter(
 
 
 def _beneath(source: ModelSource, base: ModelSource, options: LoadOptions) -> ModelSource:
-    """Return what an adapter is put on: its base, or what lies beneath that if it is the same adapter, earlier."""
+    """Return the model that an adapter is put on: its base, or the base below an earlier state of the same adapter."""
     if not (base.is_adapter and continues(source, base)):
         return base
     return adapter_stack(base, allow_hub=options.allow_hub)[1]
@@ -296,7 +296,7 @@ def _pair_sequential(
     sequential = SequentialModels(target=lambda: load("target", target), reference=lambda: load("reference", base))
     shared, remarks = shared_tokenizer(target, base, tokenizer, options)
     pair = Pair(sequential=sequential, tokenizer=shared)
-    # Read last: remarks on a model are known only after it was loaded.
+    # Read last, because remarks are known only after a model was loaded.
     origin, pair.reference_origin = origins["target"], origins["reference"]
     pair.target_origin = replace(origin, remarks=origin.remarks + remarks)
     return pair

@@ -31,9 +31,9 @@ class PairQueries:
 
         Args:
             pair: Target and reference.
-            max_length: Token ids read of each text, a prefix not counted.
+            max_length: Token ids read of each text, without a prefix.
             batch_size: Texts of full length per forward pass.
-            remember: Texts whose losses several attacks ask for; they are computed once and kept.
+            remember: Texts whose losses several attacks need; they are computed once and kept.
         """
         self._pair = pair
         self._max_length = max_length if pair.max_positions is None else min(max_length, pair.max_positions)
@@ -72,7 +72,7 @@ class PairQueries:
 
         Args:
             texts: One backward pass each.
-            order: Of the norm: 1, 2 or infinity.
+            order: Order of the norm: 1, 2 or infinity.
         """
         norms = np.full(len(texts), np.nan)
         with _gradients(self._pair.target) as parameters:
@@ -123,7 +123,7 @@ class PairQueries:
         if prefix is not None and limit is not None:
             fits = [len(prefix) + len(text.ids) <= limit for text in encoded]
             encoded = [
-                text if fit else EncodedText(ids=text.ids, reason="does not fit behind the prefix")
+                text if fit else EncodedText(ids=text.ids, reason="does not fit after the prefix")
                 for text, fit in zip(encoded, fits, strict=True)
             ]
         longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)

@@ -20,13 +20,13 @@ LENGTH_LIMITS = ("max_position_embeddings", "max_seq_len")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOrigin:
-    """Where a model came from, for provenance."""
+    """Origin of a model, for provenance."""
 
     source: str = "memory"
     revision: str | None = None
     trust_remote_code: bool = False
     remarks: tuple[str, ...] = ()
-    """Remarks on what was done to its weights while loading."""
+    """Changes made to its weights while loading."""
 
 
 IN_MEMORY = ModelOrigin()
@@ -53,12 +53,12 @@ class Pair:
             reference: Its base. Without one, the target must be a PEFT model: the reference is then the same weights
                 with the adapter switched off, so one copy serves both.
             sequential: Loads one model at a time; replaces both if they do not fit into memory together.
-            tokenizer: Of both.
-            target_origin: Where the target came from.
-            reference_origin: Where the reference came from.
+            tokenizer: Tokenizer of both.
+            target_origin: Origin of the target.
+            reference_origin: Origin of the reference.
 
         Raises:
-            ModelError: If the two cannot be run, or not side by side.
+            ModelError: If the two cannot be run, or not together.
         """
         self.tokenizer = tokenizer
         self.target_origin = target_origin
@@ -71,7 +71,7 @@ class Pair:
         """Longest input that both models take, in tokens; None if no config gives one."""
         if sequential is not None and not self.target_runner.runs_head_apart:
             raise ModelError(
-                "the target does more after its output head than is known here, so its logits, not its "
+                "the target does something unknown after its output head, so its logits, not its "
                 "hidden states, would have to wait on disk: leave out `sequential=True`"
             )
 
@@ -95,7 +95,7 @@ class Pair:
         first = next(model.eval().parameters())
         device, self.reference_dtype = first.device, first.dtype
         if device != self.device:
-            raise ModelError(f"target and reference lie on different devices, {self.device}, {device}: move one")
+            raise ModelError(f"target and reference are on different devices, {self.device}, {device}: move one")
         self.reference_runner = ModelRunner(lambda: self.reference, nullcontext)
         return _length_limits(model)
 

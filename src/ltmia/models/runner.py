@@ -1,4 +1,4 @@
-"""How one model's last hidden states become float32 logits.
+"""Turns one model's last hidden states into float32 logits.
 
 Does not know that models come in pairs, nor how texts are batched.
 """
@@ -174,7 +174,7 @@ class ModelRunner:
         # As above, NaN passes.
         if noise > tolerance * _largest(alone):
             raise ModelError(
-                f"{self._name}: a text's logits change with the padding behind it or the texts beside it, so its "
+                f"{self._name}: a text's logits change with the padding after it or the rest of its batch, so its "
                 "scores would depend on the batch; it cannot be audited"
             )
 

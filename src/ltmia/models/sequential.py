@@ -19,7 +19,7 @@ from ltmia.folders import named_errors
 
 
 class SequentialModels:
-    """Gives either model by name, loading it if the other was the last one asked for."""
+    """Returns either model by name, and loads it if the other one is in memory."""
 
     def __init__(self, *, target: Callable[[], nn.Module], reference: Callable[[], nn.Module]) -> None:
         self._load = {"target": target, "reference": reference}

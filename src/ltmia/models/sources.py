@@ -1,6 +1,6 @@
 """Finds a model by name (folder, adapter folder, GGUF file or hub id) and checks that it may be loaded.
 
-Looks at names and files only; nothing is loaded here. Every refusal is a `ModelError` that names what was found
+This module looks only at names and files, and loads nothing. Every refusal is a `ModelError` that names what was found
 and what to do.
 """
 
@@ -35,7 +35,7 @@ MESSAGE_LIMIT = 400
 """Characters of a library's own message that are passed on."""
 
 constants.HF_HUB_DISABLE_TELEMETRY = True
-# Else huggingface_hub asks the hub who may be calling, even when files are read from the cache alone.
+# Otherwise huggingface_hub contacts the hub even when files are read only from the cache.
 
 LOADING_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, ImportError, AttributeError, NotImplementedError,
@@ -46,7 +46,7 @@ LOADING_ERRORS = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where one model is."""
+    """Location of one model."""
 
     given: str
     """Name that the user gave."""
@@ -56,7 +56,7 @@ class ModelSource:
     revision: str | None = None
     """Revision of a model on the hub, pinned to one commit, so that config, weights and tokenizer fit together."""
     from_cache: bool = False
-    """Whether a model of the hub was looked for in this machine's cache only."""
+    """Whether a model of the hub is read only from this machine's cache."""
 
     @property
     def name(self) -> str:
@@ -108,7 +108,7 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
 
     Args:
         source: Path of a folder or a .gguf file, or a hub id, "org/name" or "org/name@revision".
-        from_cache: Take a model of the hub from this machine's cache only; the network is not asked.
+        from_cache: Read a model of the hub only from this machine's cache, without the network.
 
     Raises:
         ModelError: If the name is plainly a path, and nothing usable is there.
@@ -118,7 +118,7 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
         return ModelSource(source, path)
     looks_local = path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1
     if path.exists() or looks_local or is_gguf_name(path):
-        there = "this is some other file" if path.exists() else "there is nothing there"
+        there = "this is another kind of file" if path.exists() else "there is nothing there"
         raise ModelError(
             f"{source}: no model: {there}; expected a folder with config.json (or {ADAPTER_CONFIG}), a .gguf file, "
             "or a hub id like org/name"
@@ -130,7 +130,7 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
 
 
 def _folder_in_cache(source: ModelSource) -> Path | None:
-    """Return where a model of the hub lies here; an adapter is fetched first, any other only when it is loaded."""
+    """Return the local path of a model of the hub; an adapter is downloaded now, other models when they are loaded."""
     where = partial(snapshot_download, source.hub_id, revision=source.revision)
     if source.from_cache:
         try:
@@ -146,7 +146,7 @@ def find_base(source: ModelSource) -> str:
     """Return the base that a fine-tune names: an adapter in its config, any other in its model card.
 
     Returns:
-        A path, or a hub id, with "@revision" behind it where the fine-tune says which.
+        A path, or a hub id, followed by "@revision" if the fine-tune names one.
 
     Raises:
         ModelError: If it names none.
@@ -174,8 +174,8 @@ def base_source(source: ModelSource, base: str | Path | None = None, *, allow_hu
     Args:
         source: The model.
         base: What the user says it is; None or "auto" asks the model's own files.
-        allow_hub: Ask the hub for a name that only those files give. Otherwise it is asked where the model itself is
-            on the hub: what a file says must not decide whom this machine talks to.
+        allow_hub: Ask the hub for a name that only those files give. Without this, the hub is asked only if the model
+            itself is on the hub: a file must not decide which hosts this machine contacts.
 
     Raises:
         ModelError: If there is none, it is not here, or it is the adapter itself.
@@ -197,13 +197,13 @@ def _named_base(source: ModelSource, *, allow_hub: bool) -> ModelSource:
     if base.path is None and from_cache:
         raise ModelError(
             f"{source.given} names {named!r} as its base, which is not on this machine; the hub is not asked for a "
-            f"name that only a file gives: say `base={named}`, or `allow_hub=True`"
+            f"name that only a file gives: set `base={named}` or `allow_hub=True`"
         )
     return base
 
 
 def adapter_stack(source: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
-    """Return a model, its base, the base of that, and so on, down to a model that is no adapter.
+    """Return a model, its base, the base of that, and so on, down to a model that is not an adapter.
 
     Raises:
         ModelError: If one of them cannot be found, or they form a circle.
@@ -218,7 +218,7 @@ def adapter_stack(source: ModelSource, *, allow_hub: bool) -> list[ModelSource]:
 
 
 def _card(source: ModelSource) -> dict[str, Any]:
-    """Return the metadata of a model card; nothing where there is none, or none that can be read."""
+    """Return the metadata of a model card; empty if there is no readable card."""
     card = source.hub_id if source.path is None else source.path / CARD
     if isinstance(card, Path) and not card.is_file():
         return {}
@@ -245,14 +245,14 @@ def refuse_clearly(source: ModelSource, load: Callable[[], Any]) -> Any:
     """Turn exceptions of the libraries for a model that cannot be loaded into one short message.
 
     Raises:
-        ModelError: Naming the model, the reason, and for a hub id what else the name could have meant.
+        ModelError: In place of such an exception; it names the model and the reason.
     """
     try:
         return load()
     except LOADING_ERRORS as error:
         if "trust_remote_code" in str(error):
             raise ModelError(
-                f"{source.given}: brings code of its own to run, and that runs only with `trust_remote_code=True`; "
+                f"{source.given}: contains code, which runs only with `trust_remote_code=True`; "
                 "read the .py files beside it first"
             ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

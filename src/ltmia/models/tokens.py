@@ -1,4 +1,4 @@
-"""Turns texts into token ids, one row per text. Knows tokenizers; knows no model."""
+"""Turns texts into token ids, one row per text."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,13 +56,13 @@ def encode_texts(
     """Tokenise texts, one result per text in the same order.
 
     Args:
-        tokenizer: Of both models.
+        tokenizer: Tokenizer of both models.
         texts: Any strings; a lone surrogate is read as "?".
-        starts: Character from which on each text is scored; see `Texts`. A token that reaches over it is scored.
+        starts: Index of each text's first scored character; see `Texts`. A token that spans it is scored.
         max_length: Most ids per text, special tokens included.
-        vocab_size: Ids from here on are unknown to one of the models; a text that holds one is unscorable.
-        encoding: "default": the special tokens that the tokenizer itself puts before a text, so that with a BOS
-            token the first word is scored too, and none behind it. "published": as LT-MIA does (arXiv 2604.03199),
+        vocab_size: Number of ids that both models know; a text with a larger id is unscorable.
+        encoding: "default": the special tokens that the tokenizer puts before a text, so that with a BOS token the
+            first word is scored too, and none after it. "published": as LT-MIA does (arXiv 2604.03199),
             no special tokens, truncated to `max_length` - 1, EOS appended.
 
     Raises:
@@ -83,7 +83,7 @@ def encode_texts(
 
 
 def tokenised_at_once(n_texts: int) -> Iterator[slice]:
-    """Cut texts into runs that a tokenizer gets at once: fast, and few enough for memory."""
+    """Split texts into groups to tokenise at once: large enough to be fast, small enough for memory."""
     for start in range(0, n_texts, ENCODE_AT_ONCE):
         yield slice(start, start + ENCODE_AT_ONCE)
 
@@ -104,11 +104,11 @@ def prompt_lengths(
     """Return how many ids of each text belong to its prompt. A token that spans the end of the prompt does not.
 
     Args:
-        tokenizer: What made the ids.
+        tokenizer: Tokenizer that made the ids.
         texts: Any strings.
-        rows: Their ids.
-        starts: Character at which each prompt ends; None where there are none.
-        encoding: How the ids were made.
+        rows: Token ids of the texts.
+        starts: Index of the character after each prompt; None if there are no prompts.
+        encoding: Encoding of the ids.
     """
     if starts is None:
         return [0] * len(rows)
@@ -147,8 +147,8 @@ def _finish(
     if len(kept) < LEAST_IDS[encoding]:
         return EncodedText(ids=array, reason=f"{len(kept)} token(s): too few to score")
     if len(kept) - start < LEAST_IDS[encoding] - 1:
-        whole = f", since no more than {max_length} are read of both together" if truncated else ""
-        reason = f"{max(len(kept) - start, 0)} token(s) behind the prompt: too few to score{whole}"
+        whole = f", because at most {max_length} tokens of prompt and text are read" if truncated else ""
+        reason = f"{max(len(kept) - start, 0)} token(s) after the prompt: too few to score{whole}"
         return EncodedText(ids=array, reason=reason, truncated=truncated)
     if array.max() >= vocab_size:
         return EncodedText(ids=array, reason="a token is unknown to one of the two models")

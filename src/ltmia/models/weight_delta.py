@@ -1,6 +1,6 @@
 """The weight delta of a fine-tune: matrices in which target and base differ, and models on the line between the two.
 
-The only place that knows how adapters and linear layers of Hugging Face keep their matrices; nothing is computed here.
+Only this module depends on how Hugging Face adapters and linear layers keep their matrices; it computes nothing.
 """
 
 import re
@@ -36,9 +36,9 @@ class ChangedMatrix:
     """"linear": a `torch.nn.Linear` multiplies by it, (out, in). "transposed": (in, out), as GPT-2 keeps its matrices.
     "other": anything else of two or more axes."""
     target: Tensor
-    """As the target holds it."""
+    """Matrix in the target."""
     base: Tensor | None
-    """As the base holds it; None means zeros, where an adapter starts."""
+    """Matrix in the base; None means zeros, the start of an adapter."""
 
 
 def is_adapter(pair: Pair) -> bool:
@@ -94,7 +94,7 @@ def model_between(pair: Pair, point: float) -> Iterator[ModelRunner]:
 def run_model(pair: Pair, point: float) -> nn.Module:
     """Return the module that `model_between` runs."""
     if pair.is_sequential:
-        raise ValueError("models that take turns are not run between the two")
+        raise ValueError("a point between two models needs both in memory")
     return pair.reference if point == 0 and not is_adapter(pair) else pair.target
 
 

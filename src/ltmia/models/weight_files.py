@@ -42,7 +42,7 @@ def check_weights(source: ModelSource) -> None:
     """Refuse a folder without a model, or whose weights could run code when loaded.
 
     Raises:
-        ModelError: Naming what was found there, and what makes a model of it.
+        ModelError: If it is refused; the message names what was found and how to convert it.
     """
     if source.path is None or source.is_gguf:
         return
@@ -62,15 +62,15 @@ def check_weights(source: ModelSource) -> None:
 
 
 def check_names(source: ModelSource, folder: Path, own_name: Callable[[str], str]) -> None:
-    """Refuse a folder that holds one weight twice: transformers takes one of the two without a word.
+    """Refuse a folder that holds one weight twice, because transformers silently takes one of the two.
 
     Args:
         source: The model.
-        folder: Where it is.
-        own_name: Gives the name that the model itself has for a weight.
+        folder: Folder of the model.
+        own_name: Returns the model's own name for a weight.
 
     Raises:
-        ModelError: Naming both places.
+        ModelError: If a weight is there twice; the message names both places.
     """
     found: dict[str, str] = {}
     for file in _read_files(source, folder):
@@ -111,7 +111,7 @@ def _found(names: list[str]) -> str:
 
 
 def _refuse_shards(source: ModelSource, folder: Path, names: list[str]) -> None:
-    """Name the program that joins the parts that a distributed training has written."""
+    """Name the program that joins the parts written by a distributed training."""
     if any(name.startswith(ZERO) for name in names):
         raise ModelError(
             f"{source.given}: holds the parts of a DeepSpeed ZeRO training, not a model; put them together with "
@@ -128,7 +128,7 @@ def _refuse_shards(source: ModelSource, folder: Path, names: list[str]) -> None:
 
 
 def _guess(folder: Path) -> str:
-    """Point to the newest checkpoint of a training that wrote into this folder."""
+    """Return a hint at the newest training checkpoint in this folder."""
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := CHECKPOINT.fullmatch(path.name))]
     return f"; did you mean {max(found)[1]}?" if found else ""
 

@@ -1,4 +1,4 @@
-"""The pair of an audit: models that run here (`LoadedPair`), or recordings made elsewhere (`RecordedPair`)."""
+"""The pair of models of an audit: loaded models (`LoadedPair`) or recordings made elsewhere (`RecordedPair`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class AuditedPair(Protocol):
 
     @property
     def sources(self) -> tuple[str, str]:
-        """Where target and reference come from: paths or hub ids."""
+        """Paths or hub ids of target and reference."""
         ...
 
     @property
@@ -69,7 +69,7 @@ class LoadedPair:
 
     @property
     def sources(self) -> tuple[str, str]:
-        """Where target and reference come from: paths or hub ids."""
+        """Paths or hub ids of target and reference."""
         return self.models.target_origin.source, self.models.reference_origin.source
 
     @property
@@ -108,7 +108,7 @@ class LoadedPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairToLoad:
-    """A pair that is loaded once it is sure that its results may be written."""
+    """A pair of models that is loaded later, after the folder for the results has been checked."""
 
     sources: tuple[str, str]
     """Target and reference as the user named them."""
@@ -116,6 +116,6 @@ class PairToLoad:
 
 
 def audited(pair: Pair | AuditedPair | PairToLoad) -> AuditedPair:
-    """Take a pair as an audit sees it; load it where it is not loaded yet."""
+    """Return a pair in the form that audits use; load it if it is not loaded yet."""
     given = pair.load() if isinstance(pair, PairToLoad) else pair
     return LoadedPair(given) if isinstance(given, Pair) else given

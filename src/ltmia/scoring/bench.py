@@ -44,7 +44,7 @@ TRAIN_STEPS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchConfig:
-    """The work measured; the default is GPT-2 small on 16 texts of 128 tokens."""
+    """The work to measure; the default is GPT-2 small on 16 texts of 128 tokens."""
 
     vocab_size: int = 50_257
     hidden_size: int = 768
@@ -62,7 +62,7 @@ class BenchConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         for name in (
             "vocab_size",

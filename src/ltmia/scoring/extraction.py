@@ -82,7 +82,7 @@ def extract_batches(
     Args:
         pair: The two models.
         texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
-        config: What to take.
+        config: Settings of the extraction.
         encoded: The texts as `encode` gives them, if that is done already; texts with prompts need it.
         done: Rows that are not needed again.
         clock: Collects where the time went.
@@ -117,7 +117,7 @@ def score_batches(
         batches: Statistics of all scorable texts that are not done.
         text_read: Returns the part of a row's text that was read.
         encoded: All texts of the extraction.
-        config: What to take.
+        config: Settings of the extraction.
         vocab_size: Ids that both models know.
         done: Rows that are not needed again.
         clock: Collects where the time went.

@@ -1,4 +1,4 @@
-"""What identifies the models of an audit: hashes, sizes, sources."""
+"""Identifies the models of an audit by hashes, sizes and sources."""
 
 import json
 from dataclasses import dataclass

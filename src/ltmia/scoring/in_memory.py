@@ -47,7 +47,7 @@ def extract_features(
         pair: Target and reference.
         texts: Any strings.
         version: "published" also encodes texts as the paper does (no special tokens, EOS appended); "logratio";
-            "excess" or "lite", for which the texts say of each other what to expect.
+            "excess" or "lite", which learn the expected log-ratios from all the texts.
         k: Top and bottom tokens per position.
         max_length: Tokens per text, and the length of the result.
         batch_size: Texts per forward pass, or "auto" for as many as fit; results do not depend on it.
@@ -96,11 +96,11 @@ def score_texts(
 
     Args:
         pair: Target and reference.
-        texts: Any strings, best some hundreds: the learned attack and `excess` learn from all of them what the target
-            does to tokens at large.
+        texts: Any strings, best some hundreds: the learned attack and `excess` learn from all of them how fine-tuning
+            changed tokens in general.
         attacks: "fast", "all", or names. The bag-of-words control needs labels and is part of `audit` only.
         classifier: The learned attack, for example `shipped_classifier("lite")`; the shipped one `full` when None.
-        shots: Texts of known membership, for the attacks that put some before each text.
+        shots: Texts of known membership, for attacks that use few-shot examples.
         max_length: Tokens read of each text.
         batch_size: Texts per forward pass, or "auto" for as many as fit; scores do not depend on it.
 
@@ -118,7 +118,7 @@ def score_texts(
     learned = [name for name in names if name in (LEARNED, EXCESS)]
     if learned and len(texts) < FEWEST_TO_LEARN_FROM:
         log.warning(
-            "score_texts: %s learn from the texts at hand what the target does to tokens at large, and %d are too few: "
+            "score_texts: %s learn from the given texts how fine-tuning changed tokens in general, and %d are too few: "
             "give at least %d, or name attacks that learn nothing, such as difference",
             " and ".join(learned), len(texts), FEWEST_TO_LEARN_FROM,
         )  # fmt: skip

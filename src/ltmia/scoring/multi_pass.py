@@ -1,4 +1,4 @@
-"""Runs the attacks with passes of their own over all texts: chooses shots, and keeps finished scores for resuming."""
+"""Runs the attacks that take several passes; chooses few-shot examples, and keeps finished scores."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiPassConfig:
-    """Settings of the attacks with passes of their own."""
+    """Settings of the attacks that take several passes."""
 
     max_length: int
     """Token ids read of each text."""
@@ -48,12 +48,12 @@ class KeptScores:
 
     folder: Path
     fingerprint: str
-    """Hash of the models and texts, which decides whether scores are of the same work."""
+    """Hash of the models and texts; kept scores are used only if it is the same."""
     reused: list[Reused]
     """Receives an entry for each reused attack."""
 
     def find(self, name: str, key: Sequence[Any], report: Report) -> Float64[np.ndarray, " texts"] | None:
-        """Return the kept scores of an attack; None if there are none, or if they are damaged or of other work."""
+        """Return the kept scores of an attack; None if they are missing, damaged or of other work."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
             return None
@@ -96,7 +96,7 @@ def multi_pass_scores(
     kept: KeptScores | None = None,
     report: Report = silent,
 ) -> dict[str, Float64[np.ndarray, " texts"]]:
-    """Score texts with those of the named attacks that need passes of their own.
+    """Score texts with those of the named attacks that take several passes.
 
     Args:
         pair: Target and reference.
@@ -149,7 +149,7 @@ def _scored(
 ) -> Float64[np.ndarray, " texts"]:
     function = ATTACKS[name].slow
     if function is None:
-        raise ConfigError(f"{name} has no passes of its own")
+        raise ConfigError(f"{name} does not take several passes")
     parts = []
     for start in range(0, len(texts), AT_ONCE):
         parts.append(function(queries, texts[start : start + AT_ONCE], shots))

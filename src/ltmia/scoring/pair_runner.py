@@ -35,7 +35,7 @@ class ExtractionClock:
     reused: list[Reused] = field(default_factory=list)
     """Work that an earlier run had done."""
     earlier: float = 0.0
-    """Seconds that it took, which the others here include."""
+    """Seconds of that work; the other figures include them."""
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -43,7 +43,7 @@ class ExtractionClock:
         return self.forward.seconds, self.feature_seconds
 
     def add_earlier(self, seconds: tuple[float, float]) -> None:
-        """Count the time of work that an earlier run did: models, then statistics."""
+        """Add the time of work that an earlier run did, for models and statistics."""
         self.forward.seconds += seconds[0]
         self.feature_seconds += seconds[1]
         self.earlier += sum(seconds)
@@ -51,7 +51,7 @@ class ExtractionClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatistics:
-    """Statistics of the texts that were run at once: a batch, or a part of one that fits into memory."""
+    """Statistics of a batch, or of a part of one that fits into memory."""
 
     rows: list[int]
     statistics: RaggedStatistics

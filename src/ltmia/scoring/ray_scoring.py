@@ -117,7 +117,7 @@ class RayScorer:
         """
         texts, config, classifier, report = task.texts, task.config, task.classifier, task.report
         if pair.models is None:
-            raise ConfigError("Ray has no use for recordings, which one process reads: score them without Ray")
+            raise ConfigError("Ray cannot score recordings, because one process reads them: score them without Ray")
         refused = OF_THE_WHOLE_SET.intersection(config.attacks)
         if refused:
             raise ConfigError(
@@ -192,7 +192,7 @@ def _on_gpu(pair: Pair) -> bool:
 def _learn_again(
     pair: AuditedPair, sample: Texts, store: FeatureStore, config: ExtractionConfig
 ) -> dict[str, ExpectedLogRatio]:
-    """Learn what to expect from a store that an earlier run finished."""
+    """Fit the expectation again, from a store that an earlier run finished."""
     encoded, folds = pair.encode(sample, config), folds_of(sample)
     return {kind: learn_expectation(store.statistics, encoded, folds, kind) for kind in config.expectations}
 

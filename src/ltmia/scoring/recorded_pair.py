@@ -1,4 +1,4 @@
-"""A pair of recordings, made elsewhere, in place of the models."""
+"""A pair of recordings that takes the place of the models."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ def load_recorded_pair(target: str | Path, reference: str | Path | None) -> "Rec
 
     Args:
         target: A `.jsonl` or `.jsonl.gz` file, by `ltmia record` or `write_recording`.
-        reference: The same of the reference.
+        reference: The same for the reference.
 
     Raises:
         ConfigError: If only one of the two is a recording.
-        DataError: If a file cannot be read, is no recording, or holds too little.
+        DataError: If a file cannot be read, is not a recording, or holds too little.
     """
     for name, other in ((target, reference), (reference, target)):
         if not is_recording(str(other)):
@@ -63,7 +63,7 @@ class RecordedPair:
 
     @property
     def models(self) -> None:
-        """There are none."""
+        """None, because there are no models."""
         return None
 
     @property
@@ -85,14 +85,14 @@ class RecordedPair:
         """Refuse what needs the models.
 
         Raises:
-            ConfigError: Naming all that is refused, and what to do.
+            ConfigError: If anything is refused; the message names it and says what to do.
         """
         refused, cures = [name for name in attacks if not ATTACKS[name].recorded], []
         if refused:
             cures.append("choose `attacks=recorded`, or name attacks that `ltmia attacks` lists as recorded")
         if version is not None and not reads_recordings(version):
             refused.append(f"a classifier of {version!r} features")
-            cures.append("say `classifier=lite`")
+            cures.append("choose `classifier=lite`")
         if reveal:
             refused.append("`reveal`")
             cures.append("leave out `reveal`, which needs the tokenizer")
@@ -130,7 +130,7 @@ class RecordedPair:
         return score_batches(batches, read, run.encoded, config, self.vocab_size, run.done, run.clock)
 
     def _check_text(self, text: str, target: RecordedText, reference: RecordedText) -> None:
-        """Check that both lines are of this text.
+        """Check that both lines belong to this text.
 
         Raises:
             DataError: If not.

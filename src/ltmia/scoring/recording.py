@@ -59,8 +59,8 @@ def record_model(
     does nothing if the file already exists.
 
     Args:
-        pair: By `load_alone`, or any other whose target is meant.
-        texts: With ids that stand once.
+        pair: Pair whose target is recorded, for example from `load_alone`.
+        texts: Texts with unique ids.
         out: A name that ends in `.jsonl` or `.jsonl.gz`.
         config: Options.
         overwrite: Replace a recording of another model, other texts or other settings.
@@ -81,7 +81,7 @@ def record_model(
         work = work_folder(out, {"fingerprint": header.fingerprint})
         with named_errors(out), closing(LinesFile(work / LINES_FILE, rows)) as lines:
             if lines.damage:
-                log.warning("%s; that text and those behind it are recorded again", lines.damage)
+                log.warning("%s; that text and the following ones are recorded again", lines.damage)
             for batch in _recorded(pair, texts, encoded, config, frozenset(lines.places)):
                 lines.append(batch)
                 report("recording", len(lines.places), len(texts))
@@ -115,7 +115,7 @@ def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
     """Say whether the recording exists and is complete.
 
     Raises:
-        ConfigError: If another file is there, or a recording of other work that is not to be replaced.
+        ConfigError: If there is another file, or a recording of other work that may not be replaced.
     """
     if not os.path.lexists(out):
         return False
@@ -123,7 +123,7 @@ def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
         there = Recording(out)
     except DataError as error:
         raise ConfigError(
-            f"{out}: exists, and is no recording by ltmia. Nothing was changed. Choose another name."
+            f"{out}: exists and is not a recording by ltmia. Nothing was changed. Choose another name."
         ) from error
     found = there.header.fingerprint
     if found == header.fingerprint:

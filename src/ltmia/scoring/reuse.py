@@ -13,9 +13,9 @@ def note_reused(reused: list[Reused], what: str, *, since: datetime, n_texts: in
         reused: Notes so far; one is added.
         what: See `Reused`.
         since: When the earlier run began it.
-        n_texts: Texts it is of.
-        of: Texts there are.
-        report: Told the same.
+        n_texts: Number of texts it covers.
+        of: Number of texts in all.
+        report: Called with the same.
     """
     reused.append(Reused(what=what, n_texts=n_texts, since=since))
     report(f"{what} of {since:%Y-%m-%d %H:%M} UTC used again", n_texts, of)

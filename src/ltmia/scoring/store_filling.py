@@ -24,7 +24,7 @@ from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.reuse import note_reused
 
 CONTENT = 3
-"""Version of a store's content: a store of another version is made again."""
+"""Version of a store's content; stores of other versions are made again."""
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class StorePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilledStore:
-    """A finished store, and what was learned to fill it."""
+    """A finished store, and the expectations that were fitted for it."""
 
     store: FeatureStore
     learned: Mapping[str, ExpectedLogRatio] = field(default_factory=dict)
@@ -62,7 +62,7 @@ def fill_store(
     clock: ExtractionClock,
     report: Report = silent,
 ) -> FilledStore:
-    """Extract texts into a store, or open the finished one that the same work left.
+    """Extract texts into a store, or open the finished store of the same work.
 
     Work of an earlier run is reused only if every hash fits; the clock and the report say how much.
     """
@@ -76,7 +76,7 @@ def fill_store(
         return FilledStore(store=store)
     writer = StoreWriter(folder, fingerprint=fingerprint, k=config.k, vocab_size=pair.vocab_size)
     if writer.damage:
-        log.warning("%s; that batch and those behind it are made again", writer.damage)
+        log.warning("%s; that batch and the following ones are made again", writer.damage)
     n_done = len(writer.done)
     if n_done:
         note_reused(clock.reused, "store", since=writer.created, n_texts=n_done, of=len(texts), report=report)
@@ -91,7 +91,7 @@ def fill_store(
         report("scoring", n_done, len(texts))
     folds, expected = folds_of(texts), {}
     for i, kind in enumerate(config.expectations):
-        report("learning what to expect", i, len(config.expectations))
+        report("learning expectations", i, len(config.expectations))
         expected[kind] = expect_texts(writer.statistics, encoded, folds, kind, plan.learned.get(kind))
     columns = {**plan.columns, "truncated": [text.truncated for text in encoded]}
     if "full" in expected:
@@ -104,10 +104,10 @@ def scoring_fingerprint(plan: StorePlan, texts: Texts, encoded: Sequence[Encoded
     """Hash everything that decides a store's content. The batch size does not.
 
     Args:
-        plan: Its key and columns count.
-        texts: What is scored.
-        encoded: The same as the models read it.
-        config: What is taken from each text.
+        plan: Plan of the store; its key and columns are hashed.
+        texts: Texts to score.
+        encoded: The same texts as token ids.
+        config: Settings of the extraction.
     """
     digest = sha256()
     options = {name: value for name, value in asdict(config).items() if name != "batch_size"}

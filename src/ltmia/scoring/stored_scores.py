@@ -26,7 +26,7 @@ from ltmia.scoring.store_filling import StorePlan, fill_store
 CLASSIFY_AT_ONCE = 256
 """Texts whose features are in memory at a time."""
 N_SAMPLED = 200
-"""Number of texts, at least, whose features are compared with the classifier's training data."""
+"""Fewest texts whose features are compared with the classifier's training data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,13 @@ class ScoringTask:
     folder: Path
     """Folder for the work, from which the same task resumes after a kill."""
     config: ExtractionConfig
-    """Names the attacks, and what is taken from each text."""
+    """Attacks, and other settings of the extraction."""
     identity: PairIdentity
     """Identity of the pair."""
     classifier: MembershipClassifier | None = None
     """The learned attack, if it takes part."""
     report: Report = silent
-    """Told the progress."""
+    """Called with progress."""
 
 
 Scorer = Callable[[AuditedPair, ScoringTask], ScoredTexts]

@@ -60,7 +60,7 @@ class TextGradients:
     Args:
         model: Model that holds the matrices.
         runner: Runs the model.
-        places: What is read.
+        places: Coordinates to read.
         batched: Read linear layers from a batch of texts. Otherwise texts go one by one, and any parameter can be read.
     """
 
@@ -129,18 +129,18 @@ class TextGradients:
         return self._out.cpu()
 
     def collect(self, place: MatrixPlaces, start: int, inputs: Tensor, pull: Tensor) -> None:
-        """Add what one call of a layer contributes.
+        """Add the contribution of one call of a layer.
 
         Args:
             place: Coordinates of the layer's matrix.
-            start: Its first column in the result.
-            inputs: (batch, seq, in).
+            start: First column of the matrix in the result.
+            inputs: Input of the layer, (batch, seq, in).
             pull: The loss's gradient at the layer's output, (batch, seq, out).
         """
         if inputs.shape[:2] != self._batch or inputs.ndim != 3:
             raise ModelError(
                 f"{place.name}: called with an input of shape {tuple(inputs.shape)} for a batch of {self._batch}: "
-                "the tokens of different texts cannot be told apart in it"
+                "tokens of different texts cannot be separated in it"
             )
         part = self._out[:, start : start + len(place.flat)]
         outputs, columns = (torch.from_numpy(index).to(pull.device) for index in place.outputs_and_inputs())
@@ -188,8 +188,8 @@ def _loss_gradient(head: Any, states: Tensor, truth: Tensor, shares: Tensor) -> 
     """Return the gradient of the summed mean losses with respect to the hidden states, a few positions at a time.
 
     Args:
-        head: From hidden states to logits.
-        states: (pred, hidden).
+        head: Function from hidden states to logits.
+        states: Hidden states, (pred, hidden).
         truth: Ids of the true next tokens, (pred,).
         shares: One over the number of scored positions of each position's text, (pred,).
     """

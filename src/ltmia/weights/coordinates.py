@@ -1,6 +1,6 @@
 """Chooses the coordinates of the weights at which the update and the texts' gradients are read.
 
-A seeded sample: some hundred thousand of many millions tell as much as all of them (docs/log.md has the figures).
+The coordinates are a random sample with a seed: a hundred thousand of many millions are enough.
 """
 
 import hashlib
@@ -32,13 +32,13 @@ class Coordinates:
     """The coordinates to read, matrix by matrix, and the update at them."""
 
     places: tuple[MatrixPlaces, ...]
-    """Where they are."""
+    """Coordinates of each matrix."""
     batched: bool
     """Whether one backward pass gives the gradients of several texts."""
     change: Float64[np.ndarray, " coordinate"]
-    """Target minus base."""
+    """Target minus base at the coordinates."""
     rounding: Float64[np.ndarray, " coordinate"]
-    """Variance of the rounding of the target's stored number; 0 where the format is exact enough."""
+    """Variance of the rounding of the target's stored number; 0 if the format is exact enough."""
     layers: tuple[int, ...]
     """Layers of the coordinates."""
     n_available: int
@@ -59,8 +59,8 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
 
     Args:
         pair: Target and base.
-        n_coordinates: Most coordinates; shared out by the matrices' sizes.
-        n_layers: How many layers, counted from the output.
+        n_coordinates: Most coordinates; divided among the matrices by size.
+        n_layers: Number of layers, counted from the output.
         seed: Seed of the draw.
 
     Raises:
@@ -128,7 +128,7 @@ def _digest(places: Sequence[MatrixPlaces]) -> str:
 def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[ChangedMatrix]:
     """Return the matrices whose gradients are the same from a batch and from each text alone.
 
-    Some layers read a weight without multiplying by it as a module, and some see their tokens sorted by expert.
+    Some layers use a weight without calling its module, and some get their tokens sorted by expert.
     """
     if not matrices:
         return []

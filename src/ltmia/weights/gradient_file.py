@@ -1,6 +1,6 @@
 """Gradients on disk: float16 with a scale for each text, written batch by batch, resumed after a kill.
 
-A folder with `gradients-POINT.f16` for each point of the path (one row a text, in input order) and `journal.jsonl`,
+A folder with `gradients-POINT.f16` for each point of the path (one row per text, in input order) and `journal.jsonl`,
 which says which batches are safely on disk, with their scales and a checksum of each. Holds no text and no token id.
 """
 
@@ -20,8 +20,8 @@ from ltmia.folders import make_folder, named_errors, write_whole
 
 JOURNAL = "journal.jsonl"
 LARGEST = 2.0**14
-"""Magnitude that the largest number of a row is scaled to, at most: float16 keeps its full precision down to a
-2^28th of it, and something down to a 2^38th."""
+"""Largest magnitude after scaling a row: float16 then has full precision down to 2^-28 of it, and some precision down
+to 2^-38."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class GradientFile:
         """Open a folder, and continue from what an earlier run of the same work left there.
 
         Args:
-            folder: Made if missing; what is in it of other work is removed.
+            folder: The folder; made if it is missing. Files of other work in it are removed.
             shape: Texts, points and coordinates.
             fingerprint: Hash of everything that the gradients depend on.
         """

@@ -38,8 +38,8 @@ def read_gradients(
         pair: Target and base.
         encoded: The texts; those that cannot be scored are left out.
         coordinates: Coordinates that are read.
-        points: Places on the line, 0 for the base and 1 for the target.
-        folder: Where the gradients go.
+        points: Points on the line, 0 for the base and 1 for the target.
+        folder: Folder for the gradients.
         identity: Hashes of the two models: gradients of other models in the folder are thrown away.
         report: Called with progress.
 

@@ -25,7 +25,7 @@ SHUFFLES = 4
 BLOCK_BYTES = 64 * 2**20
 """Bytes of gradients that are read at a time."""
 MISFIT_SHARE = 0.5
-"""Share of the update's mean square that counts as misfit of the linear model, where rounding is weighed against it."""
+"""Share of the update's mean square that is taken as misfit of the linear model, in comparison with rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Splits texts into used and unused by their coefficients, and estimates how many there are of each.
 
-Texts that were trained on share a coefficient (learning rate times passes, over batch size), the others have none.
-Both may spread: a schedule gives late texts less, and what the linear model misses looks like small coefficients.
+Texts that were trained on have about the same coefficient, learning rate x passes / batch size; the others have zero.
+Both groups vary: a schedule lowers the coefficients of late texts, and errors of the linear model look like small
+coefficients.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ltmia.weights.solve import ReducedEquations
 SWEEPS = 8
 """Rounds of expectation propagation."""
 MOST_SWEPT = 5000
-"""Texts up to which the rounds are made; each inverts an n x n matrix. Beyond, one round from the ridge solution."""
+"""Most texts for several rounds, each of which inverts an n x n matrix; with more texts there is one round."""
 DAMPING = 0.7
 """Damping: share of a round's change that is applied."""
 BOUNDS = ((-9.0, 9.0), (1e-3, 30.0), (-6.0, 0.0), (-9.0, 2.0))
@@ -26,7 +27,7 @@ was used a negative number of times; a learning rate that falls linearly to zero
 FIRST_SHARES = (0.05, 0.3, 0.7, 0.95)
 """Shares of used texts from which the fit starts."""
 WEAK_PRECISION = 1e-2
-"""Added to the parameters' own, where the estimates say nothing of one of them."""
+"""Precision added to that of the parameters, in case the estimates do not determine one of them."""
 QUANTILE = 0.975
 """The interval for the number of used texts lies between this quantile and its counterpart."""
 DRAWS, TAIL_DF = 600, 4
@@ -71,10 +72,10 @@ class Usage:
 
 
 def infer_usage(equations: ReducedEquations) -> Usage:
-    """Tell used texts from others by expectation propagation under the two-group prior.
+    """Separate used texts from others by expectation propagation under the two-group prior.
 
-    Each round takes each text's own prior out of the joint Gaussian, fits the groups to what is left, and puts each
-    text's updated prior back (Minka 2001; Hernandez-Lobato et al. 2013 for spikes).
+    Each round removes each text's own prior from the joint Gaussian, fits the groups to the rest, and puts the updated
+    prior back (Minka 2001; Hernandez-Lobato et al. 2013 for spikes).
 
     Args:
         equations: Products and match of the texts' mean gradients.
@@ -90,7 +91,7 @@ def infer_usage(equations: ReducedEquations) -> Usage:
         mean, spread = _tilted_moments(estimate, variance, groups)
         wanted = 1 / spread - 1 / variance
         wanted_pull = mean / spread - estimate / variance
-        # A negative precision is a prior that cannot stand alone: a broad one serves.
+        # A negative precision is not a proper prior; a broad one is used instead.
         keep = wanted > 0
         share = 1.0 if sweep == 0 else DAMPING
         precision = np.where(keep, precision + share * (wanted - precision), precision)
@@ -110,12 +111,12 @@ def count_used(
 ) -> Usage:
     """Return posteriors, and the number of used texts with an interval.
 
-    Both average over what the two groups may be: draws about the best fit, weighted by their likelihood and a prior
-    that holds every share of used texts equally likely. Given the groups, memberships are independent.
+    Both average over the uncertainty of the two groups: draws around the best fit, weighted by their likelihood and a
+    prior under which every share of used texts is equally likely. Given the groups, memberships are independent.
 
     Args:
-        estimate: Of each text's coefficient.
-        variance: Of each estimate.
+        estimate: Estimate of each text's coefficient.
+        variance: Variance of each estimate.
         groups: The best fit.
         seed: Seed of the draws.
     """
@@ -168,9 +169,9 @@ def fit_groups(
     """Fit both groups to estimates of known variance by maximum likelihood.
 
     Args:
-        estimate: Of each text's coefficient.
-        variance: Of each estimate.
-        before: A fit of nearly the same estimates, to begin from.
+        estimate: Estimate of each text's coefficient.
+        variance: Variance of each estimate.
+        before: Earlier fit of nearly the same estimates, as the starting point.
     """
     scale = float(np.sqrt(np.mean(estimate**2))) or 1.0
     values, noise = estimate / scale, variance / scale**2
@@ -201,7 +202,7 @@ def _start(values: Float64[np.ndarray, " text"], share: float) -> Float64[np.nda
 
 
 def _unpacked(parameters: Float64[np.ndarray, " 4"]) -> tuple[float, float, float, float]:
-    """Return share, mean and both spreads: what the linear model misses spreads both groups alike."""
+    """Return share, mean and both spreads; errors of the linear model widen both groups equally."""
     logit, mean, ratio, unused = parameters
     used = np.hypot(mean * np.exp(ratio), np.exp(unused))
     return float(expit(logit)), float(mean), float(used), float(np.exp(unused))

@@ -1,10 +1,10 @@
-"""An update as a weighted sum of gradients: the normal equations, and their ridge solution.
+"""Explains an update as a weighted sum of gradients: the normal equations, and their ridge solution.
 
 With u_i the preconditioned gradient of text i and y the update, y = - sum_i alpha_i u_i + noise. A text was seen at one
 moment, with the gradient of that moment, so with gradients at several points of the path each text has a coefficient
 for their mean, one for their slope and one for their bend. All follow from K, the products of the u, and c, minus their
-products with y. How strongly each kind of coefficient is held down is read off the marginal likelihood of the update:
-no label has a part in it.
+products with y. The ridge of each kind of coefficient is chosen by the marginal likelihood of the update, without
+labels.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CONTRASTS = {
     2: np.array([[0.5, 0.5], [-1.0, 1.0]]),
     3: np.array([[1 / 3, 1 / 3, 1 / 3], [-1.0, 0.0, 1.0], [1.0, -2.0, 1.0]]),
 }
-"""From gradients at evenly spaced points to their mean, slope and bend."""
+"""Matrices that turn gradients at evenly spaced points into their mean, slope and bend."""
 FIRST_RIDGES = (0.03, 0.3, 1.0)
 """Starting values of the ridges of mean, slope and bend, relative to their mean diagonal."""
 FIRST_STEP = 0.6
@@ -52,7 +52,7 @@ class NormalEquations:
     update_square: float
     """Squared norm of the weighted update."""
     n_coordinates: int
-    """Coordinates that count."""
+    """Number of coordinates that are used."""
     log_noise: float
     """Sum of the logarithms of the noise that coordinates were divided by."""
     n_kinds: int
@@ -117,7 +117,7 @@ def normal_equations(
     metric: Metric,
     report: Report = silent,
 ) -> NormalEquations:
-    """Form K and c, a run of coordinates at a time: products in float32, their sums in float64.
+    """Compute K and c, some coordinates at a time: products in float32, their sums in float64.
 
     Args:
         file: Gradients.

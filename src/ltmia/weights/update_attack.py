@@ -1,4 +1,4 @@
-"""The attack of the weights observer: scores texts by how much of their gradient is in the update."""
+"""The attack on the weights: scores texts by how much of their gradient is in the update."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ltmia.weights.mixture import infer_usage
 from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
 
 FULL_POINTS: tuple[float, ...] = (0.0, 1.0)
-"""Points base and target, for which no other model has to be made."""
+"""Base and target themselves, for which no other model has to be made."""
 ADAPTER_POINTS: tuple[float, ...] = (0.5, 1.0)
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
@@ -39,12 +39,13 @@ class WeightsConfig:
     n_layers: int = 4
     """Layers they are drawn from, counted from the output; the backward pass goes no deeper."""
     points: tuple[float, ...] | None = None
-    """Where between base (0) and target (1) gradients are taken, evenly spaced; None: (0, 1), adapters (0.5, 1)."""
+    """Points between base (0) and target (1) at which gradients are computed, evenly spaced; None: (0, 1), and for
+    adapters (0.5, 1)."""
     power: float = 1.0
     """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
     adaptive: bool | None = None
-    """Whether the optimiser divides by the root of the mean squared gradient, as Adam and its kin do and SGD does not.
-    None: whichever makes the update likelier."""
+    """Whether the optimiser divides by the root of the mean squared gradient, as Adam does and SGD does not. None: the
+    choice that makes the update more likely."""
     optimizer_state: Path | None = None
     """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
     seed: int = 0
@@ -54,7 +55,7 @@ class WeightsConfig:
         """Refuse impossible settings.
 
         Raises:
-            ConfigError: Naming the field.
+            ConfigError: If a setting is impossible; the message names the field.
         """
         for name in ("n_coordinates", "n_layers"):
             if getattr(self, name) < 1:
@@ -111,10 +112,10 @@ def score_update(
     config: WeightsConfig | None = None,
     report: Report = silent,
 ) -> UpdateScores:
-    """Find which texts an update was made of.
+    """Find the texts that an update was made from.
 
-    Every text takes part in the same regression: those asked about, and others of the same kind, which take out what
-    all have in common and need no label. Disk: two bytes a coordinate, point and text. Memory beside the
+    All texts take part in one regression. Other texts of the same kind remove effects that all texts share; no text
+    needs a label. Disk: two bytes a coordinate, point and text. Memory beside the
     models: 16 bytes times the square of (texts times points), 25 GiB for 20,000 texts at two points.
 
     Args:
