@@ -1,4 +1,4 @@
-"""Writes the base's name into a fine-tune's model card, so that it is found when the fine-tune is loaded."""
+"""Writes the name of the base into a fine-tune's model card, so that loading the fine-tune finds the base."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ltmia.models.sources import CARD, CARD_REVISION
 
 
 def base_name(model: PreTrainedModel) -> tuple[str | None, str | None]:
-    """Return where a model was loaded from, and its commit if it is on the hub; None for a model built in memory."""
+    """Return the path or hub id of a model, with its commit if it is on the hub; None for a model built in memory."""
     place = Path(model.name_or_path or "")
     if model.name_or_path and place.exists():
         # A relative path would lose its meaning in another working directory.

@@ -24,7 +24,7 @@ class FinetuneConfig:
     max_length: int = 128
     """Most tokens of a text; the rest is cut off."""
     lora: bool = False
-    """Train low-rank adapters of all linear layers but the output head, instead of all weights."""
+    """Train low-rank adapters of all linear layers except the output head, instead of all weights."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 32
@@ -38,9 +38,9 @@ class FinetuneConfig:
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     keep: Keep = "last"
-    """Which model is kept: after the last epoch, or after the epoch of lowest validation loss."""
+    """Model to keep: after the last epoch, or after the epoch with the lowest validation loss."""
     autocast: bool = True
-    """bfloat16 autocast where the hardware has it."""
+    """Use bfloat16 autocast if the hardware supports it."""
     dp: DpConfig | None = None
     """Train under differential privacy, in full float32; needs the extra `dp`."""
     checkpoint_minutes: float = 5.0

@@ -1,7 +1,8 @@
 """DP-SGD: `transformers.Trainer` with Opacus's per-text gradients, clipping, noise and accounting.
 
 Imported only on demand; needs the extra `dp`. The noise comes from torch's seeded generator, so that runs can be
-repeated: good for measuring what a promise is worth, not for giving one to people whose texts are trained on.
+repeated. That is good for measuring what the guarantee is worth, but it gives no guarantee to people whose texts are
+used.
 """
 
 import inspect
@@ -133,7 +134,7 @@ class PrivateTrainer(Trainer):
         return self.private_optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Clear the last batch's per-text gradients first, because `Trainer` clears only the sums."""
+        """Clear the last batch's per-text gradients before a step, because `Trainer` clears only the sums."""
         if self.private_optimizer is not None:
             self.private_optimizer.zero_grad(set_to_none=True)
         return super().training_step(model, inputs, num_items_in_batch)
@@ -163,11 +164,11 @@ def per_text_gradients(
         rows: Some training rows, on which the gradients are checked.
 
     Raises:
-        ModelError: If Opacus does not support the architecture, or takes something else for a text's gradient.
+        ModelError: If Opacus does not support the architecture, or computes wrong gradients for it.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     name = base.config.model_type
-    advice = "train it without dp, with lora = true if that was full, or use another architecture (gpt2 and llama work)"
+    advice = "train it without dp, or with lora = true, or use another architecture (gpt2 and llama work)"
     try:
         hooks = GradSampleHooks(model)
         wrong = _wrong_gradients(model, hooks, collate, rows)
@@ -175,7 +176,7 @@ def per_text_gradients(
         first = (str(error).splitlines() or [""])[0][:200]
         raise ModelError(f"{name}: Opacus cannot take each text's gradient ({first}); {advice}") from error
     if wrong:
-        raise ModelError(f"{name}: what Opacus takes for a text's gradient of {wrong[0]} is not it; {advice}")
+        raise ModelError(f"{name}: Opacus computes a wrong gradient of {wrong[0]}; {advice}")
     try:
         yield
     finally:

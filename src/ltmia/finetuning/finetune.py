@@ -1,7 +1,4 @@
-"""Fine-tunes a causal LM on texts, in full or with LoRA; these texts are its members.
-
-The caller chooses the members.
-"""
+"""Fine-tunes a causal LM on texts, in full or with LoRA. The caller chooses the texts, which become its members."""
 
 import json
 import math
@@ -48,16 +45,16 @@ class FinetuneOutcome:
     """A fine-tuned model and figures of its training."""
 
     model: PreTrainedModel | PeftModel
-    """The model given, changed in place; wrapped in its adapter when LoRA was asked for."""
+    """The given model, changed in place; with LoRA, wrapped in its adapter."""
     train_loss: float
     """Mean training loss over the last epoch's steps, nats per token."""
     validation_loss: float | None
-    """Mean loss over the batches of validation texts under the model that is kept, nats per token; None without such
-    texts."""
+    """Mean loss over the batches of validation texts under the model that is kept, nats per token; None without
+    validation texts."""
     seconds: float
     """Seconds in this process; time before a resumption is not included."""
     tokens_seen: int
-    """Predicted and unpredicted tokens over all epochs, padding not counted."""
+    """Number of tokens over all epochs, without padding."""
     n_left_out: int
     """Number of training texts without a token, which were left out."""
     path: Path | None
@@ -78,25 +75,24 @@ def finetune(
 ) -> FinetuneOutcome:
     """Fine-tune `model` in place on one text per row.
 
-    With `out`, a plain Hugging Face folder that names its base (with LoRA a PEFT adapter) appears there when it is
-    whole, and the same call after a kill goes on from its last checkpoint. In a folder that an earlier call made, our
-    files are replaced and all others stay.
+    With `out`, the complete model is written there as a Hugging Face folder (with LoRA, a PEFT adapter) that names its
+    base. The same call after a kill resumes from the last checkpoint. In a folder from an earlier call, our files are
+    replaced and all others stay.
 
     Args:
-        model: Causal LM in float32 (trained in its own dtype otherwise); load a copy if it is to
-            stay as it is.
+        model: Causal LM in float32 (otherwise it is trained in its own dtype); load a copy to keep the original.
         tokenizer: Tokenizer of the model.
-        texts: The members. Those without a token are left out and counted; a prompt is read but not learned.
-        config: Length, speed, method, seed.
-        out: Folder to be made.
-        validation: Texts measured after training, after each epoch when the best is kept.
+        texts: The members. Texts without a token are left out and counted; prompts are read but not learned.
+        config: Settings of the fine-tuning.
+        out: Folder to write.
+        validation: Texts to measure after training, or after each epoch if the best one is kept.
         overwrite: Replace a fine-tuned model in `out` that was made with other settings.
 
     Raises:
-        ConfigError: The best epoch is wanted without validation texts, or an adapter of a model
-            that has no name is to be written, or `out` is not ours to fill.
-        DataError: No training text has a token, or none of the validation texts.
-        ModelError: The training diverged; nothing is written.
+        ConfigError: If the best epoch is wanted without validation texts, if an adapter would have to name a base that
+            was built in memory, or if `out` holds anything else.
+        DataError: If no training text, or no validation text, has a token.
+        ModelError: If the training diverged; nothing is written.
     """
     rows = _rows(tokenizer, texts, "training", config.max_length)
     measured = _rows(tokenizer, validation, "validation", config.max_length) if len(validation) else []
@@ -138,7 +134,7 @@ def _rows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """Method of training: usual, or with differential privacy."""
+    """How to train: as usual, or with differential privacy."""
 
     train: Dataset[Any]
     collate: Callable[[list[Row]], Row]
@@ -167,7 +163,7 @@ def _train(
     *,
     resumable: bool,
 ) -> _Trained:
-    """Train on the first rows, and measure the loss on the second ones; write checkpoints into `work`."""
+    """Train on some rows, measure the loss on others, and write checkpoints into `work`."""
     training, validation = rows
     tuned: PreTrainedModel | PeftModel = model
     if config.lora:
@@ -275,7 +271,7 @@ def _marker(
 
 @contextmanager
 def _work(out: Path | None, marker: Marker) -> Iterator[Path]:
-    """Give the folder for checkpoints: beside `out`, to resume from, or a temporary one."""
+    """Provide the folder for checkpoints: next to `out`, to resume from, or a temporary one."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)

@@ -1,4 +1,4 @@
-"""Targets without training: bases whose weights are changed a little, at random.
+"""Makes targets without training, by small random changes to a base's weights.
 
 For tests that do not depend on what a target has learned.
 """

@@ -1,6 +1,6 @@
 """Pretraining of a tiny base from scratch: packed blocks, a cosine schedule, resumed after a kill.
 
-Knows `transformers.Trainer` through `training`; knows no architecture and no corpus.
+This module uses `transformers.Trainer` through `training`, and does not depend on an architecture or a corpus.
 """
 
 import hashlib
@@ -39,10 +39,10 @@ RECORD_FILE = "training.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """How long and how fast a base is pretrained."""
+    """Settings of pretraining a base."""
 
     n_tokens: int
-    """Training tokens; rounded up to whole batches. Texts are read again when they are fewer."""
+    """Number of training tokens, rounded up to whole batches. The texts are repeated if they have fewer."""
     learning_rate: float = 2e-3
     """Highest learning rate: reached after the warm-up, then falling to zero along a cosine."""
     batch_size: int = 32
@@ -56,7 +56,7 @@ class PretrainConfig:
     seed: int = 0
     """Seed of the order of blocks and of dropout."""
     autocast: bool = True
-    """bfloat16 autocast where the hardware has it."""
+    """Use bfloat16 autocast if the hardware supports it."""
     checkpoint_minutes: float = 3.0
     """Time between checkpoints; a kill costs at most this."""
 
@@ -95,7 +95,7 @@ class PretrainRecord:
     loss_curve: list[tuple[int, float]]
     """Step and mean training loss since the step before, nats per token."""
     held_out_loss: float | None
-    """Mean loss of the held-out texts, packed alike, nats per token; None without such texts."""
+    """Mean loss of the held-out texts, packed in the same way, in nats per token; None without such texts."""
     seconds: float
     """Seconds in this process; time before a resumption is not included."""
     settings: dict[str, int | float | bool | str]
@@ -151,20 +151,20 @@ def pretrain(
 ) -> PretrainRecord:
     """Pretrain `model` in place and write it as a plain Hugging Face folder with `training.json`.
 
-    The same call after a kill goes on from the last checkpoint; when `out` is there already its record is returned and
-    nothing is trained (load the model from `out` then).
+    The same call after a kill resumes from the last checkpoint. If `out` already exists, its record is returned and
+    nothing is trained; load the model from `out` then.
 
     Args:
-        model: Untrained, from `tiny.build_base`.
-        tokenizer: With an EOS token.
+        model: Untrained model from `tiny.build_base`.
+        tokenizer: Tokenizer with an EOS token.
         texts: Training texts.
-        config: Length, speed, seed.
-        out: Folder to be made; checkpoints lie beside it in a hidden folder until then.
-        held_out: Texts that are only measured.
+        config: Settings of the pretraining.
+        out: Folder to write; until then checkpoints are in a hidden folder next to it.
+        held_out: Texts whose loss is measured; they are not trained on.
 
     Raises:
-        ConfigError: `out` was made with other settings.
-        DataError: The texts do not fill one block.
+        ConfigError: If `out` was made with other settings.
+        DataError: If the texts do not fill one block.
     """
     blocks = pack_blocks(tokenizer, texts, config.seq_len)
     if len(blocks) == 0:

@@ -38,7 +38,7 @@ class PrivacySpent:
     """Budget that a run under differential privacy spent, and its settings."""
 
     epsilon: float
-    """By the accountant, for `n_steps` steps; at most what was asked for."""
+    """Epsilon spent in `n_steps` steps, by the accountant; at most the budget."""
     delta: float
     noise_multiplier: float
     """Standard deviation of the noise over `max_grad_norm`."""

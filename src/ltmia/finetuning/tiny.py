@@ -1,6 +1,6 @@
 """Builds tiny bases: their tokenizer and their model.
 
-Knows which transformers config makes a small model of each kind; knows no corpus.
+This module knows the transformers config of a small model of each architecture.
 """
 
 import difflib
@@ -34,10 +34,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Args:
         texts: Training texts; lone surrogates are read as "?".
-        vocab_size: Size of the vocabulary aimed at, special token and 256 bytes included.
+        vocab_size: Wanted size of the vocabulary, with the special token and 256 bytes.
 
     Raises:
-        ConfigError: `vocab_size` is under 257.
+        ConfigError: If `vocab_size` is less than 257.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise ConfigError(f"vocab_size = {vocab_size}: a byte-level tokenizer needs {SMALLEST_VOCABULARY} or more")
@@ -220,8 +220,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 def build_base(config: TinyConfig, *, seed: int) -> PreTrainedModel:
     """Build an untrained small causal LM in float32; the same seed gives the same weights.
 
-    The end of text has id 0. The model's config has no padding token: its row of the embedding, which is also that of
-    the end of text, would not be trained.
+    The end of text has id 0. The config has no padding token, because the row of the embedding that it shares with the
+    end of text would not be trained.
     """
     shared = {"vocab_size": config.vocab_size, "bos_token_id": END_ID, "eos_token_id": END_ID}
     settings: PreTrainedConfig = AutoConfig.for_model(

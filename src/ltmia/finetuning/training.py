@@ -1,6 +1,6 @@
-"""Shared by pretraining and fine-tuning: settings, and checkpoints that survive a kill.
+"""Settings and checkpoints that pretraining and fine-tuning share; checkpoints survive a kill.
 
-Knows `transformers.Trainer`; knows no architecture and no text.
+This module uses `transformers.Trainer`, and does not depend on an architecture or on texts.
 """
 
 import errno
@@ -41,7 +41,7 @@ COMPLETE = "complete"
 
 IGNORED_LABEL = -100
 LINE_SECONDS = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress if there is no terminal."""
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ Logs = dict[str, float] | None
 
 
 class StepBar(ProgressCallback):
-    """A bar on a terminal that shows the loss beside it, instead of a line for every step."""
+    """A progress bar on a terminal that also shows the loss, instead of a line for every step."""
 
     def on_log(self, args: object, state: TrainerState, control: object, logs: Logs = None, **_more: object) -> None:
         """Show the last step's loss."""
@@ -89,7 +89,7 @@ class StepBar(ProgressCallback):
 
 
 class StepLines(TrainerCallback):
-    """Logs how far the training is, every `LINE_SECONDS` seconds: what a pipe or a log gets instead of a bar."""
+    """Logs progress every `LINE_SECONDS` seconds, for output that is not a terminal."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -103,7 +103,7 @@ class StepLines(TrainerCallback):
 
 
 class TimedCheckpoints(TrainerCallback):
-    """Asks for a checkpoint every so many minutes and marks each finished one as complete."""
+    """Requests a checkpoint at a fixed interval, and marks each finished one as complete."""
 
     def __init__(self, minutes: float | None) -> None:
         self.minutes = minutes
@@ -147,7 +147,7 @@ def make_trainer(
     checkpoint_minutes: float | None,
     build: Callable[..., Trainer] = Trainer,
 ) -> Trainer:
-    """Build a Trainer that draws a bar on a terminal, and elsewhere logs how far it is."""
+    """Build a Trainer that shows a progress bar on a terminal, and logs progress elsewhere."""
     trainer = build(
         model=model,
         args=arguments,
@@ -165,7 +165,7 @@ def make_trainer(
 def train_or_resume(trainer: Trainer) -> None:
     """Train from the newest complete checkpoint of the Trainer's folder, or from the start.
 
-    Ends with the best checkpoint's weights where the Trainer was told to keep the best.
+    Ends with the weights of the best checkpoint if the Trainer keeps the best one.
 
     Raises:
         StoreError: If a checkpoint cannot be written.
@@ -182,7 +182,7 @@ def train_or_resume(trainer: Trainer) -> None:
 
 @contextmanager
 def _named_checkpoints(folder: Path) -> Iterator[None]:
-    """Name the folder of checkpoints where one cannot be written; torch says so by a RuntimeError without a path."""
+    """Turn torch's error for a checkpoint that cannot be written, which has no path, into one that names the folder."""
     with named_errors(folder):
         try:
             yield
@@ -195,9 +195,8 @@ def _named_checkpoints(folder: Path) -> Iterator[None]:
 def _load_weights(model: torch.nn.Module | None, checkpoint: Path) -> None:
     """Load a checkpoint's weights by `from_pretrained`.
 
-    `Trainer` matches the names in the file with those in memory and passes over what it does not
-    find: GPT-NeoX's head, which is renamed on saving, would stay as it was without a word. A PEFT
-    adapter is loaded by PEFT, and needs nothing more.
+    `Trainer` silently skips weights whose names it does not find: GPT-NeoX's head, which is renamed on saving, would
+    keep its old values. A PEFT adapter is loaded by PEFT and needs no care.
     """
     if isinstance(model, PreTrainedModel):
         saved = type(model).from_pretrained(checkpoint, dtype=model.dtype, local_files_only=True)

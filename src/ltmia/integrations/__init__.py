@@ -1,1 +1,1 @@
-"""Where fine-tuning happens and where its evidence is kept: model cards, trackers, the Trainer, the annex."""
+"""Connects audits with other tools: model cards, trackers, the Trainer, and a privacy annex."""

@@ -1,4 +1,4 @@
-"""The privacy annex: what an audit shows and does not show of the points that EDPB opinion 28/2024 looks at.
+"""The privacy annex: what an audit shows, and does not show, on the points of EDPB opinion 28/2024.
 
 Each point has one of four states: measured, declared by the user, not applicable, not evaluated. There is no verdict.
 """
@@ -24,12 +24,12 @@ from ltmia.report.words import CONTROL, FPR_NAMES, attack_order, headline, named
 
 State = Literal["measured", "declared by the user", "not applicable", "not evaluated"]
 SIGN = "Privacy annex by ltmia"
-"""Stands in each annex: a file without it is not replaced."""
+"""Text in each annex; a file without it is not replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One point that the opinion looks at."""
+    """One point of the opinion."""
 
     key: str
     """Its key in the context file."""
@@ -37,12 +37,12 @@ class Point:
     part: str
     """Paragraph of the opinion."""
     measured: Callable[[Results], str | None] = lambda _: None
-    """What the audit says of it; None if it says nothing."""
+    """Returns what the audit shows on this point; None if it shows nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the annex says of a point."""
+    """Entry of the annex on one point."""
 
     point: Point
     state: State
@@ -67,7 +67,7 @@ def _epsilon(results: Results) -> str | None:
         return None
     return (
         f"The privacy loss epsilon of the training is at least {results.epsilon.value:.3f} with 95 % confidence, if "
-        "members were drawn at random. A lower bound says nothing of how large it is."
+        "members were drawn at random. A lower bound does not limit how large it is."
     )
 
 
@@ -81,26 +81,26 @@ DESIGN_PART, RECORDS_PART = "design of the model", "documentation"
 POINTS: Sequence[Point] = (
     Point(
         key="membership",
-        asks="Membership inference by whoever sees log-probabilities",
+        asks="Membership inference by an attacker who sees log-probabilities",
         part=ATTACKS_PART,
         measured=_log_probabilities,
     ),
     Point(
         key="membership_weights",
-        asks="Membership inference by whoever holds the weights",
+        asks="Membership inference by an attacker who holds the weights",
         part=ATTACKS_PART,
         measured=_weights,
     ),
-    Point(key="privacy_loss", asks="Privacy loss of the training, from below", part=ATTACKS_PART, measured=_epsilon),
+    Point(key="privacy_loss", asks="Privacy loss of the training, lower bound", part=ATTACKS_PART, measured=_epsilon),
     Point(key="attributes", asks="Attribute inference", part=ATTACKS_PART),
-    Point(key="regurgitation", asks="Regurgitation of training data, by queries, intended or not", part=ATTACKS_PART),
+    Point(key="regurgitation", asks="Regurgitation of training data in answers to queries", part=ATTACKS_PART),
     Point(key="extraction", asks="Extraction of training data out of the model (exfiltration)", part=ATTACKS_PART),
     Point(key="inversion", asks="Model inversion", part=ATTACKS_PART),
     Point(key="reconstruction", asks="Reconstruction attacks", part=ATTACKS_PART),
     Point(key="access", asks="Who gets the model, and in which form", part=CLAIM_PART),
     Point(key="additional_information", asks="Further information that such a person may have", part=CLAIM_PART),
     Point(key="cost", asks="Cost and time of an attack", part=CLAIM_PART, measured=_cost),
-    Point(key="unintended_recipients", asks="Persons who may get the model without being meant to", part=CLAIM_PART),
+    Point(key="unintended_recipients", asks="Persons who may get the model without permission", part=CLAIM_PART),
     Point(key="sources", asks="Selection of the sources of training data", part=DESIGN_PART),
     Point(key="minimisation", asks="Preparation and minimisation of the data", part=DESIGN_PART),
     Point(key="training", asks="Training methods that protect privacy", part=DESIGN_PART),
@@ -111,13 +111,13 @@ POINTS: Sequence[Point] = (
 
 
 class Context(BaseModel):
-    """What the user says of the release: two tables of a TOML file, by the key of a point."""
+    """The user's statements on the release: two tables of a TOML file, by key of a point."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     declared: dict[str, str] = {}
     not_applicable: dict[str, str] = {}
-    """With the reason."""
+    """Reason why each point does not apply."""
 
 
 def read_context(path: Path) -> Context:
@@ -143,14 +143,14 @@ def read_context(path: Path) -> Context:
 
 
 def answers(results: Results, context: Context) -> list[Answer]:
-    """Say of each point what was measured, else what was declared, else that it was not evaluated."""
+    """Return an entry for each point: measured, else declared, else not evaluated."""
     return [_answer(point, results, context) for point in POINTS]
 
 
 def _answer(point: Point, results: Results, context: Context) -> Answer:
     declared = context.declared.get(point.key)
     if (reason := context.not_applicable.get(point.key)) is not None:
-        return Answer(point=point, state="not applicable", finding=f"The user says why: {reason}")
+        return Answer(point=point, state="not applicable", finding=f"Reason given by the user: {reason}")
     if (found := point.measured(results)) is not None:
         return Answer(
             point=point, state="measured", finding=found + (f" The user adds: {declared}" if declared else "")
@@ -164,13 +164,13 @@ def write_annex(folder: Path, out: Path, context: Context | None = None) -> None
     """Write the annex of an audit.
 
     Args:
-        folder: Of an audit or a score.
+        folder: Folder of an audit or a score.
         out: File ending in .md, .html or .pdf.
-        context: What the user says of the release.
+        context: The user's statements on the release.
 
     Raises:
         StoreError: If the folder holds no audit.
-        ConfigError: If the file has another ending or is not of ours, or WeasyPrint is not installed.
+        ConfigError: If the file has another ending or is not ours, or WeasyPrint is not installed.
     """
     page = annex_page(read_verdict(folder), context or Context(), evidence_of(folder))
     writers: Mapping[str, Callable[[Path], object]] = {
@@ -188,7 +188,7 @@ def write_annex(folder: Path, out: Path, context: Context | None = None) -> None
 def _write_pdf(html: str, out: Path) -> None:
     try:
         from weasyprint import HTML
-    except (ImportError, OSError) as error:  # the second where its system libraries are missing
+    except (ImportError, OSError) as error:  # OSError if its system libraries are missing
         raise ConfigError(f'a PDF needs WeasyPrint ({error}): pip install "ltmia[pdf]", or write .html') from error
     HTML(string=html, url_fetcher=_fetch_nothing).write_pdf(out, uncompressed_pdf=True)
 
@@ -198,7 +198,7 @@ def _fetch_nothing(url: str, *_: object, **__: object) -> dict[str, object]:
 
 
 def annex_page(results: Results, context: Context, evidence: Mapping[str, str]) -> Page:
-    """Compose the annex. Its first page answers what was tried, what was not, and what would change the picture."""
+    """Compose the annex. The first page says what was tested, what was not, and what would change the conclusion."""
     found = answers(results, context)
     data = results.data
     judged = f"{data.n_members} members" if results.kind == "audit" else f"{data.n_candidates} candidates"
@@ -211,11 +211,11 @@ def annex_page(results: Results, context: Context, evidence: Mapping[str, str]) 
     left = [answer.point.asks for answer in found if answer.state == "not evaluated"]
     return Page(
         title=f"{SIGN}: what an audit shows, and what it does not",
-        lead="For the points that EDPB opinion 28/2024 looks at where a model is claimed to hold no personal data. "
-        "It gives findings and gaps. Whether the claim holds is for people to decide.",
+        lead="This annex covers the points of EDPB opinion 28/2024 on the claim that a model holds no personal data. "
+        "It gives findings and gaps. People decide whether the claim holds.",
         lists=[
-            ("What was tried", tried),
-            ("What was not", [*(f"Not evaluated: {name}." for name in left), *not_shown(results)]),
+            ("What was tested", tried),
+            ("What was not tested", [*(f"Not evaluated: {name}." for name in left), *not_shown(results)]),
             ("What would change the conclusion", _would_change(results, found)),
         ],
         tables=[
@@ -261,10 +261,10 @@ def _would_change(results: Results, found: Sequence[Answer]) -> list[str]:
         if check.status in ("warning", "failed")
     ]
     said.append(
-        f"More non-members: {d.n_calibration} give no p-value below {d.smallest_p:.2g}, and rarer leaks do not show."
+        f"More non-members: with {d.n_calibration} no p-value is below {d.smallest_p:.2g}, so rarer leaks stay hidden."
     )
     if next(a.state for a in found if a.point.key == "membership_weights") == "not evaluated":
-        said.append("Release of the weights: whoever holds them can try what was not tried here.")
+        said.append("Release of the weights: an attacker who holds them can try attacks that were not tested here.")
     if next(a.state for a in found if a.point.key == "access") != "declared by the user":
-        said.append("The context of the release: who gets the model, and in which form, is not declared.")
+        said.append("The context of the release: it is not declared who gets the model, and in which form.")
     return [*said, "A stronger attack, other training texts than those audited, or further training of the model."]

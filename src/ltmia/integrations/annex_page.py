@@ -1,6 +1,6 @@
 """A page of lists and tables, as Markdown and as HTML.
 
-Its strings may come from anybody: they are shown, not obeyed.
+Its strings may come from anybody, so they are escaped.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Lists on the first page, tables behind them."""
+    """A page: lists first, then tables."""
 
     title: str
     lead: str

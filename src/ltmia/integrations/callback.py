@@ -1,4 +1,4 @@
-"""An audit where fine-tuning happens: a callback of `transformers.Trainer`, and of TRL's SFTTrainer which is one."""
+"""Audits a model during fine-tuning: a callback for `transformers.Trainer` and TRL's SFTTrainer."""
 
 import hashlib
 import json
@@ -35,42 +35,42 @@ log = logging.getLogger(__name__)
 
 
 class LimitExceeded(ConfigError):
-    """A model gives away more than a limit of its training run allows."""
+    """A model leaks more than a limit of its training run allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditPlan:
-    """When a training run is audited, how, and what follows."""
+    """When and how a training run is audited, and what happens at a limit."""
 
     base: str | Path | None = None
-    """What is fine-tuned: folder or hub id. None: what the model in training was loaded from."""
+    """Base that is fine-tuned: folder or hub id. None: the source that the model in training was loaded from."""
     every: int | None = None
-    """Audit after so many steps each time, into the folder `step-N`, and at the end. None: at the end alone."""
+    """Steps between audits, each in a folder `step-N`; there is also one at the end. None: only at the end."""
     limits: Sequence[str] = ()
-    """As the gate takes them, such as "auc:0.6", "identifiable:0"."""
+    """Limits in the gate's form, such as "auc:0.6" or "identifiable:0"."""
     at_limit: Literal["stop", "fail"] = "stop"
-    """Where a limit is exceeded: end the training, or raise `LimitExceeded`."""
+    """What to do if a limit is exceeded: stop the training, or raise `LimitExceeded`."""
     log_to: Sequence[str] = ()
-    """Trackers that get the figures, see `ltmia.integrations.trackers`."""
+    """Trackers to log the figures to, see `ltmia.integrations.trackers`."""
     group_column: str | None = None
     """Column of the Trainer's datasets that names patients, authors or documents."""
     config: AuditConfig = field(default_factory=AuditConfig)
-    """Options of the audits. `max_length` plays no part: rows are scored as long as they were trained on."""
+    """Options of the audits. `max_length` is ignored: rows are scored in the length that they were trained on."""
 
 
 def hold_out(dataset: Any, *, share: float, group_column: str | None = None, seed: int = 0) -> tuple[Any, Any]:
     """Split a dataset into rows to train on and rows held out, each group on one side.
 
-    The same dataset, share and seed give the same split, in another process too, so a run that is resumed keeps it.
+    The same dataset, share and seed always give the same split, so a resumed run keeps it.
 
     Args:
-        dataset: Of the library `datasets`.
-        share: Of the rows, to hold out. A thousand rows are a good number; fewer than a hundred say little.
-        group_column: Patients, authors or documents. None: every row is a group of its own.
+        dataset: Dataset of the library `datasets`.
+        share: Share of the rows to hold out. A thousand rows are a good number; fewer than a hundred say little.
+        group_column: Column of patients, authors or documents. None: every row is its own group.
         seed: Seed of the draw.
 
     Returns:
-        The dataset to train on, and the one held out: give it to the Trainer as `eval_dataset`.
+        The dataset to train on, and the held-out one, which the Trainer gets as `eval_dataset`.
 
     Raises:
         ConfigError: If the share is not between 0 and 1, or there is no such column.
@@ -85,22 +85,22 @@ def hold_out(dataset: Any, *, share: float, group_column: str | None = None, see
 
 
 class AuditCallback(TrainerCallback):
-    """Audits the model that a Trainer makes, on the very tokens it was trained on.
+    """Audits the model of a Trainer on exactly the tokens that it was trained on.
 
     `trainer.add_callback(AuditCallback(trainer, "audit"))`. The rows that the Trainer trains on are the members; its
-    `eval_dataset`, which goes through the same preparation and collator, holds the non-members. What is scored of a row
-    are its tokens with loss: packed rows one by one, without masked prompts, without what was cut off.
+    `eval_dataset`, which goes through the same preparation and collator, holds the non-members. Only tokens with loss
+    are scored: packed rows separately, without masked prompts and without tokens that were cut off.
 
-    Writes into the folder what `audit` writes, and `training.json`: counts of what was trained on and what was not.
+    Writes the files of `audit`, and `training.json` with counts of rows that were trained on and rows that were not.
     """
 
     def __init__(self, trainer: Trainer, out: Path | str, plan: AuditPlan | None = None) -> None:
         """Prepare an audit.
 
         Args:
-            trainer: With an `eval_dataset` and a tokenizer.
-            out: Folder for the results. A run that is resumed needs the same.
-            plan: When and how.
+            trainer: Trainer with an `eval_dataset` and a tokenizer.
+            out: Folder for the results. A resumed run needs the same folder.
+            plan: When and how to audit.
 
         Raises:
             ConfigError: If the Trainer lacks something, or a tracker or limit is unknown.
@@ -136,7 +136,7 @@ class AuditCallback(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """Open the record of what is trained on, at the step from which training goes on."""
+        """Open the record of trained rows at the step from which training resumes."""
         if not state.global_step and (self.out / RESULTS_FILE).exists() and not self.plan.config.overwrite:
             raise ConfigError(
                 f"{self.out}: holds the audit of another training run. Nothing was changed. Choose another folder, or "
@@ -148,7 +148,7 @@ class AuditCallback(TrainerCallback):
             note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
         if state.global_step and note.is_file() and note.read_text("utf-8") != digest:
             raise ConfigError(
-                f"{self.out}: the rows held out are not those of the run that is resumed; draw them with the same seed "
+                f"{self.out}: the held-out rows differ from those of the resumed run; draw them with the same seed "
                 "from the same dataset"
             )
         write_whole(note, lambda part: part.write_text(digest, "utf-8"))
@@ -160,7 +160,7 @@ class AuditCallback(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> TrainerControl:
-        """Audit, if this is such a step."""
+        """Audit if the plan asks for it at this step."""
         step, every = state.global_step, self.plan.every
         if every and step % every == 0 and step < state.max_steps and self._audit(self.out / f"step-{step}", step):
             control.should_training_stop = True
@@ -177,10 +177,10 @@ class AuditCallback(TrainerCallback):
         self._audit(self.out, None)
 
     def _audit(self, folder: Path, step: int | None) -> bool:
-        """Audit the model as it is now; say whether it gives away more than a limit allows.
+        """Audit the model in its current state; return whether a limit is exceeded.
 
         Raises:
-            LimitExceeded: If that is to end in an error.
+            LimitExceeded: If a limit is exceeded and the plan says "fail".
         """
         with _random_state_kept():
             self._run_audit(folder)
@@ -218,16 +218,16 @@ class AuditCallback(TrainerCallback):
         return found
 
     def _trained(self) -> dict[str, TrainedRow]:
-        """Return the rows trained on by name."""
+        """Return the trained rows, by name."""
         return {} if self.rows is None else {f"trained-{key}": row for key, row in self.rows.rows.items()}
 
     def _held_out(self) -> dict[str, TrainedRow]:
-        """Return the rows held out by name, as the Trainer's own collator makes them."""
+        """Return the held-out rows, by name, as the Trainer's own collator makes them."""
         rows = [row for batch in self.trainer.get_eval_dataloader() for row in rows_of(batch)]
         return {f"held-out-{row.key}": row for row in rows}
 
     def _groups(self, sides: Sequence[tuple[Mapping[str, TrainedRow], Any]]) -> list[dict[str, str] | None]:
-        """Return the groups of the rows of both sides. A row that is scored in several parts is a group at least."""
+        """Return the group of each row of both sides. Without groups, all parts of a row are one group."""
         if self.plan.group_column is not None:
             return [_groups(rows, dataset, self.plan.group_column) for rows, dataset in sides]
         if any(len(row.spans) > 1 for rows, _ in sides for row in rows.values()):
@@ -295,7 +295,7 @@ def _digest(rows: Mapping[str, TrainedRow]) -> str:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Leave the training's random numbers as if no audit had been."""
+    """Restore the training's random state after an audit."""
     kept = random.getstate(), np.random.get_state()  # noqa: NPY002  Trainer draws from the global state
     try:
         with torch.random.fork_rng():

@@ -1,6 +1,6 @@
-"""The audit in a model card: a section of text, and metrics in the `model-index` of its front matter.
+"""Writes an audit into a model card: a section of text, and metrics in the `model-index` of its front matter.
 
-Only these two parts of the card are written. Everything else in the file stays as it is, byte by byte.
+Everything else in the file stays the same, byte for byte.
 """
 
 import re
@@ -32,16 +32,16 @@ from ltmia.report.words import (
 )
 
 BEGIN, END = "<!-- ltmia audit: begin -->", "<!-- ltmia audit: end -->"
-"""What stands around the section."""
+"""Lines before and after the section."""
 DATASET_TYPE = "ltmia-audit"
-"""Marks the results of ours in a `model-index`."""
+"""Marks our results in a `model-index`."""
 KEY = "model-index"
 BOM = "\ufeff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """A card taken apart; the parts joined are the card."""
+    """The parts of a card; joined, they are the card."""
 
     opening: str
     """The first line of the front matter; empty if there is none."""
@@ -53,16 +53,16 @@ class Parts:
 
 
 def write_card(folder: Path, card: Path) -> None:
-    """Write the audit of a folder into a model card, made where it is missing.
+    """Write the audit of a folder into a model card, which is made if it is missing.
 
     Args:
-        folder: Of an audit or a score.
+        folder: Folder of an audit or a score.
         card: The README.md of the model.
 
     Raises:
         StoreError: If the folder holds no audit.
         ConfigError: If the card is a link.
-        DataError: If the card cannot be read, or is no model card; it is left as it is.
+        DataError: If the card cannot be read, or is not a model card; it is not changed.
     """
     results = read_verdict(folder)
     content = with_audit(_read(card), results, card)
@@ -71,11 +71,11 @@ def write_card(folder: Path, card: Path) -> None:
 
 
 def drift(folder: Path, card: Path) -> list[str]:
-    """Say which parts of a card are not what the audit in a folder gives; nothing if all are.
+    """Return descriptions of the parts of a card that differ from the audit in a folder; empty if none differ.
 
     Raises:
         StoreError: If the folder holds no audit.
-        DataError: If the card cannot be read, or is no model card.
+        DataError: If the card cannot be read, or is not a model card.
     """
     results = read_verdict(folder)
     if not card.is_file():
@@ -94,15 +94,15 @@ def drift(folder: Path, card: Path) -> list[str]:
 
 
 def with_audit(content: str, results: Results, card: Path) -> str:
-    """Return a card with the audit in it, in place of an older one.
+    """Return a card with the audit in it; an older audit is replaced.
 
     Args:
-        content: The card as it is; empty for a new one.
-        results: Of the audit.
-        card: Where it stands, for messages and for the model's name.
+        content: Current content of the card; empty for a new card.
+        results: Results of the audit.
+        card: Path of the card, for messages and for the model's name.
 
     Raises:
-        DataError: If it is no model card, or its front matter cannot be kept as it is around the new part.
+        DataError: If it is not a model card, or the rest of its front matter could not be kept unchanged.
     """
     parts = take_apart(content, card)
     front = _with_index(parts, results, card)
@@ -127,7 +127,7 @@ def take_apart(content: str, card: Path) -> Parts:
     """Find the front matter of a card as `huggingface_hub` does.
 
     Raises:
-        DataError: If the front matter is no YAML mapping.
+        DataError: If the front matter is not a YAML mapping.
     """
     newline = "\r\n" if "\r\n" in content else "\n"
     bom = BOM if content.startswith(BOM) else ""
@@ -138,7 +138,7 @@ def take_apart(content: str, card: Path) -> Parts:
             opening=f"{bom}---{newline}", front="", closing=f"---{newline}{newline}", text=content, newline=newline
         )
     if not isinstance(_yaml(match[2], card), dict | None):
-        raise DataError(f"{card}: the front matter is no mapping of keys to values. Nothing was changed.")
+        raise DataError(f"{card}: the front matter is not a mapping of keys to values. Nothing was changed.")
     closing, text = match[3], content[match.end() :]
     if not match[4]:  # the file ends with the front matter
         closing += newline
@@ -216,7 +216,7 @@ def _new_results(results: Results) -> list[dict[str, Any]]:
 
 
 def _with_index(parts: Parts, results: Results, card: Path) -> str:
-    """Return the front matter with our metrics in its `model-index`, all else as it was."""
+    """Return the front matter with our metrics in its `model-index`; the rest is unchanged."""
     key, value = _index_node(parts.front, card)
     old = _yaml(parts.front, card) or {}
     index, _ = _split(old.get(KEY) or [], card)
@@ -267,25 +267,25 @@ def _index_node(front: str, card: Path) -> tuple[yaml.Node | None, yaml.Node | N
     root = yaml.compose(front, Loader=yaml.SafeLoader)
     pairs = [(key, value) for key, value in (root.value if root is not None else []) if key.value == KEY]
     if len(pairs) > 1:
-        raise DataError(f"{card}: {KEY} stands twice; keep one. Nothing was changed.")
+        raise DataError(f"{card}: {KEY} occurs twice; keep one. Nothing was changed.")
     return pairs[0] if pairs else (None, None)
 
 
 def _last_sign(node: Any) -> int:
-    """Return where a value ends: comments behind a block belong to what follows."""
+    """Return the end of a value; comments after a block belong to the next value."""
     while not isinstance(node, yaml.ScalarNode) and not node.flow_style and node.value:
         node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
     return int(node.end_mark.index)
 
 
 def _section_place(text: str, card: Path) -> tuple[int, int] | None:
-    """Return where our section begins and ends; None if there is none."""
+    """Return the start and end of our section; None if there is none."""
     marks = [(m.start(), m.end(), m[0]) for m in re.finditer(f"{re.escape(BEGIN)}|{re.escape(END)}", text)]
     if not marks:
         return None
     if [name for *_, name in marks] != [BEGIN, END]:
         raise DataError(
-            f"{card}: expected one {BEGIN!r} and one {END!r} behind it, found {len(marks)} such marks; take them out, "
+            f"{card}: expected one {BEGIN!r} and one {END!r} behind it, found {len(marks)} such marks; remove them, "
             "and a new section is written. Nothing was changed."
         )
     return marks[0][0], marks[1][1]
@@ -295,12 +295,12 @@ def _yaml(front: str, card: Path) -> Any:
     try:
         return yaml.safe_load(front)
     except yaml.YAMLError as error:
-        raise DataError(f"{card}: the front matter is no YAML ({error}). Nothing was changed.") from error
+        raise DataError(f"{card}: the front matter is not YAML ({error}). Nothing was changed.") from error
 
 
 def _read(card: Path) -> str:
     if card.is_symlink():
-        raise ConfigError(f"{card}: a link; name the file that it leads to, and that one is written")
+        raise ConfigError(f"{card}: a link; name the file that it leads to")
     try:
         return card.read_bytes().decode("utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The hash over the files of an audit that may be handed on: whoever has them can compute it again."""
+"""Hashes the public files of an audit, so that anyone who has them can check the hash."""
 
 import hashlib
 import re
@@ -29,7 +29,7 @@ def evidence_of(folder: Path) -> Mapping[str, str]:
 
 
 def differing_files(folder: Path, annex: Path) -> list[str]:
-    """Name the files of an audit whose hash an annex does not hold; nothing if it holds all.
+    """Return the names of files whose hash differs from that in an annex; empty if all are the same.
 
     Raises:
         StoreError: If the folder holds no audit, or files of several.

@@ -1,4 +1,4 @@
-"""The figures of an audit under the names that trackers and model cards know them by."""
+"""The figures of an audit, under the names that trackers and model cards use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class Figure:
     name: str
     """Its keys in `results.json`, joined by slashes: `attacks/loss/auc`."""
     title: str
-    """What people read."""
+    """Name for people."""
     measure: Measure
 
 
 def figures(results: Results) -> list[Figure]:
-    """List the figures of an audit or a score, those that could not be measured too."""
+    """List the figures of an audit or a score, including those that could not be measured."""
     decisions = results.decisions
     found = [
         Figure(name=f"decisions/{name}", title=title, measure=Measure(value=float(count)))

@@ -1,6 +1,6 @@
-"""The figures of an audit in a tracker of experiments: MLflow, Weights & Biases, trackio, TensorBoard.
+"""Logs the figures of an audit to an experiment tracker: MLflow, Weights & Biases, trackio, TensorBoard.
 
-Each is an extra, imported when it is asked for. All get the same figures under the same names.
+Each is an extra and is imported only if it is used. All get the same figures under the same names.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,16 +14,16 @@ from ltmia.evaluation.results import Results
 from ltmia.integrations.figures import figures, measured
 
 PROJECT = "ltmia"
-"""Before each name, and the project where the tracker wants one and no run is open."""
+"""Prefix of each name, and name of the project if the tracker needs one and no run is open."""
 TENSORBOARD_FOLDER = "runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Logged:
-    """What a tracker gets."""
+    """Values for a tracker."""
 
     run: str
-    """Name of the run, where none is open."""
+    """Name of the run, if none is open."""
     parameters: Mapping[str, str | int | float]
     figures: Mapping[str, float]
     step: int | None
@@ -33,10 +33,10 @@ class _Logged:
 def log_audit(folder: Path | str, trackers: Iterable[str], *, step: int | None = None) -> None:
     """Log the figures of a finished audit.
 
-    A run of MLflow, Weights & Biases or trackio that this process has open gets them; else there is a new one.
+    If this process has an open run of MLflow, Weights & Biases or trackio, it gets the figures; else a new run does.
 
     Args:
-        folder: Of an audit or a score.
+        folder: Folder of an audit or a score.
         trackers: Names, see `TRACKERS`.
         step: Training step of the model that was audited.
 
@@ -52,7 +52,7 @@ def log_audit(folder: Path | str, trackers: Iterable[str], *, step: int | None =
 
 
 def require_trackers(trackers: Iterable[str]) -> None:
-    """Import trackers, so that one that is missing is noticed before the work.
+    """Import trackers, so that a missing one is noticed before the work begins.
 
     Raises:
         ConfigError: If one is unknown or not installed.
@@ -97,7 +97,7 @@ def _mlflow(logged: _Logged) -> None:
     if not is_open:
         mlflow.start_run(run_name=logged.run)
     try:
-        # Tags, for parameters of a run that is open cannot be set a second time, as at a later step.
+        # Tags, because parameters of an open run cannot be set again at a later step.
         mlflow.set_tags({name.replace("/", "."): str(value) for name, value in logged.parameters.items()})
         mlflow.log_metrics(dict(logged.figures), step=logged.step)
     finally:
@@ -129,7 +129,7 @@ def _trackio(logged: _Logged) -> None:
 
 
 def _step(logged: _Logged) -> dict[str, float]:
-    """Return the step as a figure: these trackers count their own, which may be ahead of it."""
+    """Return the step as a figure, because these trackers count steps of their own."""
     return {} if logged.step is None else {f"{PROJECT}/step": logged.step}
 
 
@@ -149,4 +149,4 @@ TRACKERS: Mapping[str, tuple[str, Callable[[_Logged], None]]] = {
     "trackio": ("trackio", _trackio),
     "tensorboard": ("torch.utils.tensorboard", _tensorboard),
 }
-"""By name: what is imported, and what logs. The name is the extra's too."""
+"""Module to import and function that logs, by name of the tracker, which is also the name of the extra."""

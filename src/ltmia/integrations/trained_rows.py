@@ -1,4 +1,4 @@
-"""What a Trainer really trained on: token ids, and which of them carried loss; and how such rows are scored."""
+"""Records the token ids that a Trainer trained on, with their loss mask, and prepares these rows for scoring."""
 
 import json
 from collections import Counter
@@ -22,16 +22,16 @@ from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 
 WITHOUT_LOSS = -100
-"""Label of a token that carries none, in `transformers` and TRL."""
+"""Label of a token without loss, in `transformers` and TRL."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedRow:
-    """One sequence that attends to itself alone."""
+    """One sequence of tokens that attends only to itself."""
 
     ids: Int64[np.ndarray, " seq"]
     scored: Bool[np.ndarray, " seq"]
-    """Whether each id carried loss; never the first, which nothing predicts."""
+    """Whether each id had a loss; the first never has, because nothing predicts it."""
 
     @property
     def key(self) -> str:
@@ -42,15 +42,15 @@ class TrainedRow:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """First id with loss, and first one behind it without, of each run of ids with loss."""
+        """Start and end of each run of ids with loss."""
         edges = np.flatnonzero(np.diff(np.concatenate([[False], self.scored, [False]]).astype(np.int8)))
         return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
 def rows_of(batch: Mapping[str, Any]) -> Iterator[TrainedRow]:
-    """Take the sequences out of a batch as the collator made it.
+    """Split a batch of the collator into sequences.
 
-    Padding is left out. Where `position_ids` begin again, as in packed rows, another sequence begins.
+    Padding is left out. In packed rows, a new sequence begins where `position_ids` start again.
 
     Raises:
         ConfigError: If the batch has no `input_ids` and `labels`.
@@ -76,7 +76,7 @@ def rows_of(batch: Mapping[str, Any]) -> Iterator[TrainedRow]:
 
 @dataclass(slots=True)
 class TrainedRows:
-    """Distinct rows in the order in which they were first trained on, kept in a file that outlives a kill."""
+    """Distinct rows in the order in which they were first trained on, kept in a file that survives a kill."""
 
     file: Path
     rows: dict[str, TrainedRow] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class TrainedRows:
 
     @classmethod
     def open(cls, file: Path, *, step: int) -> "TrainedRows":
-        """Read what a run recorded before a step, from which training goes on; 0 begins anew.
+        """Read what a run recorded before the step from which training resumes; 0 starts from nothing.
 
         Raises:
             StoreError: If the file is damaged, or lacks steps before that one.
@@ -102,7 +102,7 @@ class TrainedRows:
         return found
 
     def record(self, step: int, batch: Mapping[str, Any]) -> None:
-        """Write down a batch that is about to be trained on, as part of a step."""
+        """Record a batch that will be trained on, as part of a step."""
         found = [(row.key, row) for row in rows_of(batch)]
         keys, rows = [key for key, _ in found], dict(found)
         known = self.rows.keys() & rows.keys()
@@ -116,7 +116,7 @@ class TrainedRows:
         return Counter(key for keys in self.steps.values() for key in keys)
 
     def _line(self, step: int, keys: Sequence[str], known: Container[str]) -> str:
-        """Describe rows of a step; those not known yet with their ids."""
+        """Return a line for the rows of a step; new rows are given with their ids."""
         new = {key: self.rows[key] for key in keys if key not in known}
         told = {key: [row.ids.tolist(), np.flatnonzero(row.scored).tolist()] for key, row in new.items()}
         return json.dumps({"step": step, "rows": list(keys), "new": told}) + "\n"
@@ -133,7 +133,7 @@ class TrainedRows:
                 self.steps.setdefault(line["step"], []).extend(line["rows"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(
-                f"{self.file}: not readable ({error}); what was trained on is not known: train from the beginning"
+                f"{self.file}: not readable ({error}); trained rows are not known: train from the beginning"
             ) from error
         self.steps = {n: keys for n, keys in self.steps.items() if n < before}
         used = {key for keys in self.steps.values() for key in keys}
@@ -155,13 +155,13 @@ def _whole(last: Sequence[str]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredRows:
-    """Rows as an audit takes them: a text for each run of tokens with loss, read behind all that stands before it."""
+    """Rows as texts for an audit: one text for each run of tokens with loss, after the tokens before it as prompt."""
 
     texts: Texts
     encoded: Mapping[str, EncodedText]
-    """By id of the text."""
+    """Token ids of each text, by id of the text."""
     n_without_loss: int
-    """Rows of which no token carried loss."""
+    """Number of rows without a token with loss."""
 
 
 def scored_rows(
@@ -171,13 +171,13 @@ def scored_rows(
     vocab_size: int,
     groups: Mapping[str, str] | None = None,
 ) -> ScoredRows:
-    """Make texts of rows. A row with several runs of tokens with loss, as with answers, gives several.
+    """Make texts from rows. A row with several runs of tokens with loss, such as answers, gives several texts.
 
     Args:
-        rows: By a name that is unique.
-        tokenizer: Writes the texts out, for what reads texts and not tokens.
-        vocab_size: Ids that both models know.
-        groups: Of the rows, by the same names; None where there are none.
+        rows: Rows by unique names.
+        tokenizer: Decodes the texts, for attacks that read texts.
+        vocab_size: Number of ids that both models know.
+        groups: Group of each row, by the same names; None if there are none.
     """
     spans = [(name, row, n, span) for name, row in rows.items() for n, span in enumerate(row.spans)]
     names = [f"{name}.{n}" for name, _, n, _ in spans]
@@ -206,21 +206,19 @@ def _encoded(ids: np.ndarray, start: int, vocab_size: int) -> EncodedText:
 
 @dataclass(frozen=True, slots=True)
 class TrainedPair(LoadedPair):
-    """Two models that read texts as they were trained on, token by token."""
+    """A pair of models that scores texts with the token ids that were trained on."""
 
     encoded: Mapping[str, EncodedText]
-    """By id of the text."""
+    """Token ids of each text, by id of the text."""
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:  # noqa: ARG002  no version is
-        """Refuse what reads texts anew.
+        """Refuse attacks that tokenise texts again.
 
         Raises:
             ConfigError: If a setting does so; the message names it.
         """
         if refused := [*slow_attacks(attacks), *(["reveal"] if reveal else [])]:
-            raise ConfigError(
-                f"{', '.join(refused)}: made of texts, not of the tokens that were trained on; leave it out"
-            )
+            raise ConfigError(f"{', '.join(refused)}: reads texts, not the tokens that were trained on; leave it out")
 
     def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:  # noqa: ARG002  none is cut
         """Return the ids of each text as they were trained on."""

@@ -1,1 +1,1 @@
-"""The data factory: pretrain, fine-tune and extract over a grid of combinations."""
+"""The lab: pretrains, fine-tunes and extracts over a grid of combinations."""

@@ -114,7 +114,7 @@ def attempt(perform: Perform, step: Step, folder: Path) -> Result | Failure:
 
 
 def settle(step: Step, seconds: float, answer: Result | Failure, schedule: Schedule, watcher: Watcher) -> None:
-    """Update the schedule by a worker's answer, and tell the watcher."""
+    """Update the schedule after a worker's answer, and notify the watcher."""
     if isinstance(answer, Failure):
         watcher.failed(step, seconds, answer.error, answer.details)
         for lost in schedule.failed(step):
@@ -156,7 +156,7 @@ class LocalEngine:
             _stop(workers)
 
     def _hand_out(self, schedule: Schedule, workers: Sequence[_Worker], watcher: Watcher) -> bool:
-        """Give steps to idle workers; say whether any worker is busy."""
+        """Give steps to idle workers; return whether any worker is busy."""
         for worker in workers:
             if worker.step is None and (step := schedule.next()) is not None:
                 self.attempts[step.key] = self.attempts.get(step.key, 0) + 1
@@ -169,7 +169,7 @@ class LocalEngine:
         return any(worker.step is not None for worker in workers)
 
     def _collect(self, worker: _Worker, schedule: Schedule, watcher: Watcher) -> bool:
-        """Read a worker's answer; say whether the worker is alive."""
+        """Read a worker's answer; return whether the worker is alive."""
         step = worker.step
         if step is None:
             return True

@@ -50,8 +50,8 @@ def make_plan(recipe: Recipe, out: Path, *, corpora: Path, bases: Path) -> Plan:
     Args:
         recipe: What is wanted.
         out: Folder of the lab.
-        corpora: Where relative paths of corpora start.
-        bases: Where relative paths of bases start.
+        corpora: Folder that paths of corpora are relative to.
+        bases: Folder that paths of bases are relative to.
 
     Raises:
         ConfigError: If a corpus or a base is not there.

@@ -61,7 +61,7 @@ class RayEngine:
         folder: Path,
         watcher: Watcher,
     ) -> bool:
-        """Hand out what the cluster has room for; say whether anything is under way."""
+        """Start the steps that the cluster has room for; return whether any step is running."""
         task = ray.remote(attempt)
         places = max(1, int(ray.cluster_resources().get("CPU", 1)))
         while len(under_way) < min(places, self.n_workers or places) and (step := schedule.next()) is not None:
@@ -95,7 +95,7 @@ def _check_gpus(steps: Sequence[Step]) -> None:
 
 
 def _n_gpus(step: Step) -> int:
-    """Return how many GPUs a step takes; with device = "auto" none, since its place is not known beforehand."""
+    """Return how many GPUs a step takes; with device = "auto" none, because it is not known where it runs."""
     match step.work:
         case CombinationWork(device=device) | ExtractWork(of=CombinationWork(device=device)):
             return int(device.startswith("cuda"))

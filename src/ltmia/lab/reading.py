@@ -1,4 +1,4 @@
-"""Reading a recipe file: every mistake in it at once, each with its line and a cure."""
+"""Reads a recipe file, and reports all mistakes in it at once, each with its line and a cure."""
 
 import difflib
 import re
@@ -69,7 +69,7 @@ ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-\"'. ]+?)\s*=")
 
 
 def _keys(text: str) -> Iterator[tuple[int, Place]]:
-    """List the tables and keys of a TOML text with their lines; what stands inside a value is not looked at."""
+    """List the tables and keys of a TOML text with their lines; content of values is skipped."""
     table: Place = ()
     counts: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -107,7 +107,7 @@ def _message(details: ErrorDetails) -> str:
 
 
 def _wrong_names(recipe: Recipe) -> Iterator[tuple[Place, str]]:
-    """Find names that stand for nothing, and test corpora that a base would be pretrained on."""
+    """Find unknown names, and test corpora that a base would be pretrained on."""
     known = {"base": list(recipe.bases), "corpus": list(recipe.corpora), "regime": list(recipe.regimes)}
     for place, kind, name in _names_used(recipe):
         if name not in known[kind]:

@@ -1,7 +1,4 @@
-"""The recipe of a lab: which corpora, bases and regimes, and which combinations of them. Strict TOML.
-
-Knows what may be written and how to say where it is wrong; reads no corpus and no model.
-"""
+"""The recipe of a lab in TOML: corpora, bases, regimes, and combinations of them. It reads no corpus and no model."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -17,10 +14,10 @@ from ltmia.finetuning.privacy import DpConfig
 from ltmia.finetuning.tiny import TinyConfig
 
 EMBEDDED = "embedded"
-"""As a path: the texts, or the base, that come with the package."""
+"""Path that names the texts, or the base, of this package."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
-"""Part of folder names, so without dots, slashes and spaces."""
+"""Name that is part of folder names, so without dots, slashes and spaces."""
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -28,7 +25,7 @@ Role = Literal["train", "test"]
 
 
 def _as_value_error(build: Any) -> None:
-    """Let pydantic report an impossible setting with its place."""
+    """Turn an impossible setting into an error that pydantic reports with its place."""
     try:
         build()
     except ConfigError as error:
@@ -42,7 +39,7 @@ class Table(BaseModel):
 
 
 class Corpus(Table):
-    """Where the texts of one kind are, and what they may be used for."""
+    """Source of one corpus, and its role."""
 
     role: Role = "train"
     """Whether bases are pretrained on this corpus (documents 0-5), or it is kept for testing."""
@@ -50,13 +47,13 @@ class Corpus(Table):
     """File, or "hf:NAME[SPLIT]", or "embedded"; default NAME.jsonl.gz in the corpora's folder."""
     text_column: str = "text"
     group_column: str = "source"
-    """Column of the document a text comes from: documents are never divided. Empty: each text is one of its own."""
+    """Column of each text's document; documents are never divided. Empty: each text is its own document."""
     documents: str = "*"
     """Pattern (shell style) of the documents that belong to this corpus."""
 
 
 class FolderBase(Table):
-    """A base that is there already."""
+    """A base on this machine."""
 
     path: str
     """Model folder, .gguf file, or "embedded"."""
@@ -70,7 +67,7 @@ class HubBase(Table):
 
 
 class TinyBase(Table):
-    """A base pretrained here, with a tokenizer of its own."""
+    """A base that the lab pretrains, with its own tokenizer."""
 
     model_type: str
     vocab_size: int
@@ -95,7 +92,7 @@ class TinyBase(Table):
         return self
 
     def shape(self, vocab_size: int) -> TinyConfig:
-        """Return the model's shape with the vocabulary that its tokenizer came to have."""
+        """Return the model's shape with the size of its trained tokenizer."""
         return TinyConfig(
             model_type=self.model_type,
             vocab_size=vocab_size,
@@ -105,7 +102,7 @@ class TinyBase(Table):
         )
 
     def pretraining(self) -> PretrainConfig:
-        """Return how long and how fast it is pretrained."""
+        """Return the settings of its pretraining."""
         return PretrainConfig(
             n_tokens=self.n_tokens,
             learning_rate=self.learning_rate,
@@ -124,17 +121,17 @@ class Privacy(Table):
 
 
 class Regime(Table):
-    """How a base is fine-tuned, and on how many texts."""
+    """Settings of fine-tuning, and the numbers of texts."""
 
     learning_rate: float
     epochs: int
     n_members: Count
     n_nonmembers: Count
     n_validation: Annotated[int, Field(ge=0)] = 0
-    """Texts that are neither: they watch the fine-tuning."""
+    """Number of validation texts, which are neither members nor non-members."""
     batch_size: int = 16
     max_length: int = 128
-    """Tokens of a text that are trained on, and that are scored."""
+    """Most tokens of a text for training and scoring."""
     lora: bool = False
     lora_rank: int = 16
     lora_alpha: int = 32
@@ -166,9 +163,9 @@ class Grid(Table):
     corpora: Names
     regimes: Names
     regimes_each: Count | None = None
-    """Regimes for each base and corpus, taken in turn so that all are used alike; all of them when left out."""
+    """Number of regimes for each base and corpus, taken in turn so that all are used equally often; default: all."""
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = (0,)
-    """One combination for each: other members, another order."""
+    """Seeds; each gives a combination with other members and another order."""
 
 
 class Listed(Table):
@@ -186,10 +183,10 @@ class Listed(Table):
 
 
 class Extraction(Table):
-    """What is taken from each text."""
+    """Settings of the extraction."""
 
     attacks: str = "fast"
-    """Attacks whose scores are kept: "fast" or names with commas."""
+    """Attacks whose scores are kept: "fast" or names separated by commas."""
     k: Count = 20
     """Top and bottom tokens kept per position."""
     batch_size: Count = 16
@@ -230,9 +227,9 @@ class Recipe(Table):
     combinations: Annotated[tuple[Listed, ...], Field(strict=False)] = ()
     extraction: Extraction = Extraction()
     device: str = "cpu"
-    """Where models run: cpu, cuda, mps or auto."""
+    """Device of the models: cpu, cuda, mps or auto."""
     keep_models: bool = False
-    """Keep the fine-tuned models; else each goes once its store is there."""
+    """Keep the fine-tuned models; otherwise each is deleted when its store is finished."""
 
     def all_combinations(self) -> tuple[Listed, ...]:
         """Return grids and list as one list, each combination once."""

@@ -28,7 +28,7 @@ def run_lab(
     engine: Engine | None = None,
     report: Report = silent,
 ) -> LabStatus:
-    """Do all steps of a recipe that are not done yet. The same call resumes after a kill.
+    """Do all steps of a recipe that are not done. The same call resumes after a kill.
 
     Stores appear as `out/stores/BASE.CORPUS.REGIME`. A step that fails stops only those that need it.
 
@@ -36,9 +36,9 @@ def run_lab(
         recipe: TOML file.
         out: Folder of the lab.
         workers: Processes, one thread each; best the number of cores.
-        corpora: Where relative paths of corpora start; the recipe's folder when None.
-        bases: Where relative paths of bases start; the recipe's folder when None.
-        engine: Who does the steps; processes on this machine when None.
+        corpora: Folder that paths of corpora are relative to; the recipe's folder when None.
+        bases: Folder that paths of bases are relative to; the recipe's folder when None.
+        engine: Engine that runs the steps; processes on this machine when None.
         report: Called with the number of steps done.
 
     Returns:
@@ -87,7 +87,7 @@ def plan_lab(
 
 
 def lab_status(out: Path | str) -> LabStatus:
-    """Say which steps are done, running, failed and to do, and how long they took.
+    """Return which steps are done, running, failed or waiting, and how long they took.
 
     Raises:
         StoreError: If no lab has run in this folder.

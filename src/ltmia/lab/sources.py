@@ -1,4 +1,4 @@
-"""Finding what a recipe names: corpora and bases on this machine, with the hash of their content."""
+"""Finds the corpora and bases of a recipe on this machine, and hashes their content."""
 
 from hashlib import file_digest, sha256
 from importlib.resources import files
@@ -15,8 +15,8 @@ def find_corpus(name: str, corpus: Corpus, folder: Path) -> CorpusSource:
 
     Args:
         name: Its name in the recipe.
-        corpus: What the recipe says of it.
-        folder: Where relative paths start.
+        corpus: Its table in the recipe.
+        folder: Folder that relative paths start from.
 
     Raises:
         ConfigError: If there is no such file.
@@ -43,7 +43,7 @@ def find_corpus(name: str, corpus: Corpus, folder: Path) -> CorpusSource:
 
 
 def find_base(name: str, base: FolderBase | HubBase, folder: Path) -> BaseSource:
-    """Find a base that is not made here.
+    """Find a base that the lab does not make.
 
     Raises:
         ConfigError: If there is no model at its path.

@@ -1,4 +1,4 @@
-"""What a lab's folder says of its steps: one small record each, the plan, and the lock.
+"""Records the state of a lab's steps in its folder: one small file per step, the plan, and the lock.
 
 `steps/KEY.json` is written when a step begins and, last of all, when it has ended. `plan.json` lists
 the steps of the newest recipe, so that the state can be told without it.
@@ -26,7 +26,7 @@ State = Literal["done", "running", "failed", "to do"]
 
 
 class StepRecord(BaseModel):
-    """What is known of one step."""
+    """State of one step."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,16 +42,16 @@ class StepRecord(BaseModel):
     details: str | None = None
     """Traceback of the error."""
     result: dict[str, Any] = {}
-    """What the step tells: losses, figures."""
+    """Results of the step: losses, figures."""
     sizes: dict[str, int] = {}
-    """Bytes of each file of the product: a truncated one is made again."""
+    """Bytes of each file of the product; a product with a truncated file is made again."""
     digests: dict[str, str] = {}
-    """SHA-256 of each file: so is one that changed. Empty for a store, which has them itself, and in records of older
-    versions."""
+    """SHA-256 of each file; a product with a changed file is made again. Empty for stores, which have their own
+    hashes, and in records of older versions."""
 
 
 class PlannedStep(BaseModel):
-    """A step as the plan's file lists it."""
+    """Entry of a step in the plan's file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -75,16 +75,16 @@ class LabStatus:
     """State of a lab: every step of its newest recipe."""
 
     running: bool
-    """A lab is at work in this folder now."""
+    """Whether a lab is running in this folder now."""
     steps: tuple[StepRecord, ...]
 
     def count(self, state: State) -> int:
-        """Return how many steps are in a state."""
+        """Return the number of steps in a state."""
         return sum(step.state == state for step in self.steps)
 
     @property
     def failed(self) -> tuple[StepRecord, ...]:
-        """Steps that failed, and were not done since."""
+        """Steps that failed and are still not done."""
         return tuple(step for step in self.steps if step.state == "failed")
 
 
@@ -96,20 +96,20 @@ class LabFolder:
 
     @contextmanager
     def step_lock(self, step: Step) -> Iterator[None]:
-        """Hold one step: a worker of a killed lab may still be dying while the next lab begins."""
+        """Lock one step, because a worker of a killed lab may still run when the next lab begins."""
         (self.root / "steps").mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / "steps" / f"{step.key}.lock"):
             yield
 
     def record(self, step: Step | PlannedStep) -> StepRecord:
-        """Return what is known of a step; nothing, if its file is missing or damaged."""
+        """Return the state of a step; empty if its file is missing or damaged."""
         try:
             return StepRecord.model_validate_json((self.root / "steps" / f"{step.key}.json").read_bytes())
         except (OSError, ValidationError):
             return StepRecord(key=step.key, kind=step.kind, name=step.name)
 
     def write(self, record: StepRecord) -> None:
-        """Write what is known of a step."""
+        """Write the state of a step."""
         (self.root / "steps").mkdir(parents=True, exist_ok=True)
         _replace(self.root / "steps" / f"{record.key}.json", record.model_dump_json(indent=1))
 
@@ -121,7 +121,7 @@ class LabFolder:
         )
 
     def end(self, step: Step, *, seconds: float, result: Mapping[str, Any]) -> None:
-        """Note that a step is done, which makes its product count."""
+        """Note that a step is done, so that its product is valid."""
         changed = {"state": "done", "seconds": round(seconds, 1), "result": dict(result)}
         files = list_files(step.product)
         changed["sizes"] = _sizes(step.product, files)
@@ -134,33 +134,33 @@ class LabFolder:
         self.write(self.record(step).model_copy(update=changed))
 
     def satisfied(self, plan: Plan) -> frozenset[str]:
-        """Return the keys of the steps that are done and whose products are whole."""
+        """Return the keys of the steps that are done and have complete products."""
         return frozenset(step.key for step in plan.steps if self._is_whole(step))
 
     def discard_damaged(self, steps: Sequence[Step]) -> None:
-        """Delete what is left of products that were whole once: taken as they are, they would be wrong for good.
+        """Delete remains of products that were complete once, so that they are not taken for complete ones.
 
         Args:
-            steps: Steps whose products are not there or not whole. What a killed step left is kept, to go on from.
+            steps: Steps whose products are missing or incomplete. Files of a killed step are kept, to resume from.
         """
         for step in steps:
             if self.record(step).state == "done":
                 self.discard(step)
 
     def discard(self, step: Step) -> None:
-        """Delete the files that a step that is done has made; what somebody put beside them stays."""
+        """Delete the files made by a finished step; other files stay."""
         remove_files(step.product, self.record(step).sizes)
 
     def write_plan(self, plan: Plan) -> None:
-        """Keep the list of steps for `status`."""
+        """Write the list of steps, for `status`."""
         steps = [PlannedStep(key=s.key, kind=s.kind, name=s.name, passing=s.passing, needs=s.needs) for s in plan.steps]
         _replace(self.root / "plan.json", PlanFile(steps=tuple(steps)).model_dump_json(indent=1))
 
     def status(self) -> LabStatus:
-        """Tell the state of every step.
+        """Return the state of every step.
 
         Raises:
-            StoreError: If this is no lab's folder.
+            StoreError: If this is not a lab's folder.
         """
         try:
             plan = PlanFile.model_validate_json((self.root / "plan.json").read_bytes())
@@ -193,12 +193,12 @@ def _digests(product: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _sizes(product: Path, names: Iterable[str]) -> dict[str, int]:
-    """Return the bytes of those files of a product that are there; what somebody put beside them is passed over."""
+    """Return the sizes of a product's files that exist; other files are ignored."""
     return {name: (product / name).stat().st_size for name in names if (product / name).is_file()}
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
+    """Write a text file completely or not at all."""
     write_whole(path, lambda part: part.write_text(text, "utf-8"))
 
 
@@ -215,5 +215,5 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file completely or not at all."""
     _replace(path, json.dumps(value, indent=1, sort_keys=True))

@@ -36,12 +36,12 @@ class CorpusSource:
 
     @property
     def is_here(self) -> bool:
-        """It is a file, so that reading it fetches nothing."""
+        """Whether it is a local file, so that reading it downloads nothing."""
         return not self.path.startswith(HUB)
 
     @property
     def content(self) -> dict[str, str]:
-        """Everything that decides its texts."""
+        """Everything that determines its texts."""
         return {
             "sha256": self.sha256,
             "role": self.role,

@@ -13,13 +13,13 @@ from ltmia.lab.steps import CombinationWork, CorpusSource
 from ltmia.records import Texts
 
 PRETRAINING_BUCKETS = (0, 1, 2, 3, 4, 5)
-"""Documents whose bucket is one of these are pretrained on; 9 is never touched."""
+"""Buckets of documents for pretraining; bucket 9 is never used."""
 POOL_BUCKETS = (6, 7, 8)
-"""Documents whose bucket is one of these are drawn from for fine-tuning."""
+"""Buckets of documents for fine-tuning."""
 
 
 def document_bucket(source: str) -> int:
-    """Return the bucket 0..9 of a document, by its name alone, the same in every run."""
+    """Return the bucket 0..9 of a document, which depends only on its name."""
     return int(sha256(source.encode()).hexdigest()[:8], 16) % 10
 
 
@@ -28,7 +28,7 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
     """Read the documents of a corpus that fall into some buckets.
 
     Raises:
-        DataError: If there is none.
+        DataError: If there is no such document.
     """
     texts = read_texts(corpus.path, text_column=corpus.text_column, group_column=corpus.group_column or None)
     groups = texts.groups or texts.ids
@@ -45,7 +45,7 @@ def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:
 
 
 def draw_texts(work: CombinationWork, pool: Texts) -> Membership:
-    """Draw members, non-members and validation texts of one combination, documents never divided."""
+    """Draw members, non-members and validation texts of one combination, without dividing documents."""
     regime = work.regime
     return draw_membership(
         pool,

@@ -118,7 +118,7 @@ def score_batches(
         text_read: Returns the part of a row's text that was read.
         encoded: All texts of the extraction.
         config: Settings of the extraction.
-        vocab_size: Ids that both models know.
+        vocab_size: Number of ids that both models know.
         done: Rows that are not needed again.
         clock: Collects where the time went.
     """
