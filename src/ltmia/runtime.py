@@ -1,4 +1,4 @@
-"""Where and how things run: device, dtype, seeds, threads, versions. Knows no model and no text."""
+"""Device, dtype, seeds, threads and versions."""
 
 import os
 import platform
@@ -17,10 +17,10 @@ REPORTED_PACKAGES = ("ltmia", "torch", "transformers", "peft", "numba", "numpy",
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device a name stands for; "auto" takes an accelerator if there is one.
+    """Return the device of a name; "auto" is an accelerator if there is one.
 
     Raises:
-        ConfigError: If there is no such device here.
+        ConfigError: If there is no such device on this machine.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)

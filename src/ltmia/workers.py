@@ -1,4 +1,4 @@
-"""What worker processes need: one thread each, and a Ray cluster to run on. Loads no numeric library itself."""
+"""Prepares worker processes: one thread each, and a Ray cluster. Imports no numeric library."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ ONE_THREAD = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What a worker must find in its environment before it imports a numeric library."""
+"""Environment variables of a worker, which must be set before it imports a numeric library."""
 
 
 def connect(n_workers: int | None) -> None:
@@ -24,7 +24,7 @@ def connect(n_workers: int | None) -> None:
     """
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that a lab runs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage report is sent
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": ONE_THREAD}}
     try:
         ray.init(address="auto", **shared)

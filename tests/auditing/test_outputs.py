@@ -96,7 +96,7 @@ def test_ids_and_groups_are_random_and_survive_a_second_run(work: Path, pair: Pa
     assert not set(first["id"].to_pylist()) & set(other["id"].to_pylist())
     assert not set(first["group"].to_pylist()) & set(other["group"].to_pylist())
     assert len(set(first["id"].to_pylist())) == len(first)
-    # Whoever guesses all texts can make the ids that recordings and stores have; none of them is handed on.
+    # Whoever guesses all texts can make the ids that recordings and stores have; none of them is passed on.
     guessed = {name for kind in ("members", "nonmembers") for name in read_texts(work / f"{kind}.jsonl").ids}
     handed_on = b"".join((out / name).read_bytes() for name in ("results.json", "report.html"))
     handed_on += str(pq.read_table(out / "records.parquet").to_pydict()).encode()

@@ -1,4 +1,4 @@
-"""What may be handed on of an audit gives no text back, and an attack on per-token numbers is the test.
+"""The files of an audit that may be passed on give no text back, and an attack on per-token numbers is the test.
 
 The attacker has both models, and searches for the text whose log-ratios are the published ones. The search itself is
 tested on the numbers that are kept in `private`, rounded as a report would show them: from those it reads the texts.

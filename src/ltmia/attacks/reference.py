@@ -47,10 +47,10 @@ def ez_mia(evidence: TextEvidence, rule: Literal["paper", "published_code"] = "p
 def wbc(evidence: TextEvidence, windows: Sequence[int] = WBC_WINDOWS) -> float:
     """Return the share of sliding windows whose sum of D_t is above 0, mean over widths (arXiv 2601.02751).
 
-    Widths beyond the text are cut to its length, each still with its own vote.
+    Widths longer than the text are cut to its length, and each still counts.
 
     Raises:
-        ConfigError: If there is no window, or one without positions.
+        ConfigError: If there are no widths, or one is less than 1.
     """
     if not windows or min(windows) < 1:
         raise ConfigError(f"WBC windows {list(windows)}: expected one or more widths of at least 1, such as {WBC_EQ12}")

@@ -45,7 +45,7 @@ def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDec
 
 
 def group_columns(data: TextSets, hashed: list[str | None], groups: GroupDecisions) -> dict[str, Any]:
-    """Lay out groups.parquet: one row for each group judged, in order of group number."""
+    """Return the columns of groups.parquet: one row for each group judged, in order of group number."""
     names = _names_of_groups(data, hashed)
     return {
         "group": [names[number] for number in groups.numbers.tolist()],
@@ -71,7 +71,7 @@ def record_columns(
     ids: list[str],
     groups: list[str | None],
 ) -> dict[str, Any]:
-    """Lay out records.parquet: texts to judge first."""
+    """Return the columns of records.parquet; texts to judge come first."""
     p_values, q_values = (np.full(len(data.texts), np.nan) for _ in range(2))
     flagged = np.zeros(len(data.texts), np.bool_)
     held_out = data.n_judged + decisions.held_out_rows

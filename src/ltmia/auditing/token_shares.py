@@ -20,7 +20,7 @@ def share_columns(scored: ScoredTexts, nonmembers: np.ndarray) -> dict[str, Any]
     """Compute the columns; all are null if a cluster returned only scores, or if no non-member was scored.
 
     Args:
-        scored: What was scored.
+        scored: Scored texts.
         nonmembers: Rows of the non-members.
     """
     found: list[TokenBands | None] = [None] * len(scored.n_tokens)

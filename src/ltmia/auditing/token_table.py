@@ -29,7 +29,7 @@ def token_columns(
     """Compute the columns of `tokens.parquet`; see `ltmia.evaluation.files.write_tokens`.
 
     Args:
-        scored: What was scored.
+        scored: Scored texts.
         judge: Scores that decide which records are kept.
         classifier: The learned attack, if it took part.
         revealed: The pair, the texts and the most tokens read of each; needed to write the tokens themselves. None

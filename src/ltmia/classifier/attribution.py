@@ -1,6 +1,6 @@
 """Attributes the classifier's logit to tokens by integrated gradients.
 
-All it needs of the network is that it maps `values`, `mask` and `summary` to one logit per text.
+The network must map `values`, `mask` and `summary` to one logit per text.
 """
 
 import numpy as np
@@ -26,10 +26,10 @@ def integrated_gradients(
     Args:
         network: Network of the classifier, in evaluation mode.
         features: Features of some texts.
-        start: The average token's features, where the path begins.
+        start: Features of the average token, the start of the path.
 
     Returns:
-        The contribution of each token in units of the logit; 0 where nothing is scored.
+        The contribution of each token to the logit; 0 at positions that are not scored.
     """
     values, mask, summary = tensors(features)
     weights = mask[..., None].to(values.dtype)

@@ -25,7 +25,7 @@ counts {{ "%g" | format(lean) }} logits.
 
 ## Trained on
 
-{{ trained_on | length }} combinations (base, corpus, regime), membership drawn by document and anew for each:
+{{ trained_on | length }} combinations (base, corpus, regime); members of each were drawn separately, by document:
 {% for name in trained_on %}
 - {{ name }}
 {%- endfor %}
@@ -50,14 +50,14 @@ Not evaluated.
 
 ## Limits
 
-What it learned from stands above; on a target unlike all of it the audit says that it extrapolates. It reads what the
-target does to tokens in other texts, so it needs company: {% if feature_version == "lite" -%}
+The training data is listed above; on a target unlike all of it, the audit says that it extrapolates. It learns from all
+texts of an audit how fine-tuning changed tokens in general, so it needs many texts: {% if feature_version == "lite" -%}
 some hundreds of candidates; fewer were
 not tried with it.
 {%- else -%}
 with 40 candidates half of its gain over hand-made attacks is
 left, with 500 all of it.
-{%- endif %} A logit is evidence, not proof, and says nothing of texts seen before fine-tuning.
+{%- endif %} A logit is evidence, not proof, and says nothing about texts seen before fine-tuning.
 """
 
 

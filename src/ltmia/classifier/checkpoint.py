@@ -42,7 +42,7 @@ class TrainingState:
     records: list[EpochRecord] = field(default_factory=list)
     """Figures of the finished epochs."""
     best: dict[str, Tensor] = field(default_factory=dict)
-    """The network's weights after the best of them."""
+    """The network's weights after the best epoch."""
 
 
 def best_epoch(records: Sequence[EpochRecord]) -> int:
@@ -68,7 +68,7 @@ def load_checkpoint(state: TrainingState, path: Path) -> None:
     """Load a checkpoint into a new state.
 
     Raises:
-        StoreError: If the file is damaged, or of another network.
+        StoreError: If the file is damaged or belongs to another network.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -26,7 +26,7 @@ EZ_LIMIT = 6.0
 
 
 def rules_of(version: str) -> tuple[str, ...]:
-    """Return the hand-made attacks that go with a feature version."""
+    """Return the hand-made attacks that a feature version uses."""
     return LITE_RULES if version == "lite" else RULES
 
 
@@ -72,7 +72,7 @@ class Combination:
         """Open a store.
 
         Raises:
-            StoreError: If it is no finished store, or holds no labels.
+            StoreError: If it is not a finished store, or holds no labels.
         """
         self.store = FeatureStore(folder)
         if "label" not in self.store.texts.column_names:

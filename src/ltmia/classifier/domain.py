@@ -55,10 +55,11 @@ class TrainingDomain:
         return TrainingDomain(names=(*self.names, *names), means=means, spread=self.spread, limit=self.limit)
 
     def distance(self, features: FeatureBatch) -> float:
-        """Return how far a target's features lie from the nearest training combination.
+        """Return the distance of a target's features from the nearest training combination.
 
-        Root mean square, over columns, of the difference of column means in units of their spread between training
-        combinations. At about 1, the target is as far from them as they are from each other.
+        The distance is the root mean square, over columns, of the difference of column means, in units of their
+        standard deviation between training combinations. At 1, the target is about as far from them as they are from
+        each other.
         """
         return float(_distances(self.means / self.spread, feature_means(features) / self.spread).min())
 

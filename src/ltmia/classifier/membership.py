@@ -44,7 +44,7 @@ class MembershipClassifier:
     """A network, its feature version, and its training domain.
 
     Attributes set by `fit` or `from_pretrained` end in an underscore: `network_`, `domain_` (what it was trained on),
-    `history_` (what each epoch came to) and `settings_` (all that training depended on).
+    `history_` (results of each epoch) and `settings_` (everything that training depended on).
     """
 
     domain_: TrainingDomain
@@ -60,7 +60,7 @@ class MembershipClassifier:
     def going_on_from(cls, start: "MembershipClassifier") -> "MembershipClassifier":
         """Return an unfitted classifier whose training starts from the weights of a fitted one.
 
-        It reads the same features, standardises them alike, and measures distances in the same units.
+        It reads the same features, standardises them in the same way, and measures distances in the same units.
         """
         classifier = cls(network=start.network, feature_version=start.feature_version, k=start.k)
         classifier.lean = start.lean
@@ -81,9 +81,9 @@ class MembershipClassifier:
 
         Args:
             training: Combinations to learn from.
-            validation: Others that choose the epoch.
+            validation: Combinations that choose the epoch.
             config: Options.
-            checkpoint: File to keep the state in after each epoch, and to go on from; of the same settings only.
+            checkpoint: File for the state after each epoch, to resume from with the same settings.
             report: Called with the result of each epoch.
             on_step: Called with the number of steps done and the total.
 
@@ -150,12 +150,12 @@ class MembershipClassifier:
         """Write config, weights and model card; the folder appears whole or not at all.
 
         Args:
-            folder: A new or empty one, or that of a classifier trained by the same settings.
+            folder: New or empty folder, or folder of a classifier trained with the same settings.
             results: Figures for the model card.
-            overwrite: Replace a classifier that was trained by other settings; files that are not ours stay.
+            overwrite: Replace a classifier that was trained with other settings; files that are not ours stay.
 
         Raises:
-            ConfigError: If what is there is not ours to replace.
+            ConfigError: If the folder holds anything else.
         """
         config = {
             "format_version": FORMAT_VERSION,
@@ -194,13 +194,13 @@ class MembershipClassifier:
 
     @classmethod
     def from_pretrained(cls, source: Path | str | None = None) -> "MembershipClassifier":
-        """Load one that comes with the package, or from a folder or a hub id.
+        """Load a classifier of this package, or one from a folder or the hub.
 
         Args:
-            source: "full" or "lite", which come along, or a folder or a hub id; full when None.
+            source: "full" or "lite" (part of this package), a folder, or a hub id; "full" when None.
 
         Raises:
-            StoreError: If it is no classifier, or a damaged one.
+            StoreError: If it is not a classifier, or is damaged.
         """
         if source is None or source in SHIPPED:
             return shipped_classifier(str(source or "full"))
@@ -252,27 +252,27 @@ class MembershipClassifier:
 
 
 def classifier_marker(settings: Mapping[str, Any]) -> Marker:
-    """Return the marker of the folder of a classifier trained by some settings."""
+    """Return the marker of a classifier's folder."""
     return Marker(kind="a classifier", settings=dict(settings))
 
 
 def shipped_classifier(name: str = "full") -> MembershipClassifier:
-    """Load a classifier that comes with the package.
+    """Load a classifier of this package.
 
     Args:
         name: "full", or "lite", which reads only what a server of log-probabilities can give.
 
     Raises:
-        ConfigError: If none of that name comes along.
+        ConfigError: If there is none of that name.
     """
     if name not in SHIPPED:
-        raise ConfigError(f"no classifier {name!r} comes along; there are {', '.join(SHIPPED)}")
+        raise ConfigError(f"there is no classifier {name!r} in this package; there are {', '.join(SHIPPED)}")
     with as_file(files("ltmia.classifier") / "weights" / name) as folder:
         return MembershipClassifier.from_pretrained(folder)
 
 
 def chosen_classifier(source: str | None) -> MembershipClassifier:
-    """Load a classifier by the name of a shipped one, else from its folder or hub id; the default one when None."""
+    """Load a classifier by name, folder or hub id; the default one when None."""
     if source is None or source in SHIPPED:
         return shipped_classifier(source or "full")
     return MembershipClassifier.from_pretrained(source)

@@ -34,7 +34,7 @@ PUBLISHED_STEPS = 37
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How a classifier is trained."""
+    """Settings of training a classifier."""
 
     epochs: int = 6
     """Number of passes over all combinations."""
@@ -79,13 +79,13 @@ class TrainingConfig:
 
         Published: cross-entropy alone with labels smoothed by 0.02, 80 epochs, AdamW at 9.88e-4 with weight decay 0.028
         and gradients clipped to norm 1, 10 epochs of warm-up, then a cosine, in batches of 16,384 texts of all
-        combinations. Here a step takes as many texts, 64 of a combination at a time, as make the published number of
-        steps an epoch, `PUBLISHED_STEPS`; with fewer epochs the warm-up keeps its share.
+        combinations. Here a step takes 64 texts of a combination at a time, and as many of these as give the published
+        number of steps per epoch, `PUBLISHED_STEPS`; with fewer epochs the warm-up keeps its share.
 
         Args:
-            n_texts: Texts that an epoch goes over.
+            n_texts: Number of texts in an epoch.
             epochs: Passes over them.
-            **changes: Fields that are not the method's: `seed`, `patience`.
+            **changes: Fields that are not part of the method: `seed`, `patience`.
         """
         half_batch = 32
         return cls(
@@ -102,7 +102,7 @@ class TrainingConfig:
         )
 
     def going_on(self) -> "TrainingConfig":
-        """Return settings for further training: a lower learning rate, so that little is forgotten."""
+        """Return settings for further training, with a lower learning rate, so that little is forgotten."""
         return replace(self, learning_rate=GOING_ON_SHARE * self.learning_rate)
 
 
@@ -132,17 +132,17 @@ def train_network(
     """Train in place; keep the weights of the best epoch on the held-out combinations, or of the last epoch.
 
     Args:
-        network: Untrained, or trained on other data; standardised.
-        data: What to learn from.
+        network: Network, untrained or trained on other data, with its standardisation.
+        data: Training and held-out combinations.
         config: Options.
-        checkpoint: File to keep the state in after each epoch, and to go on from where it is there. It must be of the
+        checkpoint: File for the state after each epoch; training resumes from it if it exists. It must belong to the
             same network, data and config.
         report: Called with the result of each epoch.
         on_step: Called with the number of steps done and the total.
 
     Raises:
-        ConfigError: If it shall stop early and nothing is held out.
-        LtmiaError: If the loss is not a number, naming the combination.
+        ConfigError: If early stopping is set and nothing is held out.
+        LtmiaError: If the loss is not a number; the message names the combination.
         StoreError: If the checkpoint is damaged.
     """
     if config.patience is not None and not data.validation:
@@ -186,7 +186,7 @@ def _learn_epoch(
             on_step(step + 1, n_steps)
     measured = macro_auc(state.network, data.validation, data.version) if data.validation else None
     if measured is not None and math.isnan(measured):
-        raise LtmiaError(f"epoch {epoch + 1}: the network's scores are no numbers; lower the learning rate")
+        raise LtmiaError(f"epoch {epoch + 1}: the network's scores are not numbers; lower the learning rate")
     state.records.append(EpochRecord(epoch=epoch, loss=float(np.mean(losses)), validation_auc=measured))
     if best_epoch(state.records) == epoch:
         state.best = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}

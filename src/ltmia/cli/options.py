@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Dtype(StrEnum):
-    """What models compute in."""
+    """Number formats that models compute in."""
 
     auto = "auto"
     float32 = "float32"

@@ -23,7 +23,7 @@ ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite")
 
 
 class Commands(TyperGroup):
-    """Commands whose options the environment and a file of the project can set."""
+    """Command group whose options can also be set by environment variables and a file of the project."""
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """Return a command that knows where else its options may come from."""

@@ -142,7 +142,7 @@ def find_duplicates(texts: Sequence[str], *, threshold: float = 0.8, seed: int =
 
 
 def find_shared(texts: Sequence[str], others: Sequence[str], *, threshold: float = 0.8, seed: int = 0) -> Duplicates:
-    """Find the texts that repeat one of another set; `of` is the first such row of `others`.
+    """Find the texts that repeat a text of another set; `of` is the first such row of `others`.
 
     Args and errors are those of `find_duplicates`.
     """

@@ -1,4 +1,4 @@
-"""Checks of the models: may the scores be trusted? Each check has a status, a plain sentence and its figures."""
+"""Checks of the models: can the scores be trusted? Each check has a status, a plain sentence and its figures."""
 
 import math
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ class TokenizerInfo(_Section):
 
 
 class DataInfo(_Section):
-    """How many texts of each kind there were."""
+    """Number of texts of each kind."""
 
     n_members: Count
     n_nonmembers: Count
@@ -94,7 +94,7 @@ class DataInfo(_Section):
     n_repeats: Count = 0
     """Texts equal to an earlier one of their set, but for case and white space: each text counts once in decisions."""
     n_nonmember_repeats: Count = 0
-    """Those of them that are non-members."""
+    """Number of these repeats among the non-members."""
     n_usable_nonmembers: Count | None = None
     """Non-members that could be scored, each text counted once; null in older files."""
     n_cut: Count | None = None
@@ -105,13 +105,13 @@ class DataInfo(_Section):
 
 
 class AttackResult(_Section):
-    """How well one attack tells members from non-members."""
+    """How well one attack separates members from non-members."""
 
     auc: ShareMeasure
     tpr_at_fpr: dict[Rate, ShareMeasure]
     """Largest true-positive rate whose false-positive rate is at most the key: "0.1", "0.01", "0.001"."""
     realized_fpr: dict[Rate, ShareMeasure] = Field(default_factory=dict)
-    """False-positive rate really taken at each of those thresholds, with its Clopper-Pearson interval."""
+    """Actual false-positive rate at each of those thresholds, with its Clopper-Pearson interval."""
 
     def tpr(self, fpr: Rate) -> Measure:
         """Return the true-positive rate at a false-positive rate; null with the reason if the file lacks it."""
@@ -157,7 +157,7 @@ class Decisions(_Section):
 
 
 class ObserverResult(_Section):
-    """What one observer can decide: whoever sees log-probabilities, or whoever holds the weights of both models."""
+    """Decisions of one observer, who sees log-probabilities or holds the weights of both models."""
 
     attack: str | None = None
     """The attack that decides for this observer; null if the observer was not tried."""
@@ -167,16 +167,16 @@ class ObserverResult(_Section):
 
 
 class UpdateInfo(_Section):
-    """What was read of the update of the weights, target minus base."""
+    """Figures of the attack on the update of the weights, target minus base."""
 
     explained: float
     """Share of the update that the texts explain."""
     n_coordinates: Count
     """Coordinates of the update that were read."""
     layers: list[int]
-    """Layers they lie in."""
+    """Layers of these coordinates."""
     points: list[float]
-    """Where the gradients were taken, from base (0) to target (1)."""
+    """Points between base (0) and target (1) at which gradients were computed."""
     seconds: Amount
 
 
@@ -201,15 +201,15 @@ class Check(_Section):
 
 
 class Validity(_Section):
-    """May the scores be trusted? Every check runs in every audit."""
+    """Checks whether the scores can be trusted; every check runs in every audit."""
 
     blind: Check
-    """Bag-of-words without any model: can members and non-members be told apart by their text alone?"""
+    """Bag-of-words without any model: do members and non-members differ in their words alone?"""
     near_duplicates: Check
     length_only: Check
     out_of_distribution: Check
     expectation: Check = Check(status="not_measured", sentence="Written before this check existed.")
-    """Were there enough texts to learn from what the target does to tokens at large?"""
+    """Were there enough texts to learn how fine-tuning changed tokens in general?"""
     base: Check = Check(status="not_measured", sentence="Written before this check existed.")
     """Is the reference the base that the target was fine-tuned from?"""
     backend: Check
@@ -217,7 +217,7 @@ class Validity(_Section):
 
 
 class Reused(_Section):
-    """Work of an earlier run in the same folder that this one went on from."""
+    """Work of an earlier run in the same folder that this run reused."""
 
     what: str
     """`store`, `scores` of a cluster, or an attack that takes several passes."""
@@ -228,7 +228,7 @@ class Reused(_Section):
 
 
 class Timing(_Section):
-    """Where the time went; what an earlier run did, and this one used again, counts with the time it took then."""
+    """Times of the run; reused work of an earlier run counts with the time it took then."""
 
     seconds: Amount
     texts_per_second: Amount
@@ -255,12 +255,12 @@ class Results(_Section):
     tokenizer: TokenizerInfo
     data: DataInfo
     attacks: dict[str, AttackResult]
-    """By attack name; empty when there are no labels (score)."""
+    """Results by attack; empty without labels (score)."""
     decisions: Decisions
     observers: dict[Literal["logprobs", "weights"], ObserverResult] = Field(default_factory=dict)
     """Decisions of each observer; `decisions` are those of the strongest one that was tried."""
     update: UpdateInfo | None = None
-    """What the weights say; null if they were not read."""
+    """Figures of the attack on the weights; null if it did not run."""
     set_test: SetTest
     epsilon: Measure | None = None
     """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""
@@ -269,4 +269,4 @@ class Results(_Section):
     """One paragraph composed from the figures above and nothing else."""
     timing: Timing
     reused: list[Reused] = Field(default_factory=list)
-    """What was not computed anew; empty for an audit that did all the work itself."""
+    """Work that was reused; empty if there was none."""

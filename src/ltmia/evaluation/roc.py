@@ -1,4 +1,4 @@
-"""ROC, AUC and TPR at a given FPR, by their definitions. Scores are float64, higher for members; NaN is left out."""
+"""ROC, AUC and TPR at a given FPR. Scores are float64, higher for members; NaN is left out."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ def auc(members: Scores, nonmembers: Scores) -> float:
 
 
 def threshold_at_fpr(nonmembers: Scores, fpr: float) -> float:
-    """Return the lowest score above which at most a share `fpr` of non-members lies; flag what is above it."""
+    """Return the lowest threshold with at most a share `fpr` of the non-members above it."""
     ordered = np.sort(measurable(nonmembers))[::-1]
     allowed = int(np.floor(fpr * len(ordered) + 1e-9))
     return float(ordered[allowed]) if allowed < len(ordered) else -np.inf

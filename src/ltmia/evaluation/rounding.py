@@ -11,8 +11,8 @@ DIGITS = 2
 def published(scores: Scores) -> Scores:
     """Round scores to a step between a thousandth and a hundredth of their quartile range.
 
-    The step is a power of ten, the same for all scores. It is far above what batches and threads move a score in
-    float32, and far below what separates texts. Infinite and missing scores stay.
+    The step is a power of ten, the same for all scores. It is far larger than float32 noise from batches and threads,
+    and far smaller than the differences between texts. Infinite and missing scores stay.
 
     Args:
         scores: Scores of one attack, members and non-members together: the step does not depend on labels.

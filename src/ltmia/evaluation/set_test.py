@@ -19,7 +19,7 @@ POWER, LEVEL = 0.8, 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermutationTest:
-    """Result of permuting the two sides."""
+    """Result of a permutation test."""
 
     p_value: float
     design_effect: float
@@ -41,7 +41,7 @@ def collection_test(
     p = (1 + #{permuted >= observed}) / (permutations + 1).
 
     The number of candidates for a power of 80 % at the effect seen is Noether's (1987), for as many candidates as
-    non-members, times the design effect: how much wider the permuted AUC spreads than that of independent texts.
+    non-members, times the design effect.
     """
     effect = measure_attack(
         candidates,
@@ -69,7 +69,7 @@ def collection_test(
 def permutation_test(
     scores: Scores, is_candidate: Bool[np.ndarray, " _"], groups: Int64[np.ndarray, " _"], *, seed: int = 0
 ) -> PermutationTest:
-    """Permute the sides of whole groups; a group stands on one side only.
+    """Permute which groups are candidates and which are non-members.
 
     The design effect is the variance of the permuted AUC over that of as many independent texts.
     """
@@ -103,9 +103,7 @@ def _too_few_groups(n: int, m: int) -> str | None:
     ways = math.comb(n + m, n)
     if ways >= 1 / LEVEL:  # the number of ways may be too large for a float
         return None
-    return (
-        f"{n} against {m} groups can change sides in {ways} ways only, so no p-value below {1 / ways:.2g} is possible"
-    )
+    return f"{n} and {m} groups can be permuted in only {ways} ways, so no p-value below {1 / ways:.2g} is possible"
 
 
 def _joint_groups(
@@ -117,7 +115,7 @@ def _joint_groups(
     """Number the groups of both sides; a text without a group is its own."""
     first = np.arange(n) if candidate_groups is None else candidate_groups
     second = np.arange(m) if nonmember_groups is None else nonmember_groups
-    # The two sides are kept apart even where a group stands on both: it is then permuted as two.
+    # A group on both sides is permuted as two groups.
     return np.concatenate([first, second + first.max(initial=-1) + 1])
 
 

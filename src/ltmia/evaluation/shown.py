@@ -1,7 +1,7 @@
-"""Strings from files, made safe to show: in a terminal, in a build's log, in Markdown.
+"""Makes strings from files safe to show in a terminal, in a build's log and in Markdown.
 
-A results file may come from anybody, so its strings may hold what moves the cursor, gives a build server orders, or
-draws a page of its own.
+A results file may come from anybody, so its strings may hold control characters, commands for a build server, or
+markup.
 """
 
 import re
@@ -12,13 +12,13 @@ MOST_SHOWN = 2000
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of control and format signs, lone surrogates, and line and paragraph separators."""
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~/$@=^-])")
-"""What Markdown, or an extension of it, gives a meaning. A URL whose slashes are escaped is not made a link."""
+"""Characters with a meaning in Markdown or its extensions. A URL with escaped slashes does not become a link."""
 
 
 def one_line(text: str) -> str:
-    """Return a string as one line that a terminal and a build server take for plain text.
+    """Return a string as one line of plain text for a terminal and a build server.
 
-    Signs that are not seen become "?". Orders to a build server (`::error`, `##[error]`) are broken up.
+    Invisible characters become "?". Commands for a build server (`::error`, `##[error]`) are broken up.
     """
     seen = "".join("?" if unicodedata.category(sign) in UNSEEN else sign for sign in text)
     harmless = seen.replace("::", ": :").replace("##[", "## [")
@@ -26,6 +26,6 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return a string as one line of Markdown that shows it letter by letter, in a table too."""
+    """Return a string as one line of Markdown that shows it unchanged, also in a table."""
     entities = one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return MARKUP.sub(r"\\\1", entities).replace("www.", "www&#46;")

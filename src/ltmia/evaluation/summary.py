@@ -1,7 +1,7 @@
 """The verdict that a reader sees first: one word, three sentences, the limits and the observer.
 
-The terminal, the report and the notebook show this. Its word is that of the gate: an audit that the gate fails is never
-called harmless, nor the other way round.
+The terminal, the report and the notebook show this. The word agrees with the gate: an audit that fails the gate is
+never called harmless.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from ltmia.evaluation.wording import figure, p_value
 
 Status = Literal["passed", "failed", "inconclusive"]
 SIGNIFICANT = 0.05
-"""p-value from which on all candidates together are no sign of use."""
+"""Largest p-value of all candidates together that is a sign of use."""
 CLEARLY = 0.8
-"""AUC from which on members are clearly recognisable: four times in five a member outscores a non-member."""
+"""Smallest AUC of clearly recognisable members: four times in five a member outscores a non-member."""
 WORDS: dict[str, dict[Status, str]] = {
     "audit": {
         "failed": "Do not release: limit exceeded",
@@ -31,28 +31,28 @@ SEEN: dict[str, str] = {
     "logprobs": "an attacker who sees log-probabilities only",
     "weights": "an attacker who holds the weights of both models",
 }
-"""What each observer is."""
+"""Description of each observer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What an audit comes to."""
+    """The verdict of an audit in a few words."""
 
     status: Status
     word: str
     points: tuple[str, ...]
-    """What holds of single records, of the texts as a whole, and of the limits or what stands in their way."""
+    """Three sentences: on single records, on the texts as a whole, and on the limits."""
     limits: str
-    """Which limits the word is about, and where they come from."""
+    """Limits that the verdict rests on, and their source."""
     observer: str
-    """Whose view the figures are of."""
+    """Observer that the figures assume."""
 
 
 def summarise(results: Results, limits: Sequence[Limit] | None = None) -> Summary:
-    """Sum up an audit, or a score.
+    """Summarise an audit or a score.
 
     Args:
-        results: What was found.
+        results: Results of the audit.
         limits: Limits of a policy; the default ones when None. A score has none: it asks whether candidates were used.
     """
     if results.kind == "score":
@@ -80,7 +80,7 @@ def _asked(results: Results) -> str:
 
 
 def _status_of_score(results: Results) -> tuple[Status, str]:
-    """Say whether candidates show signs of use; why not, if that cannot be told."""
+    """Say whether candidates show signs of use, or why that is unknown."""
     p, flagged = results.set_test.p_value, results.decisions.n_flagged
     if flagged or (p is not None and p <= SIGNIFICANT and few_texts(results) is None):
         return "failed", ""
@@ -96,7 +96,7 @@ def _single(results: Results) -> str:
 
 
 def _despite(results: Results) -> tuple[str, str]:
-    """Say what can be told although the verdict cannot; finding nothing is no result of an audit that could not see."""
+    """Say what is known despite an inconclusive verdict; finding nothing means nothing if the audit saw too little."""
     found = results.decisions.n_flagged or _recognisable(results)
     if of_an_audit(results) and not found:
         return "That nothing was found therefore says nothing about the model.", ""
@@ -137,7 +137,7 @@ def _candidates_as_a_whole(results: Results) -> str:
 
 
 def _of_limits(gate: GateVerdict, results: Results) -> str:
-    """Say which limit is exceeded; if none, what keeps the audit from telling; if nothing, that all are kept."""
+    """Say which limit is exceeded, or why the audit is inconclusive, or that all limits are kept."""
     if gate.outcome == "failed":
         exceeded = [j for j in gate.judged if j.outcome == "failed"]
         named = "; ".join(f"{j.limit.title} {j.found}, at most {j.limit.most:g} is allowed" for j in exceeded)

@@ -1,4 +1,4 @@
-"""Summaries of a record's tokens that may be handed on: how many stand out, and in which third of the text.
+"""Summaries of a record's tokens that may be passed on: how many stand out, and in which third of the text.
 
 No number here belongs to a single token, and only the third says anything about their order. With both models, a number
 per token is enough to reconstruct the text.
@@ -16,9 +16,9 @@ USUAL = {"percent_lowest_50": 50, "percent_next_40": 40, "percent_next_9": 9, "p
 """Percent of the non-members' tokens in each band, lowest first, by the column of `records.parquet` that holds the
 percent of a record's own tokens there."""
 STEP = 5
-"""Percentages are rounded to this."""
+"""Step that percentages are rounded to."""
 FEWEST_TOKENS = 30
-"""Fewest tokens for a summary: with fewer, it would reveal too much about each token."""
+"""Fewest tokens for a summary: with fewer tokens, it would reveal too much about each."""
 THIRDS = ("first", "middle", "last")
 
 Bounds = Float64[np.ndarray, "3"]
@@ -41,7 +41,7 @@ def band_bounds(log_ratios: Iterable[np.ndarray]) -> Bounds | None:
         log_ratios: For each non-member, log p_T - log p_R of its tokens, nats.
 
     Returns:
-        None where there are no tokens.
+        None if there are no tokens.
     """
     tokens = np.concatenate([np.empty(0), *log_ratios])
     tokens = tokens[~np.isnan(tokens)]
@@ -49,11 +49,11 @@ def band_bounds(log_ratios: Iterable[np.ndarray]) -> Bounds | None:
 
 
 def token_bands(log_ratio: np.ndarray, bounds: Bounds) -> TokenBands | None:
-    """Sum up one text.
+    """Summarise the tokens of one text.
 
     Args:
         log_ratio: log p_T - log p_R of each of its tokens, in order, nats.
-        bounds: By `band_bounds`.
+        bounds: Bounds from `band_bounds`.
 
     Returns:
         None for a text with fewer than `FEWEST_TOKENS` tokens.

@@ -1,4 +1,4 @@
-"""Checks of the texts: may the scores be trusted? Each check has a status, a plain sentence and its figures."""
+"""Checks of the texts: can the scores be trusted? Each check has a status, a plain sentence and its figures."""
 
 import numpy as np
 from jaxtyping import Int64
@@ -12,14 +12,14 @@ from ltmia.evaluation.roc import Scores, auc
 from ltmia.evaluation.wording import figure as written
 
 FEWEST_GROUPS = 20
-"""With fewer calibration groups, p-values of single texts depend on too few independent texts."""
+"""Fewest calibration groups; with fewer, p-values of single texts rest on too few independent texts."""
 FEWEST_TO_LEARN_FROM = 40
-"""With at least this many texts, of both kinds together, the learned attack found more than any other when measured."""
+"""Fewest texts, of both kinds together, with which the learned attack was measured to find more than any other."""
 
 SMALLEST_EFFECT = 0.05
-"""A control whose AUC is nearer to one half than this changes no other figure by much."""
+"""Difference of the control's AUC from one half below which it hardly changes other figures."""
 MANY_REPEATS = 0.05
-"""From this share of texts that repeat another of their set on, the check warns: there are fewer different texts."""
+"""Share of repeated texts at which the check warns, because there are fewer different texts."""
 
 Details = dict[str, float | int | str | None]
 
@@ -28,10 +28,10 @@ def control_check(control: ControlScores, measure: Measure, what: str, asked: st
     """Judge a control that never saw the model: its AUC should not differ from one half by `SMALLEST_EFFECT` or more.
 
     Args:
-        control: Its scores.
-        measure: Its AUC.
+        control: Scores of the control.
+        measure: AUC of the control.
         what: "words" or "length", for the sentence.
-        asked: What the texts on the other side are called.
+        asked: Name of the texts compared with the non-members.
     """
     if measure.value is None or measure.low is None or measure.high is None:
         reason = control.reason or measure.reason or "too few texts"
@@ -81,12 +81,12 @@ def duplicates_check(
     """Judge repeated texts and shared n-grams between members and non-members.
 
     Args:
-        n_within: Texts that repeat another of their own set.
+        n_within: Number of texts that repeat another of their own set.
         n_across: Non-members that repeat a member.
         n_overlapping: Non-members that share long passages with members.
         n_left_out: Texts left out for one of these reasons; None if the audit was not asked to leave out any.
         n_texts: Texts of both sets.
-        candidates: What the texts compared with the non-members are called.
+        candidates: Name of the texts compared with the non-members.
     """
     details: Details = {
         "repeats_within_a_set": n_within,

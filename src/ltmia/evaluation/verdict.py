@@ -1,4 +1,4 @@
-"""The headline and the paragraph that sum up an audit, composed from measured figures only."""
+"""The headline and the paragraph that summarise an audit, composed from measured figures only."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +17,8 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
     """Say in one line how many records can be identified. If the audit may see too little, the line says so.
 
     Args:
-        decisions: What was flagged.
-        judged: What the records are called, such as "training records".
+        decisions: Decisions on the records.
+        judged: Name of the records, such as "training records".
         reasons: Why the audit may see too little (`blind_spots.of_an_audit`).
     """
     rate = f"at a false discovery rate of {100 * decisions.fdr:g} %"
@@ -31,7 +31,7 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
 
 
 def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity: Validity) -> str:
-    """Compose the paragraph: what was found, at what error rate, which checks warn, and what it does not show."""
+    """Compose the paragraph: findings, error rate, checks that warn, and what the audit does not show."""
     warnings = [getattr(validity, name) for name in SPOILERS]
     parts = [
         _found(decisions),
@@ -47,7 +47,7 @@ def verdict(attacks: Mapping[str, AttackResult], decisions: Decisions, validity:
 
 
 def set_sentence(test: SetTest) -> str:
-    """Say what all candidates together show."""
+    """Return the sentence on all candidates together."""
     if test.p_value is None:
         return f" No statement about the candidates as a whole: {test.reason}."
     found = (

@@ -4,7 +4,7 @@ from ltmia.evaluation.results import Measure
 
 
 def figure(measure: Measure, *, signed: bool = False) -> str:
-    """Write a figure with its 95 % interval, such as "0.955 [0.930, 0.971]"; why there is none if there is none.
+    """Write a figure with its 95 % interval, such as "0.955 [0.930, 0.971]", or the reason why it is missing.
 
     Args:
         measure: The figure.
@@ -24,7 +24,7 @@ def number(value: float, *, signed: bool = False) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Write a share as people read it: two digits, never "0 %" for something nor "100 %" for less than all."""
+    """Write a share as a percentage of two digits; only 0 is written "0 %" and only 1 "100 %"."""
     if share is None:
         return "–"
     found = 100 * share
@@ -34,5 +34,5 @@ def percent(share: float | None) -> str:
 
 
 def p_value(p: float) -> str:
-    """Write a p-value; one below a thousandth is not told apart from others."""
+    """Write a p-value; all values below a thousandth are written in the same way."""
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"

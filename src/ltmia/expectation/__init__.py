@@ -1,1 +1,1 @@
-"""How much a target changes the log-probability of tokens in general, learned without labels."""
+"""Learns without labels how much a target changes the log-probability of tokens in general."""

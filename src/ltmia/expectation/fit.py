@@ -35,9 +35,9 @@ def learn_expectation(read: Read, encoded: Sequence[EncodedText], folds: Sequenc
 
     Args:
         read: Statistics of the texts.
-        encoded: The same texts tokenised.
-        folds: One per text.
-        kind: Of the expectation, see `ltmia.features.columns.EXPECTATIONS`.
+        encoded: The same texts as token ids.
+        folds: Fold of each text.
+        kind: Kind of expectation, see `ltmia.features.columns.EXPECTATIONS`.
     """
     sample = np.asarray(sampled_texts(len(encoded)), np.int64)
     parts = [positions(read(rows), rows, encoded, folds, kind) for rows in pieces(sample)]

@@ -61,13 +61,13 @@ class Positions:
         folds: Sequence[int],
         kind: str = "full",
     ) -> "Positions":
-        """Lay out some texts.
+        """Make the positions of some texts.
 
         Args:
             statistics: Statistics of their scored positions.
-            token_ids: Ids of each text from the one before its first scored position on.
-            folds: One per text, see `fold_of`.
-            kind: Of the expectation, see `columns.EXPECTATIONS`.
+            token_ids: Ids of each text, beginning one before its first scored position.
+            folds: Fold of each text, see `fold_of`.
+            kind: Kind of expectation, see `columns.EXPECTATIONS`.
 
         Raises:
             ValueError: If ids and positions do not align.
@@ -120,7 +120,7 @@ class ExpectedLogRatio:
     """Predicts D_t at any position of the same target, for a text of one fold from texts of the two others.
 
     Attributes set by `fit` end in an underscore: `spreads_`, (bands,), are the standard deviations of the excess over
-    the texts it was fitted on, by band of places: the units in which the excess is told.
+    the texts it was fitted on, by band of positions: the excess is measured in these units.
     """
 
     def fit(self, positions: Positions) -> "ExpectedLogRatio":
@@ -156,8 +156,8 @@ class ExpectedLogRatio:
 def mean_excess(statistics: RaggedStatistics) -> Float64[np.ndarray, " texts"]:
     """Return each text's mean excess, the attack of that name; NaN without scored positions or expectation.
 
-    Positions weigh by the inverse of their spread, so that in nats they weigh by that of their variance: the best mean
-    of what a text gained at every place alike.
+    The excess at each position is weighted by the inverse of its standard deviation, so in nats by the inverse of its
+    variance: the best estimate of a gain that is the same at all positions.
     """
     if statistics.expectation is None:
         return np.full(len(statistics), np.nan)
@@ -185,14 +185,14 @@ def _spreads(excess: Float64[np.ndarray, " pred"], band: Int64[np.ndarray, " pre
 def _one_thread() -> threadpool_limits:
     """Keep the trees to one thread.
 
-    They wait for each other some ten thousand times in a fit of .4 s, and where another program has one of the cores
-    each wait lasts until that lets go: 100 s.
+    Threads wait for each other some ten thousand times in a fit of .4 s. If another program uses one of the cores, each
+    wait lasts until the core is free: 100 s in all.
     """
     return threadpool_limits(1, "openmp")
 
 
 class _Regression:
-    """Trees over what one fold counted, fitted on another."""
+    """Trees that are fitted on one fold with the counts of another."""
 
     def __init__(self, counted: Positions, learned: Positions) -> None:
         self._overall = float(counted.log_ratio.mean()) if len(counted) else 0.0

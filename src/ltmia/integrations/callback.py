@@ -257,7 +257,7 @@ def _claimed(folder: Path) -> PrivateFolder:
     """Mark a folder as that of an audit, and return its private part.
 
     Raises:
-        ConfigError: If the folder is not ours to fill.
+        ConfigError: If the folder holds anything else.
     """
     with claim_folder(folder, Marker(kind=MARKED["audit"]), overwrite=True):
         return PrivateFolder.of(folder)

@@ -215,7 +215,7 @@ class TrainedPair(LoadedPair):
         """Refuse attacks that tokenise texts again.
 
         Raises:
-            ConfigError: If a setting does so; the message names it.
+            ConfigError: If an attack or option does so; the message names it.
         """
         if refused := [*slow_attacks(attacks), *(["reveal"] if reveal else [])]:
             raise ConfigError(f"{', '.join(refused)}: reads texts, not the tokens that were trained on; leave it out")

@@ -85,7 +85,7 @@ def evaluate(
         report: Called with progress.
 
     Raises:
-        ConfigError: If `out` is not ours to fill.
+        ConfigError: If `out` holds anything else.
         StoreError: If the classifier was trained on one of the stores, or a store lacks columns that it reads.
     """
     known = set(classifier.domain_.names)

@@ -188,7 +188,7 @@ class Extraction(Table):
     attacks: str = "fast"
     """Attacks whose scores are kept: "fast" or names separated by commas."""
     k: Count = 20
-    """Top and bottom tokens kept per position."""
+    """Number of top and bottom tokens kept per position."""
     batch_size: Count = 16
 
     @model_validator(mode="after")
@@ -218,7 +218,7 @@ Base = Annotated[
 
 
 class Recipe(Table):
-    """A whole recipe."""
+    """Content of a recipe file."""
 
     corpora: dict[Name, Corpus]
     bases: dict[Name, Base]

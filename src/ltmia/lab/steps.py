@@ -63,7 +63,7 @@ class BaseSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerWork:
-    """A tokenizer for bases pretrained here."""
+    """Settings of the step that trains a tokenizer."""
 
     corpora: tuple[CorpusSource, ...]
     vocab_size: int
@@ -71,7 +71,7 @@ class TokenizerWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainWork:
-    """A base pretrained here."""
+    """Settings of the step that pretrains a base."""
 
     base: TinyBase
     tokenizer: Path
@@ -95,7 +95,7 @@ class CombinationWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractWork:
-    """A store."""
+    """Settings of the step that makes a store."""
 
     of: CombinationWork
     extraction: Extraction

@@ -20,7 +20,7 @@ def hold_out(combinations: Sequence[Combination], names: Iterable[str], version:
     """Set aside the combinations of some bases, corpora or stores.
 
     Raises:
-        ConfigError: If a name is of none of them, or nothing is left to train on.
+        ConfigError: If a name is not a base, corpus or store, or if nothing is left to train on.
     """
     known = {name for combination in combinations for name in _names(combination)}
     for name in names:
@@ -32,10 +32,10 @@ def hold_out(combinations: Sequence[Combination], names: Iterable[str], version:
 
 
 def untrained(network: str, data: TrainingData) -> MembershipClassifier:
-    """Return a classifier for the data's features.
+    """Return an untrained classifier for the features of the data.
 
     Raises:
-        ConfigError: If the stores keep so different numbers of top tokens that their features differ in width.
+        ConfigError: If the widths of the features differ, because the stores keep different numbers of top tokens.
     """
     return MembershipClassifier(network=network, feature_version=data.version, k=_top_tokens(data))
 
@@ -88,7 +88,7 @@ def train(
         data: What to learn from, and what is held out.
         config: Options.
         out: Folder of the classifier.
-        overwrite: Replace a classifier that was trained by other settings; files that are not ours stay.
+        overwrite: Replace a classifier that was trained with other settings; files that are not ours stay.
         report: Called with progress.
         tell: Called with a line for each epoch, and with what was found of earlier runs.
 

@@ -35,7 +35,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """The columns that slices are cut from."""
+    """Columns of the records that slices need."""
 
     labels: np.ndarray
     scores: np.ndarray

@@ -55,8 +55,8 @@ def attack_table(results: Results, width: int | None = None) -> list[str]:
     """Lay out a heading and one line per attack: AUC, and TPR at each FPR, with 95 % intervals.
 
     Args:
-        results: With attacks.
-        width: Columns of characters there are; where they do not suffice the table keeps one FPR. None: no limit.
+        results: Results of an audit with attacks.
+        width: Width of the terminal in characters; if it is too small, the table keeps one FPR. None: no limit.
     """
     lines = _aligned(results, RATES)
     if width is None or max(map(len, lines)) <= width:

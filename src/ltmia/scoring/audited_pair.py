@@ -32,7 +32,7 @@ class AuditedPair(Protocol):
 
     @property
     def k(self) -> int:
-        """Top and bottom tokens kept per position."""
+        """Number of top and bottom tokens kept per position."""
         ...
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
@@ -79,7 +79,7 @@ class LoadedPair:
 
     @property
     def k(self) -> int:
-        """Top and bottom tokens kept per position."""
+        """Number of top and bottom tokens kept per position."""
         return DEFAULT_K
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:

@@ -29,7 +29,7 @@ class ExtractionConfig:
     attacks: tuple[str, ...] = ()
     """Fast attacks to score in the pass."""
     k: int = DEFAULT_K
-    """Top and bottom tokens kept per position."""
+    """Number of top and bottom tokens kept per position."""
     max_length: int = 128
     """Most token ids per text; the rest is not read."""
     batch_size: BatchSize = 16

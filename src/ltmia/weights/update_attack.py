@@ -96,7 +96,7 @@ class UpdateScores:
     n_coordinates: int
     """Coordinates that were read."""
     points: tuple[float, ...]
-    """Where gradients were taken."""
+    """Points at which gradients were computed."""
     adaptive: bool
     """Whether the optimiser was taken to divide by the root of the mean squared gradient."""
     ridges: Ridges
