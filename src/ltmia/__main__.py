@@ -43,11 +43,14 @@ def _run() -> None:
 
 
 def _message(error: Exception) -> str:
+    from typer.main import get_command
+
+    from ltmia.cli.app import app
     from ltmia.cli.flags import in_flags
     from ltmia.errors import LtmiaError
 
     if isinstance(error, LtmiaError):
-        return in_flags(str(error))
+        return in_flags(str(error), get_command(app))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file system'}: {error.strerror}"
     return f"{type(error).__name__}: {error} (unexpected; run again with --debug for a traceback)"

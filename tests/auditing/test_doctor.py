@@ -87,7 +87,7 @@ def test_tokens_that_the_base_does_not_know_are_named():
     tokenizer.add_tokens(["<patient>", "<ward>"])
     found = of(moved(0.02, vocab_size=364), small(1), tokenizer)
     assert found.usable
-    assert "the target knows 364 ids and the base 300: compared on the 300 shared" in said(found, "ok")
+    assert "the target knows 364 ids and the base 300: compared on 300 shared ids" in said(found, "ok")
     assert "2 token(s) are unknown to one model ('<patient>', '<ward>')" in said(found, "warning")
 
 
@@ -115,7 +115,7 @@ def test_a_vocabulary_too_small_for_the_features_is_a_problem():
 
 def test_half_precision_is_told():
     found = of(moved(0.02).to(torch.bfloat16), small(1))
-    assert "rounding tells them apart" in said(found, "warning")
+    assert "they differ by rounding" in said(found, "warning")
     head = 4 * 300 * 32
     weights = 6 * sum(p.numel() for p in small(1).parameters())
     assert found.memory_bytes == weights + head + 2 * CHUNK_BYTES

@@ -186,7 +186,7 @@ def test_audits_of_texts_without_ids_are_compared_where_the_private_folders_are(
     same = audit_files(work, pair, tmp_path / "same").folder
     done = run_ltmia("compare", str(out), str(same))
     assert done.returncode == 0, done.stderr
-    assert "not checked" not in done.stdout
+    assert "not compared" not in done.stdout
     shutil.rmtree(same / "private")
     refused = run_ltmia("compare", str(out), str(same))
     assert refused.returncode == 2

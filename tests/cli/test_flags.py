@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from ltmia.__main__ import main
@@ -29,11 +30,11 @@ SOURCE = Path(str(files("ltmia")))
     ],
 )
 def test_options_in_backquotes_become_flags(message: str, shown: str | None) -> None:
-    assert in_flags(message) == (shown or message)
+    assert in_flags(message, get_command(app)) == (shown or message)
 
 
 def test_no_flag_is_named_below_the_command_line() -> None:
-    known = re.compile(rf"(?<![\w-])(?:{'|'.join(flags().values())})(?![\w-])")
+    known = re.compile(rf"(?<![\w-])(?:{'|'.join(flags(get_command(app)).values())})(?![\w-])")
     named = [
         f"{file.relative_to(SOURCE)}:{node.lineno}: {node.value[:80]}"
         for file in SOURCE.rglob("*.py")

@@ -1,4 +1,4 @@
-"""Attacks that count where the target beats its reference: EZ-MIA and the window vote WBC."""
+"""Attacks that count positions at which the target beats its reference: EZ-MIA and WBC."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -23,15 +23,15 @@ EZ_NO_ERROR = 1e30
 def ez_mia(evidence: TextEvidence, rule: Literal["paper", "published_code"] = "paper") -> float:
     """Return P / N: gains over losses of log-probability at the target's error positions (arXiv 2601.12104).
 
-    Error positions are those where the target prefers another token to the true one (its rank is above 1, so a tie
-    for the first place is no error); the first scored position is left out. P sums max(D_t, 0) over them, N sums
+    Error positions are those at which the target prefers another token to the true one: its rank is above 1, so a tie
+    for first place is not an error. The first scored position is left out. P sums max(D_t, 0) over them, N sums
     max(-D_t, 0).
 
     Args:
         evidence: One text.
-        rule: "paper" ranks a text without errors strongest, then texts with N = 0 by their P, then the others by
-            P / N; large finite scores stand for the first two. "published_code" gives both, and texts with a single
-            error position, 0: the lowest score for the strongest members.
+        rule: "paper" ranks texts without errors highest, then texts with N = 0 by P, then the others by P / N; the
+            first two get large finite scores. "published_code" gives 0, the lowest score, to both and to texts with a
+            single error position, although these are the strongest members.
     """
     errors = evidence.log_ratio[1:][evidence.tokens.target_rank[1:] > 1]
     gain = float(np.maximum(errors, 0).sum())

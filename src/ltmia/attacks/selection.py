@@ -1,4 +1,4 @@
-"""Choosing attacks by name or group, and running the fast ones on a text."""
+"""Chooses attacks by name or group, and runs the fast ones on a text."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,10 +12,9 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the attacks to run, each once, in the table's order.
 
     Args:
-        wanted: "fast" (all without passes of their own: the shared pass, the classifier, the control), "recorded"
-            (all that recorded log-probabilities suffice for), "all" (both without the attacks on weights, which
-            an audit adds by its observer), or names, in a list or with commas;
-            "fast,recall" adds one to a group.
+        wanted: "fast" (the attacks of the shared pass, the classifier and the control), "recorded" (attacks that need
+            only recorded log-probabilities), "all" (neither group includes the attacks on weights, which an audit adds
+            by its observer), or names in a list or separated by commas; "fast,recall" adds one to a group.
 
     Raises:
         ConfigError: If a name is unknown, or there is none.
@@ -31,12 +30,12 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def fast_attacks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the names that the shared pass computes."""
+    """Return the attacks among these that the shared pass computes."""
     return tuple(name for name in names if ATTACKS[_known(name)].fast)
 
 
 def slow_attacks(names: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the names that need passes of their own."""
+    """Return the attacks among these that take several passes."""
     return tuple(name for name in names if ATTACKS[_known(name)].slow)
 
 
@@ -44,7 +43,7 @@ def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, fl
     """Score one text with the fast attacks named; NaN where an attack cannot measure it.
 
     Raises:
-        ConfigError: If a name is unknown, or not that of a fast attack.
+        ConfigError: If a name is unknown, or is not a fast attack.
     """
     scores = {}
     for name in names:

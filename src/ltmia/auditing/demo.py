@@ -1,4 +1,4 @@
-"""The whole story on embedded data: fine-tune the embedded LM on half of the embedded texts, then audit it."""
+"""The demo: fine-tunes the embedded LM on some of the embedded texts, then audits it."""
 
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import PairToLoad
 
 N_MEMBERS = 500
-"""And twice as many non-members."""
+"""Number of members; there are twice as many non-members."""
 FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_length=128, seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Checks whether a pair of models can be audited, by loading and running both, and says how to mend problems."""
+"""Checks whether a pair of models can be audited, by loading and running both, and says how to fix problems."""
 
 import time
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ def diagnose_pair(pair: Pair) -> Diagnosis:
     memory, seconds = _memory(pair), _seconds_per_1000(pair)
     cost = (
         f"scoring 1,000 texts of {TIMED_LENGTH} tokens takes about {_time(seconds)}, and about {memory / 2**30:.1f} "
-        "GiB of memory beside the activations"
+        "GiB of memory, without activations"
     )
     findings.append(Finding(level="ok", sentence=cost))
     return Diagnosis(findings=tuple(findings), memory_bytes=memory, seconds_per_1000_texts=seconds)
@@ -114,7 +114,7 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
         if origin.trust_remote_code:
             yield Finding(level="warning", sentence=f"the {name} was allowed to run code that came with it")
         if not scorer.runs_head_apart:
-            slow = "does more after its output head than is known here, so it is run whole: right, but slower"
+            slow = "does something unknown after its output head, so it is run as a whole: correct, but slower"
             ties = f"the {name} {slow}" + (", and in half precision ranks tie" if _is_half(model) else "")
             cure = "use `dtype=float32`" if _is_half(model) else ""
             yield Finding(level="warning", sentence=ties, cure=cure)
@@ -123,8 +123,8 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
             yield Finding(level="warning", sentence=slow, cure="`dtype=float32` is faster here, if memory allows")
     models = [model for _, model, _ in _both(pair)]
     if _is_half(models[0]) != _is_half(models[1]):
-        unlike = f"the target is in {_dtype(models[0])} and the base in {_dtype(models[1])}: rounding tells them apart"
-        yield Finding(level="warning", sentence=unlike, cure="name one `dtype` for both")
+        unlike = f"the target is in {_dtype(models[0])} and the base in {_dtype(models[1])}: they differ by rounding"
+        yield Finding(level="warning", sentence=unlike, cure="set one `dtype` for both")
 
 
 def _about_ids(pair: Pair) -> Iterator[Finding]:
@@ -133,13 +133,13 @@ def _about_ids(pair: Pair) -> Iterator[Finding]:
     if widths[0] == widths[1]:
         yield Finding(level="ok", sentence=f"both models know the same {shared:,} ids")
     else:
-        unequal = f"the target knows {widths[0]:,} ids and the base {widths[1]:,}: compared on the {shared:,} shared"
+        unequal = f"the target knows {widths[0]:,} ids and the base {widths[1]:,}: compared on {shared:,} shared ids"
         yield Finding(level="ok", sentence=unequal)
     foreign = [token for token, index in pair.tokenizer.get_vocab().items() if index >= shared]
     if foreign:
         named = ", ".join(map(repr, sorted(foreign)[:3]))
-        unknown = f"{len(foreign)} token(s) are unknown to one model ({named}): texts that hold one cannot be scored"
-        yield Finding(level="warning", sentence=unknown, cure="leave such tokens out of the texts")
+        unknown = f"{len(foreign)} token(s) are unknown to one model ({named}): texts that contain one cannot be scored"
+        yield Finding(level="warning", sentence=unknown, cure="remove such tokens from the texts")
     if shared < DEFAULT_K:
         yield Finding(level="problem", sentence=f"{shared} shared ids are fewer than the {DEFAULT_K} needed")
     limit = pair.max_positions
@@ -183,7 +183,7 @@ def _seconds_per_1000(pair: Pair) -> float:
     length = min(TIMED_LENGTH, pair.max_positions or TIMED_LENGTH)
     ids = np.random.default_rng(0).integers(0, pair.vocab_size, (TIMED_TEXTS, length))
     texts = [EncodedText(ids=row) for row in ids]
-    _run(pair, texts[:1])  # what is compiled or cached at first use is not timed
+    _run(pair, texts[:1])  # compiling and caching at first use is not timed
     started = time.perf_counter()
     _run(pair, texts)
     return (time.perf_counter() - started) / TIMED_TEXTS * 1000

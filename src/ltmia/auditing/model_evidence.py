@@ -1,4 +1,4 @@
-"""Measures a pair's numeric noise, by scoring texts again, and whether its base is the right one."""
+"""Measures a pair's numeric noise by scoring texts again, and tests whether its base is the right one."""
 
 import math
 import os
@@ -22,7 +22,7 @@ from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, extract_b
 N_FLOAT32 = 2
 """Texts that are scored in float32, which briefly takes twice the memory of half precision."""
 N_COMPARED_WEIGHTS = 65_536
-"""How many numbers of each parameter are compared, from its start."""
+"""Number of values of each parameter, from its start, that are compared."""
 MEMORY_RESERVE = 2.0
 """Free memory must be this many times the extra memory for float32."""
 
@@ -30,9 +30,10 @@ MEMORY_RESERVE = 2.0
 def weight_change(pair: Pair) -> tuple[float, float | None]:
     """Return the share of parameters with a counterpart in the base, and their mean change relative to the base.
 
-    The change is sum |a - b| / sum |b| over the leading `N_COMPARED_WEIGHTS` numbers of every shared parameter: little
-    enough to wait for the other model's turn. None for an adapter: it does not change them, or subtracts a part that it
-    adds again. NaN where a number is not finite, infinite where there is nothing to compare with.
+    The change is sum |a - b| / sum |b| over the first `N_COMPARED_WEIGHTS` numbers of every shared parameter, few
+    enough to keep in memory until the other model is loaded. None for an adapter, which does not change the base's
+    weights, or adds again what it subtracts. NaN if a number is not finite, infinite if there is nothing to compare
+    with.
     """
     if pair.reference is None:
         return 1.0, None
@@ -62,7 +63,7 @@ class _Leading:
     numel: int
 
     def fits(self, other: "_Leading") -> bool:
-        """Say whether the two can be one parameter; a grown vocabulary changes the first axis only."""
+        """Say whether both can be the same parameter; a larger vocabulary changes only the first axis."""
         return self.row == other.row
 
 
@@ -78,7 +79,7 @@ def _leading_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, _Leadi
 
 
 def compare_with_base(pair: LoadedPair, texts: Texts, max_length: int) -> BaseComparison:
-    """Compare target and reference by weights, and by their log-probabilities of some texts (best non-members)."""
+    """Compare target and reference by weights, and by their log-probabilities of some texts, preferably non-members."""
     batches = _extracted(pair, texts, ExtractionConfig(max_length=max_length))
     parts = [batch.statistics.tokens for batch in batches]
     if not parts:
@@ -105,11 +106,11 @@ def compare_losses(pair: Pair, target_logp: np.ndarray, reference_logp: np.ndarr
 
 
 def rescore(pair: LoadedPair, texts: Texts, in_batches: Sequence[float], max_length: int) -> Rescored:
-    """Score a few texts again, each alone, and the first of them once more in float32 where the models are in less.
+    """Score a few texts again, each alone, and the first of them also in float32 if the models have less precision.
 
     Args:
         pair: The models.
-        texts: What to score.
+        texts: Texts to score.
         in_batches: Mean log-ratio of each text in the audit.
         max_length: Token ids read of each text.
     """
@@ -127,7 +128,7 @@ def rescore(pair: LoadedPair, texts: Texts, in_batches: Sequence[float], max_len
         with _as_float32(half):
             exact = [_difference(pair, texts.take([row]), max_length) for row in range(len(texts))[:N_FLOAT32]]
     except (MemoryError, torch.OutOfMemoryError):
-        return Rescored(noise=noise, float32=None, reason="memory did not suffice")
+        return Rescored(noise=noise, float32=None, reason="there was not enough memory")
     shift = max(abs(a - b) for a, b in zip(exact, alone[:N_FLOAT32], strict=True))
     return Rescored(noise=noise, float32=shift)
 

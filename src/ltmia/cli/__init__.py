@@ -1,1 +1,1 @@
-"""The commands; heavy imports stay inside them."""
+"""The commands; each imports heavy libraries only when it runs."""

@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-"""Commands are listed by `--help` in the order of work, under the panels below."""
+"""The program. `--help` lists its commands in the order of work, in the panels below."""
 
 START, AUDIT, DECIDE, RESEARCH = "Start here", "Audit", "Decide", "Research"
 
@@ -258,7 +258,7 @@ ELSEWHERE: dict[str, tuple[Callable[..., None], ...]] = {
     DECIDE: (decisions.gate, decisions.compare, evidence.card, evidence.annex, evidence.verify),
     RESEARCH: (classifiers.train, classifiers.evaluate, bench),
 }
-"""Commands that other files hold, by panel."""
+"""Commands of other files, by panel."""
 for panel, commands in ELSEWHERE.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

@@ -1,4 +1,4 @@
-"""`ltmia bench`: what the parts cost on this machine."""
+"""`ltmia bench`: measures the speed of parts of the program on this machine."""
 
 import json
 from enum import StrEnum
@@ -10,7 +10,7 @@ from ltmia.cli import options as o
 
 
 class Benchmark(StrEnum):
-    """What is measured."""
+    """Parts that can be measured."""
 
     extract = "extract"
     store = "store"

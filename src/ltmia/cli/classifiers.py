@@ -83,7 +83,7 @@ def train(
 ) -> None:
     """Train a classifier on labelled stores."""
     if patience is not None and not hold_out:
-        raise typer.BadParameter("needs --hold-out: what is not learnt from says when to stop", param_hint="--patience")
+        raise typer.BadParameter("needs --hold-out: held-out combinations decide when to stop", param_hint="--patience")
     if start is not None and (network or feature_version):
         raise typer.BadParameter(
             "has a network and features already: leave out --network and --feature-version", param_hint="--start"

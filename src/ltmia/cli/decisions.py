@@ -93,7 +93,7 @@ def compare(
         print(json.dumps({"same_texts": same_texts, **comparison.tree()}, indent=1))
         return
     if same_texts is None:
-        print("The ids are the same; whether the texts are was not checked: that takes the private folders of both.")
+        print("The ids are the same. The texts were not compared, because that needs both private folders.")
     for fpr, measure in comparison.tpr_at_fpr.items():
         if measure.value is None:
             print(f"TPR at an FPR of {fpr}: {measure.reason}")

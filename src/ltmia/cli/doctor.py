@@ -1,4 +1,4 @@
-"""`ltmia doctor`: whether two models can be audited at all."""
+"""`ltmia doctor`: tests whether two models can be audited."""
 
 import json
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from dataclasses import asdict
 import typer
 
 from ltmia.cli import options as o
-from ltmia.cli.flags import in_flags
+from ltmia.cli.flags import in_flags, running_program
 from ltmia.cli.progress import calm_libraries
 
 
@@ -29,6 +29,7 @@ def doctor(
     if as_json:
         print(json.dumps(asdict(found) | {"usable": found.usable}, indent=1))
     for finding in () if as_json else found.findings:
-        print(in_flags(f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else "")))
+        said = f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else "")
+        print(in_flags(said, running_program()))
     if not found.usable:
         raise typer.Exit(2)

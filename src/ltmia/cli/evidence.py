@@ -1,4 +1,4 @@
-"""The commands that put a finished audit where others look for it: `card`, `annex`, `verify`."""
+"""The commands that publish a finished audit: `card`, `annex`, `verify`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +24,10 @@ def card(
         return
     found = drift(folder, into)
     for difference in found:
-        print(f"{into}: {difference}; `ltmia card {folder} --into {into}` writes what the audit gives")
+        print(f"{into}: {difference}; `ltmia card {folder} --into {into}` writes the current audit")
     if found:
         raise typer.Exit(CHANGED)
-    print(f"{into}: as the audit in {folder} gives it")
+    print(f"{into}: agrees with the audit in {folder}")
 
 
 def annex(
@@ -59,6 +59,6 @@ def verify(
     if against is None:
         return
     if found := differing_files(folder, against):
-        print(f"{against}: states other hashes of {', '.join(found)}")
+        print(f"{against}: has other hashes for {', '.join(found)}")
         raise typer.Exit(CHANGED)
-    print(f"{against}: of these files")
+    print(f"{against}: agrees with these files")

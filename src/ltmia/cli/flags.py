@@ -1,37 +1,46 @@
-"""Messages name options as Python does, in backquotes; the command line shows its own flags in their place."""
+"""Replaces names of options in messages, which are in backquotes as in Python, by flags of the command line."""
 
 import re
 import warnings
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typer._click.core import Command
 
 OPTION = re.compile(r"`(\w+)(?:=([^`]*))?`")
-"""`base`, or `dtype="float32"`."""
+"""Pattern of an option in a message, such as `base` or `dtype="float32"`."""
 QUOTES = "'\""
 
 
-def in_flags(message: str) -> str:
-    """Replace each option that a message names by its flag.
+def running_program() -> "Command":
+    """Return the program whose command is running."""
+    from typer._click.globals import get_current_context  # typer brings its own click
+
+    return get_current_context().find_root().command
+
+
+def in_flags(message: str, program: "Command") -> str:
+    """Replace each option that a message names by its flag in the program.
 
     `base` becomes --base, `overwrite=True` becomes --overwrite, and `dtype="float32"` becomes --dtype float32. Other
     text in backquotes stays as it is.
     """
-    return OPTION.sub(_flag, message)
+    return OPTION.sub(partial(_flag, flags(program)), message)
 
 
 def warn_in_flags() -> None:
-    """Show each warning as one line of text with flags in it, without the line of code that it comes from."""
-    warnings.formatwarning = lambda message, *_args, **_more: f"ltmia: warning: {in_flags(str(message))}\n"
+    """Show each warning as one line with flags, without the line of code that raised it."""
+    program = running_program()
+    warnings.formatwarning = lambda message, *_args, **_more: f"ltmia: warning: {in_flags(str(message), program)}\n"
 
 
 @cache
-def flags() -> dict[str, str]:
-    """Return the flag of each option, by the name that the option has in Python, over all commands."""
-    from typer.main import get_command
-
-    from ltmia.cli.app import app
-
+def flags(program: "Command") -> dict[str, str]:
+    """Return the flag of each option of a program and its subcommands, by the name that the option has in Python."""
     found: dict[str, str] = {}
-    waiting = [get_command(app)]
+    waiting = [program]
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()
@@ -41,9 +50,9 @@ def flags() -> dict[str, str]:
     return found
 
 
-def _flag(option: re.Match[str]) -> str:
+def _flag(known: Mapping[str, str], option: re.Match[str]) -> str:
     name, value = option.groups()
-    flag = flags().get(name)
+    flag = known.get(name)
     if flag is None:
         return option.group()
     return flag if value in (None, "True") else f"{flag} {value.strip(QUOTES)}"

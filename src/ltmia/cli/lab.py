@@ -1,4 +1,4 @@
-"""`ltmia lab`: run the data factory, or ask how far it is."""
+"""`ltmia lab`: runs a lab, and shows its state."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -95,10 +95,10 @@ def _ray_engine(workers: int | None) -> "Engine":
 
 
 def _refuse_failures(status: "LabStatus", out: Path) -> None:
-    """Name the combinations that have no store, and why.
+    """Refuse to end normally if a combination has no store, and say why it has none.
 
     Raises:
-        LtmiaError: If there is one, or any other step failed.
+        LtmiaError: If there is such a combination, or any other step failed.
     """
     from ltmia.errors import LtmiaError
 
@@ -133,7 +133,7 @@ def _print_status(status: "LabStatus") -> None:
         console.print(text, markup=False, highlight=False)
     if not status.running:
         done = status.count("done") == len(status.steps)
-        console.print("Nothing is left to do." if done else "No lab is at work here now; the same command goes on.")
+        console.print("Nothing is left to do." if done else "No lab is running here now; the same command resumes.")
 
 
 def _kinds_table(status: "LabStatus") -> "Table":
@@ -179,7 +179,9 @@ def _print_forecast(forecast: "LabForecast") -> None:
         console.print(table)
     n_done = len(forecast.steps) - len(forecast.to_do)
     unknown = sum(step.seconds is None for step in forecast.to_do)
-    left_out = f" Not counted: the models and the time of {unknown} steps on bases not here yet." if unknown else ""
+    left_out = (
+        f" Not counted: models and time of {unknown} steps on bases that are not downloaded yet." if unknown else ""
+    )
     console.print(
         f"{len(forecast.to_do)} steps to do, {n_done} done or not needed. With {forecast.workers} workers about "
         f"{_time(forecast.seconds)}, {_size(forecast.memory_bytes)} of memory, "

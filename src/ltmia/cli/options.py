@@ -25,7 +25,7 @@ class Dtype(StrEnum):
 
 
 class ObserverName(StrEnum):
-    """Which attacker an audit stands for."""
+    """Attacker that an audit assumes."""
 
     auto = "auto"
     logprobs = "logprobs"
@@ -33,14 +33,14 @@ class ObserverName(StrEnum):
 
 
 class EngineName(StrEnum):
-    """Who does the work."""
+    """Engine that does the work."""
 
     local = "local"
     ray = "ray"
 
 
 class TrackerName(StrEnum):
-    """Where figures are logged."""
+    """Tracker that figures are logged to."""
 
     mlflow = "mlflow"
     wandb = "wandb"

@@ -1,8 +1,9 @@
-"""Options from elsewhere than the command line: environment variables, and a file of the project.
+"""Reads options from environment variables and from a file of the project.
 
 `LTMIA_FDR=0.01` sets `--fdr` of every command that has it. So does `fdr = 0.01` in `ltmia.toml`, or in the table
 `[tool.ltmia]` of `pyproject.toml`, of the folder where the command runs; a table `[audit]` in `ltmia.toml`, or
-`[tool.ltmia.audit]`, is for that command alone. The command line counts most, then the environment, then the file.
+`[tool.ltmia.audit]`, is for that command only. The command line has priority over the environment, and the environment
+over the file.
 """
 
 import tomllib
@@ -19,14 +20,14 @@ from ltmia.errors import ConfigError
 PREFIX = "LTMIA"
 OWN_FILE, PROJECT_FILE = Path("ltmia.toml"), Path("pyproject.toml")
 ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite")
-"""Options that a file may not set: whoever gives away a folder could otherwise run code or delete files."""
+"""Options that a file may not set, because a folder from a stranger could otherwise run code or delete files."""
 
 
 class Commands(TyperGroup):
     """Command group whose options can also be set by environment variables and a file of the project."""
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
-        """Return a command that knows where else its options may come from."""
+        """Return a command whose options can also come from the environment and a file."""
         command = super().get_command(ctx, cmd_name)
         if command is not None and not ctx.resilient_parsing:
             place, said = read_settings()
@@ -59,15 +60,15 @@ def read_settings() -> tuple[str, dict[str, Any]]:
 
 
 def check_settings(place: str, said: Mapping[str, Any], options: Mapping[str, set[str]]) -> None:
-    """Refuse what no command would read.
+    """Refuse keys that no command reads.
 
     Args:
-        place: Named in errors.
-        said: What the file says.
+        place: Place of the settings, for messages.
+        said: Content of the file.
         options: Names of the options of each command.
 
     Raises:
-        ConfigError: Naming the key, and the nearest name that there is.
+        ConfigError: If there is such a key; the message names it and the nearest option.
     """
     everywhere = set().union(*options.values())
     for key, value in said.items():
@@ -87,7 +88,7 @@ def _check_key(place: str, key: str, known: set[str]) -> None:
 
 
 def _options(command: Command, name: str = "") -> Iterator[tuple[str, set[str]]]:
-    """Go through all commands: their names, and those of their options."""
+    """Yield the name of each command, and the names of its options."""
     if isinstance(command, TyperGroup):
         for inner, found in command.commands.items():
             yield from _options(found, inner)
@@ -96,7 +97,7 @@ def _options(command: Command, name: str = "") -> Iterator[tuple[str, set[str]]]
 
 
 def _name_variables(command: Command) -> None:
-    """Let each option be read from the variable that is called like it; click would use the function's argument."""
+    """Read each option from the variable named like its flag; click would use the name of the function's argument."""
     variables = {param: f"{PREFIX}_{flag.upper().replace('-', '_')}" for flag, param in _flags(command)}
     for param in command.params:
         if isinstance(param, TyperOption) and not param.is_eager and param.name in variables:
@@ -104,7 +105,7 @@ def _name_variables(command: Command) -> None:
 
 
 def _flags(command: Command) -> Iterator[tuple[str, str]]:
-    """Return each option as it is spelt, without dashes, and as the function calls it."""
+    """Return each option's flag without dashes, and the name of its function argument."""
     for param in command.params:
         for flag in param.opts if isinstance(param, TyperOption) else ():
             if flag.startswith("--") and param.name is not None:

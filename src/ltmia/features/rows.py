@@ -1,4 +1,4 @@
-"""The rows of a store's positions: where each text's lie, and random access to them."""
+"""Random access to the rows of a store, which hold the statistics of each position."""
 
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from ltmia.records import RaggedStatistics
 
 TOKENS_FILE = "tokens.f16"
 EXPECTED_FILES: Mapping[str, str] = {"full": "expected.f16", "lite": "expected_lite.f16"}
-"""By kind of expectation, see `columns.EXPECTATIONS`."""
+"""File of each kind of expectation, see `columns.EXPECTATIONS`."""
 
 
 class TokenRows:
-    """The rows of all texts, memory-mapped: statistics, and what to expect by each kind that is known."""
+    """The rows of all texts, memory-mapped: statistics and expectations."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class TokenRows:
             starts: First row of each text.
             counts: Rows of each text.
             sizes: k, vocabulary size and number of rows.
-            expectations: The kinds that there are.
+            expectations: Kinds of expectation in the store.
 
         Raises:
-            ValueError: If a file is not of the size that follows.
+            ValueError: If a file has the wrong size.
         """
         self._starts, self._counts = starts, counts
         self._k, self._vocab_size, n_rows = sizes
@@ -45,7 +45,7 @@ class TokenRows:
         }
 
     def statistics(self, rows: Sequence[int] | np.ndarray, kind: str = "full") -> RaggedStatistics:
-        """Gather those of some texts in one indexed read, with the expectation of a kind where there is one."""
+        """Read the rows of some texts, with the expectation of a kind if there is one."""
         rows = np.asarray(rows, np.int64)
         counts = self._counts[rows]
         index = row_index(self._starts[rows], counts)
@@ -78,6 +78,7 @@ class _MappedRows:
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         gathered = self._rows[index]
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # The system keeps them cached; but what a process has once read counts as its own, up to the whole file.
+            # The system keeps the rows cached, but rows that a process has read count as its memory, up to the whole
+            # file.
             self._map.madvise(mmap.MADV_DONTNEED)
         return gathered

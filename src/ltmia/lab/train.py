@@ -41,7 +41,7 @@ def untrained(network: str, data: TrainingData) -> MembershipClassifier:
 
 
 def going_on_from(start: MembershipClassifier, data: TrainingData) -> MembershipClassifier:
-    """Return a classifier whose training goes on from a fitted one, with the data.
+    """Return a classifier that continues the training of a fitted one.
 
     Raises:
         ConfigError: If the data's features are not as wide as those it was fitted to.
@@ -62,7 +62,7 @@ def _top_tokens(data: TrainingData) -> int:
 
 
 def usual_config(classifier: MembershipClassifier, data: TrainingData, **changes: Any) -> TrainingConfig:
-    """Return how a classifier is trained unless told otherwise: the published network as published."""
+    """Return the default settings of training: those of the paper for the published network."""
     published = classifier.network == "published"
     config = TrainingConfig.published(data.n_texts, **changes) if published else TrainingConfig(**changes)
     return config if classifier.start is None else config.going_on()
@@ -78,7 +78,7 @@ def train(
     report: Report = silent,
     tell: Callable[[str], None] = lambda _line: None,
 ) -> MembershipClassifier:
-    """Train a classifier and save it, once it is finished, as `out`.
+    """Train a classifier and save it as `out` when it is finished.
 
     After each epoch the state is kept in a hidden folder beside `out`. The same call after an interruption goes on from
     there to the same weights; a call with other settings starts anew. A finished classifier is replaced only if asked.
@@ -121,13 +121,13 @@ def train(
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """Describe the figures of an epoch."""
+    """Return a line with the figures of an epoch."""
     line = f"epoch {record.epoch + 1} of {epochs}: loss {record.loss:.4f}"
     return line if record.validation_auc is None else f"{line}, held-out AUC {record.validation_auc:.4f}"
 
 
 def kept_line(classifier: MembershipClassifier) -> str:
-    """Say which epoch's weights a fitted classifier has."""
+    """Return a line that names the epoch whose weights a fitted classifier has."""
     kept = best_epoch(classifier.history_)
     measured = classifier.history_[kept].validation_auc
     line = f"the weights are those of epoch {kept + 1} of {len(classifier.history_)}"
@@ -139,7 +139,7 @@ def _names(combination: Combination) -> set[str]:
 
 
 def _is_done(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Say whether a classifier of these settings is there."""
+    """Return whether a classifier with these settings already exists."""
     found = read_marker(out)
     whole = found is not None and all((out / name).is_file() for name in found.files)
     return whole and _read(out / CONFIG_FILE).get("settings") == settings
@@ -156,7 +156,7 @@ def _say_what_was_found(work: Path, settings: Mapping[str, Any], tell: Callable[
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one where there is none."""
+    """Return the JSON object in a file; empty if there is no file."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

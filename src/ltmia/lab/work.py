@@ -27,16 +27,16 @@ from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.ownership import Marker
 
 TOKENIZER_TEXTS = 12_000
-"""Texts a tokenizer is trained on; more hardly change its merges."""
+"""Number of texts to train a tokenizer on; more hardly change its merges."""
 HELD_OUT_TEXTS = 200
-"""Texts a base's held-out loss is measured on."""
+"""Number of texts to measure a base's held-out loss on."""
 
 
 Result = Mapping[str, Any]
 
 
 def perform(step: Step, folder: Path) -> Result:
-    """Do one step of the lab in a folder; what it leaves is written when it is whole."""
+    """Do one step of the lab in a folder; its product is written when it is complete."""
     torch.set_num_threads(1)
     with LabFolder(folder).step_lock(step):
         _sweep(step.product)
@@ -52,7 +52,7 @@ def perform(step: Step, folder: Path) -> Result:
 
 
 def _sweep(product: Path) -> None:
-    """Delete what a killed process was writing beside the step's final names; its checkpoints stay."""
+    """Delete temporary files of a killed process; its checkpoints stay."""
     beside = product.parent.glob(f".{product.name}.partial-*")
     for path in [*beside, *product.glob(".*.partial-*")]:
         shutil.rmtree(path)

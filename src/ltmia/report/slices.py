@@ -1,4 +1,4 @@
-"""How an audit's outcome differs between parts of the data: by length, and by group."""
+"""Splits an audit's results by length of texts and by group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from ltmia.evaluation.roc import auc
 
 N_RESAMPLES = 300
 MOST_GROUPS = 15
-"""Groups shown: those whose members stand out most."""
+"""Most groups to show; those whose members stand out most come first."""
 FEWEST_TEXTS = 2
-"""Members a group needs to be shown."""
+"""Fewest members of a group to be shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +26,11 @@ class Slice:
     n_members: int
     n_nonmembers: int
     n_flagged: int
-    """Members flagged."""
+    """Number of flagged members."""
     auc: Measure
     """AUC of the slice's members against its non-members; a group's members are compared with all non-members."""
     flagged_whole: bool = False
-    """A group judged and flagged as one."""
+    """Whether the group was flagged as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Records:
 
     @classmethod
     def of(cls, records: pa.Table, attack: str) -> "Records":
-        """Take them from `records.parquet`; where there are no labels, candidates count as members."""
+        """Read the columns from `records.parquet`; without labels, candidates count as members."""
         labels = np.array([1 if label is None else label for label in records["label"].to_pylist()], np.int64)
         return cls(
             labels=labels,

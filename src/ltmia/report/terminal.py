@@ -1,6 +1,6 @@
-"""Results in the terminal: the verdict, what may spoil it, one table of the attacks, and where the files are.
+"""Shows results in the terminal: the verdict, cautions, one table of the attacks, and the paths of the files.
 
-A pipe and a terminal get the same lines; only a terminal gets colours, and fewer columns where it is narrow.
+A pipe and a terminal get the same lines; a terminal also gets colours, and fewer columns if it is narrow.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ RATES = ("0.1", "0.01")
 
 
 def print_results(results: Results, folder: Path, console: Console) -> None:
-    """Print the verdict, one line for each caution, the attacks (control first), and where the files are."""
+    """Print the verdict, one line for each caution, the attacks (control first), and the paths of the files."""
     summary = summarise(results)
     _print(console, f"{SIGNS[summary.status]} {summary.word}", VERDICT_STYLES[summary.status])
     for point in summary.points:
@@ -41,7 +41,7 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
 
 
 def _cautions(results: Results, summary: Summary) -> list[tuple[str, str]]:
-    """Return a line for each check that is not fine, with its style; the sentence only where it was not said yet."""
+    """Return a line with its style for each check that found a problem; a sentence is not repeated."""
     lines = []
     for name, check in named_checks(results.validity):
         if check.status in STYLES:
