@@ -25,7 +25,8 @@ from ltmia.data.rows import stream_rows
 from ltmia.errors import LtmiaError
 from ltmia.evaluation.audit_folder import PRIVATE_FOLDER, RECORDS_FILE, RESULTS_FILE, TOKENS_FILE
 from ltmia.evaluation.files import RUN_KEY, read_records, read_results
-from ltmia.evaluation.gate import Limit, hold_against, read_policy
+from ltmia.evaluation.gate import hold_against
+from ltmia.evaluation.limits import Limit, read_policy
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.token_bands import USUAL
 from ltmia.features.journal import StoredText
@@ -135,7 +136,9 @@ def read_conversations(folder: Path, case: bytes) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in changed) if isinstance(changed, list) else "null"
     path = folder / "conversations.jsonl"
     path.write_bytes(case[1:] if case and case[0] % 2 else lines.encode())
-    texts = read_texts(path, chat=lambda messages, ask: "".join(m["role"] + m["content"] for m in messages) + ">" * ask)
+    texts = read_texts(
+        path, chat=lambda messages, ask, _: "".join(m["role"] + m["content"] for m in messages) + ">" * ask
+    )
     assert texts.starts is None or all(0 <= s <= len(t) for s, t in zip(texts.starts, texts.texts, strict=True))
 
 

@@ -15,6 +15,7 @@ from ltmia.folders import (
     make_folder,
     remove_files,
     remove_work_folder,
+    shown_command,
     work_folder,
     work_path,
     write_folder,
@@ -212,3 +213,20 @@ def test_no_file_of_others_is_ever_lost(files, ours, overwrite, tmp_path_factory
         assert {name: kept.get(name) for name in foreign if name not in empty_notes} == {
             name: content for name, content in foreign.items() if name not in empty_notes
         }
+
+
+def test_a_command_is_shown_without_the_machines_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    given = [
+        "/usr/bin/ltmia", "audit", "org/model", f"--base={tmp_path}/here/base", f"--members={tmp_path}/a b/x=y.jsonl",
+        "--nonmembers", f"{tmp_path}/b.jsonl", f"-o{tmp_path}/out", "--max=auc:0.6", "-", "--quiet",
+    ]  # fmt: skip
+    shown = "ltmia audit org/model --base=base --members=x=y.jsonl --nonmembers b.jsonl -oout --max=auc:0.6 - --quiet"
+    assert shown_command(given) == shown
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch(mode=0o600)
+    write_whole(tmp_path / "README.md", lambda part: part.write_text("new"))
+    assert (tmp_path / "README.md").stat().st_mode & 0o777 == 0o600

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ltmia.data.recordings import RecordingHeader, write_recording
     from ltmia.data.splits import draw_membership
     from ltmia.evaluation.comparison import compare_audits as compare
-    from ltmia.evaluation.gate import Limit
     from ltmia.evaluation.gate import hold_against as gate
+    from ltmia.evaluation.limits import Limit
     from ltmia.finetuning.config import FinetuneConfig
     from ltmia.finetuning.finetune import finetune
     from ltmia.models.chat import chat_template
@@ -34,7 +34,7 @@ _HOMES = {
     "AuditConfig": "ltmia.auditing.audit",
     "AuditResult": "ltmia.auditing.question",
     "FinetuneConfig": "ltmia.finetuning.config",
-    "Limit": "ltmia.evaluation.gate",
+    "Limit": "ltmia.evaluation.limits",
     "LoadOptions": "ltmia.models.loading",
     "MembershipClassifier": "ltmia.classifier.membership",
     "Pair": "ltmia.models.pair",

@@ -4,6 +4,7 @@ Files that ltmia did not write are never deleted or overwritten; `ownership` tel
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +29,8 @@ from ltmia.ownership import (
 
 WORK = "unfinished work"
 """Kind of the hidden folders next to unfinished results."""
+OPTION_WITH_PATH = re.compile(r"(-[\w-]*=?)(/.*)", re.S)
+"""An option and its value in one argument: `--members=/home/me/texts.jsonl`, `-o/home/me/audit`."""
 LOCK_SECONDS = 1.0
 """Seconds to wait for the lock, because testing a lock holds it for an instant."""
 
@@ -43,6 +46,12 @@ def shown_path(name: str) -> str:
         return name
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else path.name
+
+
+def shown_command(arguments: Iterable[str]) -> str:
+    """Return a command line as a results file shows it, its paths as in `shown_path`."""
+    parts = [(OPTION_WITH_PATH.fullmatch(argument), argument) for argument in arguments]
+    return " ".join(match[1] + shown_path(match[2]) if match else shown_path(whole) for match, whole in parts)
 
 
 @contextmanager
@@ -133,6 +142,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     with named_errors(path):
         part.unlink(missing_ok=True)  # left by a killed run, or a link: it would be written through
         write(part)
+        if path.exists():  # a model card that only its owner may read stays so
+            shutil.copymode(path, part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

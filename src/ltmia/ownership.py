@@ -108,7 +108,9 @@ def refuse_stranger(file: Path, sign: str) -> None:
         ConfigError: If there is a file without it.
     """
     if os.path.lexists(file) and not (file.is_file() and sign.encode() in file.read_bytes()):
-        raise ConfigError(f"{file}: ltmia did not write this. Nothing was changed. Choose another name.")
+        raise ConfigError(
+            f"{file}: ltmia did not write this, or it is damaged. Nothing was changed. Move it, or choose another name."
+        )
 
 
 def read_marker(folder: Path) -> Marker | None:

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: `role` and `content` of each message."""
-Chat = Callable[[Messages, bool], str]
-"""Renders a conversation as a model reads it; if the flag is set, up to the start of the next answer."""
+Chat = Callable[[Messages, bool, Sequence[Any] | None], str]
+"""Renders a conversation as a model reads it, with the tools it may call; if the flag is set, up to the start of the
+next answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

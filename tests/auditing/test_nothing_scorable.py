@@ -12,7 +12,8 @@ from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.evaluation.files import read_results
-from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.gate import hold_against
+from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.model_checks import BaseComparison, base_check
 from ltmia.models.loading import load_pair
 from ltmia.models.pair import Pair

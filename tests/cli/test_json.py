@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ltmia.cli.app import app
+from ltmia.errors import ConfigError
 from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.files import read_audit, read_results
 from report_samples import made_up_audit
@@ -45,3 +46,17 @@ def test_a_report_held_against_a_policy_names_its_limits(audited: Path, tmp_path
     assert "Limits of the policy: AUC 1." in (audited / "report.html").read_text("utf-8")
     assert runner.invoke(app, ["report", str(audited)]).exit_code == 0
     assert "Default limits, since no policy was given" in (audited / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("option", ["--summary", "--junit"])
+@pytest.mark.parametrize("name", ["results.json", "records.parquet", "report.html", "privacy.toml"])
+def test_what_the_gate_reads_is_not_written_to(audited: Path, option: str, name: str) -> None:
+    (audited / "report.html").touch()
+    (audited / "privacy.toml").write_text("[max]\nauc = 0.6\n", "utf-8")
+    before = (audited / name).read_bytes()
+    done = runner.invoke(
+        app, ["gate", str(audited), "--policy", str(audited / "privacy.toml"), option, str(audited / name)]
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert (audited / name).read_bytes() == before
+    (audited / "report.html").unlink()

@@ -61,7 +61,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def written_out(messages, ask):
+def written_out(messages, ask, tools=None):
     return "".join(f"<{m['role']}> {m['content']}\n" for m in messages) + ("<assistant>" if ask else "")
 
 

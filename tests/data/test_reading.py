@@ -226,7 +226,8 @@ def test_a_file_beside_its_packed_copy_is_refused(tmp_path, name):
         read_texts(tmp_path)
 
 
-def chat(messages, ask):
+def chat(messages, ask, tools):
+    assert tools is None
     return "".join(f"<{m['role']}>{m['content']}" for m in messages) + ("<assistant>" if ask else "")
 
 
@@ -271,12 +272,44 @@ def test_a_message_that_only_calls_a_tool_reaches_the_template_without_content(t
     rows = [{"messages": [CONVERSATION[0], call]}]
     seen = []
 
-    def note(messages, ask):
+    def note(messages, ask, tools):
         seen.append(messages)
         return str(ask)
 
     read_texts(write_jsonl(tmp_path / "t.jsonl", rows), chat=note)
     assert seen == [[CONVERSATION[0], {"content": None} | call]]
+
+
+def test_tools_reach_the_template_and_options_of_it_are_refused(tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    rows = [
+        {"messages": CONVERSATION, "tools": tools},
+        {"messages": CONVERSATION, "tools": json.dumps(tools)},
+        {"messages": CONVERSATION, "tools": []},
+        {"messages": CONVERSATION},
+        {"prompt": CONVERSATION[:1], "completion": CONVERSATION[1:], "tools": tools},
+    ]
+    seen = []
+
+    def note(messages, ask, tools):
+        seen.append(tools)
+        return str(ask)
+
+    read_texts(write_jsonl(tmp_path / "t.jsonl", rows), chat=note)
+    assert seen == [tools, tools, None, None, tools, tools]
+    seen.clear()
+    pq.write_table(pa.Table.from_pylist(rows[:1]), tmp_path / "t.parquet")
+    read_texts(tmp_path / "t.parquet", chat=note)
+    assert seen == [tools]
+    for wrong, said in (
+        ({"tools": "weather"}, "column 'tools' holds a str"),
+        ({"tools": {"name": "weather"}}, "column 'tools' holds a dict"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "changes what the chat template writes"),
+    ):
+        with pytest.raises(DataError, match=rf"line 1: .*{said}"):
+            read_texts(write_jsonl(tmp_path / "w.jsonl", [{"messages": CONVERSATION} | wrong]), chat=note)
+    plain = write_jsonl(tmp_path / "p.jsonl", [{"text": "a", "tools": "of the trade"}])
+    assert read_texts(plain).texts == ("a",), "beside a plain text the column means nothing"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])

@@ -27,7 +27,7 @@ from markdown_it import MarkdownIt
 from commands import run_script
 from ltmia.cli.app import app
 from ltmia.data.reading import read_texts
-from ltmia.evaluation.gate import read_policy
+from ltmia.evaluation.limits import read_policy
 from ltmia.integrations.annex import read_context
 from ltmia.lab.reading import read_recipe
 

@@ -15,9 +15,10 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.calibration import judge_candidates
 from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.epsilon import epsilon_lower_bound
-from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import Results
+from ltmia.evaluation.limits import Limit
+from ltmia.evaluation.results import Check, Results
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +161,21 @@ def test_comparison_tells_less_from_more_and_admits_not_knowing() -> None:
     same = compare_audits(audit_of(weak), audit_of(weak + 1e-9 * rng.normal(size=600)))
     assert same.lower_leakage == "cannot tell"
     assert better.tpr_at_fpr["0.001"].value is None
+
+
+def test_an_audit_that_saw_nothing_is_no_sign_of_less_leakage() -> None:
+    rng = np.random.default_rng(3)
+    noise, shift = rng.normal(size=600), np.repeat([1.0, 0.0], 300)
+    strong, nothing = noise + shift, noise
+    leaky = results(strong[:300], strong[300:]), records(strong[:300], strong[300:])
+    quiet = results(nothing[:300], nothing[300:]), records(nothing[:300], nothing[300:])
+    assert compare_audits(leaky, quiet).lower_leakage == "yes"
+    same = Check(status="failed", sentence="Target and base are the same.")
+    blind = quiet[0].model_copy(update={"validity": quiet[0].validity.model_copy(update={"base": same})})
+    for first, second in ((leaky, (blind, quiet[1])), ((blind, quiet[1]), leaky)):
+        found = compare_audits(first, second)
+        assert found.lower_leakage == "cannot tell"
+        assert "found less may see too little: Target and base are the same." in found.sentence
 
 
 def test_comparison_refuses_other_texts() -> None:

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ltmia.errors import StoreError
+from ltmia.errors import ConfigError, StoreError
 from ltmia.evaluation.files import RESULTS_FILE, read_results, write_results
-from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.gate import hold_against
+from ltmia.evaluation.limits import Limit, read_policy
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.shown import markdown, one_line
+from ltmia.evaluation.verdict import headline
 
 Tree = dict[str, Any]
 LIMITS = ("identifiable:0", "auc:0.6", "tpr@fpr=0.01:0.05", "epsilon:2")
@@ -190,6 +192,17 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     ),
     "no bound on epsilon": (("epsilon:2",), put("epsilon", None), "no bound"),
     "the limit inside the interval": (("auc:0.51",), lambda _: None, "at most 0.51"),
+    "a limit that nothing exceeds": (
+        ("auc:60", "auc:1", "tpr@fpr=0.01:5", "loss.auc:0_6", "identifiable:1000", "identifiable:5000"),
+        lambda _: None,
+        "Nothing could exceed this limit",
+    ),
+    "a limit on the control": (("bag_of_words.auc:0.6", "bag_of_words.tpr@fpr=0.1:0.2"), lambda _: None, "no model"),
+    "few different non-members for the rate": (
+        ("tpr@fpr=0.01:0.05",),
+        both(put("data|n_repeats", 1500), put("data|n_nonmember_repeats", 1500), put("data|n_usable_nonmembers", 500)),
+        "500 non-members are too few",
+    ),
 }
 
 
@@ -236,6 +249,8 @@ DAMAGES: dict[str, str] = {
     "a negative count": raw(put("decisions|n_flagged", -5)),
     "a negative number of texts": raw(put("data|n_nonmembers", -1)),
     "more flagged than judged": raw(put("decisions|n_flagged", 1001)),
+    "more judged than there are": raw(put("decisions|n_judged", 1001)),
+    "more usable than there are": raw(put("data|n_usable_nonmembers", 2001)),
     "a number as a string": raw(put("decisions|n_flagged", "0")),
     "a key twice": raw(lambda _: None).replace('"n_flagged": 0', '"n_flagged": 7, "n_flagged": 0'),
     "a rate twice": raw(put("attacks|loss|tpr_at_fpr|0.010", measure(0.0, 0.0, 0.0))),
@@ -252,6 +267,26 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 def test_an_undamaged_file_is_read(tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).write_text(raw(lambda _: None), "utf-8")
     assert read_results(tmp_path).decisions.n_judged == 1000
+
+
+@pytest.mark.parametrize("limit", ["zlib.identifiable:0", "difference.epsilon:2", "auc\n:0.6", f"auc:{'9' * 400}"])
+def test_a_limit_that_means_something_else_than_it_says_is_refused(limit: str) -> None:
+    with pytest.raises(ConfigError, match=r"no such figure|no limit"):
+        Limit.parse(limit)
+
+
+def test_a_policy_with_a_number_out_of_range_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(f"[max]\nauc = 1{'0' * 400}\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"policy\.toml: auc: .* too large"):
+        read_policy(tmp_path / "policy.toml")
+
+
+def test_a_group_that_can_be_identified_counts_though_no_record_of_it_can() -> None:
+    tree = sound()
+    tree["decisions"] |= {"flagged_groups": ["a1", "b2"], "n_groups_judged": 30}
+    assert held(tree, "identifiable:0") == (1, "failed: number of identifiable groups is 2; at most 0 is allowed")
+    assert held(tree, "identifiable:2")[0] == 0
+    assert "2 of 30 groups" in headline(Results.model_validate(tree).decisions, "records", ())
 
 
 counts = st.integers(0, 300)
@@ -279,7 +314,8 @@ def audits(draw: st.DrawFn) -> Tree:
     repeats = ("repeats_across_sets", "nonmembers_overlapping")
     tree["validity"]["near_duplicates"]["details"] = {name: draw(st.sampled_from([0, 0, 1, 50])) for name in repeats}
     n_members, n_nonmembers = draw(counts), draw(st.one_of(counts, st.integers(1000, 20_000)))
-    tree["data"] = {"n_members": n_members, "n_nonmembers": n_nonmembers, "n_unscorable": draw(st.integers(0, 20))}
+    unscorable = st.integers(0, min(20, n_members + n_nonmembers))
+    tree["data"] = {"n_members": n_members, "n_nonmembers": n_nonmembers, "n_unscorable": draw(unscorable)}
     n_judged = draw(st.integers(n_members - n_members // 10, n_members))
     tree["decisions"] = {
         "attack": draw(st.sampled_from(names or ["bag_of_words"])), "fdr": 0.05, "n_judged": n_judged,
@@ -309,8 +345,19 @@ def leaking(tree: Tree) -> Tree:
     return worst
 
 
-@given(audits(), st.sampled_from(["identifiable:0", "auc:0.6", "tpr@fpr=0.1:0.2", "tpr@fpr=0.01:0.6", "epsilon:3"]))
+PROBES = (
+    "identifiable:0", "identifiable:200", "auc:0.6", "auc:1", "loss.auc:0.6", "bag_of_words.auc:0.6",
+    "tpr@fpr=0.1:0.2", "tpr@fpr=0.01:0.6", "epsilon:3",
+)  # fmt: skip
+
+
+@given(audits(), st.sampled_from(PROBES))
 def test_no_audit_that_could_not_have_failed_passes(tree: Tree, limit: str) -> None:
+    named = limit.partition(".auc")[0]
+    if named != limit and named not in tree["attacks"]:
+        with pytest.raises(ConfigError, match="no attack"):
+            held(tree, limit)
+        return
     code, line = held(tree, limit)
     if code != 0:
         return
@@ -334,6 +381,7 @@ def test_no_audit_that_could_not_have_failed_passes(tree: Tree, limit: str) -> N
 HOSTILE = (
     "::error file=a.py,line=1::broken",
     "\n::error::new line",
+    ":::error::three",
     "##[error]old form",
     "\x1b[2J\x1b]0;title\x07",
     "\x9b31m",

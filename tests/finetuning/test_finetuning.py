@@ -20,6 +20,7 @@ from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import ARCHITECTURES, END_ID, TinyConfig, build_base, train_tokenizer
 from ltmia.finetuning.training import make_trainer, save_model
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
+from ltmia.folders import hold_folder, work_path
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
 from ltmia.models.sources import find_base, find_source
 
@@ -82,6 +83,13 @@ def test_losses_are_nats_per_predicted_token(model_type):
 
 def vars_of(config):
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def test_two_processes_do_not_fine_tune_into_one_folder(tmp_path):
+    out = tmp_path / "tuned"
+    with hold_folder(work_path(out)), pytest.raises(ConfigError, match="another run is at work here"):
+        finetune(saved_base(tmp_path / "base"), TOKENIZER, TEXTS, CONFIG, out)
+    assert not out.exists()
 
 
 def test_full_finetuning_learns_counts_and_writes_a_plain_folder(tmp_path):

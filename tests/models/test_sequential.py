@@ -9,6 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ltmia
+from disks import mounted
+from ltmia.errors import StoreError
 from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.models.sequential import KeptStates
 from ltmia.scoring import pair_runner
@@ -88,3 +90,13 @@ def test_kept_states_come_back_bit_by_bit_in_any_order(tmp_path, dtype):
         assert torch.equal(kept.read([5, 7]), torch.cat([states[6:], states[:2]]))
         assert torch.equal(kept.read([3]), states[2:6])
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_by_the_hidden_states(tmp_path):
+    def fill(disk):
+        with KeptStates(disk) as kept:  # closing writes what is left, and fails again
+            for row in range(64):
+                kept.write([row], [1], torch.zeros(1, 1500))
+
+    with mounted(tmp_path / "disk", "size=256k") as disk, pytest.raises(StoreError, match=f"^{disk}: "):
+        fill(disk)

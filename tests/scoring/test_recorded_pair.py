@@ -17,6 +17,7 @@ from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS
 from ltmia.auditing.assembly import data_info
 from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.scored_sets import lengths_read
 from ltmia.auditing.text_sets import join_sets
 from ltmia.classifier.membership import shipped_classifier
 from ltmia.data.reading import read_texts
@@ -110,7 +111,7 @@ def test_an_audit_says_that_it_rests_on_recordings(
     # Where it comes from, and what could not be checked.
     found = result.results
     for model, path, name in ((found.target, files[0], "my-model"), (found.reference, files[1], "my-base")):
-        assert model.source.endswith(name)
+        assert model.source == name, "the recording states the whole path"
         assert model.sha256 == sha256(path.read_bytes()).hexdigest()
         assert model.recorded_by.startswith("ltmia ")
         assert model.n_parameters is model.architecture is model.dtype is None
@@ -144,6 +145,25 @@ def test_how_many_texts_go_on_is_known_if_the_recordings_say_so(
 
     unsaid = scored(changed(silent), sets, tmp_path / "unsaid", "loss", 40)
     assert list(unsaid.truncated) == [True if length > 40 else None for length in lengths]
+
+    def short(lines: list[RecordedText]) -> list[RecordedText]:
+        return [
+            line.model_copy(
+                update={
+                    name: getattr(line, name)[: 40 - (name != "tokens")] for name in ("tokens", "logp", "rank", "top")
+                }
+                | {"truncated": line.truncated or len(line.tokens) > 40}
+            )
+            for line in lines
+        ]
+
+    for pair, asked, read in (
+        (load_recorded_pair(*files), 40, 40),
+        (changed(silent), 500, max(min(length, 128) for length in lengths)),
+    ):
+        assert lengths_read(pair, texts, asked)["max_length"] == read
+    targets = changed(short).target
+    assert lengths_read(RecordedPair(target=targets, reference=targets), texts, 100)["max_length"] == 40
     counted = [data_info(join_sets(*sets, "members"), some).n_cut for some in (found, unsaid)]
     assert counted == [sum(length > 40 for length in lengths), None]
 
@@ -266,20 +286,14 @@ def test_recordings_of_other_texts_are_refused(
         return line.model_copy(update={"text_sha256": "0" * 64})
 
     first, config = sets[0].ids[0], replace(LITE, attacks="loss")
-    for number, (change, which, message) in enumerate(
-        (
-            (lambda lines: lines[2:], 0, f"changed.jsonl: holds nothing of 2 of the 70 texts, such as '{first}'"),
-            (lambda lines: lines[1:], 1, f"changed.jsonl: holds nothing of 1 of the 70 texts.*{first}"),
-            (lambda lines: [swapped(lines[0]), *lines[1:]], 0, f"'{first}' has other token ids in the one"),
-            (
-                lambda lines: [renamed(lines[0]), *lines[1:]],
-                1,
-                f"changed.jsonl: '{first}' was recorded of another text",
-            ),
-        )
+    for change, which, message in (
+        (lambda lines: lines[2:], 0, f"changed.jsonl: holds nothing of 2 of the 70 texts, such as '{first}'"),
+        (lambda lines: lines[1:], 1, f"changed.jsonl: holds nothing of 1 of the 70 texts.*{first}"),
+        (lambda lines: [swapped(lines[0]), *lines[1:]], 0, f"'{first}' has other token ids in the one"),
+        (lambda lines: [renamed(lines[0]), *lines[1:]], 1, f"changed.jsonl: '{first}' was recorded of another text"),
     ):
         with pytest.raises(DataError, match=message):
-            audit(changed(change, which=which), *sets, tmp_path / f"audit-{number}", config=config)
+            audit(changed(change, which=which), *sets, tmp_path / "audit", config=config)  # claimed by none
     twice = Texts(texts=sets[0].texts[:2], ids=sets[0].ids[:2])
     with pytest.raises(DataError, match="stands twice, and recordings know texts by their ids"):
         audit(changed(lambda lines: lines), twice, twice, tmp_path / "twice", config=config)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
 from ltmia.evaluation.audit_folder import MARKED, run_in
 from ltmia.evaluation.files import read_records, read_results, read_tokens, write_records, write_tokens
-from ltmia.evaluation.gate import read_policy
+from ltmia.evaluation.limits import read_policy
 from ltmia.features.store import FeatureStore
 from ltmia.lab.reading import read_recipe
 from ltmia.ownership import Marker

@@ -1,12 +1,15 @@
 """Per-text gradients against each text run alone, for every layer, adapter, batch and point of the path."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.func import functional_call
 
-from ltmia.errors import ModelError
+from disks import mounted, remount
+from ltmia.errors import ModelError, StoreError
 from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.pair import Pair
@@ -14,6 +17,7 @@ from ltmia.models.tokens import EncodedText
 from ltmia.models.weight_delta import changed_matrices, model_between, run_model
 from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import choose_coordinates
+from ltmia.weights.gradient_file import GradientFile, GradientShape
 from ltmia.weights.gradients import read_gradients
 
 TOKENIZER = train_tokenizer(["The lamp burns low on the pier, and snow falls."] * 3, 280)
@@ -218,6 +222,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch: pytest.Mo
     with pytest.raises(AttributeError):  # other models: computed anew, by what stands in for the model here
         run(tmp_path / "cut", identity="b")
     assert calls
+
+
+def test_a_full_disk_is_named_by_the_gradients_and_with_room_they_go_on(tmp_path) -> None:
+    shape = GradientShape(n_texts=8, n_points=1, n_coordinates=50_000)
+    row = np.ones((1, 50_000), np.float32)
+
+    def append_all(file):
+        for i in range(8):
+            file.append(0, [i], row * i)
+
+    with mounted(tmp_path / "disk", "size=512k") as disk:
+        file = GradientFile(disk / "gradients", shape, "a")
+        with pytest.raises(StoreError, match=f"^{disk}/gradients: "):
+            append_all(file)
+        with contextlib.suppress(StoreError):
+            file.close()
+        remount(disk, "size=4m")
+        again = GradientFile(disk / "gradients", shape, "a")
+        done = [i for i in range(8) if again.is_done(0, i)]
+        assert 0 < len(done) < 8
+        append_all(again)
+        np.testing.assert_allclose(again.block(0, np.arange(8), slice(0, 2))[:, 1], np.arange(8), rtol=1e-3)
+        again.close()
 
 
 def test_stored_gradients_are_those_of_the_texts_to_half_precision(tmp_path) -> None:

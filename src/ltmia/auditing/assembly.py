@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -25,16 +25,15 @@ from ltmia.auditing.scored_sets import ScoredSets
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_table import token_columns
 from ltmia.evaluation.audit_folder import Run
-from ltmia.evaluation.files import write_groups, write_records, write_results, write_tokens
+from ltmia.evaluation.files import forget_revealed, write_groups, write_records, write_results, write_tokens
 from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
-from ltmia.folders import shown_path
+from ltmia.folders import shown_command, shown_path
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
-from ltmia.scoring.extraction import usable_length
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 
@@ -65,7 +64,7 @@ def assemble(
     hashed = hashed_groups(sets, run.private.salt())
     records = _write_tables(pair, question, scored, measured, hashed, run)
     results = Results(
-        **_provenance(pair, question, scored.identity, command),
+        **_provenance(question, scored.identity, scored.lengths, command),
         run_id=run.run_id,
         data=data_info(sets, texts),
         attacks=dict(measured.attacks),
@@ -83,6 +82,8 @@ def assemble(
     )
     write_results(results, run.folder)
     write_report(run.folder)
+    if not question.reveal:
+        forget_revealed(run)
     return AuditResult(results=results, records=records, folder=run.folder)
 
 
@@ -104,13 +105,15 @@ def _check(
     )
 
 
-def _provenance(pair: AuditedPair, question: Question, identity: PairIdentity, command: str | None) -> dict[str, Any]:
+def _provenance(
+    question: Question, identity: PairIdentity, lengths: Mapping[str, int | None], command: str | None
+) -> dict[str, Any]:
     return {
         "ltmia_version": version("ltmia"),
         "kind": question.kind,
         "created": datetime.now(UTC),
-        "command": command or " ".join(map(shown_path, sys.argv)),
-        "settings": question.config.settings | _classifier(question) | _lengths(pair, question.config.max_length),
+        "command": command or shown_command(sys.argv),
+        "settings": question.config.settings | _classifier(question) | dict(lengths),
         "environment": environment(),
         "target": identity.target,
         "reference": identity.reference,
@@ -175,13 +178,6 @@ def _n_cut(truncated: Sequence[bool | None]) -> int | None:
     """Count the texts that are longer than what is read of them; None if that is unknown for some."""
     known = [cut for cut in truncated if cut is not None]
     return sum(known) if len(known) == len(truncated) else None
-
-
-def _lengths(pair: AuditedPair, asked: int) -> dict[str, int | None]:
-    """Return the tokens read of each text at most, and the longest input of both models: null if neither says."""
-    if pair.models is None:
-        return {"max_length": asked, "max_positions": None}
-    return {"max_length": usable_length(pair.models, asked), "max_positions": pair.models.max_positions}
 
 
 def _timing(seconds: float, sets: TextSets, scored: ScoredTexts) -> Timing:

@@ -43,7 +43,8 @@ def hold_for(
     refuse_inputs(out, [*sources, *(part.source for part in texts)])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
     options = {name: value for name, value in config.settings.items() if name not in WITHOUT_EFFECT}
-    marker = Marker(kind=MARKED[kind], settings=names | options)
+    loading = dict(pair.settings) if isinstance(pair, PairToLoad) else {}
+    marker = Marker(kind=MARKED[kind], settings=names | options | loading)
     return run_in(out, marker, hashes_of(texts), overwrite=config.overwrite)
 
 

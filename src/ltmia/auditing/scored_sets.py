@@ -1,6 +1,7 @@
 """Scores both sets of texts of an audit by every attack that takes part."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.rounding import published
 from ltmia.progress import Report
+from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.extraction import ExtractionConfig, usable_length
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
@@ -33,6 +36,8 @@ class ScoredSets:
     identity: PairIdentity
     classifier: MembershipClassifier | None
     """The learned classifier, if it took part."""
+    lengths: Mapping[str, int | None]
+    """See `lengths_read`."""
     started: float
     """Time at which scoring began, by `time.perf_counter`."""
 
@@ -51,6 +56,8 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     name = question.config.classifier
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
+    # Wrong recordings are refused here, before the folder is marked as theirs.
+    lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()
     identity = pair.identity()
     texts = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
@@ -63,8 +70,22 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
         update=update,
         identity=identity,
         classifier=classifier,
+        lengths=lengths,
         started=started,
     )
+
+
+def lengths_read(pair: AuditedPair, texts: Texts, asked: int) -> dict[str, int | None]:
+    """Return how many tokens of a text are read at most, and the longest input of both models: null if neither says.
+
+    Recordings are read and checked for this; they may hold less of the texts than was asked for.
+    """
+    if pair.models is None:
+        encoded = pair.encode(texts, ExtractionConfig(max_length=asked))
+        cut = [len(text.ids) for text in encoded if text.truncated]
+        longest = [max(len(text.ids) for text in encoded)] if any(text.truncated is None for text in encoded) else []
+        return {"max_length": min([asked, *cut, *longest]), "max_positions": None}
+    return {"max_length": usable_length(pair.models, asked), "max_positions": pair.models.max_positions}
 
 
 def _scoring_task(

@@ -24,7 +24,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html again from the files of the folder."""
-    from ltmia.evaluation.gate import read_policy
+    from ltmia.evaluation.limits import read_policy
     from ltmia.report.page import write_report
 
     print(write_report(folder, read_policy(policy).limits if policy else None))
@@ -45,10 +45,12 @@ def gate(
     as_json: o.AsJson = False,
 ) -> None:
     """Compare an audit with limits: exit code 0 if it passes, 1 if it fails, 3 if it is inconclusive."""
+    from ltmia.evaluation.audit_folder import SHAREABLE
     from ltmia.evaluation.files import read_verdict
-    from ltmia.evaluation.gate import DEFAULT_LIMITS, Limit, hold_against, read_policy
-    from ltmia.folders import named_errors
-    from ltmia.ownership import refuse_stranger
+    from ltmia.evaluation.gate import hold_against
+    from ltmia.evaluation.limits import DEFAULT_LIMITS, Limit, read_policy
+    from ltmia.folders import named_errors, write_whole
+    from ltmia.ownership import refuse_inputs, refuse_stranger
 
     limits = [Limit.parse(text) for text in most or []]
     rules = read_policy(policy) if policy else None
@@ -56,13 +58,16 @@ def gate(
     treated = inconclusive.value if inconclusive else rules.inconclusive if rules else None
     if rules is None and not limits:
         limits = list(DEFAULT_LIMITS)
+    for output in filter(None, (junit, summary)):
+        refuse_inputs(output, [*(folder / name for name in SHAREABLE), *([policy] if policy else [])])
+    if junit:
+        refuse_stranger(junit, 'name="ltmia gate"')
     verdict = hold_against(read_verdict(folder), limits, treated)
     print(verdict.json() if as_json else "\n".join(verdict.lines()))
     if junit:
-        refuse_stranger(junit, 'name="ltmia gate"')
         with named_errors(junit):
             junit.parent.mkdir(parents=True, exist_ok=True)
-            junit.write_text(verdict.junit(), "utf-8")
+            write_whole(junit, lambda part: part.write_text(verdict.junit(), "utf-8"))
     if summary:
         with named_errors(summary):
             summary.parent.mkdir(parents=True, exist_ok=True)

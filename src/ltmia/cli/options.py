@@ -205,7 +205,8 @@ def pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
 
     if is_recording(target) or is_recording(base):
         return PairToLoad(sources=(target, base), load=partial(load_recorded_pair, target, base))
-    return PairToLoad(sources=(target, base), load=partial(load_pair, target, base, **options))
+    named = {} if options["dtype"] == Dtype.auto else {"dtype": options["dtype"].value}
+    return PairToLoad(sources=(target, base), load=partial(load_pair, target, base, **options), settings=named)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 A prompt is read but not scored, because fine-tuning does not train on it either; a conversation is scored whole.
 """
 
+import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ltmia.data.rows import Row
@@ -11,6 +14,9 @@ from ltmia.errors import DataError
 from ltmia.records import Chat, Messages, shared_beginning
 
 TEXT, PROMPT, COMPLETION, MESSAGES = "text", "prompt", "completion", "messages"
+TOOLS, TEMPLATE_OPTIONS = "tools", "chat_template_kwargs"
+BESIDE_MESSAGES = (TOOLS, TEMPLATE_OPTIONS)
+"""Columns that change what a chat template writes of the messages beside them."""
 COLUMN_NAME = re.compile(r"[\w.:;|/-]{1,40}")
 """Pattern of column names. Other names are not shown, because the first line of a file without a header is a text."""
 
@@ -90,10 +96,35 @@ def _chatted(row: Row, messages: Messages, chat: Chat | None, ask: bool) -> str:
             f"{row.place}: holds messages, and there is no chat template without the target. "
             "Give the target itself, or texts; in Python: read_texts(..., chat=chat_template(TARGET))."
         )
+    if row.columns.get(TEMPLATE_OPTIONS):
+        raise DataError(
+            f"{row.place}: column {TEMPLATE_OPTIONS!r} changes what the chat template writes, and is not read here. "
+            "Write the conversation out as it was trained on, in a column of plain texts."
+        )
     try:
-        return chat(messages, ask)
+        return chat(messages, ask, _tools(row))
     except DataError as error:
         raise DataError(f"{row.place}: {error}") from error
+
+
+def _tools(row: Row) -> Sequence[Any] | None:
+    """Return the descriptions of the tools that the conversation may use; None where there are none.
+
+    Raises:
+        DataError: They are no list, and no JSON of one.
+    """
+    value = row.columns.get(TOOLS)
+    if isinstance(value, str) and value.strip():
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise DataError(
+            f"{row.place}: column {TOOLS!r} holds a {type(value).__name__}. Expected a list of objects, or its JSON: "
+            "the chat template writes it before the conversation."
+        )
+    return value
 
 
 def _plain(row: Row, column: str) -> str:

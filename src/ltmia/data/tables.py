@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ltmia.data.conversations import BESIDE_MESSAGES
 from ltmia.data.rows import Row
 from ltmia.errors import DataError
 
@@ -45,7 +46,7 @@ class HubName:
 
 
 def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a Parquet file: the columns named, and `id` if there is one.
+    """Yield the rows of a Parquet file: the columns named, `id`, and those that belong to messages, if there are any.
 
     Args:
         path: The file.
@@ -59,7 +60,7 @@ def parquet_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> 
     try:
         metadata = pq.read_metadata(path)
         names = metadata.schema.to_arrow_schema().names
-        columns = [name for name in dict.fromkeys([*wanted, *required, "id"]) if name in names]
+        columns = [name for name in dict.fromkeys([*wanted, *required, "id", *BESIDE_MESSAGES]) if name in names]
         if not set(required) <= set(columns) or not set(wanted) & set(columns):
             yield Row(f"{path}, row 1", dict.fromkeys(names))
             return

@@ -14,13 +14,17 @@ from typing import Any
 
 from ltmia.errors import ConfigError, StoreError
 from ltmia.folders import claim_folder, make_folder, mark_folder, named_errors, write_whole
-from ltmia.ownership import Marker, differing, read_marker
+from ltmia.ownership import Marker, differing, read_marker, refuse_stranger
 
 MARKED = {"audit": "an audit", "score": "a score of candidates"}
 """Kind written into the folder's marker, by kind of results."""
 RESULTS_FILE, RECORDS_FILE, GROUPS_FILE = "results.json", "records.parquet", "groups.parquet"
 REPORT_FILE = "report.html"
 SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
+SIGNS = {
+    RESULTS_FILE: '"run_id"', RECORDS_FILE: "ltmia_run", GROUPS_FILE: "ltmia_run", REPORT_FILE: 'name="ltmia-run"',
+}  # fmt: skip
+"""What stands in each of these files if a run wrote it."""
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
 STORE_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "multi_pass", "gradients", "previous"
@@ -146,7 +150,7 @@ def run_in(
 
     Raises:
         ConfigError: If the folder is not ours, holds results with other settings or texts, is locked by another
-            process, or has a link in place of a file of ours.
+            process, or has a link or somebody else's file in place of a file of ours.
         StoreError: If there is no room, or no right to write.
     """
     with claim_folder(folder, marker, overwrite=overwrite):
@@ -158,6 +162,8 @@ def run_in(
                 "another folder, or replace what is there with `overwrite=True`."
             )
         _refuse_links(folder / name for name in SHAREABLE)
+        for name, sign in SIGNS.items():
+            refuse_stranger(folder / name, sign)
         private = PrivateFolder.of(folder)
         run = Run(
             folder=folder,

@@ -84,11 +84,16 @@ def _unscored(results: Results) -> str | None:
 
 def few_texts(results: Results) -> str | None:
     """Return a sentence if there are too few texts for figures with intervals; None if there are enough."""
-    n, usable = results.decisions.n_judged, results.data.n_usable_nonmembers
-    m = results.data.n_nonmembers if usable is None else usable
+    n, m = results.decisions.n_judged, _usable_nonmembers(results)
     if min(n, m) >= FEWEST_TEXTS:
         return None
     return f"{n} records and {m} non-members are too few; at least {FEWEST_TEXTS} of each are needed."
+
+
+def _usable_nonmembers(results: Results) -> int:
+    """Return how many different non-members were scored; all of them in a file from before that was counted."""
+    usable = results.data.n_usable_nonmembers
+    return results.data.n_nonmembers if usable is None else usable
 
 
 def _swapped(results: Results) -> str | None:
@@ -117,7 +122,7 @@ def _shared_texts(results: Results, figure: LimitedFigure) -> str | None:
     found = (check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping"))
     counts = [count for count in found if isinstance(count, int | float)]
     if check.status != "not_measured" and (counts or check.status == "ok"):
-        allowed = min(MOST_SHARED, SHARED_OF_RATE * figure.rate) * results.data.n_nonmembers
+        allowed = min(MOST_SHARED, SHARED_OF_RATE * figure.rate) * _usable_nonmembers(results)
         return None if max(counts, default=0) <= allowed else check.sentence
     return check.sentence
 
@@ -154,21 +159,32 @@ def _few_to_calibrate(results: Results, figure: LimitedFigure) -> str | None:
 
 
 def _few_false_alarms(results: Results, figure: LimitedFigure) -> str | None:
-    n = results.data.n_nonmembers
+    n = _usable_nonmembers(results)
     if figure.kind != "tpr" or n * figure.rate >= FEWEST_FALSE_POSITIVES - 1e-9:
         return None
     return f"{n} non-members are too few to measure an FPR of {figure.rate:g}."
 
 
 def _out_of_reach(results: Results, figure: LimitedFigure) -> str | None:
-    if figure.kind != "epsilon":
-        return None
-    reach = largest_bound(results.decisions.n_judged, results.data.n_nonmembers)
+    """Return a sentence if the limit is so high that even a model that reveals everything would be within it."""
+    n = results.decisions.n_judged
+    reach = {
+        "epsilon": largest_bound(n, _usable_nonmembers(results)),
+        "identifiable": float(n),
+        "auc": 1.0,
+        "tpr": 1.0,
+    }[figure.kind]
     if reach > figure.most:
         return None
-    return f"With so few records, even perfect scores would show no epsilon above {reach:.2f}."
+    if figure.kind == "epsilon":
+        return f"With so few records, even perfect scores would show no epsilon above {reach:.2f}."
+    return f"Nothing could exceed this limit: the figure is {reach:g} at most."
+
+
+def _control(_: Results, figure: LimitedFigure) -> str | None:
+    return f"{CONTROL} sees no model, so a limit on it says nothing about one." if figure.attack == CONTROL else None
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach,
+    _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach, _control,
 )  # fmt: skip

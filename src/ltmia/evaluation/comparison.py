@@ -9,6 +9,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from ltmia.errors import ConfigError
+from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.bootstrap import resampled_figures, resamples
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
@@ -36,7 +37,9 @@ class Comparison:
     identifiable: tuple[int, int]
     """Records flagged in the first and in the second."""
     lower_leakage: Answer
-    """Whether the second model reveals less, by the AUC; False means that it reveals more."""
+    """Whether the second model reveals less, by the AUC."""
+    doubts: Sequence[str] = ()
+    """Reasons why an audit that seems to find less may have seen too little: then the answer is "cannot tell"."""
 
     def tree(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -46,6 +49,7 @@ class Comparison:
             "auc": self.auc.model_dump(),
             "tpr_at_fpr": {fpr: measure.model_dump() for fpr, measure in self.tpr_at_fpr.items()},
             "identifiable": list(self.identifiable),
+            "doubts": list(self.doubts),
             "sentence": self.sentence,
         }
 
@@ -59,6 +63,7 @@ class Comparison:
             f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by "
             f"{figure(a, signed=True)}, the records identifiable from {self.identifiable[0]} to "
             f"{self.identifiable[1]}."
+            + (f" But the audit that found less may see too little: {' '.join(self.doubts)}" if self.doubts else "")
         )
 
 
@@ -98,12 +103,16 @@ def compare_audits(
     a, b = (values[usable] for values in scores)
     labels, groups = texts.labels[usable] == 1, texts.groups[usable]
     difference = _paired_difference(a, b, labels, groups, seed)
+    answer = _answer(difference["auc"])
+    found_less = {"yes": second[0], "no": first[0]}.get(answer)
+    doubts = of_an_audit(found_less) if found_less else []
     return Comparison(
         attack=attack,
         auc=difference["auc"],
         tpr_at_fpr={name: measure for name, measure in difference.items() if name != "auc"},
         identifiable=(first[0].decisions.n_flagged, second[0].decisions.n_flagged),
-        lower_leakage=_answer(difference["auc"]),
+        lower_leakage="cannot tell" if doubts else answer,
+        doubts=doubts,
     )
 
 

@@ -17,11 +17,13 @@ from pydantic import ValidationError
 from ltmia.errors import StoreError
 from ltmia.evaluation.audit_folder import (
     GROUPS_FILE,
+    PREVIOUS_FOLDER,
     PRIVATE_FOLDER,
     RECORDS_FILE,
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    SHAREABLE,
     TOKENS_FILE,
     Run,
     last_run,
@@ -146,6 +148,17 @@ def write_tokens(columns: Mapping[str, Any], run: Run) -> pa.Table:
     part) and `token` (list of strings; only if the texts were revealed).
     """
     return _write_table(columns, run.private.path / TOKENS_FILE, run.run_id)
+
+
+def forget_revealed(run: Run) -> None:
+    """Delete the results of the run before, which were set aside, if they may show texts."""
+    previous = run.private.path / PREVIOUS_FOLDER
+    try:
+        shows = "text" in pq.read_schema(previous / RECORDS_FILE).names
+    except (OSError, pa.ArrowException):
+        shows = True  # not known
+    for name in SHAREABLE if shows else ():
+        (previous / name).unlink(missing_ok=True)
 
 
 def read_records(folder: Path) -> pa.Table:

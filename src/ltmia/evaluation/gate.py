@@ -1,116 +1,23 @@
 """The gate: compares an audit with limits. Output, files and exit code come from the same verdict."""
 
 import json
-import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from ltmia.errors import ConfigError
 from ltmia.evaluation.blind_spots import CONTROL, LimitedFigure, blind_spots, few_texts
+from ltmia.evaluation.limits import RULE, Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.shown import markdown, one_line
 from ltmia.evaluation.wording import figure as written
-from ltmia.evaluation.wording import percent
 
 PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
 
 Outcome = Literal["passed", "failed", "inconclusive"]
 SEVERITY: dict[Outcome, int] = {"passed": 0, "inconclusive": 1, "failed": 2}
-RULE = re.compile(
-    r"^(?:(?P<attack>[a-z0-9_]+)\.)?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon)$"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """Largest allowed value of one figure."""
-
-    figure: str
-    """auc, tpr@fpr=F, identifiable or epsilon. "ATTACK.auc" names one attack; without a name the strongest counts."""
-    most: float
-
-    @property
-    def title(self) -> str:
-        """Name of the figure for people."""
-        match = RULE.match(self.figure)
-        attack, figure, fpr = (match["attack"], match["figure"], match["fpr"]) if match else (None, self.figure, None)
-        said = {"auc": "AUC", "identifiable": "identifiable records"}.get(figure, figure)
-        said = f"TPR at {percent(float(fpr))} FPR" if fpr else said
-        return f"{said} of {attack}" if attack else said
-
-    @classmethod
-    def parse(cls, text: str) -> "Limit":
-        """Read "FIGURE:MOST".
-
-        Raises:
-            ConfigError: If it is not of this form.
-        """
-        figure, separator, most = text.rpartition(":")
-        if not separator:
-            raise ConfigError(f"{text!r}: expected FIGURE:MOST, such as auc:0.6 or tpr@fpr=0.01:0.05")
-        return cls.of(figure, most)
-
-    @classmethod
-    def of(cls, figure: str, most: str | float) -> "Limit":
-        """Check a figure's name and its limit.
-
-        Raises:
-            ConfigError: If there is no such figure, or the limit is not a number from 0 on.
-        """
-        if not RULE.match(figure):
-            raise ConfigError(f"{figure!r}: no such figure; there are auc, tpr@fpr=0.01, identifiable and epsilon")
-        try:
-            value = float(most)
-        except ValueError as error:
-            raise ConfigError(f"{figure}: {most!r} is no number") from error
-        if not 0 <= value < float("inf"):
-            raise ConfigError(f"{figure}: {most} is no limit; expected a number from 0 on")
-        return cls(figure=figure, most=value)
-
-
-class Policy(BaseModel):
-    """A policy file: `inconclusive = "fail"` and a table `[max]` of limits."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max: dict[str, int | float]
-    inconclusive: Literal["fail", "pass"] | None = None
-
-    @property
-    def limits(self) -> list[Limit]:
-        """Its limits."""
-        return [Limit.of(figure, float(most)) for figure, most in self.max.items()]
-
-
-def read_policy(path: Path) -> Policy:
-    """Read a policy.
-
-    Raises:
-        ConfigError: If something in the file is wrong; the message names it.
-    """
-    try:
-        policy = Policy.model_validate(tomllib.loads(path.read_text("utf-8")))
-        _ = policy.limits
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not TOML, or numbers or nesting too large
-        raise ConfigError(f"{path}: not readable as TOML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return policy
-
-
-DEFAULT_LIMITS = (Limit.parse("identifiable:0"), Limit.parse("tpr@fpr=0.01:0.05"), Limit.parse("auc:0.6"))
-"""Limits without a policy: no record is identifiable; an attacker with one false alarm in a hundred finds at most one
-member in twenty; members and non-members are hardly distinguishable as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +131,7 @@ def _judge(results: Results, limit: Limit) -> Judged:
 
 
 def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
-    match = RULE.match(limit.figure)
+    match = RULE.fullmatch(limit.figure)
     figure = limit.figure if match is None else match["figure"]
     decisions = results.decisions
     if figure == "identifiable":
@@ -238,6 +145,15 @@ def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
             attack=decisions.attack,
             rate=decisions.fdr,
         )
+        if flagged := decisions.flagged_groups:
+            yield LimitedFigure(
+                name="number of identifiable groups",
+                measure=_count(len(flagged)),
+                most=limit.most,
+                kind="identifiable",
+                attack=decisions.attack,
+                rate=decisions.fdr,
+            )
     elif figure == "epsilon":
         yield LimitedFigure(
             name="epsilon, lower bound",
@@ -285,8 +201,11 @@ def _identifiable(results: Results) -> Measure:
     decisions = results.decisions
     if not decisions.n_judged:
         return Measure(reason="no record was judged")
-    count = float(decisions.n_flagged)
-    return Measure(value=count, low=count, high=count)
+    return _count(decisions.n_flagged)
+
+
+def _count(n: int) -> Measure:
+    return Measure(value=float(n), low=float(n), high=float(n))
 
 
 def _outcome(figure: LimitedFigure) -> Outcome:

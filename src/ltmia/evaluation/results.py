@@ -270,3 +270,20 @@ class Results(_Section):
     timing: Timing
     reused: list[Reused] = Field(default_factory=list)
     """Work that was reused; empty if there was none."""
+
+    @model_validator(mode="after")
+    def _no_part_above_its_whole(self) -> "Results":
+        data = self.data
+        asked = data.n_members + data.n_candidates
+        n_texts = asked + data.n_nonmembers
+        for what, part, whole in (
+            ("records judged", self.decisions.n_judged, asked),
+            ("texts that could not be scored", data.n_unscorable, n_texts),
+            ("texts that were cut", data.n_cut or 0, n_texts),
+            ("repeats", data.n_repeats, n_texts),
+            ("repeats among non-members", data.n_nonmember_repeats, min(data.n_repeats, data.n_nonmembers)),
+            ("usable non-members", data.n_usable_nonmembers or 0, data.n_nonmembers),
+        ):
+            if part > whole:
+                raise ValueError(f"{part} {what}, where there are {whole} at most")
+        return self

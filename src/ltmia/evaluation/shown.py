@@ -21,7 +21,7 @@ def one_line(text: str) -> str:
     Invisible characters become "?". Commands for a build server (`::error`, `##[error]`) are broken up.
     """
     seen = "".join("?" if unicodedata.category(sign) in UNSEEN else sign for sign in text)
-    harmless = seen.replace("::", ": :").replace("##[", "## [")
+    harmless = re.sub(":(?=:)", ": ", seen).replace("##[", "## [")
     return harmless if len(harmless) <= MOST_SHOWN else harmless[: MOST_SHOWN - 1] + "…"
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ltmia.evaluation.blind_spots import CONTROL, few_texts, of_an_audit
-from ltmia.evaluation.gate import DEFAULT_LIMITS, GateVerdict, Limit, hold_against
+from ltmia.evaluation.gate import GateVerdict, hold_against
+from ltmia.evaluation.limits import DEFAULT_LIMITS, Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.verdict import headline
 from ltmia.evaluation.wording import figure, p_value

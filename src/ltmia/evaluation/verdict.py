@@ -27,6 +27,8 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
     if not decisions.n_flagged and not decisions.can_flag:
         return f"No statement on single {judged}: with so few non-members none could be flagged {rate}"
     found = f"{decisions.n_flagged} of {decisions.n_judged} {judged} can be identified {rate}"
+    if decisions.flagged_groups:
+        found += f", and {len(decisions.flagged_groups)} of {decisions.n_groups_judged} groups as a whole"
     return f"{found}; but this audit may see too little" if reasons else found
 
 

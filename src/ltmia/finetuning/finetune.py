@@ -33,7 +33,7 @@ from ltmia.finetuning.training import (
     training_arguments,
 )
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
-from ltmia.folders import remove_work_folder, work_folder, write_folder
+from ltmia.folders import hold_folder, remove_work_folder, work_folder, work_path, write_folder
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.ownership import Marker, check_folder, refuse_inputs
 from ltmia.records import Texts
@@ -105,9 +105,9 @@ def finetune(
     forget_gguf(model)
     with _work(out, marker) as work:
         trained = _train(model, tokenizer, (rows, measured), config, work, resumable=out is not None)
-    if out is not None:
-        write_folder(out, lambda folder: _save(trained, tokenizer, folder), marker, overwrite=overwrite)
-        remove_work_folder(out)
+        if out is not None:
+            write_folder(out, lambda folder: _save(trained, tokenizer, folder), marker, overwrite=overwrite)
+            remove_work_folder(out)
     return FinetuneOutcome(
         model=trained.model,
         train_loss=trained.train_loss,
@@ -276,7 +276,8 @@ def _work(out: Path | None, marker: Marker) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:
-        yield work_folder(out, marker.settings)
+        with hold_folder(work_path(out)):
+            yield work_folder(out, marker.settings)
 
 
 def _last_epoch_loss(trainer: Trainer, epochs: int) -> float:

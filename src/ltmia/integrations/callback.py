@@ -21,7 +21,8 @@ from ltmia.data.splits import split_by_group
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import MARKED, RESULTS_FILE, PrivateFolder
 from ltmia.evaluation.files import read_verdict
-from ltmia.evaluation.gate import Limit, hold_against
+from ltmia.evaluation.gate import hold_against
+from ltmia.evaluation.limits import Limit
 from ltmia.folders import claim_folder, write_whole
 from ltmia.integrations.trackers import log_audit, require_trackers
 from ltmia.integrations.trained_rows import ScoredRows, TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltmia.attacks.selection import slow_attacks
 from ltmia.errors import ConfigError, StoreError
-from ltmia.folders import write_whole
+from ltmia.folders import named_errors, write_whole
 from ltmia.models.tokens import LEAST_IDS, EncodedText
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
@@ -108,7 +108,7 @@ class TrainedRows:
         known = self.rows.keys() & rows.keys()
         self.rows |= {key: row for key, row in rows.items() if key not in known}
         self.steps.setdefault(step, []).extend(keys)
-        with self.file.open("a", encoding="utf-8") as file:
+        with named_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(self._line(step, keys, known))
 
     def times_trained(self) -> Counter[str]:

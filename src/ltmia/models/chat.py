@@ -1,10 +1,11 @@
 """Formats conversations with a model's chat template, which is loaded with the first one."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from jinja2 import TemplateError
@@ -52,8 +53,13 @@ class ChatTemplate:
         self.day_told: date | None = None
         """Date that was written into the conversations; None if the template did not ask for it."""
 
-    def __call__(self, messages: Messages, ask: bool) -> str:
+    def __call__(self, messages: Messages, ask: bool, tools: Sequence[Any] | None = None) -> str:
         """Format one conversation. With `ask`, it ends where the next answer begins.
+
+        Args:
+            messages: `role` and `content` of each.
+            ask: Whether the next answer is asked for.
+            tools: Descriptions of the tools that the model may call, as `apply_chat_template` takes them.
 
         Raises:
             ModelError: If there is no tokenizer, or none with a chat template.
@@ -63,7 +69,9 @@ class ChatTemplate:
         try:
             # Templates of transformers call `datetime.now()` of this module; there is no other way to set the date.
             with patch.object(chat_template_utils, "datetime", self):
-                text = reader.apply_chat_template(rows, tokenize=False, add_generation_prompt=ask)
+                text = reader.apply_chat_template(
+                    rows, tools=None if tools is None else list(tools), tokenize=False, add_generation_prompt=ask
+                )
         except REFUSALS as error:
             raise DataError(
                 f"the chat template of {self._target} refuses the conversation ({error}); correct it"

@@ -7,6 +7,7 @@ scored position, in the dtype they were computed in (2 to 4 bytes times the hidd
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -52,7 +53,8 @@ class KeptStates:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # the file vanishes anyway; what a full disk refused would be written again on closing
+            self._file.close()
 
     @property
     def n_bytes(self) -> int:

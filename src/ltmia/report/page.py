@@ -26,7 +26,7 @@ from ltmia.evaluation.audit_folder import (
     refuse_other_run,
 )
 from ltmia.evaluation.files import read_audit, read_tokens, run_of
-from ltmia.evaluation.gate import Limit
+from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.evaluation.summary import summarise

@@ -116,15 +116,17 @@ def unread(results: Results) -> str | None:
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     said = []
     if data.n_cut:
-        longest = results.settings["max_length"] == results.settings.get("max_positions")
+        longest = results.settings.get("max_length") == results.settings.get("max_positions")
         cure = (
             "The models accept no longer texts: split the texts into passages."
             if longest
+            else "Record both models with a larger `max_length` to read more."
+            if results.target.recorded_by is not None
             else "A larger `max_length` reads more."
         )
         said.append(
-            f"Only the first {results.settings['max_length']} tokens of each text were read. {data.n_cut} of {n_texts} "
-            f"texts are longer; what the rest of them reveals was not tested. {cure}"
+            f"Only the first {results.settings.get('max_length')} tokens of each text were read. {data.n_cut} of "
+            f"{n_texts} texts are longer; what the rest of them reveals was not tested. {cure}"
         )
     if data.n_unscorable:
         said.append(

@@ -1,7 +1,7 @@
 """The pair of models of an audit: loaded models (`LoadedPair`) or recordings made elsewhere (`RecordedPair`)."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ltmia.features.columns import DEFAULT_K
@@ -113,6 +113,8 @@ class PairToLoad:
     sources: tuple[str, str]
     """Target and reference as the user named them."""
     load: Callable[[], Pair | AuditedPair]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Options of loading that affect numbers, if they were named."""
 
 
 def audited(pair: Pair | AuditedPair | PairToLoad) -> AuditedPair:

@@ -13,6 +13,7 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.results import ModelInfo, TokenizerInfo
 from ltmia.features.columns import LITE_TOP, reads_recordings
 from ltmia.features.served import served_statistics
+from ltmia.folders import shown_path
 from ltmia.models.tokens import LEAST_IDS, EncodedText
 from ltmia.records import ModelStatistics, RaggedStatistics, Texts, TokenStatistics
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, score_batches
@@ -200,7 +201,7 @@ class RecordedPair:
 def _described(recording: Recording) -> ModelInfo:
     header = recording.header
     return ModelInfo(
-        source=header.model,
+        source=shown_path(header.model),
         revision=header.revision,
         sha256=recording.sha256,
         architecture=None,

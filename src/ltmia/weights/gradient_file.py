@@ -83,10 +83,12 @@ class GradientFile:
             "sha256": hashlib.sha256(packed.tobytes()).hexdigest(),
         }
         with named_errors(self.folder):
-            written = self._map(point, "r+")
-            written[list(rows)] = packed
-            written.flush()
-            with self._path(point).open("rb") as file:
+            # Not through a memory map: on a full disk that would end the process without a word.
+            with self._path(point).open("r+b") as file:
+                for row, gradient in zip(rows, packed, strict=True):
+                    file.seek(row * gradient.nbytes)
+                    file.write(gradient.tobytes())
+                file.flush()
                 os.fsync(file.fileno())
             self._journal.write(json.dumps(entry) + "\n")
             self._journal.flush()
@@ -95,18 +97,19 @@ class GradientFile:
 
     def block(self, point: int, rows: Int64[np.ndarray, " text"], part: slice) -> Float32[np.ndarray, "text coord"]:
         """Return some texts' gradients at a run of coordinates."""
-        packed = self._map(point, "r")[:, part][rows]
+        packed = self._map(point)[:, part][rows]
         return packed.astype(np.float32) * self.scales[point, rows, None].astype(np.float32)
 
     def close(self) -> None:
         """Close the journal; what was appended stays for the next run."""
-        self._journal.close()
+        with named_errors(self.folder):  # what a full disk refused is written again on closing
+            self._journal.close()
 
     def _path(self, point: int) -> Path:
         return self.folder / f"gradients-{point}.f16"
 
-    def _map(self, point: int, mode: Any) -> np.memmap:
-        return np.memmap(self._path(point), np.float16, mode, shape=(self.shape.n_texts, self.shape.n_coordinates))
+    def _map(self, point: int) -> np.memmap:
+        return np.memmap(self._path(point), np.float16, "r", shape=(self.shape.n_texts, self.shape.n_coordinates))
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         rows = entry["rows"]
@@ -148,7 +151,7 @@ class GradientFile:
             known = 0 <= point < self.shape.n_points and all(0 <= row < self.shape.n_texts for row in rows)
             if not known or len(entry["scales"]) != len(rows):
                 return None
-            found = hashlib.sha256(np.ascontiguousarray(self._map(point, "r")[rows]).tobytes()).hexdigest()
+            found = hashlib.sha256(np.ascontiguousarray(self._map(point)[rows]).tobytes()).hexdigest()
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
         return entry if found == entry["sha256"] else None
