@@ -95,8 +95,7 @@ def realised(combination: Combination, attack: str, classifier: MembershipClassi
             scores[nonmembers],
             attack=attack,
             fdr=fdr,
-            judged_groups=groups[members],
-            nonmember_groups=groups[nonmembers],
+            groups=(groups[members], groups[nonmembers]),
             seed=seed,
         ).summary
         for seed in range(N_SPLITS)

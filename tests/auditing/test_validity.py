@@ -304,8 +304,7 @@ def test_few_groups_to_calibrate_on_are_warned_of() -> None:
         rng.normal(size=200),
         attack="loss",
         fdr=0.05,
-        judged_groups=groups,
-        nonmember_groups=groups,
+        groups=(groups, groups),
     ).summary
     assert found.n_calibration_groups == 5
     check = power_check(200, 200, found)

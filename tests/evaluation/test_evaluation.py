@@ -202,8 +202,7 @@ def test_non_members_of_one_group_all_calibrate() -> None:
         rng.normal(size=300),
         attack="loss",
         fdr=0.05,
-        judged_groups=one[:50],
-        nonmember_groups=one,
+        groups=(one[:50], one),
     ).summary
     assert found.n_calibration == 300
     assert found.realized_fdp.value is None

@@ -81,12 +81,4 @@ def decide(
     Known members are judged together with half of the non-members, candidates against all non-members.
     """
     judge = judge_audit if sets.judged == "members" else judge_candidates
-    judged_groups, nonmember_groups = sets.split_groups
-    return judge(
-        *sets.split(sets.once(scores)),
-        attack=attack,
-        fdr=fdr,
-        judged_groups=judged_groups,
-        nonmember_groups=nonmember_groups,
-        seed=seed,
-    )
+    return judge(*sets.split(sets.once(scores)), attack=attack, fdr=fdr, groups=sets.split_groups, seed=seed)

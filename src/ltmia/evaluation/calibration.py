@@ -34,6 +34,10 @@ def split_halves(
     return np.flatnonzero(inside), np.flatnonzero(~inside)
 
 
+SideGroups = tuple[Int64[np.ndarray, " _"] | None, Int64[np.ndarray, " _"] | None]
+"""Groups of the texts to judge and of the non-members; None for a side without groups."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditDecisions:
     """Decisions on members and on the non-members that were left out of calibration."""
@@ -48,27 +52,21 @@ class AuditDecisions:
 
 
 def judge_audit(
-    members: Scores,
-    nonmembers: Scores,
-    *,
-    attack: str,
-    fdr: float,
-    judged_groups: Int64[np.ndarray, " _"] | None = None,
-    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
-    seed: int = 0,
+    members: Scores, nonmembers: Scores, *, attack: str, fdr: float, groups: SideGroups = (None, None), seed: int = 0
 ) -> AuditDecisions:
     """Judge members together with one half of the non-members against the other half.
 
     The judged non-members show the actual error: their share of all flags is the realised false discovery proportion.
     """
+    judged_groups, nonmember_groups = groups
     calibration, held_out = split_halves(len(nonmembers), nonmember_groups, seed)
     scores = np.concatenate([members, nonmembers[held_out]])
     judged = judge(scores, nonmembers[calibration], fdr)
     n = len(members)
     false_flags, flags = int(judged.flagged[n:].sum()), int(judged.flagged.sum())
-    groups = None
+    found = None
     if judged_groups is not None and nonmember_groups is not None:
-        groups = judge_groups(members, judged_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
+        found = judge_groups(members, judged_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
     nothing = "nothing flagged" if len(held_out) else "the non-members are one group, which calibrates as a whole"
     summary = _summary(
         judged,
@@ -83,26 +81,20 @@ def judge_audit(
         members=_part(judged, slice(0, n)),
         held_out=_part(judged, slice(n, None)),
         held_out_rows=held_out,
-        summary=_with_groups(summary, groups, fdr),
-        groups=groups,
+        summary=_with_groups(summary, found, fdr),
+        groups=found,
     )
 
 
 def judge_candidates(
-    candidates: Scores,
-    nonmembers: Scores,
-    *,
-    attack: str,
-    fdr: float,
-    judged_groups: Int64[np.ndarray, " _"] | None = None,
-    nonmember_groups: Int64[np.ndarray, " _"] | None = None,
-    seed: int = 0,
+    candidates: Scores, nonmembers: Scores, *, attack: str, fdr: float, groups: SideGroups = (None, None), seed: int = 0
 ) -> AuditDecisions:
     """Judge candidates of unknown membership against all known non-members, all of which calibrate."""
+    judged_groups, nonmember_groups = groups
     judged = judge(candidates, nonmembers, fdr)
-    groups = None
+    found = None
     if judged_groups is not None and nonmember_groups is not None:
-        groups = judge_groups(candidates, judged_groups, nonmembers, nonmember_groups, fdr, seed)
+        found = judge_groups(candidates, judged_groups, nonmembers, nonmember_groups, fdr, seed)
     summary = _summary(
         judged,
         len(candidates),
@@ -117,8 +109,8 @@ def judge_candidates(
         members=judged,
         held_out=RecordDecisions(p_values=nothing, q_values=nothing, flagged=nothing.astype(np.bool_)),
         held_out_rows=nothing.astype(np.int64),
-        summary=_with_groups(summary, groups, fdr),
-        groups=groups,
+        summary=_with_groups(summary, found, fdr),
+        groups=found,
     )
 
 
