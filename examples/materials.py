@@ -11,23 +11,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.data.splits import draw_membership
-from ltmia.records import Texts
+import ltmia
 
 
 def write_materials(folder: Path, *, n_members: int = 500, n_nonmembers: int = 1500) -> None:
     """Write the files; a speech is never divided between trained on and not trained on."""
-    pool = demo_texts()
-    drawn = draw_membership(pool, n_members=n_members, n_nonmembers=n_nonmembers, n_validation=n_members // 10, seed=0)
+    pool = ltmia.demo_texts()
+    drawn = ltmia.draw_membership(
+        pool, n_members=n_members, n_nonmembers=n_nonmembers, n_validation=n_members // 10, seed=0
+    )
     folder.mkdir(parents=True, exist_ok=True)
     candidates = np.concatenate([drawn.members[::10], drawn.validation])
     for name, rows in (("train", drawn.members), ("held-out", drawn.nonmembers), ("candidates", candidates)):
         (folder / f"{name}.jsonl").write_text(json_lines(pool.take(rows)), "utf-8")
-    shutil.copytree(demo_base_path(), folder / "my-base", dirs_exist_ok=True)
+    shutil.copytree(ltmia.demo_base_path(), folder / "my-base", dirs_exist_ok=True)
 
 
-def json_lines(texts: Texts) -> str:
+def json_lines(texts: "ltmia.Texts") -> str:
     """Lay out texts as JSON lines: id, text, and the speech that each was cut from."""
     groups = texts.groups or texts.ids
     rows = zip(texts.ids, texts.texts, groups, strict=True)

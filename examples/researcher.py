@@ -6,28 +6,23 @@ here: a training text is one where the target gained on many tokens, not one whe
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ltmia import load_pair
-from ltmia.auditing.audit import AuditConfig, audit
-from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.data.splits import draw_membership
-from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import Measure
-from ltmia.features.store import FeatureStore
-from ltmia.finetuning.config import FinetuneConfig
-from ltmia.finetuning.finetune import finetune
-from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
-from ltmia.records import TokenStatistics
+import ltmia
+
+if TYPE_CHECKING:
+    from ltmia.evaluation.results import Measure
+    from ltmia.records import TokenStatistics
 
 
-def share_gained(tokens: TokenStatistics) -> float:
+def share_gained(tokens: "TokenStatistics") -> float:
     """Return the share of tokens that the target finds likelier than its base did; NaN for a text without tokens."""
     return float((tokens.log_ratio > 0).mean()) if len(tokens) else np.nan
 
 
-def shown(measure: Measure) -> str:
+def shown(measure: "Measure") -> str:
     """Write a figure with its interval, or why there is none."""
     return (
         f"{measure.value:.3f} [{measure.low:.3f}, {measure.high:.3f}]"
@@ -38,16 +33,21 @@ def shown(measure: Measure) -> str:
 
 def main(out: Path) -> None:
     """Fill a store by an audit, then measure the new attack with the code that measures all others."""
-    pool = demo_texts()
-    drawn = draw_membership(pool, n_members=80, n_nonmembers=160, n_validation=0, seed=3)
+    # What is not of the public names; here, so that --help need not wait for them.
+    from ltmia.evaluation.intervals import measure_attack
+    from ltmia.features.store import FeatureStore
+
+    pool = ltmia.demo_texts()
+    drawn = ltmia.draw_membership(pool, n_members=80, n_nonmembers=160, n_validation=0, seed=3)
     members, nonmembers = pool.take(drawn.members), pool.take(drawn.nonmembers)
-    base, target = str(demo_base_path()), out / "target"
-    options = LoadOptions(dtype="float32", device="cpu")
-    model, _ = load_model(base, options)
-    config = FinetuneConfig(epochs=1, learning_rate=1e-3, max_length=64)
-    finetune(model, load_tokenizer(base, options), members.texts, config, target)
-    pair = load_pair(target, base, dtype="float32", device="cpu")
-    audit(pair, members, nonmembers, out / "audit", config=AuditConfig(attacks="ltmia,wbc,difference", max_length=64))
+    base, target = str(ltmia.demo_base_path()), out / "target"
+    options = ltmia.LoadOptions(dtype="float32", device="cpu")
+    model, _ = ltmia.load_model(base, options)
+    training = ltmia.FinetuneConfig(epochs=1, learning_rate=1e-3, max_length=64)
+    ltmia.finetune(model, ltmia.load_tokenizer(base, options), members.texts, training, target)
+    pair = ltmia.load_pair(target, base, dtype="float32", device="cpu")
+    config = ltmia.AuditConfig(attacks="ltmia,wbc,difference", max_length=64)
+    ltmia.audit(pair, members, nonmembers, out / "audit", config=config)
 
     store = FeatureStore(out / "audit" / "private" / "store")
     texts = store.statistics(np.arange(len(store)))

@@ -11,16 +11,14 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import importlib
 import runpy
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
-from filelock import FileLock
 
 from commands import run_ltmia
+from sharing import made_once
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,8 +31,8 @@ for name in ("datasets", "peft", "pyarrow.parquet", "scipy.stats", "sklearn.ense
     importlib.import_module(name)
 
 LONGEST = (
-    "test_lab", "test_docs_blocks", "test_end_to_end", "test_small_runs", "test_validity", "test_report_browser",
-    "test_finetuning", "test_report", "test_examples",
+    "test_small_runs", "test_lab", "test_end_to_end", "test_docs_blocks", "test_observers", "test_report_browser",
+    "test_given_away", "test_finetuning", "test_report", "test_examples", "test_validity",
 )  # fmt: skip
 """Files of about a minute: they begin first, so that none is left to one process while the other has nothing to do."""
 
@@ -43,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compile the kernel before there are workers: in a fresh checkout each process would do so, for 20 s."""
+    if session.config.getoption("numprocesses", None):
+        from ltmia.features.statistics import token_statistics
+
+        token_statistics(torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), k=1)
 
 
 @pytest.fixture(autouse=True)
@@ -75,17 +81,6 @@ def smoke_lab(shared_folder: Path) -> Path:
         assert done.returncode == 0, done.stderr
 
     return made_once(shared_folder / "smoke-lab", make)
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Make a folder unless another process of the tests has made it, or is about to."""
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            unfinished = folder.with_suffix(".part")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            make(unfinished)
-            unfinished.rename(folder)
-    return folder
 
 
 def _make_materials(folder: Path) -> None:

@@ -26,7 +26,7 @@ from ltmia.evaluation.results import (
 from ltmia.evaluation.token_bands import USUAL
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
-from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 from ltmia.models.pair import Pair
 from ltmia.ownership import Marker
 from ltmia.records import Texts
@@ -53,13 +53,12 @@ N_MEMBERS, N_NONMEMBERS = 40, 200
 FIRST_NONMEMBER = 60
 
 
-def tuned_pair(folder: Path) -> Pair:
+def tune(folder: Path) -> None:
     """Fine-tune the embedded base on the members, hard enough for most to be identifiable."""
     base, options = str(demo_base_path()), LoadOptions(dtype="float32", device="cpu")
     model, _ = load_model(base, options)
     config = FinetuneConfig(epochs=4, learning_rate=1e-3)
     finetune(model, load_tokenizer(base, options), demo_texts().texts[:N_MEMBERS], config, folder)
-    return load_pair(folder, base, dtype="float32", device="cpu")
 
 
 def sample_texts(start: int, stop: int, *, hostile: bool = False) -> Texts:

@@ -187,7 +187,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
         check=models_table,
     ),
     "scripts/torture.py": SmallRun(
-        arguments="out --kills 4", finds="rows lost: 0, rows doubled: 0", check=five_kinds, is_fresh=True
+        arguments="out --kills 2", finds="rows lost: 0, rows doubled: 0", check=five_kinds, is_fresh=True
     ),
     "scripts/train_shipped.py": SmallRun(
         arguments="{lab} {lab}/real out lite --epochs 1 1", finds="epoch 1", check=shipped_anew
@@ -195,6 +195,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "benchmarks/ray_lab.py": SmallRun(
         arguments="out --rounds 1 --seeds 1 --texts 20", finds=r"2 workers over that of 1: \d", needs="ray"
     ),
+    "benchmarks/first_minutes.py": SmallRun(arguments="out --steps help", finds=r"--help: \d+\.\d\d s"),
     "benchmarks/real_lm.py": SmallRun(
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 30 --nonmembers 60 --lora "
         "--learning-rate 1e-3 --dtype float32",
@@ -251,7 +252,11 @@ COMMANDS: tuple[SmallRun, ...] = (
         check=written("model/adapter_config.json"),
         needs="opacus",
     ),
-    SmallRun(arguments="compare {materials}/audit {materials}/audit", finds=r"\+0\.000 \[\+0\.000"),
+    SmallRun(
+        arguments="compare {materials}/audit {materials}/audit --html comparison.html",
+        finds=r"\+0\.000 \[\+0\.000",
+        check=written("comparison.html"),
+    ),
     SmallRun(
         arguments="gate {materials}/audit --policy policy.toml --junit gate.xml",
         finds="gate passed",
@@ -267,6 +272,7 @@ COMMANDS: tuple[SmallRun, ...] = (
         finds="steps to do",
     ),
     SmallRun(arguments="lab status {kept}", finds="Nothing is left to do"),
+    SmallRun(arguments="lab report {kept} -o lab.html", finds="lab.html", check=written("lab.html")),
     SmallRun(
         arguments="lab run {kept}.toml -o lab --engine ray --workers 1", finds="Nothing is left to do", needs="ray"
     ),

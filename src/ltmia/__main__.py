@@ -4,7 +4,9 @@
 """
 
 import os
+import signal
 import sys
+from types import FrameType
 
 COULD_NOT_RUN = 2
 INTERRUPTED = 130
@@ -15,6 +17,7 @@ def main() -> None:
     # Torch reads this when it is loaded. By default, waiting threads spin and block the core that the working thread
     # needs: next to another program an audit then takes many times as long. Sleeping threads cost nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    signal.signal(signal.SIGTERM, _interrupt)
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         _run()
@@ -29,6 +32,11 @@ def main() -> None:
         sys.exit(COULD_NOT_RUN)
     except Exception as error:  # noqa: BLE001  the outermost frame: an uncaught error would exit 1, "gate failed"
         _stop(_message(error))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """Take a request to end as Ctrl-C: worker processes are ended and semaphores given back, without a word."""
+    raise KeyboardInterrupt
 
 
 def _run() -> None:

@@ -1,5 +1,6 @@
 """The commands on real text and real (tiny) models, from outside, as a user runs them."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -92,6 +93,11 @@ def test_running_again_gives_the_same_numbers(work: Path) -> None:
     after = json.loads(done.stdout)
     assert after["attacks"] == json.loads(before.model_dump_json())["attacks"]
     assert after["decisions"] == json.loads(before.model_dump_json())["decisions"]
+    # Nothing was run again: the times are those of the run that did the work.
+    assert after["reused"]
+    for name in ("forward_seconds", "feature_seconds"):
+        assert after["timing"][name] == pytest.approx(getattr(before.timing, name), rel=0.01, abs=0.1)
+    assert after["timing"]["seconds"] >= before.timing.forward_seconds
 
 
 def test_report_is_rendered_from_files_alone_and_without_torch(work: Path) -> None:
@@ -185,9 +191,29 @@ def test_published_features_do_not_depend_on_batch_size(work: Path) -> None:
     assert close.mean() > 0.9999
 
 
-def test_help_is_instant_and_loads_no_torch() -> None:
-    code = "import sys; from ltmia.cli.app import app\nassert not {'torch', 'transformers'} & set(sys.modules)"
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_what_is_typed_first_loads_nothing_that_takes_long(word: str) -> None:
+    code = (
+        "import atexit, sys; from ltmia.__main__ import main\n"
+        "slow = {'torch', 'transformers', 'numpy', 'pyarrow', 'rich', 'pydantic', 'scipy'}\n"
+        "atexit.register(lambda: print('slow:', *slow & set(sys.modules)))\n"
+        f"sys.argv = ['ltmia', '{word}']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "slow:"
+
+
+def test_public_names_load_when_they_are_used() -> None:
+    code = (
+        "import sys, ltmia\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+        "assert dir(ltmia) == ltmia.__all__ == sorted(ltmia.__all__)\n"
+        "ltmia.Limit\n"
+        "assert 'torch' not in sys.modules\n"
+    )
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
+    assert ltmia.compare is importlib.import_module("ltmia.evaluation.comparison").compare_audits
+    assert ltmia.gate is importlib.import_module("ltmia.evaluation.gate").hold_against
 
 
 def test_every_public_name_loads() -> None:
@@ -257,10 +283,11 @@ def test_compare_and_gate_read_finished_audits(work: Path) -> None:
     assert run("gate", "audit", "--max", "auc:0.5", cwd=work).returncode == 1
 
 
-def test_an_interrupted_command_exits_2_with_one_message() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_command_exits_2_with_one_message(name: str) -> None:
     code = (
         "import os, signal; from ltmia.cli import app as cli; from ltmia.__main__ import main; import sys\n"
-        "cli.app.command('wait')(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        f"cli.app.command('wait')(lambda: os.kill(os.getpid(), signal.{name}))\n"
         "sys.argv = ['ltmia', 'wait']; main()"
     )
     done = subprocess.run(

@@ -1,6 +1,9 @@
 """`ltmia attacks`, `--version` and `-h`: what a newcomer types first."""
 
 import json
+import logging
+import re
+import warnings
 from importlib.metadata import version
 
 import pytest
@@ -10,6 +13,7 @@ import ltmia
 from commands import run_ltmia
 from ltmia.attacks.table import ATTACKS
 from ltmia.cli.app import app
+from ltmia.cli.progress import calm_libraries
 
 runner = CliRunner()
 
@@ -45,6 +49,39 @@ def test_an_unknown_attack_is_refused_with_those_there_are() -> None:
 
 def test_version_is_that_of_the_package() -> None:
     assert runner.invoke(app, ["--version"]).stdout.strip() == version("ltmia") == ltmia.__version__
+
+
+def test_commands_stand_under_their_panels_in_the_order_of_work() -> None:
+    shown = runner.invoke(app, ["--help"]).stdout
+    places = [
+        re.search(rf"^ *{name}\b", shown, re.MULTILINE).start()
+        for name in ("Start here", "demo", "Audit", "audit", "Decide", "gate", "Research", "lab")
+    ]
+    assert places == sorted(places)
+    assert "..." not in shown.split("Start here")[1], "no sentence is cut"
+    assert "run" in runner.invoke(app, ["lab", "--help"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("ltmia au", "audit"), ("ltmia gate --inc", "--inconclusive"), ("ltmia lab st", "status")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: str) -> None:
+    words = {"_LTMIA_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    assert offered in runner.invoke(app, [], prog_name="ltmia", env=words).stdout.split()
+
+
+def test_libraries_speak_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as libraries
+
+    for verbose, level in ((True, logging.WARNING), (False, logging.ERROR)):
+        libraries.set_verbosity_warning()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            calm_libraries(verbose=verbose)
+            warnings.warn("soon gone", FutureWarning, stacklevel=1)
+        assert libraries.get_verbosity() == level
+        assert len(caught) == verbose
+    assert "-v" in runner.invoke(app, ["audit", "--help"]).stdout
 
 
 def test_h_is_help_everywhere_and_square_brackets_are_shown() -> None:

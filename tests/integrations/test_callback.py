@@ -113,10 +113,10 @@ def test_what_was_trained_on_is_counted(finished: tuple[Trainer, Path]) -> None:
     assert sum(times.values()) == 2 * len(trainer.train_dataset)
 
 
-@pytest.mark.parametrize("at_limit", ["stop", "fail"])
-def test_a_limit_ends_the_training(at_limit: Any, dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("at_limit", "every"), [("stop", 1), ("fail", 3)])
+def test_a_limit_ends_the_training(at_limit: Any, every: int, dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
     trainer = trainer_of(dataset, tokenizer, tmp_path / "checkpoints", max_steps=4)
-    plan = AuditPlan(config=LOSS.config, every=1, limits=["auc:0.01"], at_limit=at_limit)
+    plan = AuditPlan(config=LOSS.config, every=every, limits=["auc:0.01"], at_limit=at_limit)
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
     if at_limit == "fail":
         with pytest.raises(LimitExceeded, match=r"step-3: failed: AUC"):

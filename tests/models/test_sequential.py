@@ -52,6 +52,15 @@ def loads(monkeypatch):
     return counts
 
 
+def test_scores_that_learn_from_too_few_texts_come_with_a_warning(folders, caplog):
+    pair = ltmia.load_pair(folders["target"], folders["base"], dtype="float32", device="cpu")
+    ltmia.score_texts(pair, TEXTS[:3], attacks="difference")
+    assert not caplog.messages
+    ltmia.score_texts(pair, TEXTS[:3], attacks="excess,difference")
+    [said] = caplog.messages
+    assert "3 are too few: give at least 40" in said
+
+
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_scores_are_those_of_both_models_at_once(folders, loads, dtype):
     both = ltmia.load_pair(folders["target"], folders["base"], dtype=dtype, device="cpu")

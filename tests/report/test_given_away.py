@@ -24,7 +24,6 @@ from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.loading import load_pair
-from report_samples import tuned_pair
 
 N_MEMBERS, N_NONMEMBERS, N_ATTACKED = 24, 60, 2
 LENGTH = 34
@@ -44,27 +43,25 @@ class Attacked:
 
 
 @pytest.fixture(scope="module", params=[2048, 8192])
-def attacked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+def attacked(request: pytest.FixtureRequest, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
     work = tmp_path_factory.mktemp(f"attacked-{request.param}")
-    texts, base = demo_texts().texts, demo_base_path()
-    if request.param == 2048:
-        pair = tuned_pair(work / "target")
-    else:
-        base = work / "base"
+    texts, base, target = demo_texts().texts, demo_base_path(), tuned
+    if request.param != 2048:
+        base, target = work / "base", work / "target"
         tokenizer = train_tokenizer(texts, request.param)
         assert len(tokenizer) == request.param
         model = build_base(TinyConfig(model_type="gpt2", vocab_size=request.param, hidden_size=32, n_layers=2), seed=0)
         model.save_pretrained(base)
         tokenizer.save_pretrained(base)
         config = FinetuneConfig(epochs=25, learning_rate=5e-3, max_length=LENGTH)
-        finetune(model, tokenizer, texts[:N_MEMBERS], config, work / "target")
-        pair = load_pair(work / "target", base, dtype="float32", device="cpu")
+        finetune(model, tokenizer, texts[:N_MEMBERS], config, target)
+    pair = load_pair(target, base, dtype="float32", device="cpu")
     audit(pair, texts[:N_MEMBERS], texts[60 : 60 + N_NONMEMBERS], work / "audit", config=AuditConfig(max_length=LENGTH))
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = read_tokens(work / "audit")["row"].to_pylist()[:N_ATTACKED]
     every = [*texts[:N_MEMBERS], *texts[60 : 60 + N_NONMEMBERS]]
     return Attacked(
-        *(AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32).eval() for at in (work / "target", base)),
+        *(AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32).eval() for at in (target, base)),
         folder=work / "audit",
         truth=torch.tensor([tokenizer(every[row])["input_ids"][:LENGTH] for row in rows]),
         rows=rows,

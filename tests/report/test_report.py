@@ -31,17 +31,7 @@ from ltmia.report.payload import embedded_json
 from ltmia.report.slices import Records, group_slices, length_slices
 from ltmia.report.terminal import print_results
 from ltmia.report.words import CHECK_NAMES, attack_order
-from report_samples import FIRST_NONMEMBER, HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit, real_audit, tuned_pair
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return tuned_pair(tmp_path_factory.mktemp("models") / "target")
-
-
-@pytest.fixture(scope="module")
-def audited(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return real_audit(pair, tmp_path_factory.mktemp("audit"))
+from report_samples import FIRST_NONMEMBER, HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit
 
 
 class Page(HTMLParser):
@@ -145,9 +135,8 @@ def test_bands_are_those_of_the_stored_numbers(audited: Path) -> None:
             np.testing.assert_allclose(found, 100 * np.array(expected), atol=2.5 + 1e-6)
 
 
-def test_revealed_tokens_are_those_of_the_files(pair: Pair, tmp_path: Path) -> None:
-    audited = real_audit(pair, tmp_path, reveal=True)
-    data, records, tokens = data_of(page_of(audited)), read_records(audited), read_tokens(audited)
+def test_revealed_tokens_are_those_of_the_files(revealed: Path) -> None:
+    data, records, tokens = data_of(page_of(revealed)), read_records(revealed), read_tokens(revealed)
     first = data["strips"]["counts"][0]
     difference = np.frombuffer(base64.b64decode(data["strips"]["difference"]), "<i2")[:first] / 1000
     np.testing.assert_allclose(difference, tokens["difference"][0].as_py(), atol=6e-4)

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Commands,
+    rich_markup_mode=None,  # rich takes longer to load than all the rest of --help
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 """The program. `--help` lists its commands in the order of work, in the panels below."""
 
@@ -57,9 +58,10 @@ def demo(
     ] = 500,
     overwrite: o.Overwrite = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Fine-tune a tiny built-in LM on built-in texts, audit it, and write the report."""
-    calm_libraries()
+    calm_libraries(verbose=verbose)
     from ltmia.auditing.demo import run_demo
 
     with progress(quiet=quiet) as report:
@@ -90,7 +92,7 @@ def audit(
     printing: g.PrintOptions,
 ) -> None:
     """Audit a model with known members and non-members: attacks, checks, decisions and a report."""
-    calm_libraries()
+    calm_libraries(verbose=printing.verbose)
     from ltmia.auditing.audit import AuditConfig
     from ltmia.auditing.audit import audit as run_audit
     from ltmia.evaluation.audit_folder import set_aside_on_failure
@@ -113,7 +115,7 @@ def audit(
     with progress(quiet=printing.quiet) as report:
         run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
     log_audit(out, log_to or [])
-    _show(out, **asdict(printing))
+    _show(out, quiet=printing.quiet, as_json=printing.as_json)
 
 
 @app.command(rich_help_panel=AUDIT)
@@ -142,7 +144,7 @@ def score(
     printing: g.PrintOptions,
 ) -> None:
     """Judge texts of unknown membership: a p-value and a q-value for each, and one p-value for all together."""
-    calm_libraries()
+    calm_libraries(verbose=printing.verbose)
     from ltmia.auditing.score import ScoreConfig
     from ltmia.auditing.score import score as run_score
     from ltmia.evaluation.audit_folder import set_aside_on_failure
@@ -168,7 +170,7 @@ def score(
     pair = o.pair_to_load(*sources, **loading.keywords)
     with progress(quiet=printing.quiet) as report:
         run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
-    _show(out, **asdict(printing))
+    _show(out, quiet=printing.quiet, as_json=printing.as_json)
 
 
 @app.command(rich_help_panel=START)
@@ -193,9 +195,10 @@ def finetune(
     day: o.Day = None,
     device: o.Device = "auto",
     overwrite: o.Overwrite = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Fine-tune a base as the lab does, and write a model or adapter folder."""
-    calm_libraries()
+    calm_libraries(verbose=verbose)
     from ltmia.finetuning.config import FinetuneConfig
     from ltmia.finetuning.finetune import finetune as run_finetune
     from ltmia.finetuning.privacy import DpConfig

@@ -82,6 +82,9 @@ def compare(
     attack: Annotated[
         str | None, typer.Option("--attack", help="Attack to compare; default: the deciding one.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page here: figures, groups and records.")
+    ] = None,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
 ) -> None:
@@ -93,7 +96,13 @@ def compare(
     from ltmia.evaluation.wording import figure
 
     same_texts = are_of_same_texts(first, second)
-    comparison = compare_audits(read_audit(first), read_audit(second), attack=attack, same_texts=same_texts, seed=seed)
+    audits = read_audit(first), read_audit(second)
+    comparison = compare_audits(*audits, attack=attack, same_texts=same_texts, seed=seed)
+    if html:
+        from ltmia.report.comparison import comparison_page
+        from ltmia.report.tables import write_tables
+
+        write_tables(comparison_page(*audits, comparison), html)
     if as_json:
         print(json.dumps({"same_texts": same_texts, **comparison.tree()}, indent=1))
         return

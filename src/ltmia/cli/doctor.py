@@ -17,10 +17,11 @@ def doctor(
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
     allow_hub: o.AllowHub = False,
+    verbose: o.Verbose = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Test a pair of models before an audit: find the base, compare tokenizers, run both, and say what to fix."""
-    calm_libraries()
+    calm_libraries(verbose=verbose)
     from ltmia.auditing.doctor import diagnose
 
     found = diagnose(

@@ -24,6 +24,7 @@ STATES: "tuple[State, ...]" = ("done", "running", "failed", "to do")
 
 lab_app = typer.Typer(
     cls=Commands,
+    rich_markup_mode=None,
     no_args_is_help=True,
     help="Fine-tune many bases on many corpora, and keep a labelled store of each combination.",
 )
@@ -86,6 +87,20 @@ def status(
         print(_as_json(found))
     else:
         _print_status(found)
+
+
+@lab_app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a lab.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("lab.html"),
+) -> None:
+    """Write a page of a lab: what is done, what failed, and the AUC of attacks on each combination."""
+    from ltmia.lab.page import lab_page
+    from ltmia.lab.run import lab_status
+    from ltmia.report.tables import write_tables
+
+    write_tables(lab_page(folder, lab_status(folder)), out)
+    print(out)
 
 
 def _ray_engine(workers: int | None) -> "Engine":

@@ -63,6 +63,7 @@ class PrintOptions:
     """Options for printing."""
 
     quiet: o.Quiet = False
+    verbose: o.Verbose = False
     as_json: o.AsJson = False
 
 

@@ -167,6 +167,9 @@ LogTo = Annotated[
     typer.Option("--log-to", help="Also log the figures to this tracker; repeat for several. Each needs its extra."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print what the libraries say too: their notices, warnings and bars.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
 
 

@@ -83,14 +83,20 @@ def _as_lines() -> Report:
     return report
 
 
-def calm_libraries() -> None:
-    """Silence bars, notices and warnings of libraries; send our own log to stderr."""
-    warnings.simplefilter("ignore", FutureWarning)
+def calm_libraries(*, verbose: bool = False) -> None:
+    """Silence bars, notices and warnings of libraries; send our own log to stderr.
+
+    Args:
+        verbose: Do not silence them.
+    """
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("ltmia").setLevel(logging.INFO)
+    warn_in_flags()
+    if verbose:
+        return
+    warnings.simplefilter("ignore", FutureWarning)
     from transformers.utils import logging as transformers_logging
 
-    warn_in_flags()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)

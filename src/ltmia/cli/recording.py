@@ -32,9 +32,10 @@ def record(
     day: o.Day = None,
     allow_hub: o.AllowHub = False,
     quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
 ) -> None:
     """Record the log-probabilities one model gives to texts, so that audit and score can run without the model."""
-    calm_libraries()
+    calm_libraries(verbose=verbose)
     from ltmia.models.loading import LoadOptions, load_alone
     from ltmia.ownership import refuse_inputs
     from ltmia.records import Texts

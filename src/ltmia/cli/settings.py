@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from typer._click.core import Command, Context  # typer brings its own click along
+from typer._click.core import Command, Context, HelpFormatter  # typer brings its own click along
 from typer.core import TyperGroup, TyperOption
 
 from ltmia.errors import ConfigError
@@ -25,6 +25,19 @@ ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite")
 
 class Commands(TyperGroup):
     """Command group whose options can also be set by environment variables and a file of the project."""
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """List the commands under the heading of their panel, with the first sentence of their help."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.commands[name]
+            panel = getattr(command, "rich_help_panel", None)
+            panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
+                (name, (command.help or "").split("\n\n")[0])
+            )
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
         """Return a command whose options can also come from the environment and a file."""

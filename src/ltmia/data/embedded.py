@@ -1,5 +1,6 @@
 """The texts and the base language model of the demo, shipped inside the package."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ltmia.errors import DataError
 from ltmia.records import Texts
 
 
+@cache
 def demo_texts() -> Texts:
     """Return the embedded public-domain passages; the group of each is its document."""
     return read_texts(_demo_folder() / "texts.jsonl.gz", group_column="source")

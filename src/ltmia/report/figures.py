@@ -27,6 +27,9 @@ INK = "#010203"
 """Placeholder for the page's ink; replaced once the drawing is text."""
 SIZE = (4.5, 3.9)
 """Inches. Small, so that letters stay readable on a telephone."""
+LEFT, RIGHT, BOTTOM = 0.155, 0.955, 0.14
+ROOM_FOR_LEGEND = 0.87
+"""Edges of the drawing, as parts of the figure; the last is the upper edge where the legend stands above it."""
 WIDEST_START = 0.1
 """Logarithmic axes begin here or lower, even with few texts."""
 MOST_POINTS = 180
@@ -78,7 +81,7 @@ def distribution_figure(kinds: Mapping[str, Scores], name: str, flag_from: float
         name: The attack.
         flag_from: Lowest flagged score, drawn as a line.
     """
-    figure, axes = _new()
+    figure, axes = _new(top=ROOM_FOR_LEGEND)
     finite = [values[np.isfinite(values)] for values in kinds.values()]
     both = np.concatenate([*finite, np.empty(0)])
     low, high = np.quantile(both, [0.002, 0.998]) if len(both) else (0.0, 0.0)
@@ -144,7 +147,8 @@ def evaluation_figure(groups: Mapping[str, Sequence[Contest]], own: str, best: s
         own: Name of the classifier.
         best: Name of the other attacks.
     """
-    figure = Figure(figsize=(7.0, 1.2 + 0.24 * sum(1 + len(contests) for contests in groups.values())))
+    height = 1.2 + 0.24 * sum(1 + len(contests) for contests in groups.values())
+    figure = Figure(figsize=(7.0, height), layout="tight")
     plot_evaluation(figure.add_subplot(), groups, own, best)
     return _drawing(figure, "test", paper=1.0)
 
@@ -171,9 +175,10 @@ def plot_evaluation(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: st
     axes.legend(framealpha=0, fontsize=9, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
 
 
-def _new() -> tuple[Figure, Axes]:
+def _new(top: float = 0.97) -> tuple[Figure, Axes]:
     figure = Figure(figsize=SIZE)
-    return figure, figure.add_subplot()
+    # Margins of labels this small are known; a layout engine would draw everything twice to find them.
+    return figure, figure.add_axes((LEFT, BOTTOM, RIGHT - LEFT, top - BOTTOM))
 
 
 def _literal(name: str) -> str:
@@ -218,7 +223,6 @@ def _drawing(figure: Figure, name: str, *, paper: float) -> str:
         for spine in axes.spines.values():
             spine.set_color(INK)
     figure.patch.set_alpha(paper)
-    figure.set_layout_engine("tight")
     out = StringIO()
     with mpl.rc_context({"svg.hashsalt": "ltmia", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

@@ -79,13 +79,7 @@ def render_report(
         tokens: Table of `tokens.parquet`, only if the tokens were revealed.
         limits: See `write_report`.
     """
-    environment = Environment(
-        loader=PackageLoader("ltmia.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment()
     environment.filters["percent"] = percent
     environment.filters["figure"] = number
     environment.filters["signed"] = partial(number, signed=True)
@@ -109,6 +103,17 @@ def render_report(
         data=embedded_json(page_data(records, tokens, results.decisions.attack)),
         script=Markup(template),  # noqa: S704  our own
         script_hash=base64.b64encode(sha256(template.encode()).digest()).decode(),
+    )
+
+
+def template_environment() -> Environment:
+    """Return what renders the pages; strings are escaped, and a name that is missing is an error."""
+    return Environment(
+        loader=PackageLoader("ltmia.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
