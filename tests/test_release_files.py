@@ -12,15 +12,14 @@ import pytest
 import yaml
 
 from commands import run_ltmia
-from report_samples import made_up_audit
 
 ROOT = Path(__file__).parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def audit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up_audit(tmp_path_factory.mktemp("work") / "an audit", 120, attacks=2, reveal=False)
+def audit(materials: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(materials / "audit", tmp_path_factory.mktemp("work") / "an audit")
 
 
 def run_action(work: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
