@@ -31,7 +31,7 @@ for name in ("datasets", "peft", "pyarrow.parquet", "scipy.stats", "sklearn.ense
     importlib.import_module(name)
 
 LONGEST = (
-    "test_small_runs", "test_lab", "test_end_to_end", "test_docs_blocks", "test_observers", "test_report_browser",
+    "test_lab", "test_docs_blocks", "test_small_runs", "test_end_to_end", "test_observers", "test_report_browser",
     "test_given_away", "test_finetuning", "test_report", "test_examples", "test_validity",
 )  # fmt: skip
 """Files of about a minute: they begin first, so that none is left to one process while the other has nothing to do."""
