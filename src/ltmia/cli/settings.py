@@ -12,7 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from typer._click.core import Command, Context, HelpFormatter  # typer brings its own click along
+from typer._click.core import Command, Context  # typer brings its own click along
+from typer._click.formatting import HelpFormatter
 from typer.core import TyperGroup, TyperOption
 
 from ltmia.errors import ConfigError
