@@ -82,9 +82,7 @@ def compare(
     attack: Annotated[
         str | None, typer.Option("--attack", help="Attack to compare; default: the deciding one.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page here: figures, groups and records.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page here: figures, groups and records.")] = None,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,
 ) -> None:
