@@ -101,7 +101,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror}); choose another folder, or mend its permissions"
+            f"{folder}: cannot be written ({error.strerror}); choose another folder, or fix its permissions"
         ) from error
     try:
         write_whole(folder / HOLDER_FILE, lambda part: part.write_text(str(os.getpid()), "utf-8"))
@@ -123,8 +123,8 @@ def named_errors(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(
-            f"{path}: cannot be written ({reason}); make room there, or mend its permissions, and the "
-            "same command goes on"
+            f"{path}: cannot be written ({reason}); make room there, or fix its permissions, and the "
+            "same command resumes"
         ) from error
 
 

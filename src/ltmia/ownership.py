@@ -136,7 +136,7 @@ def content_of(out: Path) -> list[str]:
     """Return the sorted names in a folder without our own notes; empty if it is missing.
 
     Raises:
-        ConfigError: If it is no folder, or cannot be read.
+        ConfigError: If it is not a folder, or cannot be read.
     """
     try:
         return sorted(path.name for path in out.iterdir() if not is_note(path))

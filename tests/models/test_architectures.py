@@ -25,7 +25,7 @@ def test_an_architecture_equals_the_plain_loop_in_any_batch(name: str) -> None:
 def test_a_model_of_masks_is_refused_with_the_reason() -> None:
     outcome = architectures.run_architecture("cpmant")
     assert outcome.state == "refused"
-    assert "no causal LM" in outcome.reason
+    assert "not a causal LM" in outcome.reason
 
 
 @pytest.mark.parametrize("name", ["llama4", "deepseek_v4"])

@@ -268,7 +268,7 @@ def test_refusals_name_the_cure():
 def test_a_model_that_looks_ahead_is_refused():
     settings = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = AutoConfig.for_model("bert", **settings, intermediate_size=64)
-    with pytest.raises(ModelError, match="change with the token after it, so this is no causal LM"):
+    with pytest.raises(ModelError, match="change with the token after it, so this is not a causal LM"):
         make_pair(AutoModelForCausalLM.from_config(config).eval(), small(2))
 
 

@@ -48,10 +48,10 @@ def read_update(
         pair: Target and reference.
         texts: All texts of the audit; the non-members remove effects that all texts of this kind share.
         observer: "logprobs" does not read the weights, "weights" must read them, "auto" reads them if possible and
-        otherwise says why not.
+            otherwise says why not.
         max_length: Token ids read of each text.
         identity: Hashes of both models: gradients of other models in the folder are not read.
-        folder: Keeps the gradients, so that a killed run goes on.
+        folder: Folder for the gradients, so that a killed run can resume.
         report: Called with progress.
 
     Raises:

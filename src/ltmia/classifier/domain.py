@@ -32,7 +32,7 @@ class TrainingDomain:
         """Refuse values from which no distance can be computed.
 
         Raises:
-            ValueError: If the limit is no positive number.
+            ValueError: If the limit is not a positive number.
         """
         if not 0 < self.limit < float("inf"):
             raise ValueError(f"outside_limit = {self.limit}")

@@ -45,7 +45,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `model/` | the model when its audit began; removed when the audit is done |
 | `previous/` | the results of the run before |
 
-The files in the folder above do not need it. A later run goes on from it, so
+The files in the folder above do not need it. A later run resumes from it, so
 keep it where the texts are kept. It may be deleted; the next run then starts from nothing, with other ids.
 """
 

@@ -272,7 +272,7 @@ def _sizes(manifest: Mapping[str, Any]) -> tuple[int, int, int]:
     if not all(type(size) is int and 0 <= size < 2**48 for size in sizes) or not 0 < sizes[0] <= sizes[1] < 2**31:
         raise ValueError(f"k, vocab_size, n_tokens = {sizes}")
     if not isinstance(manifest["fingerprint"], str):
-        raise TypeError("a fingerprint that is no text")
+        raise TypeError("a fingerprint that is not a text")
     return sizes[0], sizes[1], sizes[2]
 
 

@@ -80,8 +80,8 @@ def train(
 ) -> MembershipClassifier:
     """Train a classifier and save it as `out` when it is finished.
 
-    After each epoch the state is kept in a hidden folder beside `out`. The same call after an interruption goes on from
-    there to the same weights; a call with other settings starts anew. A finished classifier is replaced only if asked.
+    The state after each epoch is kept in a hidden folder next to `out`. The same call after an interruption resumes and
+    arrives at the same weights; a call with other settings starts from nothing. A finished classifier is replaced only if asked.
 
     Args:
         classifier: Not fitted yet, see `untrained` and `going_on_from`.
@@ -150,7 +150,7 @@ def _say_what_was_found(work: Path, settings: Mapping[str, Any], tell: Callable[
     if found is not None and (work / CHECKPOINT_FILE).exists():
         other = differing(found.settings, settings)
         if other:
-            tell(f"an unfinished training with other settings is dropped: {', '.join(other)}; starting anew")
+            tell(f"an unfinished training with other settings is dropped: {', '.join(other)}; starting from nothing")
         else:
             tell("going on from the last finished epoch")
 

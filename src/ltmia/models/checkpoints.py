@@ -50,7 +50,7 @@ Shape = tuple[int, ...]
 
 
 def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
-    """Check the weight files of a model that is no GGUF file, and read its config.
+    """Check the weight files of a model that is not a GGUF file, and read its config.
 
     Raises:
         ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.

@@ -72,7 +72,7 @@ def _mixed(weight: Tensor, bias: Tensor | None) -> Head:
 def _onednn(weight: Tensor, bias: Tensor | None) -> Head:
     """Multiply by oneDNN, which takes the weights as they lie.
 
-    torch's own choice, MKL, packs all weights anew at each call: for few rows that is most of the work.
+    torch's own choice, MKL, packs all weights again at each call; for few rows this is most of the work.
     """
 
     def apply(hidden: Tensor) -> Tensor:

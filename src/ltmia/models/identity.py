@@ -99,7 +99,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     If the tokenizer is written in Python, all its attributes, its vocabulary files and its code are hashed.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    # Truncation and padding are set anew by every call.
+    # Every call sets truncation and padding again.
     steps = json.loads(backend.to_str()) | {"truncation": None, "padding": None} if backend is not None else None
     files = [str(getattr(tokenizer, key, "")) for key in tokenizer.vocab_files_names]
     return _json_sha256([

@@ -92,7 +92,7 @@ class PairQueries:
         logp = next(self._logp(self._pair.reference_runner, [encoded], None))
         truth = torch.from_numpy(encoded.ids[1:])[:, None].to(logp.device)
         own = logp.gather(1, truth)
-        # The token of the text itself is no substitute.
+        # The text's own token is not a substitute.
         best = logp.scatter(1, truth, -torch.inf).topk(min(PROPOSALS, logp.shape[1] - 1), dim=1)
         scores = best.values - torch.log1p(-own.exp().clamp(max=1 - 1e-6))
         order = scores.flatten().argsort(descending=True, stable=True)[:n].tolist()

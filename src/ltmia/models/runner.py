@@ -152,7 +152,7 @@ class ModelRunner:
         # NaN passes this comparison: broken weights make texts unscorable, and each text says so.
         if ahead > tolerance * _largest(logits):
             raise ModelError(
-                f"{self._name}: a token's logits change with the token after it, so this is no causal LM "
+                f"{self._name}: a token's logits change with the token after it, so this is not a causal LM "
                 "(a masked or bidirectional model?)"
             )
         return logits.shape[-1]

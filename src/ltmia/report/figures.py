@@ -19,7 +19,7 @@ from scipy.stats import beta
 from ltmia.evaluation.results import Measure
 from ltmia.evaluation.roc import Scores, measurable, roc_curve
 
-# Okabe and Ito's palette, told apart by all common kinds of colour vision; dashes tell lines apart without colour.
+# Okabe and Ito's palette, distinct in all common kinds of colour vision; dashes tell lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6D00")
 DASHES = ("-", (0, (6, 2)), "-.", (0, (2, 1.5)), (0, (8, 2, 2, 2, 2, 2)))
 CONTROL_COLOUR, CONTROL_DASH = "#767676", (0, (1, 1.5))

@@ -47,7 +47,7 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
 
     Args:
         folder: Folder of the audit; the report is written into it.
-        limits: Limits of a policy, by which the verdict is made; the default ones when None.
+        limits: Limits of a policy, which decide the verdict; the default ones when None.
 
     Raises:
         StoreError: If the files are missing or damaged.

@@ -119,9 +119,9 @@ def score_update(
     models: 16 bytes times the square of (texts times points), 25 GiB for 20,000 texts at two points.
 
     Args:
-        pair: Target and base, side by side, neither of them quantised.
-        encoded: Texts as ids.
-        folder: Keeps the gradients; the same call goes on where a killed run stopped.
+        pair: Target and base, both in memory, neither of them quantised.
+        encoded: Token ids of the texts.
+        folder: Folder for the gradients; the same call resumes a killed run.
         identity: Hashes of the two models: gradients of other models in the folder are thrown away.
         config: Options.
         report: Called with progress.
