@@ -81,7 +81,8 @@ def train(
     """Train a classifier and save it as `out` when it is finished.
 
     The state after each epoch is kept in a hidden folder next to `out`. The same call after an interruption resumes and
-    arrives at the same weights; a call with other settings starts from nothing. A finished classifier is replaced only if asked.
+    arrives at the same weights; a call with other settings starts from nothing. A finished classifier is replaced only
+    if asked.
 
     Args:
         classifier: Not fitted yet, see `untrained` and `going_on_from`.
