@@ -49,7 +49,7 @@ def test_a_file_sets_an_option_which_the_environment_and_the_command_line_outran
 
 
 def test_an_option_of_other_commands_is_passed_over(audited: Path, here: Path) -> None:
-    (here / "ltmia.toml").write_text("fdr = 0.01\nmax_length = 64\n[audit]\nreveal = true\n")
+    (here / "ltmia.toml").write_text("fdr = 0.01\nmax_length = 64\n[audit]\ndeduplicate = true\n")
     assert figures(audited) == ["identifiable", "tpr@fpr=0.01", "auc"]
 
 
@@ -60,6 +60,8 @@ def test_an_option_of_other_commands_is_passed_over(audited: Path, here: Path) -
         ("[adit]\nfdr = 0.1\n", r"adit: no such option; the nearest is audit"),
         ("[gate]\nfdr = 0.1\n", r"gate: fdr: no such option"),
         ("trust_remote_code = true\n", "give --trust-remote-code on the command line"),
+        ("[audit]\nreveal = true\n", "give --reveal on the command line"),
+        ('[gate]\nsummary = "notes.md"\n', "give --summary on the command line"),
         ("fdr = \n", "not readable as TOML"),
     ],
 )

@@ -20,8 +20,9 @@ from ltmia.errors import ConfigError
 
 PREFIX = "LTMIA"
 OWN_FILE, PROJECT_FILE = Path("ltmia.toml"), Path("pyproject.toml")
-ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite")
-"""Options that a file may not set, because a folder from a stranger could otherwise run code or delete files."""
+ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite", "reveal", "summary")
+"""Options that a file may not set, because a folder from a stranger could otherwise run code, delete files, append to
+any file, or have the audited texts written into the report."""
 
 
 class Commands(TyperGroup):
