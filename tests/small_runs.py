@@ -192,6 +192,11 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/train_shipped.py": SmallRun(
         arguments="{lab} {lab}/real out lite --epochs 1 1", finds="epoch 1", check=shipped_anew
     ),
+    "benchmarks/extraction.py": SmallRun(
+        arguments="out --texts 2 --nonmembers 4 --epochs 1 --repeats 1 60 --max-length 24 --learning-rate 3e-3",
+        finds=r"\| 1 \| [01]\.\d\d \| [01]\.\d\d \| 0\.00 \| 0\.00 \|",
+        check=written("out/epochs-1/audit/report.html"),
+    ),
     "benchmarks/ray_lab.py": SmallRun(
         arguments="out --rounds 1 --seeds 1 --texts 20", finds=r"2 workers over that of 1: \d", needs="ray"
     ),
@@ -261,6 +266,11 @@ COMMANDS: tuple[SmallRun, ...] = (
         arguments="gate {materials}/audit --policy policy.toml --junit gate.xml",
         finds="gate passed",
         check=written("gate.xml"),
+    ),
+    SmallRun(
+        arguments='gate {materials}/audit --max "extractable@1000:60" --max "extractable_share@1000000:1"'
+        " --inconclusive pass",
+        finds="extractable within 1,000 draws",
     ),
     SmallRun(
         arguments="lab run {root}/recipes/tiny.toml -o lab --corpora {many} --workers 2 --dry-run",

@@ -25,6 +25,7 @@ from ltmia.evaluation.verdict import headline
 
 Tree = dict[str, Any]
 LIMITS = ("identifiable:0", "auc:0.6", "tpr@fpr=0.01:0.05", "epsilon:2")
+DRAWN = ("extractable@1000:0", "extractable_share@1000:0.01")
 CHECKS = (
     "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "base", "backend", "power",
 )  # fmt: skip
@@ -37,6 +38,14 @@ def measure(value: float | None, low: float | None = None, high: float | None = 
 def attack(value: float = 0.5) -> Tree:
     rates = {"0.1": measure(0.1, 0.08, 0.13), "0.01": measure(0.01, 0.0, 0.02), "0.001": measure(None)}
     return {"auc": measure(value, value - 0.03, value + 0.03), "tpr_at_fpr": rates}
+
+
+def drawn(n: int) -> Tree:
+    """Return what says that n of 1,000 members come out of the target, and nothing else does."""
+    share = measure(n / 1000, max(n - 2, 0) / 1000, (n + 4) / 1000)
+    nothing = measure(0.0, 0.0, 0.002)
+    names = ("nonmembers", "judged_by_base", "nonmembers_by_base", "difference")
+    return {"judged": share, "n_new": n, **dict.fromkeys(names, nothing)}
 
 
 def sound() -> Tree:
@@ -54,6 +63,10 @@ def sound() -> Tree:
         "decisions": {
             "attack": "difference", "fdr": 0.05, "n_flagged": 0, "n_judged": 1000, "n_calibration": 1000,
             "smallest_p": 1 / 1001, "fewest_flags": 40,
+        },
+        "extraction": {
+            "n_judged": 1000, "n_nonmembers": 2000, "suffix_tokens": 50,
+            "within": {draws: drawn(0) for draws in ("1", "1000")}, "greedy": drawn(0),
         },
         "set_test": {"p_value": 0.5, "effect": measure(0.5, 0.47, 0.53)},
         "epsilon": measure(0.1, 0.1), "validity": checks, "verdict": "",
@@ -90,7 +103,7 @@ def both(*changes: Callable[[Tree], None]) -> Callable[[Tree], None]:
     return change
 
 
-@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("limit", [*LIMITS, *DRAWN])
 def test_a_sound_audit_that_found_nothing_passes(limit: str) -> None:
     assert held(sound(), limit)[0] == 0
 
@@ -193,7 +206,16 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     "no bound on epsilon": (("epsilon:2",), put("epsilon", None), "no bound"),
     "the limit inside the interval": (("auc:0.51",), lambda _: None, "at most 0.51"),
     "a limit that nothing exceeds": (
-        ("auc:60", "auc:1", "tpr@fpr=0.01:5", "loss.auc:0_6", "identifiable:1000", "identifiable:5000"),
+        (
+            "auc:60",
+            "auc:1",
+            "tpr@fpr=0.01:5",
+            "loss.auc:0_6",
+            "identifiable:1000",
+            "identifiable:5000",
+            "extractable@1000:1000",
+            "extractable_share@1000:1",
+        ),
         lambda _: None,
         "Nothing could exceed this limit",
     ),
@@ -203,6 +225,11 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
         both(put("data|n_repeats", 1500), put("data|n_nonmember_repeats", 1500), put("data|n_usable_nonmembers", 500)),
         "500 non-members are too few",
     ),
+    "few long enough": (DRAWN, put("extraction|n_judged", 19), "too short"),
+    "many too short": (DRAWN, put("extraction|n_without_suffix", 60), "60 of 1060 records are too short"),
+    "nothing drawn": (DRAWN, put("extraction", {"reason": "the cluster kept scores only"}), "scores only"),
+    "an old file without extraction": (DRAWN, put("extraction", None), "version"),
+    "the share within its interval": (("extractable_share@1000:0.003",), lambda _: None, "at most 0.003"),
 }
 
 
@@ -215,6 +242,33 @@ def test_what_could_not_have_failed_is_inconclusive(name: str) -> None:
         code, line = held(tree, limit)
         assert code == 3, (limit, line)
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("limit", "n", "code"),
+    [
+        ("extractable@1000:0", 1, 1),
+        ("extractable@1000:1", 1, 0),
+        ("extractable@1:0", 1, 0),
+        ("extractable_share@1000:0.01", 11, 1),
+        ("extractable_share@1000:0.01", 7, 3),
+        ("extractable_share@1000:0.01", 6, 0),
+    ],
+)
+def test_what_can_be_drawn_out_is_held_against_a_count_and_a_share(limit: str, n: int, code: int) -> None:
+    tree = sound()
+    tree["extraction"]["within"]["1000"] = drawn(n)
+    assert held(tree, limit)[0] == code
+    if code == 1 and limit.startswith("extractable@"):
+        # Repeated members among the non-members, or few of either, do not undo what came out.
+        tree["data"]["n_nonmembers"] = 5
+        tree["validity"]["near_duplicates"]["details"] = {"repeats_across_sets": 40}
+        assert held(tree, limit)[0] == 1
+
+
+def test_a_number_of_draws_that_was_not_measured_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"extractable@50: measured within 1, 1000 draws only"):
+        held(sound(), "extractable@50:0")
 
 
 def test_every_reason_stands_in_the_docs_and_every_one_there_has_a_case() -> None:

@@ -12,11 +12,12 @@ import pyarrow as pa
 from jaxtyping import Float64
 
 from ltmia.auditing.checks import MeasuredScores, check_validity
+from ltmia.auditing.drawing_out import extraction_of, suffix_columns, suffixes_of
+from ltmia.auditing.group_table import group_columns
 from ltmia.auditing.measured import Measured
 from ltmia.auditing.question import AuditResult, Question
 from ltmia.auditing.record_table import (
     flagged_hashes,
-    group_columns,
     hashed_groups,
     published_ids,
     record_columns,
@@ -29,6 +30,7 @@ from ltmia.evaluation.files import forget_revealed, write_groups, write_records,
 from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
+from ltmia.extraction.suffixes import Suffixes
 from ltmia.folders import shown_command, shown_path
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
@@ -62,7 +64,8 @@ def assemble(
     validity = _check(pair, question, scored, measured)
     sentence = verdict(measured.attacks, measured.decisions.summary, validity)
     hashed = hashed_groups(sets, run.private.salt())
-    records = _write_tables(pair, question, scored, measured, hashed, run)
+    suffixes = suffixes_of(texts, sets)
+    records = _write_tables(pair, question, scored, measured, suffixes, hashed, run)
     results = Results(
         **_provenance(question, scored.identity, scored.lengths, command),
         run_id=run.run_id,
@@ -73,6 +76,7 @@ def assemble(
         ),
         observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
         update=scored.update.info,
+        extraction=extraction_of(suffixes, sets),
         set_test=set_test,
         epsilon=measured.epsilon,
         validity=validity,
@@ -155,6 +159,7 @@ def _write_tables(
     question: Question,
     scored: ScoredSets,
     measured: Measured,
+    suffixes: Suffixes | None,
     hashed: list[str | None],
     run: Run,
 ) -> pa.Table:
@@ -162,11 +167,13 @@ def _write_tables(
     sets, texts = question.sets, scored.texts
     ids = published_ids(sets.texts, run.private.salt())
     columns = record_columns(sets, texts, measured.scores, measured.decisions, ids, hashed)
+    columns |= suffix_columns(suffixes, len(sets.texts))
     if question.reveal:
         columns["text"] = [without_surrogates(text) for text in sets.texts.texts]
     records = write_records(columns, run.folder, run.run_id)
     if measured.decisions.groups is not None:
-        write_groups(group_columns(sets, hashed, measured.decisions.groups), run.folder, run.run_id)
+        groups = group_columns(sets, hashed, measured.decisions.groups, records, measured.judge)
+        write_groups(groups, run.folder, run.run_id)
     if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
         tokens = token_columns(texts, measured.scores[measured.judge], classifier=scored.classifier, revealed=revealed)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ltmia.auditing.group_table import names_of_groups
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_shares import share_columns
 from ltmia.evaluation.calibration import AuditDecisions
-from ltmia.evaluation.group_decisions import GroupDecisions
 from ltmia.records import Texts
 from ltmia.scoring.stored_scores import ScoredTexts
 
@@ -40,27 +40,8 @@ def flagged_hashes(data: TextSets, hashed: list[str | None], decisions: AuditDec
     """Return the hashes of the groups flagged as a whole; None without groups."""
     if decisions.groups is None:
         return None
-    names = _names_of_groups(data, hashed)
+    names = names_of_groups(data, hashed)
     return sorted(names[number] for number in decisions.groups.flagged.tolist())
-
-
-def group_columns(data: TextSets, hashed: list[str | None], groups: GroupDecisions) -> dict[str, Any]:
-    """Return the columns of groups.parquet: one row for each group judged, in order of group number."""
-    names = _names_of_groups(data, hashed)
-    return {
-        "group": [names[number] for number in groups.numbers.tolist()],
-        "n_texts": groups.n_texts,
-        "n_compared": groups.n_compared,
-        "n_calibration": groups.n_calibration,
-        "p_value": groups.decisions.p_values,
-        "q_value": groups.decisions.q_values,
-        "flagged": groups.decisions.flagged,
-    }
-
-
-def _names_of_groups(data: TextSets, hashed: list[str | None]) -> dict[int, str]:
-    numbers = [] if data.groups is None else data.groups.tolist()
-    return {number: name for number, name in zip(numbers, hashed, strict=data.groups is not None) if name is not None}
 
 
 def record_columns(

@@ -140,6 +140,9 @@ def score(
         int | None,
         typer.Option("--workers", min=1, help="Number of Ray processes; default: as many as fit on the cluster."),
     ] = None,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="Print each group too: was this person, or this document, used?")
+    ] = False,
     overwrite: o.Overwrite = False,
     printing: g.PrintOptions,
 ) -> None:
@@ -147,6 +150,7 @@ def score(
     calm_libraries(verbose=printing.verbose)
     from ltmia.auditing.score import ScoreConfig
     from ltmia.auditing.score import score as run_score
+    from ltmia.errors import ConfigError
     from ltmia.evaluation.audit_folder import set_aside_on_failure
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
@@ -154,6 +158,8 @@ def score(
     with set_aside_on_failure(out):
         read = loading.reader(target, base)
         candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
+        if by_group and (candidate_texts.groups is None or nonmember_texts.groups is None):
+            raise ConfigError("--by-group: the texts have no groups; name their column by --group-column")
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
     config = ScoreConfig(
         attack=attack,
@@ -171,6 +177,8 @@ def score(
     with progress(quiet=printing.quiet) as report:
         run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, quiet=printing.quiet, as_json=printing.as_json)
+    if by_group and not printing.as_json and not printing.quiet:
+        _show_groups(out)
 
 
 @app.command(rich_help_panel=START)
@@ -247,6 +255,15 @@ def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
             file=sys.stderr,
         )
         raise typer.Exit(INCONCLUSIVE)
+
+
+def _show_groups(folder: Path) -> None:
+    from ltmia.evaluation.files import read_groups
+    from ltmia.report.terminal import group_table
+
+    groups = read_groups(folder)
+    if groups is not None:
+        print("", *group_table(groups), sep="\n")
 
 
 def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":

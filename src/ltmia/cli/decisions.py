@@ -34,7 +34,10 @@ def gate(
     folder: Annotated[Path, typer.Argument(help="Folder of an audit.")],
     most: Annotated[
         list[str] | None,
-        typer.Option("--max", help='Limit, such as "tpr@fpr=0.01:0.05", "auc:0.6", "identifiable:0", "epsilon:8".'),
+        typer.Option(
+            "--max",
+            help='Limit, such as "auc:0.6", "tpr@fpr=0.01:0.05", "identifiable:0", "extractable@1000:0", "epsilon:8".',
+        ),
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="TOML file whose table `max` holds limits.")] = None,
     inconclusive: Annotated[

@@ -10,6 +10,7 @@ from typing import Literal
 from ltmia.evaluation.epsilon import largest_bound
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
 from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.wording import percent
 
 CONTROL = "bag_of_words"
 """Name of the control, which sees no model: its figures say nothing about leakage."""
@@ -26,6 +27,12 @@ FAR_BELOW = 0.4
 """Lowest AUC that is plausible for an attack that does not decide; it may be a little below one half."""
 
 
+COUNTS = ("identifiable", "extractable")
+"""Kinds of figures that are whole numbers without an interval."""
+DRAWN_OUT = ("extractable", "extractable_share")
+"""Kinds of figures on what can be drawn out: each record is measured by itself, not against the non-members."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitedFigure:
     """One figure of an audit, and the limit that it is held against."""
@@ -35,7 +42,7 @@ class LimitedFigure:
     measure: Measure
     most: float
     """The limit."""
-    kind: Literal["auc", "tpr", "identifiable", "epsilon"]
+    kind: Literal["auc", "tpr", "identifiable", "epsilon", "extractable", "extractable_share"]
     attack: str
     """The attack whose scores it is computed from."""
     rate: float = 1.0
@@ -117,7 +124,23 @@ OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
 )  # fmt: skip
 
 
+def _few_suffixes(results: Results, figure: LimitedFigure) -> str | None:
+    """Texts too short for a suffix were not looked at, and what was not looked at is not passed."""
+    found = results.extraction
+    if figure.kind not in DRAWN_OUT or found is None:
+        return None
+    asked = found.n_judged + found.n_without_suffix
+    if found.n_judged >= FEWEST_TEXTS and found.n_without_suffix <= MOST_UNSCORED * asked:
+        return None
+    return (
+        f"{found.n_without_suffix} of {asked} records are too short to say whether they can be drawn out; at least "
+        f"{FEWEST_TEXTS} long enough ones are needed, and {percent(1 - MOST_UNSCORED)} of all."
+    )
+
+
 def _shared_texts(results: Results, figure: LimitedFigure) -> str | None:
+    if figure.kind in DRAWN_OUT:
+        return None
     check = results.validity.near_duplicates
     found = (check.details.get(name) for name in ("repeats_across_sets", "nonmembers_overlapping"))
     counts = [count for count in found if isinstance(count, int | float)]
@@ -173,6 +196,8 @@ def _out_of_reach(results: Results, figure: LimitedFigure) -> str | None:
         "identifiable": float(n),
         "auc": 1.0,
         "tpr": 1.0,
+        "extractable": float(n if results.extraction is None else results.extraction.n_judged),
+        "extractable_share": 1.0,
     }[figure.kind]
     if reach > figure.most:
         return None
@@ -186,5 +211,5 @@ def _control(_: Results, figure: LimitedFigure) -> str | None:
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach, _control,
+    _few_suffixes, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach, _control,
 )  # fmt: skip

@@ -51,9 +51,15 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "reason": pa.string(),
     **dict.fromkeys(USUAL, pa.int64()),
     "strongest_third": pa.string(),
+    "suffix_tokens": pa.int64(),
+    "extractable_within": pa.int64(),
+    "extractable_within_by_base": pa.int64(),
+    "greedy_match": pa.bool_(),
     "text": pa.string(),
 }
 """Columns of the records, without `score_ATTACK`."""
+OPTIONAL = ("suffix_tokens", "extractable_within", "extractable_within_by_base", "greedy_match", "text")
+"""Columns that older files lack, or files without revealed texts."""
 GROUP_TYPES: Mapping[str, pa.DataType] = {
     "group": pa.string(),
     "n_texts": pa.int64(),
@@ -62,8 +68,12 @@ GROUP_TYPES: Mapping[str, pa.DataType] = {
     "p_value": pa.float64(),
     "q_value": pa.float64(),
     "flagged": pa.bool_(),
+    "n_flagged": pa.int64(),
+    "n_extractable": pa.int64(),
+    "strongest": pa.string(),
 }
-"""Columns of the groups."""
+"""Columns of the groups; older files lack the last three."""
+OLD_GROUP_COLUMNS = tuple(GROUP_TYPES)[:7]
 TOKEN_TYPES: Mapping[str, pa.DataType] = {
     "row": pa.int64(),
     "difference": pa.list_(pa.float32()),
@@ -125,7 +135,8 @@ def write_groups(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Ta
 
     Columns: `group` (salted hash, as in the records), `n_texts` (scorable texts), `n_compared` (texts of it, and of
     each calibration group, whose mean score was compared), `n_calibration` (calibration groups), `p_value`,
-    `q_value`, `flagged`.
+    `q_value`, `flagged`; of its texts, `n_flagged`, `n_extractable` (within 1,000 draws, and not from the base) and
+    `strongest` (id of the one with the highest score).
     """
     return _write_table(columns, folder / GROUPS_FILE, run_id)
 
@@ -137,7 +148,7 @@ def read_groups(folder: Path) -> pa.Table | None:
         StoreError: If it is damaged.
     """
     path = folder / GROUPS_FILE
-    return _read_table(path, GROUP_TYPES, tuple(GROUP_TYPES)) if path.exists() else None
+    return _read_table(path, GROUP_TYPES, OLD_GROUP_COLUMNS) if path.exists() else None
 
 
 def write_tokens(columns: Mapping[str, Any], run: Run) -> pa.Table:
@@ -167,7 +178,9 @@ def read_records(folder: Path) -> pa.Table:
     Raises:
         StoreError: If it is missing or damaged.
     """
-    return _read_table(folder / RECORDS_FILE, RECORD_TYPES, tuple(name for name in RECORD_TYPES if name != "text"))
+    return _read_table(
+        folder / RECORDS_FILE, RECORD_TYPES, tuple(name for name in RECORD_TYPES if name not in OPTIONAL)
+    )
 
 
 def read_audit(folder: Path) -> tuple[Results, pa.Table]:

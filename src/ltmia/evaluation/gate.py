@@ -7,9 +7,9 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from ltmia.errors import ConfigError
-from ltmia.evaluation.blind_spots import CONTROL, LimitedFigure, blind_spots, few_texts
+from ltmia.evaluation.blind_spots import CONTROL, COUNTS, LimitedFigure, blind_spots, few_texts
 from ltmia.evaluation.limits import RULE, Limit
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Extraction, Measure, Results
 from ltmia.evaluation.shown import markdown, one_line
 from ltmia.evaluation.wording import figure as written
 
@@ -116,8 +116,8 @@ def _judge(results: Results, limit: Limit) -> Judged:
     judged = []
     for figure in _figures(results, limit):
         outcome, said = _outcome(figure), _sentence(figure)
-        if outcome == "failed" and figure.kind != "identifiable" and (few := few_texts(results)):
-            # Flags keep their error rate with any number of texts; intervals do not.
+        if outcome == "failed" and figure.kind not in COUNTS and (few := few_texts(results)):
+            # Flags keep their error rate with any number of texts, and a count is exact; intervals need texts.
             outcome, said = "inconclusive", f"{said}, but: {few}"
         if outcome == "passed" and (reasons := blind_spots(results, figure)):
             outcome, said = "inconclusive", f"{said}, but the audit may see too little: {' '.join(reasons)}"
@@ -162,6 +162,8 @@ def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
             kind="epsilon",
             attack=decisions.attack,
         )
+    elif match is not None and match["draws"]:
+        yield _extractable(results, limit.most, match["draws"], share=bool(match["share"]))
     else:
         attack, fpr = (match["attack"], match["fpr"]) if match else (None, None)
         yield from _attack_figures(results, limit.most, attack, fpr)
@@ -197,6 +199,26 @@ def _attack_figures(results: Results, most: float, attack: str | None, fpr: str 
         )
 
 
+def _extractable(results: Results, most: float, draws: str, *, share: bool) -> LimitedFigure:
+    """Return how many records come out of the target but not of the base, or which share comes out of the target."""
+    found = results.extraction or Extraction(reason="this file is of a version that did not measure it")
+    if found.within and draws not in found.within:
+        raise ConfigError(f"extractable@{draws}: measured within {', '.join(found.within)} draws only")
+    within, said = found.within.get(draws), f"within {int(draws):,} draws"
+    measure = Measure(reason=found.reason)
+    if within is not None:
+        measure = within.judged if share else _count(within.n_new)
+    return LimitedFigure(
+        name=f"share of records extractable {said}"
+        if share
+        else f"number of records extractable {said}, and not from the base",
+        measure=measure,
+        most=most,
+        kind="extractable_share" if share else "extractable",
+        attack="sampling",
+    )
+
+
 def _identifiable(results: Results) -> Measure:
     decisions = results.decisions
     if not decisions.n_judged:
@@ -222,7 +244,7 @@ def _outcome(figure: LimitedFigure) -> Outcome:
 def _value(figure: LimitedFigure) -> str:
     if figure.measure.value is None:
         return "not measured"
-    return f"{figure.measure.value:g}" if figure.kind == "identifiable" else written(figure.measure)
+    return f"{figure.measure.value:g}" if figure.kind in COUNTS else written(figure.measure)
 
 
 def _sentence(figure: LimitedFigure) -> str:

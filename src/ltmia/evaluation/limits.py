@@ -12,7 +12,8 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.wording import percent
 
 RULE = re.compile(
-    r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon)"
+    r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon"
+    r"|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]*))"
 )
 """Names of figures. Only an AUC and a TPR can be of one attack: records are flagged by the one that decides."""
 
@@ -22,17 +23,22 @@ class Limit:
     """Largest allowed value of one figure."""
 
     figure: str
-    """auc, tpr@fpr=F, identifiable or epsilon. "ATTACK.auc" names one attack; without a name the worst one counts."""
+    """auc, tpr@fpr=F, identifiable, epsilon, extractable@N or extractable_share@N. "ATTACK.auc" names one attack;
+    without a name the worst one counts."""
     most: float
 
     @property
     def title(self) -> str:
         """Name of the figure for people."""
         match = RULE.fullmatch(self.figure)
-        attack, figure, fpr = (match["attack"], match["figure"], match["fpr"]) if match else (None, self.figure, None)
-        said = {"auc": "AUC", "identifiable": "identifiable records"}.get(figure, figure)
-        said = f"TPR at {percent(float(fpr))} FPR" if fpr else said
-        return f"{said} of {attack}" if attack else said
+        if match is None:
+            return self.figure
+        said = {"auc": "AUC", "identifiable": "identifiable records"}.get(match["figure"], match["figure"])
+        if match["fpr"]:
+            said = f"TPR at {percent(float(match['fpr']))} FPR"
+        if match["draws"]:
+            said = f"{'share of ' if match['share'] else ''}records extractable within {int(match['draws']):,} draws"
+        return f"{said} of {match['attack']}" if match["attack"] else said
 
     @classmethod
     def parse(cls, text: str) -> "Limit":
@@ -56,7 +62,7 @@ class Limit:
         if not RULE.fullmatch(figure):
             raise ConfigError(
                 f"{figure!r}: no such figure; there are auc and tpr@fpr=0.01, also of one attack (loss.auc), "
-                "identifiable and epsilon"
+                "identifiable, epsilon, extractable@1000 and extractable_share@1000"
             )
         try:
             value = float(most)

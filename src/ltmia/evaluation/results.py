@@ -180,6 +180,35 @@ class UpdateInfo(_Section):
     seconds: Amount
 
 
+class Extractable(_Section):
+    """Share of texts whose suffix a model writes when it is given their prefix; each text counts once."""
+
+    judged: ShareMeasure
+    """Members (in an audit) or candidates, by the target."""
+    nonmembers: ShareMeasure
+    judged_by_base: ShareMeasure
+    """The same texts, by the base: what was known before."""
+    nonmembers_by_base: ShareMeasure
+    difference: Measure
+    n_new: Count
+    """Members or candidates that the target gives and the base does not."""
+
+
+class Extraction(_Section):
+    """How many texts can be drawn out of the target, see docs/extraction.md."""
+
+    n_judged: Count = 0
+    n_nonmembers: Count = 0
+    n_without_suffix: Count = 0
+    """Members or candidates too short for one, or not scorable: nothing is said of them."""
+    suffix_tokens: Amount | None = None  # median
+    within: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]*$")], Extractable] = Field(default_factory=dict)
+    """By number of draws: texts that come out at least once with a probability of at least one half."""
+    greedy: Extractable | None = None
+    """Texts that come out if the most likely token is taken each time."""
+    reason: str | None = None
+
+
 class SetTest(_Section):
     """Was this collection used? One p-value for all candidates together."""
 
@@ -261,6 +290,8 @@ class Results(_Section):
     """Decisions of each observer; `decisions` are those of the strongest one that was tried."""
     update: UpdateInfo | None = None
     """Figures of the attack on the weights; null if it did not run."""
+    extraction: Extraction | None = None
+    """How many texts can be drawn out; null in older files."""
     set_test: SetTest
     epsilon: Measure | None = None
     """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""

@@ -19,13 +19,14 @@ from markupsafe import Markup
 
 from ltmia.errors import StoreError
 from ltmia.evaluation.audit_folder import (
+    GROUPS_FILE,
     PRIVATE_FOLDER,
     RECORDS_FILE,
     REPORT_FILE,
     TOKENS_FILE,
     refuse_other_run,
 )
-from ltmia.evaluation.files import read_audit, read_tokens, run_of
+from ltmia.evaluation.files import read_audit, read_groups, read_tokens, run_of
 from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
@@ -33,7 +34,7 @@ from ltmia.evaluation.summary import summarise
 from ltmia.evaluation.wording import number, percent
 from ltmia.folders import write_whole
 from ltmia.ownership import refuse_stranger
-from ltmia.report import figures, words
+from ltmia.report import extraction_words, figures, words
 from ltmia.report.advice import advise
 from ltmia.report.payload import embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
@@ -57,11 +58,14 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
     tokens = read_tokens(folder) if results.settings.get("reveal") else None
     if tokens is not None:
         refuse_other_run(folder / PRIVATE_FOLDER / TOKENS_FILE, run_of(tokens), results.run_id)
+    groups = read_groups(folder)
+    if groups is not None:
+        refuse_other_run(folder / GROUPS_FILE, run_of(groups), results.run_id)
     if (column := f"score_{results.decisions.attack}") not in records.column_names:
         raise StoreError(
             f"{folder / RECORDS_FILE}: no column {column!r}, which the decisions rest on; run the audit again"
         )
-    page = render_report(results, records, tokens, limits)
+    page = render_report(results, records, tokens, limits, groups)
     path = folder / REPORT_FILE
     refuse_stranger(path, 'name="ltmia-run"')
     write_whole(path, lambda part: part.write_text(page, "utf-8"))
@@ -69,7 +73,11 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
 
 
 def render_report(
-    results: Results, records: pa.Table, tokens: pa.Table | None = None, limits: Sequence[Limit] | None = None
+    results: Results,
+    records: pa.Table,
+    tokens: pa.Table | None = None,
+    limits: Sequence[Limit] | None = None,
+    groups: pa.Table | None = None,
 ) -> str:
     """Return the page as text; the same input gives the same bytes.
 
@@ -78,6 +86,7 @@ def render_report(
         records: Table of `records.parquet`.
         tokens: Table of `tokens.parquet`, only if the tokens were revealed.
         limits: See `write_report`.
+        groups: Of `groups.parquet`, where the texts have groups.
     """
     environment = template_environment()
     environment.filters["percent"] = percent
@@ -93,11 +102,13 @@ def render_report(
         summary=summarise(results, limits),
         cautions=words.cautions(results),
         observers=words.observer_lines(results),
+        extraction=extraction_words,
+        extraction_rows=extraction_words.extraction_rows(results),
         advice=advise(results, cut),
         reasons=_reasons(results),
         figures=_figures(results, records),
         lengths=length_slices(cut),
-        groups=group_slices(cut, results),
+        groups=group_slices(cut, results, groups),
         n_groups=len(set(cut.asked_groups)),
         helps=json.loads((files("ltmia.report") / "what_helps.json").read_text("utf-8")),
         data=embedded_json(page_data(records, tokens, results.decisions.attack)),

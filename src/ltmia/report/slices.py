@@ -1,7 +1,8 @@
 """Splits an audit's results by length of texts and by group."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ N_RESAMPLES = 300
 MOST_GROUPS = 15
 """Most groups to show; those whose members stand out most come first."""
 FEWEST_TEXTS = 2
-"""Fewest members of a group to be shown."""
+"""Fewest members of a group to be shown, unless it is flagged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class Slice:
     """AUC of the slice's members against its non-members; a group's members are compared with all non-members."""
     flagged_whole: bool = False
     """Whether the group was flagged as a whole."""
+    whole: Mapping[str, Any] | None = None
+    """The group's row of `groups.parquet`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +72,16 @@ def length_slices(records: Records) -> list[Slice]:
     return [_length_slice(records, scored[rows]) for rows in length_bucket_rows(records.n_tokens[scored])]
 
 
-def group_slices(records: Records, results: Results) -> list[Slice]:
-    """Return the groups whose members stand out most from all non-members, flagged ones first, then large ones."""
+def group_slices(records: Records, results: Results, groups: pa.Table | None = None) -> list[Slice]:
+    """Return the groups whose members stand out most from all non-members, flagged ones first, then large ones.
+
+    Args:
+        records: Of the audit.
+        results: Of the audit.
+        groups: Of `groups.parquet`, where there is one.
+    """
     flagged = set(results.decisions.flagged_groups or ())
+    of_group = {row["group"]: row for row in groups.to_pylist()} if groups is not None else {}
     members: dict[str, list[int]] = {}
     for row, group in enumerate(records.groups):
         if group is not None and records.labels[row] == 1:
@@ -85,9 +95,10 @@ def group_slices(records: Records, results: Results) -> list[Slice]:
             n_flagged=int(records.flagged[rows].sum()),
             auc=_plain(auc(records.scores[rows], nonmembers)),
             flagged_whole=group in flagged,
+            whole=of_group.get(group),
         )
         for group, rows in members.items()
-        if len(rows) >= FEWEST_TEXTS
+        if len(rows) >= FEWEST_TEXTS or group in flagged
     ]
     slices.sort(key=lambda s: (not s.flagged_whole, -(s.auc.value or 0.0), -s.n_members, s.name))
     return slices[:MOST_GROUPS]

@@ -3,8 +3,10 @@
 A pipe and a terminal get the same lines; a terminal also gets colours, and fewer columns if it is narrow.
 """
 
+import math
 from pathlib import Path
 
+import pyarrow as pa
 from rich.console import Console
 from rich.text import Text
 
@@ -12,7 +14,19 @@ from ltmia.evaluation.audit_folder import RECORDS_FILE, REPORT_FILE, RESULTS_FIL
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.summary import Summary, summarise
 from ltmia.evaluation.wording import figure
-from ltmia.report.words import CONTROL, FPR_NAMES, LIGHTS, SIGNS, attack_order, named_checks, observer_lines, unread
+from ltmia.report.extraction_words import extraction_line
+from ltmia.report.words import (
+    CONTROL,
+    FPR_NAMES,
+    LIGHTS,
+    SIGNS,
+    attack_order,
+    group_line,
+    named_checks,
+    observer_lines,
+    of_group,
+    unread,
+)
 
 STYLES = {"warning": "yellow", "failed": "bold red"}
 VERDICT_STYLES = {"failed": "bold red", "passed": "bold green", "inconclusive": "bold yellow"}
@@ -29,7 +43,9 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
     _print(console, f"{summary.limits} {summary.observer}", "dim")
     for line, style in _cautions(results, summary):
         _print(console, line, style)
-    for line in filter(None, (*observer_lines(results), unread(results))):
+    for line in filter(
+        None, (*observer_lines(results), group_line(results), extraction_line(results), unread(results))
+    ):
         _print(console, line)
     if results.attacks:
         _print(console, "")
@@ -38,6 +54,23 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         _print(console, "")
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
+
+
+def group_table(groups: pa.Table) -> list[str]:
+    """Lay out a heading and one line per group, those least like unused ones first.
+
+    Args:
+        groups: Of `groups.parquet`.
+    """
+    rows = groups.to_pylist()
+    rows.sort(key=lambda row: 1.0 if row["p_value"] is None or math.isnan(row["p_value"]) else row["p_value"])
+    head = {"n_texts": "texts", "p_value": "p", "q_value": "q", "n_flagged": "flagged texts"}
+    head |= {"n_extractable": "drawn out", "strongest": "strongest text"}
+    lines = [["group", "used", *head.values()]]
+    for row in rows:
+        decided = "⚑ yes" if row["flagged"] else "cannot tell"
+        lines.append([row["group"], decided, *(of_group(row, name) for name in head)])
+    return _in_columns(lines)
 
 
 def _cautions(results: Results, summary: Summary) -> list[tuple[str, str]]:
@@ -72,7 +105,12 @@ def _aligned(results: Results, rates: tuple[str, ...]) -> list[str]:
         attack = results.attacks[name]
         measures = (attack.auc, *(attack.tpr(fpr) for fpr in rates))
         # Why a figure is missing takes a sentence, which is in the report.
-        rows.append([_plain(name), *("n/a" if m.value is None else figure(m) for m in measures)])
+        rows.append([name, *("n/a" if m.value is None else figure(m) for m in measures)])
+    return _in_columns(rows)
+
+
+def _in_columns(rows: list[list[str]]) -> list[str]:
+    rows = [[_plain(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -1,7 +1,7 @@
 """Words and order shared by the page, the terminal and the notebook: names of checks, order of attacks, sentences."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.results import Check, Measure, Results, Validity
@@ -91,6 +91,25 @@ def observer_lines(results: Results) -> list[str]:
     return lines
 
 
+def group_line(results: Results) -> str | None:
+    """Say how many groups can be called used as a whole; None without groups."""
+    d = results.decisions
+    if d.flagged_groups is None or not d.n_groups_judged:
+        return None
+    found = f"Groups as a whole: {len(d.flagged_groups)} of {d.n_groups_judged} flagged at a false discovery rate of "
+    fewest = d.fewest_group_flags
+    blind = "" if fewest is not None and fewest <= d.n_groups_judged else " Too few groups to flag any."
+    return f"{found}{100 * d.fdr:g} %.{blind}"
+
+
+def of_group(row: Mapping[str, Any] | None, column: str) -> str:
+    """Write a value of a group's row; a dash where there is none."""
+    value = None if row is None else row.get(column)
+    if value is None or value != value:
+        return "–"
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
 def strongest(results: Results, fpr: str) -> tuple[str, Measure] | None:
     """Return the attack with the highest TPR at a false-positive rate, and this TPR; None if none was measured."""
     found = [
@@ -157,6 +176,6 @@ def not_shown(results: Results) -> list[str]:
         "A record that is not flagged may still have been used, because an attack can miss it.",
         f"A flag is evidence, not proof. On average at most {100 * d.fdr:g} % of flags are wrong, "
         "if the non-members are like the records judged.",
-        "Only membership was tested, and only by these attacks. A stronger attack may find more. Whether the model can "
-        "be made to repeat texts word for word was not tested.",
+        "Only these attacks were tried. To draw texts out of the model, only their own beginnings were tried. Other "
+        "attacks may find more.",
     ]

@@ -1,0 +1,1 @@
+"""What can be drawn out of a model: how likely it writes the rest of a text, given its beginning."""

@@ -1,0 +1,153 @@
+"""Probabilities of suffixes against a plain loop over a real model, and the shares against their definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from ltmia.evaluation.results import Measure
+from ltmia.evaluation.shares import difference_of, share_of
+from ltmia.extraction.measure import measure_extraction
+from ltmia.extraction.suffixes import (
+    DRAWS,
+    LONGEST_SUFFIX,
+    SHORTEST_SUFFIX,
+    Suffixes,
+    draws_needed,
+    extractable,
+    least_logp,
+    read_suffixes,
+    suffix_of,
+)
+from ltmia.features.statistics import token_statistics
+from ltmia.records import RaggedStatistics
+
+
+@given(st.integers(0, 400), st.booleans())
+def test_the_suffix_is_the_second_half_or_the_answer_up_to_a_limit(n: int, prompted: bool) -> None:
+    rows = list(range(n))[suffix_of(n, prompted=prompted)]
+    whole = list(range(n)) if prompted else list(range(n))[math.ceil(n / 2) :]
+    assert rows == (whole[:LONGEST_SUFFIX] if len(whole) >= SHORTEST_SUFFIX else [])
+
+
+@given(st.floats(1e-9, 1 - 1e-9), st.sampled_from(DRAWS))
+def test_extractable_means_that_it_comes_out_at_least_once_with_a_probability_of_one_half(p: float, n: int) -> None:
+    once = -math.expm1(n * math.log1p(-p))
+    if abs(once - 0.5) > 1e-6:
+        assert extractable(np.array([math.log(p)]), n)[0] == (once >= 0.5)
+
+
+def test_draws_needed_are_the_first_that_suffice() -> None:
+    logp = np.log([1.0, 0.5, 0.49, 0.1, 1e-2, 1e-3, 1e-4, 1e-9])
+    assert draws_needed(np.append(logp, [-np.inf, np.nan])).tolist() == [1, 1, 10, 10, 100, 1000, 10**6, 0, 0, 0]
+    assert least_logp(1) == pytest.approx(math.log(0.5))
+
+
+def statistics_of(lengths: list[int], seed: int, gain: float = 9.0) -> tuple[RaggedStatistics, list[np.ndarray]]:
+    """Statistics of random logits, and the logits and ids behind them."""
+    rng = np.random.default_rng(seed)
+    n, vocab = sum(lengths), 40
+    target, reference = rng.normal(0, 1, (2, n, vocab)).astype(np.float32)
+    ids = rng.integers(0, vocab, n)
+    target[np.arange(n), ids] += np.repeat(rng.choice([0, gain], len(lengths)), lengths)
+    tokens = token_statistics(torch.tensor(target), torch.tensor(reference), torch.tensor(ids), 5)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return RaggedStatistics(tokens=tokens, offsets=offsets, vocab_size=vocab), [target, reference, ids]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_log_probabilities_and_greedy_matches_are_those_of_a_plain_loop(seed: int) -> None:
+    lengths, prompted = [0, 5, 19, 20, 30, 128, 60, 12], [False] * 6 + [True, True]
+    statistics, (target, reference, ids) = statistics_of(lengths, seed)
+    found = read_suffixes(statistics, prompted)
+    assert found.n_tokens.tolist() == [0, 0, 0, 10, 15, 50, 50, 12]
+    for text, (length, behind) in enumerate(zip(lengths, prompted, strict=True)):
+        rows = statistics.offsets[text] + np.arange(length)[suffix_of(length, prompted=behind)]
+        if not len(rows):
+            assert np.isnan(found.target_logp[text])
+            continue
+        for logits, logp, greedy in (
+            (target, found.target_logp, found.target_greedy),
+            (reference, found.reference_logp, found.reference_greedy),
+        ):
+            by_hand = torch.tensor(logits[rows]).double().log_softmax(-1)
+            assert logp[text] == pytest.approx(sum(float(by_hand[i, ids[row]]) for i, row in enumerate(rows)), abs=1e-3)
+            assert greedy[text] == all(int(by_hand[i].argmax()) == ids[row] for i, row in enumerate(rows))
+    assert found.target_greedy.any()
+
+
+def test_a_text_on_which_a_model_gives_nan_has_no_suffix_and_an_impossible_one_never_comes_out() -> None:
+    statistics, (target, reference, ids) = statistics_of([40, 40, 40], 0)
+    target[70, 3] = np.nan
+    target[110, ids[110]] = -np.inf
+    tokens = token_statistics(*(torch.tensor(part) for part in (target, reference, ids)), 5)
+    found = read_suffixes(RaggedStatistics(tokens=tokens, offsets=statistics.offsets, vocab_size=40), [False] * 3)
+    assert found.measured.tolist() == [True, False, True]
+    assert found.target_logp[2] == -np.inf
+    assert draws_needed(found.target_logp)[2] == 0
+
+
+@given(st.integers(1, 60), st.data())
+def test_without_groups_a_share_has_its_exact_interval(n: int, data: st.DataObject) -> None:
+    hits = np.arange(n) < data.draw(st.integers(0, n))
+    measured, exact = share_of(hits), binomtest(int(hits.sum()), n).proportion_ci(0.95, "exact")
+    assert (measured.low, measured.high) == pytest.approx((exact.low, exact.high))
+
+
+def test_intervals_of_shares_and_of_their_difference_hold_for_texts_in_groups() -> None:
+    """Groups of 1 to 12 texts that come out together or not: the true share lies in 19 of 20 intervals."""
+    rng = np.random.default_rng(0)
+    inside, naive, apart = [], [], []
+    for _ in range(400):
+        measured = []
+        for share in (0.1, 0.25):
+            groups = np.repeat(np.arange(80), rng.integers(1, 13, 80))
+            chance = rng.beta(2 * share, 2 * (1 - share), 80)[groups]
+            hits = rng.random(len(groups)) < chance
+            measured.append(share_of(hits, groups))
+            exact = share_of(hits)
+            inside.append(measured[-1].low <= share <= measured[-1].high)
+            naive.append(exact.low <= share <= exact.high)
+        difference = difference_of(measured[1], measured[0])
+        apart.append(difference.low <= 0.15 <= difference.high)
+    assert np.mean(inside) > 0.92
+    assert np.mean(apart) > 0.92
+    assert np.mean(naive) < 0.85
+
+
+def test_no_hit_in_few_groups_says_less_than_in_as_many_texts() -> None:
+    hits = np.zeros(100, np.bool_)
+    assert share_of(hits, np.repeat(np.arange(10), 10)).high == pytest.approx(share_of(hits[:10]).high)
+    assert share_of(hits, np.zeros(100, np.int64)).high == pytest.approx(share_of(hits).high)
+    assert difference_of(Measure(reason="none"), share_of(hits)).reason == "none"
+
+
+def test_members_and_non_members_by_both_models_are_counted_apart_and_repeats_once() -> None:
+    logp = np.log([0.9, 0.9, 0.9, 0.01, np.nan, 0.9, 1e-7, 1e-7])
+    base = np.log([1e-9, 1e-9, 0.9, 1e-9, np.nan, 1e-9, 1e-9, 0.9])
+    suffixes = Suffixes(
+        n_tokens=np.where(np.isnan(logp), 0, 20),
+        target_logp=logp,
+        reference_logp=base,
+        target_greedy=np.nan_to_num(logp, nan=-9) > math.log(0.5),
+        reference_greedy=np.nan_to_num(base, nan=-9) > math.log(0.5),
+    )
+    judged = np.arange(8) < 5
+    counted = np.arange(8) != 1  # the second text repeats the first
+    found = measure_extraction(suffixes, judged, counted, None)
+    assert (found.n_judged, found.n_nonmembers, found.n_without_suffix) == (3, 3, 1)
+    once = found.within["1"]
+    assert (once.judged.value, once.nonmembers.value) == pytest.approx((2 / 3, 1 / 3))
+    assert (once.judged_by_base.value, once.nonmembers_by_base.value) == pytest.approx((1 / 3, 1 / 3))
+    assert once.n_new == 1
+    assert once.difference.value == pytest.approx(1 / 3)
+    assert found.within["100"].judged.value == 1
+    assert found.within["100"].n_new == 2
+    assert found.greedy.n_new == 1
+    nothing = measure_extraction(suffixes, np.arange(8) == 4, counted, None)
+    assert nothing.reason
+    assert not nothing.within

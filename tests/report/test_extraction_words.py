@@ -1,0 +1,64 @@
+"""The line and the table on what can be drawn out say what the results hold, and why nothing was measured."""
+
+import pytest
+
+from ltmia.evaluation.files import read_audit
+from ltmia.evaluation.results import Extractable, Extraction, Measure, Results
+from ltmia.report.extraction_words import extraction_line, extraction_rows
+from ltmia.report.page import render_report
+from report_samples import made_up_audit
+
+
+def share(value: float) -> Measure:
+    return Measure(value=value, low=value / 2, high=min(2 * value, 1))
+
+
+def drawn(judged: float, nonmembers: float, n_new: int) -> Extractable:
+    nothing = share(0.0)
+    return Extractable(
+        judged=share(judged), nonmembers=share(nonmembers), judged_by_base=nothing, nonmembers_by_base=nothing,
+        difference=share(judged - nonmembers), n_new=n_new,
+    )  # fmt: skip
+
+
+FOUND = Extraction(
+    n_judged=200, n_nonmembers=400, n_without_suffix=7, suffix_tokens=50,
+    within={"1": drawn(0.0, 0.0, 0), "1000": drawn(0.125, 0.25, 24)}, greedy=drawn(0.375, 0.0, 75),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory):
+    return read_audit(made_up_audit(tmp_path_factory.mktemp("audit"), 24, reveal=False))
+
+
+def with_extraction(results: Results, found: Extraction | None, **changes: object) -> Results:
+    return results.model_copy(update={"extraction": found, **changes})
+
+
+def test_line_and_table_show_the_shares(audited) -> None:
+    results, records = audited
+    some = with_extraction(results, FOUND)
+    assert extraction_line(some) == (
+        "Drawn out of the model within 1,000 draws, given the beginning: 12 % of 200 members, 25 % of 400 non-members. "
+        "24 of these members cannot be drawn out of the base."
+    )
+    assert [row.name for row in extraction_rows(some)] == ["1 draw", "1,000 draws", "the most likely token each time"]
+    page = render_report(some, records)
+    for said in (
+        "0.125</span> <small>[0.062, 0.250]</small>",
+        "of members; 25 % of non-members",
+        "Nothing is said of 7 members",
+    ):
+        assert said in page, said
+    assert "members" not in extraction_line(with_extraction(results, FOUND, kind="score")).replace("non-members", "")
+
+
+def test_why_nothing_was_measured_is_said_and_an_old_file_says_nothing(audited) -> None:
+    results, records = audited
+    unmeasured = with_extraction(results, Extraction(reason="the cluster kept scores only"))
+    assert extraction_line(unmeasured).endswith("out of the model: the cluster kept scores only.")
+    assert "Not measured: the cluster kept scores only." in render_report(unmeasured, records)
+    old = with_extraction(results, None)
+    assert extraction_line(old) is None
+    assert "an older version" in render_report(old, records)
