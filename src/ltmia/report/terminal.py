@@ -21,7 +21,6 @@ from ltmia.report.words import (
     LIGHTS,
     SIGNS,
     attack_order,
-    group_line,
     named_checks,
     observer_lines,
     of_group,
@@ -43,9 +42,7 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
     _print(console, f"{summary.limits} {summary.observer}", "dim")
     for line, style in _cautions(results, summary):
         _print(console, line, style)
-    for line in filter(
-        None, (*observer_lines(results), group_line(results), extraction_line(results), unread(results))
-    ):
+    for line in filter(None, (*observer_lines(results), extraction_line(results), unread(results))):
         _print(console, line)
     if results.attacks:
         _print(console, "")

@@ -91,17 +91,6 @@ def observer_lines(results: Results) -> list[str]:
     return lines
 
 
-def group_line(results: Results) -> str | None:
-    """Say how many groups can be called used as a whole; None without groups."""
-    d = results.decisions
-    if d.flagged_groups is None or not d.n_groups_judged:
-        return None
-    found = f"Groups as a whole: {len(d.flagged_groups)} of {d.n_groups_judged} flagged at a false discovery rate of "
-    fewest = d.fewest_group_flags
-    blind = "" if fewest is not None and fewest <= d.n_groups_judged else " Too few groups to flag any."
-    return f"{found}{100 * d.fdr:g} %.{blind}"
-
-
 def of_group(row: Mapping[str, Any] | None, column: str) -> str:
     """Write a value of a group's row; a dash where there is none."""
     value = None if row is None else row.get(column)
