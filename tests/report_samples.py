@@ -75,10 +75,12 @@ def sample_texts(start: int, stop: int, *, hostile: bool = False) -> Texts:
     )
 
 
-def real_audit(pair: Pair, folder: Path, *, hostile: bool = False, reveal: bool = False) -> Path:
+def real_audit(
+    pair: Pair, folder: Path, *, hostile: bool = False, reveal: bool = False, n_nonmembers: int = N_NONMEMBERS
+) -> Path:
     """Audit the members and as many non-members as it takes to flag most of them."""
     members = sample_texts(0, N_MEMBERS, hostile=hostile)
-    nonmembers = sample_texts(FIRST_NONMEMBER, FIRST_NONMEMBER + N_NONMEMBERS, hostile=hostile)
+    nonmembers = sample_texts(FIRST_NONMEMBER, FIRST_NONMEMBER + n_nonmembers, hostile=hostile)
     config = AuditConfig(attacks="ltmia,wbc,loss,difference", reveal=reveal)
     audit(pair, members, nonmembers, folder, config=config, command=HOSTILE[1] if hostile else None)
     return folder

@@ -246,7 +246,7 @@ def test_the_page_never_scrolls_sideways(browser: Any, audited: Path, width: int
 @pytest.mark.parametrize("made", ["audit", "numbers"])
 def test_hostile_strings_cannot_run_nor_break_the_layout(browser: Any, pair: Pair, tmp_path: Path, made: str) -> None:
     if made == "audit":
-        write_report(real_audit(pair, tmp_path, hostile=True, reveal=True))
+        write_report(real_audit(pair, tmp_path, hostile=True, reveal=True, n_nonmembers=30))
     else:  # strings that an audit hashes or makes itself: groups, names of attacks, reasons, sentences
         write_report(made_up_audit(tmp_path, 120, names=HOSTILE))
     opened = Opened(browser, tmp_path / "report.html")
