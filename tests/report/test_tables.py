@@ -64,7 +64,7 @@ def test_groups_and_records_are_counted(folder: Path) -> None:
     rows = Cells(render_tables(page)).rows
     first, second = read_audit(folder)[1].to_pandas(), other.to_pandas()
     for group in first.query("label == 1").group.unique():
-        expected = [sum(t.query("label == 1 and group == @group").flagged) for t in (first, second)]
+        expected = [sum(t.flagged[(t.label == 1) & (t.group == group)]) for t in (first, second)]
         [row] = [row for row in rows if row[0] == group]
         assert row[2:] == [str(n) for n in expected]
     changed = [i for i in first.index[first.label == 1] if first.flagged[i] != second.flagged[i]]
