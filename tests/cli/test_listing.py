@@ -73,7 +73,7 @@ def test_the_shell_completes_commands_and_options(typed: str, offered: str) -> N
 def test_libraries_speak_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.utils import logging as libraries
 
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr("ltmia.cli.progress.warn_in_flags", lambda: None)  # asks which program runs; none does here
     for verbose, level in ((True, logging.WARNING), (False, logging.ERROR)):
         libraries.set_verbosity_warning()
         with warnings.catch_warnings(record=True) as caught:
