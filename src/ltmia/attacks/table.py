@@ -22,7 +22,7 @@ EXCESS = "excess"
 UPDATE = "update"
 """Evidence for a text's gradient in the update of the weights, computed by `ltmia.weights`."""
 WITH_WEIGHTS = "ltmia_weights"
-"""The learned classifier and the update together: the sum of their log-odds."""
+"""The update's log-odds and the learned classifier together, computed by `ltmia.weights.combination`."""
 WEIGHTS = (WITH_WEIGHTS, UPDATE)
 """Attacks that read the weights, the one that decides first."""
 CONTROL = "bag_of_words"
@@ -90,7 +90,7 @@ _SUMMARIES = {
     EXCESS: "Return the weighted mean of D_t minus its expectation, which is learned from other texts.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
     UPDATE: "Return the log-odds that the text's gradient is part of the update, target minus base.",
-    WITH_WEIGHTS: "Return the sum of the log-odds of `ltmia` and of `update`.",
+    WITH_WEIGHTS: "Return the log-odds of `update` plus what the score of `ltmia` is worth on this target.",
     CONTROL: "Control: separate members from non-members by their words alone, without any model.",
 }
 

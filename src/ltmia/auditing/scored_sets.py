@@ -21,6 +21,7 @@ from ltmia.scoring.extraction import ExtractionConfig, usable_length
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
+from ltmia.weights.combination import add_output_score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +118,7 @@ def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"
     """Return the scores of the attack on the weights, and their sum with those of the learned attack."""
     if update.score is None:
         return {}
-    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: learned + update.score})
+    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: add_output_score(update.score, learned)})
 
 
 def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
