@@ -107,8 +107,26 @@ def test_members_stand_out_of_an_adapter(trained, tmp_path) -> None:
     train(tuned, texts, torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0))
     adapted = Pair(target=tuned.eval(), tokenizer=TOKENIZER)
     found = score_update(adapted, texts, tmp_path, identity="a", config=WeightsConfig(n_coordinates=20_000))
-    assert found.points == (0.5, 1.0)
+    assert found.points == (0.0, 1.0)
+    assert not found.is_low_rank, "the adapter itself is at hand"
     assert auc(found.score) > 0.85
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merged_adapter_tells_as_much_as_the_adapter(trained, tmp_path, dtype) -> None:
+    pair, texts, _ = trained
+    tuned = add_lora(copy.deepcopy(pair.reference), rank=4, alpha=8, seed=0)
+    weights = [weight for weight in tuned.parameters() if weight.requires_grad]
+    train(tuned, texts, torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0))
+    config = WeightsConfig(n_coordinates=20_000)
+    apart = Pair(target=tuned.eval(), tokenizer=TOKENIZER)
+    alone = score_update(apart, texts, tmp_path / "adapter", identity="a", config=config)
+    target = copy.deepcopy(tuned).merge_and_unload().to(dtype).float()
+    base = copy.deepcopy(pair.reference).to(dtype).float()
+    merged = Pair(target=target, reference=base, tokenizer=TOKENIZER)
+    found = score_update(merged, texts, tmp_path / "merged", identity="a", config=config)
+    assert found.is_low_rank
+    assert auc(found.score) > auc(alone.score) - 0.03
 
 
 def test_members_stand_out_of_sgd(trained, tmp_path) -> None:

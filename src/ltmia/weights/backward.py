@@ -34,24 +34,47 @@ GATHER_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MatrixPlaces:
-    """Coordinates of one matrix."""
+    """Coordinates of one matrix, or of its part in a subspace of its rows."""
 
     name: str
     """Name of the parameter."""
     layout: Layout
     shape: tuple[int, ...]
     flat: Int64[np.ndarray, " coordinate"]
-    """Indices in the flattened parameter, in rising order."""
+    """Indices in the flattened parameter, or in (out, rank) if there is a subspace, in rising order."""
+    rows: Float32[Tensor, "rank in"] | None = None
+    """Orthonormal basis of the subspace; None: all of the matrix."""
 
     @classmethod
-    def of(cls, matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> "MatrixPlaces":
+    def of(
+        cls,
+        matrix: ChangedMatrix,
+        flat: Int64[np.ndarray, " coordinate"],
+        rows: Float32[Tensor, "rank in"] | None = None,
+    ) -> "MatrixPlaces":
         """Describe coordinates of a changed matrix."""
-        return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat)
+        return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat, rows=rows)
 
     def outputs_and_inputs(self) -> tuple[Int64[np.ndarray, " coordinate"], Int64[np.ndarray, " coordinate"]]:
-        """Return the layer's output index and input index of each coordinate."""
+        """Return the layer's output index, and its input index or that in the subspace, of each coordinate."""
+        if self.rows is not None:
+            return np.divmod(self.flat, len(self.rows))
         first, second = np.divmod(self.flat, self.shape[1])
         return (second, first) if self.layout == "transposed" else (first, second)
+
+    def values(self, whole: Tensor) -> Tensor:
+        """Return the values at the coordinates of a tensor shaped like the parameter."""
+        return self._at(whole, self.rows)
+
+    def variances(self, whole: Tensor) -> Tensor:
+        """Return the variances at the coordinates, from those of independent entries of the parameter."""
+        return self._at(whole, None if self.rows is None else self.rows.square())
+
+    def _at(self, whole: Tensor, rows: Float32[Tensor, "rank in"] | None) -> Tensor:
+        if rows is not None:
+            oriented = whole.T if self.layout == "transposed" else whole
+            whole = oriented.float() @ rows.to(whole.device).T
+        return whole.reshape(-1).index_select(0, torch.from_numpy(self.flat).to(whole.device))
 
 
 class TextGradients:
@@ -144,7 +167,9 @@ class TextGradients:
             )
         part = self._out[:, start : start + len(place.flat)]
         outputs, columns = (torch.from_numpy(index).to(pull.device) for index in place.outputs_and_inputs())
-        if len(place.flat) >= DENSE_SHARE * place.shape[0] * place.shape[1]:
+        if place.rows is not None:
+            inputs = inputs.float() @ place.rows.to(inputs.device).T
+        if len(place.flat) >= DENSE_SHARE * pull.shape[2] * inputs.shape[2]:
             whole = torch.bmm(pull.float().transpose(1, 2), inputs.float())
             part += whole[:, outputs, columns]
             return
@@ -161,8 +186,7 @@ class TextGradients:
         for place in self._places:
             parameter = self._parameters[place.name]
             if parameter.grad is not None:
-                index = torch.from_numpy(place.flat).to(parameter.device)
-                self._out[0, start : start + len(place.flat)] = parameter.grad.reshape(-1)[index].float()
+                self._out[0, start : start + len(place.flat)] = place.values(parameter.grad).float()
             parameter.grad = None
             start += len(place.flat)
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from ltmia.errors import ModelError
 from ltmia.models.pair import Pair
 from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, run_model
 from ltmia.weights.backward import MatrixPlaces, TextGradients
+from ltmia.weights.low_rank import row_space
 
 TRIAL_LENGTH, TRIED = 6, 512
 """Tokens of a trial text, and coordinates of a matrix that are compared."""
@@ -43,6 +44,8 @@ class Coordinates:
     """Layers of the coordinates."""
     n_available: int
     """Number of coordinates that the sample was drawn from."""
+    is_low_rank: bool = False
+    """Whether the update is of low rank, as of a merged adapter, and was read in the subspaces of its rows."""
     digest: str = field(default="")
     """Hash of the places."""
 
@@ -71,15 +74,15 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
     near = [matrix for matrix in changed if matrix.layer in layers]
     readable = _read_in_batches(pair, [matrix for matrix in near if matrix.layout != "other"])
     chosen = readable or near
-    sizes = np.array([matrix.target.numel() for matrix in chosen])
+    bases = _row_spaces(chosen)
+    sizes = np.array([_size(matrix, rows) for matrix, rows in zip(chosen, bases, strict=True)])
     rng = np.random.default_rng(seed)
     places, change, rounding = [], [], []
-    for matrix, count in zip(chosen, _shares(sizes, n_coordinates), strict=True):
-        flat = np.sort(rng.choice(matrix.target.numel(), count, replace=False))
-        place = MatrixPlaces.of(matrix, flat)
+    for matrix, rows, size, count in zip(chosen, bases, sizes, _shares(sizes, n_coordinates), strict=True):
+        place = MatrixPlaces.of(matrix, np.sort(rng.choice(size, count, replace=False)), rows)
         places.append(place)
-        change.append(_change(matrix, flat))
-        rounding.append(_rounding(matrix, flat))
+        change.append(_change(matrix, place))
+        rounding.append(_rounding(matrix, place))
     return Coordinates(
         places=tuple(places),
         batched=bool(readable),
@@ -87,6 +90,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         rounding=np.concatenate(rounding),
         layers=tuple(layers),
         n_available=int(sizes.sum()),
+        is_low_rank=bases[0] is not None,
         digest=_digest(places),
     )
 
@@ -98,23 +102,41 @@ def _shares(sizes: Int64[np.ndarray, " matrix"], total: int) -> Int64[np.ndarray
     return np.clip(np.diff(bounds, prepend=0), 1, sizes)
 
 
-def _change(matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
-    target = _values(matrix.target, flat)
-    return target if matrix.base is None else target - _values(matrix.base, flat)
+def _row_spaces(matrices: Sequence[ChangedMatrix]) -> list[Float32[Tensor, "rank in"] | None]:
+    """Return the subspaces of all matrices if each changed by a low rank, as a merged adapter does; else none."""
+    found: list[Float32[Tensor, "rank in"]] = []
+    for matrix in matrices:
+        rows = row_space(matrix)
+        if rows is None:
+            return [None] * len(matrices)
+        found.append(rows)
+    return list(found)
 
 
-def _values(weight: Tensor, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
-    index = torch.from_numpy(flat).to(weight.device)
-    return weight.detach().reshape(-1).index_select(0, index).double().cpu().numpy()
+def _size(matrix: ChangedMatrix, rows: Float32[Tensor, "rank in"] | None) -> int:
+    """Return how many coordinates a matrix has, or its part in a subspace of its rows."""
+    return matrix.target.numel() if rows is None else matrix.target.numel() // rows.shape[1] * len(rows)
 
 
-def _rounding(matrix: ChangedMatrix, flat: Int64[np.ndarray, " coordinate"]) -> Float64[np.ndarray, " coordinate"]:
+def _change(matrix: ChangedMatrix, place: MatrixPlaces) -> Float64[np.ndarray, " coordinate"]:
+    target = matrix.target.detach()
+    if place.rows is not None and matrix.base is not None:
+        return _numbers(place.values(target.float() - matrix.base.detach().to(target.device).float()))
+    change = _numbers(place.values(target))
+    return change if matrix.base is None else change - _numbers(place.values(matrix.base.detach()))
+
+
+def _numbers(values: Tensor) -> Float64[np.ndarray, " coordinate"]:
+    return values.double().cpu().numpy()
+
+
+def _rounding(matrix: ChangedMatrix, place: MatrixPlaces) -> Float64[np.ndarray, " coordinate"]:
     """Return the variance of rounding to the target's format: a uniform error of one unit in the last place."""
     bits = MANTISSA_BITS.get(matrix.target.dtype)
     if bits is None:
-        return np.zeros(len(flat))
-    _, exponent = np.frexp(_values(matrix.target, flat))
-    return np.exp2(2.0 * (exponent - 1 - bits)) / 12.0
+        return np.zeros(len(place.flat))
+    _, exponent = torch.frexp(matrix.target.detach().float())
+    return _numbers(place.variances(torch.exp2(2.0 * (exponent - 1 - bits)) / 12.0))
 
 
 def _digest(places: Sequence[MatrixPlaces]) -> str:
@@ -122,6 +144,8 @@ def _digest(places: Sequence[MatrixPlaces]) -> str:
     for place in places:
         digest.update(f"{place.name} {place.layout} {len(place.flat)} ".encode())
         digest.update(np.ascontiguousarray(place.flat).tobytes())
+        if place.rows is not None:
+            digest.update(place.rows.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

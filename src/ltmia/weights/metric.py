@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int64
 from safetensors import SafetensorError, safe_open
 
@@ -100,7 +99,7 @@ def _moments_at(path: Path, state: Any, place: MatrixPlaces) -> Float64[np.ndarr
     if found is None or tuple(found.shape) != place.shape:
         shape = "nothing" if found is None else f"shape {tuple(found.shape)}"
         raise DataError(f"{path}: {shape} for {place.name}; expected second moments of shape {place.shape}")
-    moments: Float64[np.ndarray, " coordinate"] = found.reshape(-1)[torch.from_numpy(place.flat)].double().numpy()
+    moments: Float64[np.ndarray, " coordinate"] = place.variances(found).double().numpy()
     if not (np.isfinite(moments).all() and (moments >= 0).all()):
         raise DataError(f"{path}: {place.name} holds negative or infinite numbers; expected second moments")
     return moments

@@ -11,7 +11,6 @@ from jaxtyping import Float64, Int64
 from ltmia.errors import ConfigError, DataError
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
-from ltmia.models.weight_delta import is_adapter
 from ltmia.progress import Report, silent
 from ltmia.weights.coordinates import Coordinates, choose_coordinates
 from ltmia.weights.gradient_file import GradientFile
@@ -20,9 +19,8 @@ from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second
 from ltmia.weights.mixture import infer_usage
 from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
 
-FULL_POINTS: tuple[float, ...] = (0.0, 1.0)
-"""Base and target themselves, for which no other model has to be made."""
-ADAPTER_POINTS: tuple[float, ...] = (0.5, 1.0)
+POINTS: tuple[float, ...] = (0.0, 1.0)
+"""Base and target, for which no other model has to be made."""
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
 TRIED_TEXTS = 300
@@ -38,9 +36,8 @@ class WeightsConfig:
     """Coordinates read of the update, and kept of each text's gradient at each point, two bytes each."""
     n_layers: int = 4
     """Layers they are drawn from, counted from the output; the backward pass goes no deeper."""
-    points: tuple[float, ...] | None = None
-    """Points between base (0) and target (1) at which gradients are computed, evenly spaced; None: (0, 1), and for
-    adapters (0.5, 1)."""
+    points: tuple[float, ...] = POINTS
+    """Points between base (0) and target (1) at which gradients are computed: one to three numbers, evenly spaced."""
     power: float = 1.0
     """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
     adaptive: bool | None = None
@@ -62,13 +59,12 @@ class WeightsConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1")
         if not 0 <= self.power <= 1:
             raise ConfigError(f"power = {self.power}: expected 0 to 1")
-        if self.points is not None:
-            steps = [b - a for a, b in itertools.pairwise(self.points)]
-            even = all(step > 0 and abs(step - steps[0]) < 1e-9 for step in steps)
-            if len(self.points) not in CONTRASTS or not all(0 <= point <= 1 for point in self.points) or not even:
-                raise ConfigError(
-                    f"points = {self.points}: expected one to three rising numbers from 0 to 1, evenly spaced"
-                )
+        steps = [b - a for a, b in itertools.pairwise(self.points)]
+        even = all(step > 0 and abs(step - steps[0]) < 1e-9 for step in steps)
+        if len(self.points) not in CONTRASTS or not all(0 <= point <= 1 for point in self.points) or not even:
+            raise ConfigError(
+                f"points = {self.points}: expected one to three rising numbers from 0 to 1, evenly spaced"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +93,8 @@ class UpdateScores:
     """Coordinates that were read."""
     points: tuple[float, ...]
     """Points at which gradients were computed."""
+    is_low_rank: bool
+    """Whether the update was read as that of a merged adapter, in the space of its rows."""
     adaptive: bool
     """Whether the optimiser was taken to divide by the root of the mean squared gradient."""
     ridges: Ridges
@@ -138,11 +136,10 @@ def score_update(
             f"{n_scorable} texts can be scored: reading an update needs {FEWEST_TEXTS} at least, and better some "
             "hundreds, of which most need not be asked about: add texts of the same kind"
         )
-    points = config.points or (ADAPTER_POINTS if is_adapter(pair) else FULL_POINTS)
     coordinates = choose_coordinates(
         pair, n_coordinates=config.n_coordinates, n_layers=config.n_layers, seed=config.seed
     )
-    file = read_gradients(pair, encoded, coordinates, points, folder, identity=identity, report=report)
+    file = read_gradients(pair, encoded, coordinates, config.points, folder, identity=identity, report=report)
     try:
         rows = np.flatnonzero(np.isfinite(file.scales).all(axis=0))
         if len(rows) < FEWEST_TEXTS:
@@ -153,7 +150,7 @@ def score_update(
         equations = normal_equations(file, rows, coordinates.change, metric, report)
     finally:
         file.close()
-    return _scores(equations, coordinates, metric, rows, encoded, points)
+    return _scores(equations, coordinates, metric, rows, encoded, config.points)
 
 
 def _pick_metric(
@@ -205,6 +202,7 @@ def _scores(
         layers=coordinates.layers,
         n_coordinates=len(coordinates),
         points=points,
+        is_low_rank=coordinates.is_low_rank,
         adaptive=metric.adaptive,
         ridges=ridges,
     )
