@@ -287,8 +287,8 @@ def test_recordings_of_other_texts_are_refused(
 
     first, config = sets[0].ids[0], replace(LITE, attacks="loss")
     for change, which, message in (
-        (lambda lines: lines[2:], 0, f"changed.jsonl: holds nothing of 2 of the 70 texts, such as '{first}'"),
-        (lambda lines: lines[1:], 1, f"changed.jsonl: holds nothing of 1 of the 70 texts.*{first}"),
+        (lambda lines: lines[2:], 0, f"changed.jsonl: lacks 2 of the 70 texts, such as '{first}'"),
+        (lambda lines: lines[1:], 1, f"changed.jsonl: lacks 1 of the 70 texts.*{first}"),
         (lambda lines: [swapped(lines[0]), *lines[1:]], 0, f"'{first}' has other token ids in the one"),
         (lambda lines: [renamed(lines[0]), *lines[1:]], 1, f"changed.jsonl: '{first}' was recorded of another text"),
     ):
