@@ -12,6 +12,13 @@ from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 
 AT_ONCE = 256
 """Texts whose statistics are in memory at a time."""
+SUFFIX_TYPES = {
+    "suffix_tokens": pa.int64(),
+    "extractable_within": pa.int64(),
+    "extractable_within_by_base": pa.int64(),
+    "greedy_match": pa.bool_(),
+}
+"""Columns of `records.parquet` about each text's suffix."""
 
 
 def suffixes_of(scored: ScoredTexts, sets: TextSets) -> Suffixes | None:
@@ -35,7 +42,7 @@ def extraction_of(suffixes: Suffixes | None, sets: TextSets) -> Extraction:
 def suffix_columns(suffixes: Suffixes | None, n_texts: int) -> dict[str, Any]:
     """Lay out the columns of `records.parquet` on what can be drawn out: nothing finer than a power of ten."""
     if suffixes is None:
-        return {name: pa.nulls(n_texts, kind) for name, kind in _TYPES.items()}
+        return {name: pa.nulls(n_texts, kind) for name, kind in SUFFIX_TYPES.items()}
     values = (
         suffixes.n_tokens, draws_needed(suffixes.target_logp), draws_needed(suffixes.reference_logp),
         suffixes.target_greedy,
@@ -43,13 +50,5 @@ def suffix_columns(suffixes: Suffixes | None, n_texts: int) -> dict[str, Any]:
     known = (suffixes.measured, values[1] > 0, values[2] > 0, suffixes.measured)
     return {
         name: pa.array(column, kind, mask=~there)
-        for (name, kind), column, there in zip(_TYPES.items(), values, known, strict=True)
+        for (name, kind), column, there in zip(SUFFIX_TYPES.items(), values, known, strict=True)
     }
-
-
-_TYPES = {
-    "suffix_tokens": pa.int64(),
-    "extractable_within": pa.int64(),
-    "extractable_within_by_base": pa.int64(),
-    "greedy_match": pa.bool_(),
-}
