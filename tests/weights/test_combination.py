@@ -33,6 +33,16 @@ def test_the_weight_is_the_one_that_labels_would_give(strength: float) -> None:
     assert together >= max(roc_auc_score(used, log_odds), roc_auc_score(used, score)) - 0.003
 
 
+def test_what_both_scores_get_wrong_alike_counts_once() -> None:
+    """The score is the log-odds with noise: it says nothing new, however well it ranks by itself."""
+    rng = np.random.default_rng(3)
+    used, log_odds, _ = two_scores(0.0)
+    score = log_odds + rng.normal(size=N)
+    assert roc_auc_score(used, score) > 0.85
+    added = add_output_score(log_odds, score) - log_odds
+    assert np.std(added) < 0.2 * np.std(log_odds)
+
+
 def test_a_score_of_nothing_changes_next_to_nothing() -> None:
     used, log_odds, score = two_scores(0.0)
     assert roc_auc_score(used, add_output_score(log_odds, score)) > roc_auc_score(used, log_odds) - 0.003
@@ -40,7 +50,7 @@ def test_a_score_of_nothing_changes_next_to_nothing() -> None:
 
 def test_a_score_that_falls_with_the_log_odds_counts_for_nothing() -> None:
     _, log_odds, score = two_scores(1.5)
-    np.testing.assert_array_equal(add_output_score(log_odds, -score), log_odds)
+    np.testing.assert_allclose(add_output_score(log_odds, -score), log_odds)
 
 
 def test_unit_and_zero_of_the_score_do_not_matter() -> None:

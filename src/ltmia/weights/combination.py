@@ -22,9 +22,10 @@ def add_output_score(
 ) -> Float64[np.ndarray, " text"]:
     """Return the log-odds that each text was used, from the weights and an output score together.
 
-    The score is taken to be normal in both groups, with one variance, and independent of the weights' log-odds within a
-    group (linear discriminant analysis with unknown labels; Dempster, Laird and Rubin 1977 for the fit). A score that
-    does not rise with the log-odds is given no weight. The scale and the zero of the score do not matter.
+    Within both groups the score is taken to be normal with one variance, around a line of one slope in the log-odds.
+    This is linear discriminant analysis with unknown labels; the fit is that of Dempster, Laird and Rubin 1977. So only
+    what the log-odds do not say already is added. A score that is no higher among the used texts is given no weight.
+    The scale and the zero of the score do not matter.
 
     Args:
         log_odds: From the weights; NaN where a text has none.
@@ -53,11 +54,19 @@ def _worth(
     added = np.zeros(len(values))
     chance = expit(log_odds)
     for _ in range(MOST_ROUNDS):
-        used, unused = max(chance.sum(), LEAST_SIZE), max((1 - chance).sum(), LEAST_SIZE)
-        high, low = (chance @ values) / used, ((1 - chance) @ values) / unused
-        variance = (chance @ (values - high) ** 2 + (1 - chance) @ (values - low) ** 2) / len(values)
-        slope = max(high - low, 0.0) / variance if variance > 0 else 0.0
-        added = slope * (values - (high + low) / 2)
+        shares = np.stack([chance, 1 - chance])
+        shares /= np.maximum(shares.sum(axis=1, keepdims=True), LEAST_SIZE)
+        weights = np.stack([chance, 1 - chance]) / len(values)
+        # Within a group, the score follows the log-odds by a common slope: that part of it says nothing new.
+        off = log_odds - (shares @ log_odds)[:, None]
+        slope = (weights * off * (values - (shares @ values)[:, None])).sum() / max(
+            (weights * off**2).sum(), LEAST_SIZE
+        )
+        rest = values - slope * log_odds
+        used, unused = shares @ rest
+        variance = (weights * (rest - np.array([[used], [unused]])) ** 2).sum()
+        worth = max(used - unused, 0.0) / variance if variance > 0 else 0.0
+        added = worth * (rest - (used + unused) / 2)
         before, chance = chance, expit(log_odds + added)
         if np.abs(chance - before).max() <= SETTLED:
             break
