@@ -4,6 +4,10 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int64
+
+from ltmia.data.duplicates import exact_duplicates
 from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
 from ltmia.finetuning.config import FinetuneConfig
@@ -20,6 +24,9 @@ class RealTarget:
     pair: Pair
     members: Texts
     nonmembers: Texts
+    """Of other documents than the members."""
+    siblings: Texts
+    """Texts of the members' documents that were not trained on."""
 
 
 def arguments(description: str | None, **defaults: object) -> argparse.ArgumentParser:
@@ -64,4 +71,14 @@ def fine_tuned(args: argparse.Namespace) -> RealTarget:
         outcome = finetune(model, load_tokenizer(args.model, options), members, config, target)
         print(f"fine-tuned: loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s", flush=True)
     pair = load_pair(target, args.model, dtype=args.dtype, device="cpu")
-    return RealTarget(pair=pair, members=members, nonmembers=pool.take(drawn.nonmembers))
+    siblings = sibling_rows(pool, drawn.members)
+    return RealTarget(pair=pair, members=members, nonmembers=pool.take(drawn.nonmembers), siblings=pool.take(siblings))
+
+
+def sibling_rows(pool: Texts, members: Int64[np.ndarray, " members"]) -> list[int]:
+    """Return the rows of the members' documents that are neither members nor repeats of another text."""
+    if pool.groups is None:
+        return []
+    documents, trained, repeats = {pool.groups[row] for row in members}, set(members), exact_duplicates(pool.texts)
+    rows = (row for row, group in enumerate(pool.groups) if group in documents and pool.texts[row].strip())
+    return [row for row in rows if row not in trained and row not in repeats]

@@ -1,7 +1,8 @@
 """Fine-tune a real LM on texts and read its update: python benchmarks/weights.py MODEL CORPUS.jsonl.gz OUT [options].
 
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
-TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model.
+TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model, with
+95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on.
 Fine-tuning and gradients resume.
 """
 
@@ -11,12 +12,15 @@ import time
 import numpy as np
 from real_target import arguments, fine_tuned
 
+from ltmia.attacks.table import LEARNED, UPDATE, WITH_WEIGHTS
 from ltmia.evaluation.controls import bag_of_words
-from ltmia.evaluation.roc import auc, tpr_at_fpr
+from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.wording import figure
 from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
+from ltmia.weights.combination import add_output_score
 from ltmia.weights.update_attack import WeightsConfig, score_update
 
 
@@ -24,9 +28,10 @@ def main() -> None:
     """Fine-tune unless OUT/target is there, then read the update."""
     args = _arguments()
     target = fine_tuned(args)
-    pair, members, nonmembers = target.pair, target.members, target.nonmembers
-    texts = Texts.concatenate([members, nonmembers])
-    used = np.arange(len(texts)) < len(members)
+    pair, members = target.pair, target.members.take(range(args.known or args.members))
+    siblings = target.siblings.take(range(min(args.siblings, len(target.siblings))))
+    texts = Texts.concatenate([members, target.nonmembers, siblings])
+    used, sibling = np.arange(len(texts)) < len(members), np.arange(len(texts)) >= len(texts) - len(siblings)
     encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
     started = time.monotonic()
     found = score_update(
@@ -40,20 +45,27 @@ def main() -> None:
     low, high = found.n_used_interval
     print(f"explained {found.explained:.3f}; used {found.n_used:.0f} [{low:.0f}, {high:.0f}] of {len(texts)}")
     groups = np.unique(texts.groups, return_inverse=True)[1] if texts.groups else None
-    scores = {"weights": found.score, "alpha": found.alpha}
+    scores = {UPDATE: found.score, "alpha": found.alpha}
     scores["bag_of_words"] = bag_of_words(texts.texts, used.astype(np.int64), groups).scores
     if args.attacks:
         scores |= score_texts(pair, list(texts.texts), attacks=tuple(args.attacks.split(",")))
-    for name, score in scores.items():
-        ours, theirs = score[used], score[~used]
-        print(f"{name:16} AUC {auc(ours, theirs):.3f}  TPR at 1 % FPR {tpr_at_fpr(ours, theirs, 0.01):.3f}")
+    if LEARNED in scores:
+        scores[WITH_WEIGHTS] = add_output_score(found.score, scores[LEARNED])
+    for kind, others in {"other documents": ~used & ~sibling, "siblings": sibling}.items():
+        print(f"members against {kind} ({others.sum()}):" if others.any() else f"no {kind}")
+        for name, score in scores.items() if others.any() else ():
+            sides = {} if groups is None else {"member_groups": groups[used], "nonmember_groups": groups[others]}
+            measured = measure_attack(score[used], score[others], **sides)
+            print(f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = arguments(__doc__, members=500, nonmembers=1000, learning_rate=2e-5, dtype="float32")
     parser.add_argument("--coordinates", type=int, default=WeightsConfig().n_coordinates)
     parser.add_argument("--layers", type=int, default=WeightsConfig().n_layers)
-    parser.add_argument("--points", type=_numbers, help="such as 0,0.5,1")
+    parser.add_argument("--points", type=_numbers, default=WeightsConfig().points, help="such as 0,0.5,1")
+    parser.add_argument("--known", type=int, help="members that are among the texts; default: all of them")
+    parser.add_argument("--siblings", type=int, default=0, help="texts of the members' documents, not trained on")
     parser.add_argument("--attacks", default="", help="attacks on log-probabilities to run beside, such as difference")
     return parser.parse_args()
 

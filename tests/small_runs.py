@@ -209,8 +209,8 @@ SCRIPTS: dict[str, SmallRun | None] = {
     ),
     "benchmarks/weights.py": SmallRun(
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --batch-size 4 "
-        "--learning-rate 1e-3 --coordinates 500 --layers 1",
-        finds=r"AUC [01]\.\d{3}",
+        "--learning-rate 1e-3 --coordinates 500 --layers 1 --known 15 --siblings 10",
+        finds=r"(?s)other documents \(30\):.*AUC [01]\.\d{3}.*siblings \(10\):.*AUC [01]\.\d{3}",
         check=written("out/target/config.json"),
     ),
     "benchmarks/what_helps.py": SmallRun(
