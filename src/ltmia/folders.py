@@ -30,7 +30,7 @@ from ltmia.ownership import (
 WORK = "unfinished work"
 """Kind of the hidden folders next to unfinished results."""
 OPTION_WITH_PATH = re.compile(r"(-[\w-]*=?)(/.*)", re.S)
-"""An option and its value in one argument: `--members=/home/me/texts.jsonl`, `-o/home/me/audit`."""
+"""An option and its value in one argument: a flag, then perhaps `=`, then an absolute path."""
 LOCK_SECONDS = 1.0
 """Seconds to wait for the lock, because testing a lock holds it for an instant."""
 
