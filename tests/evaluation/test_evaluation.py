@@ -237,6 +237,8 @@ def test_bag_of_words_finds_a_planted_shift_and_nothing_else() -> None:
 
 def test_bag_of_words_says_why_it_cannot_run() -> None:
     assert "fewer than" in (bag_of_words(["a", "b"], np.array([1, 0])).reason or "")
+    few_of_both = bag_of_words(["a", "b"] * 3, np.array([1, 1, 0, 0, 0, 0]), np.arange(6))
+    assert "fewer than 5 texts of either kind" in (few_of_both.reason or "")
     empty = bag_of_words([""] * 20, np.repeat([1, 0], 10))
     assert (empty.scores == 0.5).all()
 

@@ -39,8 +39,11 @@ def bag_of_words(
     """
     nothing = np.full(len(texts), np.nan)
     fewest = N_FOLDS if groups is None else 1
-    if min((labels == 1).sum(), (labels == 0).sum()) < fewest:
+    counts = (labels == 1).sum(), (labels == 0).sum()
+    if min(counts) < fewest:
         return ControlScores(scores=nothing, reason=f"fewer than {fewest} texts of one kind")
+    if max(counts) < N_FOLDS:
+        return ControlScores(scores=nothing, reason=f"fewer than {N_FOLDS} texts of either kind")
     if groups is not None and len(np.unique(groups)) < N_FOLDS:
         return ControlScores(scores=nothing, reason=f"fewer than {N_FOLDS} groups")
     splitter = (
