@@ -179,7 +179,7 @@ def test_the_shipped_classifiers_go_by_name() -> None:
     assert {name: shipped_classifier(name).feature_version for name in SHIPPED} == dict(SHIPPED)
     assert chosen_classifier(None).feature_version == "excess"
     assert chosen_classifier("lite").feature_version == "lite"
-    with pytest.raises(ConfigError, match="no classifier 'small' comes along; there are full, lite"):
+    with pytest.raises(ConfigError, match="there is no classifier 'small' in this package; there are full, lite"):
         shipped_classifier("small")
 
 

@@ -166,7 +166,7 @@ def test_a_prompt_that_fills_what_is_read_is_said() -> None:
     text = demo_texts().texts[0]
     found = encode_texts(TOKENIZER, [text], max_length=12, vocab_size=10**6, starts=[len(text) // 2])[0]
     assert found.reason == (
-        "0 token(s) after the prompt: too few to score, since no more than 12 are read of both together"
+        "0 token(s) after the prompt: too few to score, because at most 12 tokens of prompt and text are read"
     )
     assert found.truncated
 

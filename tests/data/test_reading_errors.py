@@ -39,7 +39,7 @@ WRONG_JSON = {
     "no columns": (b"{}", r"line 2: no column 'text'. Columns found: none"),
     "bytes": (b'{"text": "caf\xe9"}', r"line 2, byte 14: not UTF-8 \(0xe9\)"),
     "raw surrogate": (b'{"text": "\xed\xa0\x80"}', r"line 2, byte 11: not UTF-8"),
-    "same id": (GOOD, r"line 2: the id 'a' stands already at .*r.jsonl, line 1"),
+    "same id": (GOOD, r"line 2: the id 'a' was already used at .*r.jsonl, line 1"),
     "id list": (b'{"id": [1], "text": "x"}', r"line 2: column 'id' holds a list"),
     "id bool": (b'{"id": true, "text": "x"}', r"line 2: column 'id' holds a bool"),
     "half id": (b'{"id": "\\ud800", "text": "x"}', r"line 2: column 'id'.*half a surrogate"),
@@ -60,7 +60,7 @@ WRONG_CSV = {
     "missing column": (b"note;id\nx;1\n", r"line 2: no column 'text'. Columns found: 'note;id'"),
     "too many": (b"id,text\n1,a\n\n2,b,c\n", r"line 4: 3 fields, but the header has 2"),
     "too few": (b"id,text\n1\n", r"line 2: 1 fields"),
-    "twice": (b"text,text\na,b\n", r"column 'text' stands twice"),
+    "twice": (b"text,text\na,b\n", r"column 'text' occurs twice"),
     "open quote": (b'text\n"never closed\nmore\n', r"line 2: not comma-separated"),
     "stray quote": (b'text\n"a"b\n', r"line 2: not comma-separated"),
     "old breaks": (b"text\ra\rb\r", r"line 1: not comma-separated"),
@@ -98,7 +98,7 @@ def test_a_file_without_a_header_does_not_show_its_first_text(tmp_path, name):
 def test_the_line_of_a_row_with_line_breaks_is_its_first(tmp_path):
     path = tmp_path / "r.csv"
     path.write_bytes(b'id,text\n1,"a\nb"\n1,c\n')
-    with pytest.raises(DataError, match=r"line 4: the id '1' stands already at .*line 2\."):
+    with pytest.raises(DataError, match=r"line 4: the id '1' was already used at .*line 2\."):
         read_texts(path)
 
 
@@ -141,7 +141,7 @@ WRONG_ARRAYS = {
     "broken": (b'[{"text": "a"}, {"text" "b"}]' + b" " * 100, r"r.json, item 2: not JSON \(Expecting ':'"),
     "list": (b'[["a"]]', r"r.json, item 1: not an object"),
     "text": (b'["a"]', r"r.json, item 1: not an object"),
-    "more": (b'[{"text": "a"}] {"text": "b"}', r"r.json, item 2: more text behind the end"),
+    "more": (b'[{"text": "a"}] {"text": "b"}', r"r.json, item 2: more text after the end"),
     "empty": (b"[]", r"holds no texts"),
     "deep": (b'[{"text": ' + b"[" * 200_000, r"r.json, item 1: (JSON nested too deeply|not JSON)"),
     "bytes": (b'[{"text": "caf\xe9"}]', r"r.json: not UTF-8 \(0xe9\)"),

@@ -108,7 +108,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, number: str) -> None:
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for lines, message in (
-        ((LINE, LINE), r"line 3: the id 'a' stands already in line 2"),
+        ((LINE, LINE), r"line 3: the id 'a' was already used in line 2"),
         ((LINE, '{"id": "b", "tok'), r"line 3: Invalid JSON"),
         ((LINE, "\n"), r"line 3: Invalid JSON"),
         ((LINE, "[" * 100_000), r"line 3: Invalid JSON"),

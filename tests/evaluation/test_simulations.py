@@ -227,7 +227,7 @@ def test_as_many_candidates_as_stated_give_the_power_stated() -> None:
 def test_the_set_test_says_when_groups_are_too_few() -> None:
     groups = np.repeat(np.arange(2), 30)
     found = collection_test(np.arange(60.0), -np.arange(60.0), candidate_groups=groups, nonmember_groups=groups)
-    assert "6 ways only" in (found.reason or "")
+    assert "only 6 ways" in (found.reason or "")
     assert found.p_value is not None
     assert found.p_value > 0.05
 

@@ -98,7 +98,7 @@ def test_hashes_are_recomputed(audit: Path, tmp_path: Path) -> None:
     (folder / "results.json").write_text(results.replace('"seconds": 1.0', '"seconds": 2.0', 1), "utf-8")
     done = run_ltmia("verify", str(folder), "--annex", str(annex))
     assert done.returncode == 1
-    assert "other hashes of results.json, all of these" in done.stdout
+    assert "other hashes for results.json, all of these" in done.stdout
     (folder / "results.json").unlink()
     assert run_ltmia("verify", str(folder), "--annex", str(annex)).returncode == 2
     (tmp_path / "empty.md").write_text("nothing", "utf-8")

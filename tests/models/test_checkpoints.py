@@ -160,7 +160,7 @@ def test_buffers_that_the_model_computes_itself_are_left_out_without_a_word(save
 
 def test_a_head_beside_the_language_model_is_left_out_and_said(saved):
     model, origin = load_model(str(saved(weights_of(small()) | {"v_head.summary.weight": torch.ones(1, 32)})), CPU)
-    assert origin.remarks == ("left out, since beside the language model: v_head.summary.weight",)
+    assert origin.remarks == ("left out, because they are not part of the language model: v_head.summary.weight",)
     np.testing.assert_allclose(logps(model), logps(small()), atol=1e-4)
 
 
