@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ltmia.auditing.measured import decide
 from ltmia.auditing.text_sets import join_sets
 from ltmia.evaluation.calibration import judge_candidates
 from ltmia.evaluation.set_test import collection_test
@@ -52,3 +53,23 @@ def test_three_hundred_copies_of_an_unused_text_count_as_one() -> None:
     assert rejected <= 4, "5 % of 20 is 1"
     assert sets.units is not None
     assert len(np.unique(sets.split_units[0])) == 1
+
+
+def test_a_group_whose_texts_another_group_has_too_is_judged_and_copies_within_a_group_count_once() -> None:
+    texts = [f"text {i}" for i in range(5)]
+    judged = Texts(
+        texts=(*texts, *(text.upper() for text in texts), "text 5", "Text 5"),
+        ids=tuple(f"m{i}" for i in range(12)),
+        groups=("ann",) * 5 + ("bob",) * 5 + ("cat",) * 2,
+    )
+    others = Texts(
+        texts=tuple(f"other {i}" for i in range(40)),
+        ids=tuple(f"n{i}" for i in range(40)),
+        groups=tuple(f"g{i // 5}" for i in range(40)),
+    )
+    sets = join_sets(judged, others, "candidates")
+    found = decide(sets, np.arange(52.0)[::-1], attack="loss", fdr=0.5, seed=0)
+    assert found.groups is not None
+    assert found.groups.n_texts.tolist() == [5, 5, 1]
+    assert found.groups.decisions.p_values[:2].tolist() == [1 / 9, 1 / 9]
+    assert found.summary.n_judged == 6

@@ -11,7 +11,9 @@ import pytest
 from audit_figures import expected_figures
 from commands import run_ltmia
 from ltmia.errors import ConfigError
-from ltmia.integrations.annex import POINTS, Context, read_context, write_annex
+from ltmia.evaluation.files import read_results
+from ltmia.evaluation.results import Extractable, Extraction, Measure
+from ltmia.integrations.annex import POINTS, Context, answers, read_context, write_annex
 from report_samples import HOSTILE, made_up_audit
 
 STATES = {"measured", "declared by the user", "not applicable", "not evaluated"}
@@ -71,6 +73,20 @@ def test_each_point_has_one_state(audit: Path, tmp_path: Path) -> None:
         assert found[key] == "not evaluated"
     undeclared = {cell for row in cells(annex_of(audit, tmp_path / "annex.md")) for cell in row}
     assert undeclared & STATES == {"measured", "not evaluated"}
+
+
+def test_what_can_be_drawn_out_is_measured_where_the_audit_has_it(audit: Path) -> None:
+    none, some = Measure(value=0.0), Measure(value=0.125, low=0.1, high=0.2)
+    drawn = Extractable(
+        judged=some, nonmembers=none, judged_by_base=none, nonmembers_by_base=none, difference=some, n_new=25
+    )
+    found = Extraction(n_judged=200, n_nonmembers=200, within={"1000": drawn}, greedy=drawn)
+    results = read_results(audit)
+    for extraction, state in ((found, "measured"), (Extraction(reason="only scores"), "not evaluated")):
+        answered = answers(results.model_copy(update={"extraction": extraction}), Context())
+        [answer] = [answer for answer in answered if answer.point.key == "extraction"]
+        assert answer.state == state
+        assert ("12 % of 200 members" in answer.finding) == (state == "measured")
 
 
 def test_the_first_page_answers_three_questions_and_gives_no_verdict(audit: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def extraction_of(suffixes: Suffixes | None, sets: TextSets) -> Extraction:
     """Measure how many texts can be drawn out."""
     if suffixes is None:
         return Extraction(reason="the cluster kept scores only, and no log-probability of any token")
-    return measure_extraction(suffixes, sets.sides == 1, ~sets.repeats, sets.units)
+    return measure_extraction(suffixes, sets.sides == 1, sets.originals, sets.units)
 
 
 def suffix_columns(suffixes: Suffixes | None, n_texts: int) -> dict[str, Any]:

@@ -52,12 +52,15 @@ def _single_texts(data: TextSets, groups: GroupDecisions, records: pa.Table, jud
         for name in ("extractable_within", "extractable_within_by_base")
     )
     drawn = (needed <= NAMED_DRAWS) & (by_base > NAMED_DRAWS)
+    measured = np.array([n is not None for n in records["suffix_tokens"].to_pylist()[: data.n_judged]], np.bool_)
     order = np.argsort(of_text, kind="stable")
     starts, stops = (np.searchsorted(of_text[order], groups.numbers, side) for side in ("left", "right"))
     rows = [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
     strongest = [int(texts[np.argmax(np.nan_to_num(scores[texts], nan=-np.inf))]) for texts in rows]
     return {
         "n_flagged": [int(flagged[texts].sum()) for texts in rows],
-        "n_extractable": [int(drawn[texts].sum()) for texts in rows],
+        "n_extractable": pa.array(
+            [int(drawn[texts].sum()) if measured[texts].any() else None for texts in rows], pa.int64()
+        ),
         "strongest": records["id"].take(strongest) if strongest else pa.array([], pa.string()),
     }

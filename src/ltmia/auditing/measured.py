@@ -81,4 +81,12 @@ def decide(
     Known members are judged together with half of the non-members, candidates against all non-members.
     """
     judge = judge_audit if sets.judged == "members" else judge_candidates
-    return judge(*sets.split(sets.once(scores)), attack=attack, fdr=fdr, groups=sets.split_groups, seed=seed)
+    in_groups, _ = sets.split(sets.once_in_group(scores))
+    return judge(
+        *sets.split(sets.once(scores)),
+        attack=attack,
+        fdr=fdr,
+        groups=sets.split_groups,
+        in_groups=in_groups,
+        seed=seed,
+    )

@@ -63,6 +63,17 @@ class TextSets:
         """Return the scores with NaN for repeats, because copies of a text are not more evidence."""
         return np.where(self.repeats, np.nan, scores)
 
+    def once_in_group(self, scores: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
+        """Return the scores that groups are judged by: a text that two groups to judge hold counts for both.
+
+        Copies within a group are NaN, and so are all repeats among the non-members: they are not more evidence.
+        """
+        kept = self.originals == np.arange(len(self.texts))
+        if self.groups is not None:
+            pairs = np.column_stack([self.originals, self.groups])[: self.n_judged]
+            kept[np.unique(pairs, axis=0, return_index=True)[1]] = True
+        return np.where(kept, scores, np.nan)
+
     def split(self, values: Any) -> tuple[Any, Any]:
         """Split per-text values into those of the texts to judge and those of the non-members."""
         return values[: self.n_judged], values[self.n_judged :]

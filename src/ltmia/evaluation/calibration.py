@@ -52,11 +52,19 @@ class AuditDecisions:
 
 
 def judge_audit(
-    members: Scores, nonmembers: Scores, *, attack: str, fdr: float, groups: SideGroups = (None, None), seed: int = 0
+    members: Scores,
+    nonmembers: Scores,
+    *,
+    attack: str,
+    fdr: float,
+    groups: SideGroups = (None, None),
+    in_groups: Scores | None = None,
+    seed: int = 0,
 ) -> AuditDecisions:
     """Judge members together with one half of the non-members against the other half.
 
     The judged non-members show the actual error: their share of all flags is the realised false discovery proportion.
+    Groups are judged by the scores `in_groups`, or by those of the members when None.
     """
     judged_groups, nonmember_groups = groups
     calibration, held_out = split_halves(len(nonmembers), nonmember_groups, seed)
@@ -66,7 +74,8 @@ def judge_audit(
     false_flags, flags = int(judged.flagged[n:].sum()), int(judged.flagged.sum())
     found = None
     if judged_groups is not None and nonmember_groups is not None:
-        found = judge_groups(members, judged_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
+        whole = members if in_groups is None else in_groups
+        found = judge_groups(whole, judged_groups, nonmembers[calibration], nonmember_groups[calibration], fdr, seed)
     nothing = "nothing flagged" if len(held_out) else "the non-members are one group, which calibrates as a whole"
     summary = _summary(
         judged,
@@ -87,14 +96,25 @@ def judge_audit(
 
 
 def judge_candidates(
-    candidates: Scores, nonmembers: Scores, *, attack: str, fdr: float, groups: SideGroups = (None, None), seed: int = 0
+    candidates: Scores,
+    nonmembers: Scores,
+    *,
+    attack: str,
+    fdr: float,
+    groups: SideGroups = (None, None),
+    in_groups: Scores | None = None,
+    seed: int = 0,
 ) -> AuditDecisions:
-    """Judge candidates of unknown membership against all known non-members, all of which calibrate."""
+    """Judge candidates of unknown membership against all known non-members, all of which calibrate.
+
+    Groups are judged by the scores `in_groups`, or by those of the candidates when None.
+    """
     judged_groups, nonmember_groups = groups
     judged = judge(candidates, nonmembers, fdr)
     found = None
     if judged_groups is not None and nonmember_groups is not None:
-        found = judge_groups(candidates, judged_groups, nonmembers, nonmember_groups, fdr, seed)
+        whole = candidates if in_groups is None else in_groups
+        found = judge_groups(whole, judged_groups, nonmembers, nonmember_groups, fdr, seed)
     summary = _summary(
         judged,
         len(candidates),

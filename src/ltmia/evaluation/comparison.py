@@ -98,7 +98,7 @@ def compare_audits(
             "the two audits are of other texts, or of the same ones in another order: audit the same texts"
         )
     texts = _same_texts(first[1], second[1], ("label",) if same_texts else ("id", "label"))
-    scores = [_scores(records, attack, name) for (_, records), name in ((first, "first"), (second, "second"))]
+    scores = [_scores(audit, attack, name) for audit, name in ((first, "first"), (second, "second"))]
     usable = ~np.isnan(scores[0] + scores[1])
     a, b = (values[usable] for values in scores)
     labels, groups = texts.labels[usable] == 1, texts.groups[usable]
@@ -153,10 +153,10 @@ def _same_texts(first: pa.Table, second: pa.Table, columns: Sequence[str]) -> _T
     return _Texts(np.asarray(labels, np.int64), np.asarray(groups, np.int64))
 
 
-def _scores(records: pa.Table, attack: str, which: str) -> Scores:
-    column = f"score_{attack}"
-    if column not in records.column_names:
-        there = ", ".join(name.removeprefix("score_") for name in records.column_names if name.startswith("score_"))
+def _scores(audit: tuple[Results, pa.Table], attack: str, which: str) -> Scores:
+    (results, records), column = audit, f"score_{attack}"
+    if column not in records.column_names or attack not in results.attacks:
+        there = ", ".join(name for name in results.attacks if f"score_{name}" in records.column_names)
         raise ConfigError(f"the {which} audit has no scores of {one_line(attack)}; it has {one_line(there)}")
     return np.asarray(records[column].to_numpy(zero_copy_only=False), np.float64)
 

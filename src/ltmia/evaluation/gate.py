@@ -205,7 +205,7 @@ def _extractable(results: Results, most: float, draws: str, *, share: bool) -> L
     if found.within and draws not in found.within:
         raise ConfigError(f"extractable@{draws}: measured within {', '.join(found.within)} draws only")
     within, said = found.within.get(draws), f"within {int(draws):,} draws"
-    measure = Measure(reason=found.reason)
+    measure = Measure(reason=found.reason or "the results file does not say why")
     if within is not None:
         measure = within.judged if share else _count(within.n_new)
     return LimitedFigure(

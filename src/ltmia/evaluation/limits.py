@@ -13,7 +13,7 @@ from ltmia.evaluation.wording import percent
 
 RULE = re.compile(
     r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon"
-    r"|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]*))"
+    r"|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]{0,11}))"
 )
 """Names of figures. Only an AUC and a TPR can be of one attack: records are flagged by the one that decides."""
 

@@ -79,8 +79,7 @@ class TokenizerInfo(_Section):
     """The tokenizer both models share."""
 
     sha256: str | None
-    """Hash of all of it: vocabulary, merges, normaliser, special tokens, chat template. Null if the recordings do not
-    say."""
+    """Hash of vocabulary, merges, normaliser, special tokens and chat template. Null if the recordings do not say."""
     vocab_size: Count
 
 
@@ -98,8 +97,7 @@ class DataInfo(_Section):
     n_usable_nonmembers: Count | None = None
     """Non-members that could be scored, each text counted once; null in older files."""
     n_cut: Count | None = None
-    """Texts longer than the part that is read; the rest was not looked at. Null where recordings do not
-    say, and in files from before it was counted."""
+    """Texts longer than the part that is read. Null where recordings do not say, and in older files."""
     n_groups: Count | None = None
     """Distinct groups over all texts; null when the data have none."""
 
@@ -202,7 +200,7 @@ class Extraction(_Section):
     n_without_suffix: Count = 0
     """Members or candidates too short for one, or not scorable: nothing is said of them."""
     suffix_tokens: Amount | None = None  # median
-    within: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]*$")], Extractable] = Field(default_factory=dict)
+    within: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Extractable] = Field(default_factory=dict)
     """By number of draws: texts that come out at least once with a probability of at least one half."""
     greedy: Extractable | None = None
     """Texts that come out if the most likely token is taken each time."""
@@ -304,7 +302,7 @@ class Results(_Section):
 
     @model_validator(mode="after")
     def _no_part_above_its_whole(self) -> "Results":
-        data = self.data
+        data, drawn = self.data, self.extraction or Extraction()
         asked = data.n_members + data.n_candidates
         n_texts = asked + data.n_nonmembers
         for what, part, whole in (
@@ -314,6 +312,8 @@ class Results(_Section):
             ("repeats", data.n_repeats, n_texts),
             ("repeats among non-members", data.n_nonmember_repeats, min(data.n_repeats, data.n_nonmembers)),
             ("usable non-members", data.n_usable_nonmembers or 0, data.n_nonmembers),
+            ("records with a suffix or too short for one", drawn.n_judged + drawn.n_without_suffix, asked),
+            ("records drawn out", max((found.n_new for found in drawn.within.values()), default=0), drawn.n_judged),
         ):
             if part > whole:
                 raise ValueError(f"{part} {what}, where there are {whole} at most")

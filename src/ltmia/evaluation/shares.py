@@ -2,7 +2,7 @@
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from scipy.stats import beta
+from scipy.stats import beta, t
 
 from ltmia.evaluation.intervals import CONFIDENCE
 from ltmia.evaluation.results import Measure
@@ -12,8 +12,8 @@ def share_of(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarray, " texts
     """Return the share of hits with its interval.
 
     The interval is that of Clopper and Pearson for as many independent texts as the texts at hand are worth: n divided
-    by the design effect of the groups (Korn and Graubard 1998). If all texts or none are hits, the design effect
-    cannot be seen, and each group counts as one text.
+    by the design effect of the groups, with their correction for few groups (Korn and Graubard 1998). If all texts or
+    none are hits, the design effect cannot be seen, and each group counts as one text.
 
     Args:
         hits: Whether each text is one.
@@ -55,4 +55,6 @@ def _independent_texts(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarra
     variance = n_groups / (n_groups - 1) * float(residuals @ residuals) / n**2
     if not variance:
         return float(n_groups) if share in (0.0, 1.0) else float(n)
-    return float(min(share * (1 - share) / variance, n))
+    tail = (1 + CONFIDENCE) / 2
+    few_groups = (t.ppf(tail, n - 1) / t.ppf(tail, n_groups - 1)) ** 2  # the variance itself is known from few groups
+    return float(min(share * (1 - share) / variance * few_groups, n))

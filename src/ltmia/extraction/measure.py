@@ -1,5 +1,7 @@
 """The share of texts that come out of target and base, of the texts to judge and of the non-members."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int64
 
@@ -13,50 +15,61 @@ Hits = Bool[np.ndarray, " texts"]
 def measure_extraction(
     suffixes: Suffixes,
     judged: Hits,
-    counted: Hits,
+    originals: Int64[np.ndarray, " texts"],
     units: Int64[np.ndarray, " texts"] | None,
 ) -> Extraction:
     """Measure how many texts can be drawn out.
 
+    Copies of a text may differ in case and white space, and then one may come out where another does not. They count
+    once, as drawn out if any of them is.
+
     Args:
         suffixes: Of all texts.
         judged: Which texts are to be judged; the others are non-members.
-        counted: Which texts count; a repeat of another does not.
+        originals: Row of the first copy of each text; its own row if there is none before it.
         units: Independent unit of each text, such as its group; every text is one when None.
     """
-    taken = suffixes.measured & counted
+    taken = _of_any_copy(suffixes.measured, originals)
     parts = [np.flatnonzero(taken & side) for side in (judged, ~judged)]
     n_judged, n_nonmembers = map(len, parts)
-    counts = Extraction(
-        n_judged=n_judged,
-        n_nonmembers=n_nonmembers,
-        n_without_suffix=int((judged & counted & ~suffixes.measured).sum()),
-    )
+    first = originals == np.arange(len(originals))
+    counts = {
+        "n_judged": n_judged,
+        "n_nonmembers": n_nonmembers,
+        "n_without_suffix": int((judged & first & ~taken).sum()),
+    }
     if not n_judged:
-        return counts.model_copy(update={"reason": f"no text has a suffix of {SHORTEST_SUFFIX} tokens"})
+        return Extraction(**counts, reason=f"no text has a suffix of {SHORTEST_SUFFIX} tokens")
 
     def shares(of_target: Hits, of_reference: Hits) -> Extractable:
-        return _shares(of_target, of_reference, parts, units)
+        found = (of_target, of_reference, of_target & ~of_reference)
+        return _shares([_of_any_copy(hits, originals) for hits in found], parts, units)
 
-    within = {
-        str(draws): shares(extractable(suffixes.target_logp, draws), extractable(suffixes.reference_logp, draws))
-        for draws in DRAWS
-    }
-    return counts.model_copy(
-        update={
-            "suffix_tokens": float(np.median(suffixes.n_tokens[parts[0]])),
-            "within": within,
-            "greedy": shares(suffixes.target_greedy, suffixes.reference_greedy),
-        }
+    return Extraction(
+        **counts,
+        suffix_tokens=float(np.median(suffixes.n_tokens[suffixes.measured & judged])),
+        within={
+            str(draws): shares(extractable(suffixes.target_logp, draws), extractable(suffixes.reference_logp, draws))
+            for draws in DRAWS
+        },
+        greedy=shares(suffixes.target_greedy, suffixes.reference_greedy),
     )
+
+
+def _of_any_copy(hits: Hits, originals: Int64[np.ndarray, " texts"]) -> Hits:
+    """Say of each text that is the first of its copies whether any copy is a hit; no other is one."""
+    found = np.zeros(len(hits), np.bool_)
+    found[originals[hits]] = True
+    return found
 
 
 def _shares(
-    of_target: Hits, of_reference: Hits, parts: list[Int64[np.ndarray, " _"]], units: Int64[np.ndarray, " texts"] | None
+    hits: Sequence[Hits], parts: Sequence[Int64[np.ndarray, " _"]], units: Int64[np.ndarray, " texts"] | None
 ) -> Extractable:
+    of_target, of_reference, new = hits
     measured = [
-        share_of(hits[rows], None if units is None else units[rows])
-        for hits in (of_target, of_reference) for rows in parts
+        share_of(found[rows], None if units is None else units[rows])
+        for found in (of_target, of_reference) for rows in parts
     ]  # fmt: skip
     return Extractable(
         judged=measured[0],
@@ -64,5 +77,5 @@ def _shares(
         judged_by_base=measured[2],
         nonmembers_by_base=measured[3],
         difference=difference_of(measured[0], measured[1]),
-        n_new=int((of_target & ~of_reference)[parts[0]].sum()),
+        n_new=int(new[parts[0]].sum()),
     )

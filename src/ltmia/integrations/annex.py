@@ -20,6 +20,7 @@ from ltmia.folders import write_whole
 from ltmia.integrations.annex_page import Page, Table, as_html, as_markdown
 from ltmia.integrations.evidence import evidence_of
 from ltmia.ownership import refuse_stranger
+from ltmia.report.extraction_words import extraction_line, shown
 from ltmia.report.words import CONTROL, FPR_NAMES, attack_order, headline, named_checks, not_shown
 
 State = Literal["measured", "declared by the user", "not applicable", "not evaluated"]
@@ -71,6 +72,10 @@ def _epsilon(results: Results) -> str | None:
     )
 
 
+def _extraction(results: Results) -> str | None:
+    return None if shown(results) is None else extraction_line(results)
+
+
 def _cost(results: Results) -> str:
     machine = results.environment.get("processor", "one machine")
     return f"This audit took {results.timing.seconds:.0f} seconds on {machine}."
@@ -94,7 +99,12 @@ POINTS: Sequence[Point] = (
     Point(key="privacy_loss", asks="Privacy loss of the training, lower bound", part=ATTACKS_PART, measured=_epsilon),
     Point(key="attributes", asks="Attribute inference", part=ATTACKS_PART),
     Point(key="regurgitation", asks="Regurgitation of training data in answers to queries", part=ATTACKS_PART),
-    Point(key="extraction", asks="Extraction of training data out of the model (exfiltration)", part=ATTACKS_PART),
+    Point(
+        key="extraction",
+        asks="Extraction of training data out of the model (exfiltration)",
+        part=ATTACKS_PART,
+        measured=_extraction,
+    ),
     Point(key="inversion", asks="Model inversion", part=ATTACKS_PART),
     Point(key="reconstruction", asks="Reconstruction attacks", part=ATTACKS_PART),
     Point(key="access", asks="Who gets the model, and in which form", part=CLAIM_PART),

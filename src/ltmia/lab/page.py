@@ -28,7 +28,7 @@ def lab_page(folder: Path, status: LabStatus) -> TablePage:
     return TablePage(
         kind="lab",
         title="Lab",
-        subject=folder.name,
+        subject=folder.resolve().name,
         status=found,
         word=word,
         points=(

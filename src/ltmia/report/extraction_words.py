@@ -29,7 +29,7 @@ def extraction_line(results: Results) -> str | None:
         return None
     within = shown(results)
     if within is None:
-        return f"Nothing was measured of what can be drawn out of the model: {found.reason}."
+        return f"Nothing was measured of what can be drawn out of the model: {why_not(results)}."
     return (
         f"Drawn out of the model within {int(SHOWN_DRAWS):,} draws, given the beginning: "
         f"{percent(within.judged.value)} of {found.n_judged} {asked(results)}, "
@@ -45,6 +45,13 @@ def extraction_rows(results: Results) -> list[Row]:
         return []
     rows = [Row(f"{int(draws):,} {'draw' if draws == '1' else 'draws'}", one) for draws, one in found.within.items()]
     return [*rows, Row("the most likely token each time", found.greedy)]
+
+
+def why_not(results: Results) -> str:
+    """Say why nothing was measured."""
+    if results.extraction is None:
+        return "this audit was made by an older version"
+    return results.extraction.reason or "the results file does not say why"
 
 
 def asked(results: Results) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ltmia.evaluation.audit_folder import RECORDS_FILE, REPORT_FILE, RESULTS_FILE
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.shown import one_line
 from ltmia.evaluation.summary import Summary, summarise
 from ltmia.evaluation.wording import figure
 from ltmia.report.extraction_words import extraction_line
@@ -107,7 +108,7 @@ def _aligned(results: Results, rates: tuple[str, ...]) -> list[str]:
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
-    rows = [[_plain(cell) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
