@@ -310,7 +310,6 @@ DAMAGES: dict[str, str] = {
     "more judged than there are": raw(put("decisions|n_judged", 1001)),
     "more usable than there are": raw(put("data|n_usable_nonmembers", 2001)),
     "more drawn out than measured": raw(put("extraction|within|1000|n_new", 1001)),
-    "more with a suffix than there are": raw(put("extraction|n_without_suffix", 1)),
     "a number of draws without end": raw(put("extraction|within|1" + "0" * 5000, drawn(0))),
     "a number as a string": raw(put("decisions|n_flagged", "0")),
     "a key twice": raw(lambda _: None).replace('"n_flagged": 0', '"n_flagged": 7, "n_flagged": 0'),

@@ -312,7 +312,6 @@ class Results(_Section):
             ("repeats", data.n_repeats, n_texts),
             ("repeats among non-members", data.n_nonmember_repeats, min(data.n_repeats, data.n_nonmembers)),
             ("usable non-members", data.n_usable_nonmembers or 0, data.n_nonmembers),
-            ("records with a suffix or too short for one", drawn.n_judged + drawn.n_without_suffix, asked),
             ("records drawn out", max((found.n_new for found in drawn.within.values()), default=0), drawn.n_judged),
         ):
             if part > whole:
