@@ -1,6 +1,7 @@
 """The share of texts that come out of target and base, of the texts to judge and of the non-members."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -33,20 +34,20 @@ def measure_extraction(
     parts = [np.flatnonzero(taken & side) for side in (judged, ~judged)]
     n_judged, n_nonmembers = map(len, parts)
     first = originals == np.arange(len(originals))
-    counts = {
-        "n_judged": n_judged,
-        "n_nonmembers": n_nonmembers,
-        "n_without_suffix": int((judged & first & ~taken).sum()),
-    }
+    counted = partial(
+        Extraction,
+        n_judged=n_judged,
+        n_nonmembers=n_nonmembers,
+        n_without_suffix=int((judged & first & ~taken).sum()),
+    )
     if not n_judged:
-        return Extraction(**counts, reason=f"no text has a suffix of {SHORTEST_SUFFIX} tokens")
+        return counted(reason=f"no text has a suffix of {SHORTEST_SUFFIX} tokens")
 
     def shares(of_target: Hits, of_reference: Hits) -> Extractable:
         found = (of_target, of_reference, of_target & ~of_reference)
         return _shares([_of_any_copy(hits, originals) for hits in found], parts, units)
 
-    return Extraction(
-        **counts,
+    return counted(
         suffix_tokens=float(np.median(suffixes.n_tokens[suffixes.measured & judged])),
         within={
             str(draws): shares(extractable(suffixes.target_logp, draws), extractable(suffixes.reference_logp, draws))
