@@ -263,8 +263,8 @@ COMMANDS: tuple[SmallRun, ...] = (
         check=written("comparison.html"),
     ),
     SmallRun(
-        arguments="gate {materials}/audit --policy policy.toml --junit gate.xml --inconclusive pass",
-        finds="Nothing could exceed this limit",
+        arguments="gate {materials}/audit --policy policy.toml --junit gate.xml",
+        finds="gate passed",
         check=written("gate.xml"),
     ),
     SmallRun(

@@ -43,10 +43,10 @@ def run_action(work: Path, **inputs: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_action_fails_where_the_gate_does_and_writes_its_summary(audit: Path) -> None:
     work = audit.parent
-    (work / "privacy.toml").write_text('[max]\n"auc" = 1.0\n', "utf-8")
+    (work / "privacy.toml").write_text('[max]\n"extractable@1" = 0\n', "utf-8")
     passed = run_action(work, audit="an audit", policy="privacy.toml", junit="gate.xml")
     assert passed.returncode == 0, passed.stdout + passed.stderr
-    assert "AUC" in (work / "summary.md").read_text("utf-8")
+    assert "extractable" in (work / "summary.md").read_text("utf-8")
     assert (work / "gate.xml").is_file()
     failed = run_action(work, audit="an audit", max="auc:0.5 identifiable:0", inconclusive="fail")
     assert failed.returncode == 1, failed.stdout + failed.stderr
@@ -58,7 +58,7 @@ def test_the_hook_runs_the_gate(audit: Path) -> None:
     [hook] = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text("utf-8"))
     program, *words = shlex.split(hook["entry"])
     assert (program, hook["language"], hook["pass_filenames"]) == ("ltmia", "python", False)
-    for limit, code in (("auc:1.0", 0), ("auc:0.5", 1)):
+    for limit, code in (("extractable@1:0", 0), ("auc:0.5", 1)):
         done = run_ltmia(*words, str(audit), "--max", limit, "--inconclusive", "fail")
         assert done.returncode == code, done.stdout + done.stderr
 

@@ -312,7 +312,7 @@ def test_a_base_that_only_a_file_names_is_not_asked_of_the_hub(models, no_networ
     rewrite(models / "adapter/adapter_config.json", base_model_name_or_path="org/base")
     (models / "target/README.md").write_text("---\nbase_model: org/base\n---\n")
     for target in (models / "adapter", models / "target"):
-        assert "say `base=org/base`, or `allow_hub=True`" in refused(target)
+        assert "set `base=org/base` or `allow_hub=True`" in refused(target)
     assert no_network == []
     in_cache(models / "cache", "org/base", models / "base")
     for target in (models / "adapter", models / "target"):

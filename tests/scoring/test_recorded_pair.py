@@ -182,7 +182,7 @@ def test_record_and_score_by_command(materials: Path, tmp_path: Path) -> None:
     refused = run_ltmia("score", *models, *sources, "-o", str(tmp_path / "claim"))
     assert refused.returncode == 2
     assert "a classifier of 'excess' features" in refused.stderr
-    assert "say --classifier lite" in refused.stderr
+    assert "choose --classifier lite" in refused.stderr
     done = run_ltmia("score", *models, *sources, "--classifier", "lite", "-o", str(tmp_path / "claim"), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -162,7 +162,7 @@ def test_script_runs_small(name: str, run: SmallRun, places: dict[str, str], tmp
 @pytest.mark.parametrize("run", [case(re.sub(r"[^ \w-]", "", run.arguments)[:60], run=run) for run in COMMANDS])
 def test_command_runs_small(run: SmallRun, places: dict[str, str], tmp_path: Path) -> None:
     prepare(run, places, tmp_path)
-    (tmp_path / "policy.toml").write_text("[max]\nauc = 1.0\n", "utf-8")
+    (tmp_path / "policy.toml").write_text("[max]\n'extractable@1' = 0\n", "utf-8")
     done = run_after_threads(*shlex.split(run.arguments.format(**places)), here=tmp_path)
     check(run, done, tmp_path)
 

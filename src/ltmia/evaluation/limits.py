@@ -37,7 +37,8 @@ class Limit:
         if match["fpr"]:
             said = f"TPR at {percent(float(match['fpr']))} FPR"
         if match["draws"]:
-            said = f"{'share of ' if match['share'] else ''}records extractable within {int(match['draws']):,} draws"
+            drawn = "1 draw" if match["draws"] == "1" else f"{int(match['draws']):,} draws"
+            said = f"{'share of ' if match['share'] else ''}records extractable within {drawn}"
         return f"{said} of {match['attack']}" if match["attack"] else said
 
     @classmethod
