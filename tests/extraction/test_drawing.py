@@ -24,7 +24,7 @@ from ltmia.records import Texts
 from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
 
-N_MEMBERS, N_NONMEMBERS, N_DRAWS, LENGTH, PREFIX = 8, 12, 1500, 22, 12
+N_MEMBERS, N_NONMEMBERS, N_DRAWS, LENGTH, PREFIX = 8, 12, 600, 22, 12
 """Texts have as many tokens as letters; the suffix is all behind the first twelve."""
 
 
