@@ -5,6 +5,7 @@ is copied to `PATH`, so that the same link works there too.
 """
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from posixpath import normpath
 
@@ -19,6 +20,12 @@ from ltmia.cli.app import app
 ROOT = Path(__file__).parent.parent
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
 COMMANDS = "commands.md"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Say at the foot of each page which version it describes."""
+    config.copyright = f"ltmia {version('ltmia')}, Apache-2.0"
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -192,6 +192,7 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Start here" in (tmp_path / "site" / "index.html").read_text("utf-8")
     assert "ltmia audit" in (tmp_path / "site" / "commands.html").read_text("utf-8")
+    assert "ltmia 0." in (tmp_path / "site" / "index.html").read_text("utf-8")
 
 
 def test_every_script_is_in_the_list() -> None:

@@ -233,15 +233,15 @@ class Recipe(Table):
 
     def all_combinations(self) -> tuple[Listed, ...]:
         """Return grids and list as one list, each combination once."""
-        spread = [combination for grid in self.grid for combination in _spread(grid)]
-        return tuple({c.name: c for c in [*spread, *self.combinations]}.values())
+        expanded = [combination for grid in self.grid for combination in _expand(grid)]
+        return tuple({c.name: c for c in [*expanded, *self.combinations]}.values())
 
     def pretraining_corpora(self, base: TinyBase) -> tuple[str, ...]:
         """Return the names of the corpora that a base is pretrained on."""
         return base.corpora or tuple(name for name, corpus in self.corpora.items() if corpus.role == "train")
 
 
-def _spread(grid: Grid) -> Iterator[Listed]:
+def _expand(grid: Grid) -> Iterator[Listed]:
     each = min(grid.regimes_each or len(grid.regimes), len(grid.regimes))
     for seed, (b, base), (c, corpus) in product(grid.seeds, enumerate(grid.bases), enumerate(grid.corpora)):
         for turn in range(each):
