@@ -2,8 +2,8 @@
 
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
 TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model, with
-95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on.
-Fine-tuning and gradients resume.
+95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on;
+with --merge, an adapter is merged into the weights first. Fine-tuning and gradients resume.
 """
 
 import argparse
@@ -16,6 +16,8 @@ from ltmia.attacks.table import LEARNED, UPDATE, WITH_WEIGHTS
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.wording import figure
+from ltmia.models.loading import LoadOptions, load_model, load_pair
+from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
@@ -28,7 +30,8 @@ def main() -> None:
     """Fine-tune unless OUT/target is there, then read the update."""
     args = _arguments()
     target = fine_tuned(args)
-    pair, members = target.pair, target.members.take(range(args.known or args.members))
+    pair = merged(target.pair, args) if args.merge else target.pair
+    members = target.members.take(range(args.known or args.members))
     siblings = target.siblings.take(range(min(args.siblings, len(target.siblings))))
     texts = Texts.concatenate([members, target.nonmembers, siblings])
     used, sibling = np.arange(len(texts)) < len(members), np.arange(len(texts)) >= len(texts) - len(siblings)
@@ -37,11 +40,12 @@ def main() -> None:
     found = score_update(
         pair,
         encoded,
-        args.out / "gradients",
+        args.out / ("gradients-merged" if args.merge else "gradients"),
         identity=PairIdentity.of(pair).key,
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
     )
-    print(f"{time.monotonic() - started:.0f} s, layers {found.layers}, {found.n_coordinates} coordinates")
+    kind = "low-rank update" if found.is_low_rank else "update"
+    print(f"{time.monotonic() - started:.0f} s, {kind}, layers {found.layers}, {found.n_coordinates} coordinates")
     low, high = found.n_used_interval
     print(f"explained {found.explained:.3f}; used {found.n_used:.0f} [{low:.0f}, {high:.0f}] of {len(texts)}")
     groups = np.unique(texts.groups, return_inverse=True)[1] if texts.groups else None
@@ -59,11 +63,18 @@ def main() -> None:
             print(f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}")
 
 
+def merged(pair: Pair, args: argparse.Namespace) -> Pair:
+    """Return the target with its adapter merged into the weights, beside its base."""
+    base, _ = load_model(args.model, LoadOptions(dtype=args.dtype, device="cpu"))
+    return load_pair(pair.target.merge_and_unload(), base, tokenizer=pair.tokenizer)
+
+
 def _arguments() -> argparse.Namespace:
     parser = arguments(__doc__, members=500, nonmembers=1000, learning_rate=2e-5, dtype="float32")
     parser.add_argument("--coordinates", type=int, default=WeightsConfig().n_coordinates)
     parser.add_argument("--layers", type=int, default=WeightsConfig().n_layers)
     parser.add_argument("--points", type=_numbers, default=WeightsConfig().points, help="such as 0,0.5,1")
+    parser.add_argument("--merge", action="store_true", help="merge the adapter (--lora) into the weights")
     parser.add_argument("--known", type=int, help="members that are among the texts; default: all of them")
     parser.add_argument("--siblings", type=int, default=0, help="texts of the members' documents, not trained on")
     parser.add_argument("--attacks", default="", help="attacks on log-probabilities to run beside, such as difference")

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Take a request to end as Ctrl-C: worker processes are ended and semaphores given back, without a word."""
+    """Handle SIGTERM like Ctrl-C, so that worker processes end and semaphores are released."""
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""What of an audit's texts can be drawn out of the models, read from the store that the scores were made from."""
+"""Finds which texts of an audit can be drawn out of the models, from the store that the scores were made from."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def extraction_of(suffixes: Suffixes | None, sets: TextSets) -> Extraction:
 
 
 def suffix_columns(suffixes: Suffixes | None, n_texts: int) -> dict[str, Any]:
-    """Lay out the columns of `records.parquet` on what can be drawn out: nothing finer than a power of ten."""
+    """Lay out the columns of `records.parquet` about extraction; draws are rounded up to one of `DRAWS`."""
     if suffixes is None:
         return {name: pa.nulls(n_texts, kind) for name, kind in SUFFIX_TYPES.items()}
     values = (

@@ -20,7 +20,7 @@ def group_columns(
         data: The texts.
         hashed: Each text's group as it is handed on.
         groups: Decisions on each group.
-        records: Of `records.parquet`.
+        records: Table written to `records.parquet`.
         judge: The attack that decides.
     """
     names = names_of_groups(data, hashed)
@@ -43,7 +43,7 @@ def names_of_groups(data: TextSets, hashed: Sequence[str | None]) -> dict[int, s
 
 
 def _single_texts(data: TextSets, groups: GroupDecisions, records: pa.Table, judge: str) -> dict[str, Any]:
-    """Say of each group which text stands out most, how many are flagged, and how many can be drawn out."""
+    """Return each group's strongest text, and the numbers of its texts that are flagged and that can be drawn out."""
     of_text = np.empty(0, np.int64) if data.groups is None else data.groups[: data.n_judged]
     scores = records[f"score_{judge}"].to_numpy().astype(np.float64)[: data.n_judged]
     flagged = np.array(records["flagged"].to_pylist()[: data.n_judged], np.bool_)

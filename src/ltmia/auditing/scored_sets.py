@@ -115,7 +115,7 @@ def _scoring_task(
 
 
 def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
-    """Return the scores of the attack on the weights, and their sum with those of the learned attack."""
+    """Return the scores of the attack on the weights, alone and together with the learned attack."""
     if update.score is None:
         return {}
     return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: add_output_score(update.score, learned)})

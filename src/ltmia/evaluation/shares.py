@@ -16,7 +16,7 @@ def share_of(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarray, " texts
     none are hits, the design effect cannot be seen, and each group counts as one text.
 
     Args:
-        hits: Whether each text is one.
+        hits: Whether each text is a hit.
         groups: Group of each text; every text is its own when None, and where there is only one group.
     """
     n = len(hits)
@@ -32,7 +32,7 @@ def share_of(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarray, " texts
 
 
 def difference_of(first: Measure, second: Measure) -> Measure:
-    """Return a difference of two independent shares, its interval made from theirs (Zou and Donner 2008)."""
+    """Return the difference of two independent shares; its interval follows from theirs (Zou and Donner 2008)."""
     for measure in (first, second):
         if measure.value is None or measure.low is None or measure.high is None:
             return Measure(reason=measure.reason)

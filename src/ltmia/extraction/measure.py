@@ -58,7 +58,7 @@ def measure_extraction(
 
 
 def _of_any_copy(hits: Hits, originals: Int64[np.ndarray, " texts"]) -> Hits:
-    """Say of each text that is the first of its copies whether any copy is a hit; no other is one."""
+    """Move each hit to the first copy of its text, so that copies count once."""
     found = np.zeros(len(hits), np.bool_)
     found[originals[hits]] = True
     return found

@@ -31,7 +31,7 @@ IMPOSSIBLE = -65504.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suffixes:
-    """What both models give to the suffix of each text, as arrays of equal length."""
+    """Probabilities of each text's suffix under both models, as arrays of equal length."""
 
     n_tokens: Int64[np.ndarray, " texts"]
     """Length of the suffix; 0 where a text is too short for one or could not be scored."""
@@ -75,7 +75,7 @@ def read_suffixes(statistics: RaggedStatistics, prompted: Sequence[bool]) -> Suf
     """Sum the log-probabilities of each text's suffix.
 
     Args:
-        statistics: Of the texts' scored positions.
+        statistics: Statistics of the texts' scored positions.
         prompted: For each text, whether a prompt stands before what is scored.
     """
     rows = [_read(tokens, behind) for tokens, behind in zip(statistics, prompted, strict=True)]

@@ -17,10 +17,11 @@ from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.wording import figure as written
 from ltmia.folders import write_whole
-from ltmia.integrations.annex_page import Page, Table, as_html, as_markdown
+from ltmia.integrations.annex_page import Page, as_html, as_markdown
 from ltmia.integrations.evidence import evidence_of
 from ltmia.ownership import refuse_stranger
 from ltmia.report.extraction_words import extraction_line, shown
+from ltmia.report.tables import Table
 from ltmia.report.words import CONTROL, FPR_NAMES, attack_order, headline, named_checks, not_shown
 
 State = Literal["measured", "declared by the user", "not applicable", "not evaluated"]

@@ -9,15 +9,7 @@ from dataclasses import dataclass
 from jinja2 import Environment, StrictUndefined
 
 from ltmia.evaluation.shown import markdown, one_line
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table with a title."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
+from ltmia.report.tables import Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +20,7 @@ class Page:
     lead: str
     lists: Sequence[tuple[str, Sequence[str]]]
     tables: Sequence[Table]
+    """Their notes are not shown."""
 
 
 _HTML = """\

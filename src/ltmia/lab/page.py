@@ -19,8 +19,8 @@ def lab_page(folder: Path, status: LabStatus) -> TablePage:
     """Lay out the state and the figures of a lab.
 
     Args:
-        folder: Of the lab.
-        status: What it says of its steps.
+        folder: Folder of the lab.
+        status: State of its steps.
     """
     found, word = _verdict(status)
     stores = [step for step in status.steps if step.kind == "extract"]

@@ -18,7 +18,7 @@ VERDICTS: Mapping[Answer, tuple[Status, str]] = {
     "cannot tell": ("inconclusive", "Cannot tell"),
 }
 MOST_ROWS = 200
-"""Of a table: more are counted."""
+"""Most rows of a table; the others are only counted."""
 
 Audit = tuple[Results, pa.Table]
 """Results and records."""
@@ -38,8 +38,8 @@ def comparison_page(first: Audit, second: Audit, comparison: Comparison) -> Tabl
 
     Args:
         first: Results and records of the first audit.
-        second: Those of the second; its records stand in the same order.
-        comparison: Of these two.
+        second: Results and records of the second audit, in the same order of texts.
+        comparison: Comparison of these two.
     """
     status, word = VERDICTS[comparison.lower_leakage]
     members = list(_members(first[1], second[1]))

@@ -1,6 +1,6 @@
 """A page of tables under a verdict, in the look of the report: of a comparison, and of a lab.
 
-Its strings may come from anybody: they are shown, not obeyed.
+Strings may come from anybody, so the template escapes them.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,11 @@ from ltmia.report.words import SIGNS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table with a title, and a sentence that says what its rows are."""
+    """A table with a title."""
 
     title: str
-    note: str
+    note: str = ""
+    """A sentence that says what the rows are."""
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
@@ -30,7 +31,7 @@ class TablePage:
     """What a page of tables shows."""
 
     kind: str
-    """Of what: written into the page, so that it is known as ours."""
+    """Kind of page, written into it; a file with this mark may be replaced."""
     title: str
     subject: str
     status: Status

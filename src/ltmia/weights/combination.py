@@ -54,20 +54,28 @@ def _worth(
     added = np.zeros(len(values))
     chance = expit(log_odds)
     for _ in range(MOST_ROUNDS):
-        shares = np.stack([chance, 1 - chance])
-        shares /= np.maximum(shares.sum(axis=1, keepdims=True), LEAST_SIZE)
-        weights = np.stack([chance, 1 - chance]) / len(values)
+        sides = np.stack([chance, 1 - chance])
+        off = _from_means(log_odds, sides)
         # Within a group, the score follows the log-odds by a common slope: that part of it says nothing new.
-        off = log_odds - (shares @ log_odds)[:, None]
-        slope = (weights * off * (values - (shares @ values)[:, None])).sum() / max(
-            (weights * off**2).sum(), LEAST_SIZE
-        )
+        slope = (sides * off * _from_means(values, sides)).sum() / max((sides * off**2).sum(), LEAST_SIZE)
         rest = values - slope * log_odds
-        used, unused = shares @ rest
-        variance = (weights * (rest - np.array([[used], [unused]])) ** 2).sum()
+        used, unused = _means(rest, sides)
+        variance = (sides * _from_means(rest, sides) ** 2).sum() / len(values)
         worth = max(used - unused, 0.0) / variance if variance > 0 else 0.0
         added = worth * (rest - (used + unused) / 2)
         before, chance = chance, expit(log_odds + added)
         if np.abs(chance - before).max() <= SETTLED:
             break
     return added
+
+
+def _means(values: Float64[np.ndarray, " text"], sides: Float64[np.ndarray, "2 text"]) -> Float64[np.ndarray, " 2"]:
+    """Return the mean of each group, given the probability of each text to belong to it."""
+    return sides @ values / np.maximum(sides.sum(axis=1), LEAST_SIZE)
+
+
+def _from_means(
+    values: Float64[np.ndarray, " text"], sides: Float64[np.ndarray, "2 text"]
+) -> Float64[np.ndarray, "2 text"]:
+    """Return the distance of each text from the mean of each group."""
+    return values - _means(values, sides)[:, None]

@@ -44,13 +44,16 @@ class Coordinates:
     """Layers of the coordinates."""
     n_available: int
     """Number of coordinates that the sample was drawn from."""
-    is_low_rank: bool = False
-    """Whether the update is of low rank, as of a merged adapter, and was read in the subspaces of its rows."""
     digest: str = field(default="")
     """Hash of the places."""
 
     def __len__(self) -> int:
         return len(self.change)
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the update is of low rank, as of a merged adapter, and is read in the spaces of its rows."""
+        return any(place.rows is not None for place in self.places)
 
 
 def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: int) -> Coordinates:
@@ -90,7 +93,6 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         rounding=np.concatenate(rounding),
         layers=tuple(layers),
         n_available=int(sizes.sum()),
-        is_low_rank=bases[0] is not None,
         digest=_digest(places),
     )
 

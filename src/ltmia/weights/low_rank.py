@@ -37,7 +37,7 @@ def row_space(matrix: ChangedMatrix) -> Float32[Tensor, "rank in"] | None:
     if matrix.base is None or matrix.layout == "other":
         return None
     with torch.no_grad():
-        change = matrix.target.float() - matrix.base.to(matrix.target.device).float()
+        change = matrix.target.cpu().float() - matrix.base.cpu().float()
         if matrix.layout == "transposed":
             change = change.T
         most = min(MOST_RANK, min(change.shape) // 4)
@@ -53,7 +53,7 @@ def _leading(change: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if min(change.shape) <= 4 * count:
         _, singular, rows = torch.linalg.svd(change, full_matrices=False)
         return singular[:count], rows[:count]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the sketch is drawn on the CPU
         torch.manual_seed(0)
         _, singular, columns = torch.svd_lowrank(change, q=count + 8, niter=4)
     return singular[:count], columns.T[:count]
