@@ -1,4 +1,4 @@
-"""What the documentation site takes from outside docs/: files that pages link to, and the commands' own help.
+"""What the documentation site takes from outside docs/: the files that pages link to.
 
 Pages link to files of the repository by `../PATH`, which works where the repository is browsed. On the site such a file
 is copied to `PATH`, so that the same link works there too.
@@ -9,17 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from posixpath import normpath
 
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from typer.cli import get_docs_for_click
-
-from ltmia.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
-COMMANDS = "commands.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -39,16 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001  mkdocs names them
-    """Point links to the copies, and append the commands' help to the page of commands."""
-    if page.file.src_uri == COMMANDS:
-        markdown += "\n\n" + command_reference()
+    """Point links to the copies."""
     return OUTSIDE.sub(lambda match: "](" + _served(match[1]), markdown)
-
-
-def command_reference() -> str:
-    """Return every command with its arguments and options, from the program itself."""
-    group = typer.main.get_command(app)
-    return get_docs_for_click(obj=group, ctx=typer.Context(group, info_name="ltmia"), name="ltmia")
 
 
 def _served(path: str) -> str:

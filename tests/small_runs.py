@@ -83,6 +83,11 @@ def published_schema(_here: Path, printed: str) -> None:
     assert printed == (ROOT / "docs" / "results.schema.json").read_text("utf-8")
 
 
+def page_of_commands(here: Path, _printed: str) -> None:
+    """It is the page of the docs."""
+    assert (here / "page.md").read_text("utf-8") == (ROOT / "docs" / "commands.md").read_text("utf-8")
+
+
 def two_architectures(here: Path, _printed: str) -> None:
     """The page counts both."""
     assert "2 architectures: 2 work" in (here / "page.md").read_text("utf-8")
@@ -150,6 +155,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/changing_inputs.py": None,
     "scripts/clean_process.py": None,
     "benchmarks/real_target.py": None,
+    "scripts/commands_page.py": SmallRun(arguments="page.md", finds=r"\d\d commands", check=page_of_commands),
     "scripts/comparisons.py": None,
     "scripts/deletion_test.py": SmallRun(
         arguments="{materials}/audit/private/store", finds=r"integrated gradients: the logit falls by -?\d"
