@@ -1,4 +1,4 @@
-"""Run each causal LM architecture of transformers that can be made tiny through the whole pass; write down how it goes.
+"""Run each causal LM architecture of transformers that can be made tiny through the whole pass; write down the outcome.
 
     python scripts/architectures.py docs/architectures.md [NAME ...] [--limit SECONDS]
 
@@ -47,10 +47,10 @@ MAX_LENGTH = 40
 TOLERANCE = 1e-4
 """Between batch sizes, and between our pass and the plain loop, in nats and in scores relative to their size."""
 ROUNDED = {LEARNED: 2e-3}
-"""The same of what is made from the store's float16: noise in the last digit tips its roundings."""
+"""The same for what is made from the store's float16: noise in the last digit changes how it is rounded."""
 MOST_PARAMETERS = 3_000_000
 MAY_BE_NAN = ("surp",)
-"""NaN by definition where the target is nowhere sure of anything."""
+"""NaN by definition where the target is never sure of a token."""
 
 SMALL: dict[str, Any] = {
     **dict.fromkeys(
@@ -311,26 +311,28 @@ def page(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Every causal LM of transformers {version('transformers')}, built tiny from its config with random weights, "
-        "as target (a perturbed copy) and reference. Written by:",
+        f"Every causal LM of transformers {version('transformers')} was built tiny from its config, with random "
+        "weights. This model is the reference, and a copy with slightly changed weights is the target. Written by:",
         "",
         "```sh",
         "python scripts/architectures.py docs/architectures.md",
         "```",
         "",
         f"{len(outcomes)} architectures: {len(by_state['works'])} work, {len(by_state['wrong'])} go wrong, "
-        f"{len(by_state['refused'])} are refused, {len(by_state['not built'])} could not be built. *Works* means: "
-        "every log-probability equals that of a plain float32 loop over single texts within 1e-4 nats (largest "
-        f"deviation {worst:.0e}); scores of every fast attack and of the classifier, and both kinds of features, are "
-        "finite, and the same in batches of 1 and of 4 within 1e-4, the classifier's logit, which is made from the "
-        "store's float16, within 2e-3. *Refused* and *not built* say why. What is not "
-        "listed as working may still work at its real size: `ltmia doctor` tells.",
+        f"{len(by_state['refused'])} are refused, {len(by_state['not built'])} could not be built. *Works* means "
+        "two things. Every log-probability equals that of a plain float32 loop over single texts within 1e-4 nats "
+        f"(largest deviation {worst:.0e}). The scores of every fast attack and of the classifier, and both kinds of "
+        "features, are finite and the same in batches of 1 and of 4: within 1e-4, or within 2e-3 for the classifier's "
+        "logit, which is made from the store's float16. The tables give the reason why others are refused or were not "
+        "built. An architecture that is not listed as working may still work at its real size: `ltmia doctor` tests "
+        "it.",
         "",
         "## Works",
         "",
         ", ".join(o.name if o.head_apart else f"{o.name} (run whole)" for o in by_state["works"]) + ".",
         "",
-        "*Run whole*: something unknown happens behind the output head, so the head cannot be run apart in float32.",
+        "*Run whole*: the model changes its logits after the output head in an unknown way, so the head is not run "
+        "apart in float32.",
     ]
     for state in ("wrong", "refused", "not built"):
         if by_state[state]:

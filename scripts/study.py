@@ -162,7 +162,9 @@ class Study:
             model = self.classifier(f"growth-{n}", [self.training[i] for i in sorted(order[:n])])
             curve.append((n, self.ask_all(f"growth-{n}", model, self.test)))
         _draw(curve, self.test, self.out / "growth.svg")
-        table = [_row("training combinations", "AUC on the test set", "(1 - AUC) over the best published attack's")]
+        table = [
+            _row("training combinations", "AUC on the test set", "1 - AUC divided by that of the best published attack")
+        ]
         return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.test)) for n, aucs in curve)]
 
     def shorter(self) -> list[str]:
