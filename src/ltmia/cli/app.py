@@ -75,7 +75,9 @@ def audit(
     *,
     target: o.Target,
     members: Annotated[str, typer.Option("--members", help="Texts that the target was fine-tuned on.")],
-    nonmembers: Annotated[str, typer.Option("--nonmembers", help="Similar texts that it never saw.")],
+    nonmembers: Annotated[
+        str, typer.Option("--nonmembers", help="Similar texts that the target was not fine-tuned on.")
+    ],
     out: o.Out,
     base: o.Base = "auto",
     columns: g.TextOptions,
@@ -84,7 +86,8 @@ def audit(
     loading: g.ModelOptions,
     seed: o.Seed = 0,
     deduplicate: Annotated[
-        bool, typer.Option("--deduplicate", help="Leave out repeats within and across the sets.")
+        bool,
+        typer.Option("--deduplicate", help="Leave out repeats within a set, and non-members that repeat a member."),
     ] = False,
     reveal: o.Reveal = False,
     log_to: o.LogTo = None,

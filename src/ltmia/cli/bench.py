@@ -19,20 +19,20 @@ class Benchmark(StrEnum):
 
 def bench(
     part: Annotated[Benchmark, typer.Argument(help="Part to measure: extract, store or train.")],
-    n_texts: Annotated[int, typer.Option("--texts", min=2)] = 16,
+    n_texts: Annotated[int, typer.Option("--texts", min=2, help="Number of random texts.")] = 16,
     n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
     mixed_lengths: Annotated[
-        bool, typer.Option("--mixed-lengths", help="Lengths from --tokens / 4 to --tokens.")
+        bool, typer.Option("--mixed-lengths", help="Random lengths, from --tokens / 4 to --tokens.")
     ] = False,
-    vocab_size: Annotated[int, typer.Option("--vocab-size", min=64)] = 50_257,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=64, help="Tokens in the vocabulary.")] = 50_257,
     hidden_size: Annotated[
         int,
-        typer.Option("--hidden-size", min=12, help="Hidden size; a multiple of 12."),
+        typer.Option("--hidden-size", min=12, help="Hidden size of each model; a multiple of 12."),
     ] = 768,
-    n_layers: Annotated[int, typer.Option("--layers", min=1)] = 12,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    n_layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of each model.")] = 12,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 16,
     dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32 or bfloat16.")] = "float32",
-    threads: Annotated[int, typer.Option("--threads", min=1)] = 2,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads to use.")] = 2,
     as_json: o.AsJson = False,
 ) -> None:
     """Measure the speed of extraction, of the store or of training, with random models of GPT-2's shape."""

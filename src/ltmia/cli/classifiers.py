@@ -34,7 +34,7 @@ def _one_of(value: str | None, names: Collection[str]) -> str | None:
 HoldOut = Annotated[
     list[str] | None,
     typer.Option(
-        "--hold-out", help="Base, corpus or store whose combinations are not trained on but choose the epoch."
+        "--hold-out", help="Base, corpus or store to leave out of training; its combinations choose the epoch to keep."
     ),
 ]
 Start = Annotated[
@@ -113,7 +113,7 @@ def train(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a classifier; full or lite for the shipped ones.")],
+    model: Annotated[str, typer.Argument(help="Classifier: a folder, a hub id, or full or lite, which are shipped.")],
     stores: Stores,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for evaluation.json, .md and .svg.")],
     overwrite: o.Overwrite = False,

@@ -23,7 +23,7 @@ def report(
         Path | None, typer.Option("--policy", help="TOML file whose table `max` holds the limits of the verdict.")
     ] = None,
 ) -> None:
-    """Write report.html again from the files of the folder."""
+    """Write report.html again from the files of an audit's folder."""
     from ltmia.evaluation.limits import read_policy
     from ltmia.report.page import write_report
 
@@ -36,12 +36,14 @@ def gate(
         list[str] | None,
         typer.Option(
             "--max",
-            help='Limit, such as "auc:0.6", "tpr@fpr=0.01:0.05", "identifiable:0", "extractable@1000:0", "epsilon:8".',
+            help='Limit, such as "auc:0.6", "tpr@fpr=0.01:0.05", "identifiable:0", "extractable@1000:0", "epsilon:8"; '
+            "repeat for several.",
         ),
     ] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="TOML file whose table `max` holds limits.")] = None,
     inconclusive: Annotated[
-        Inconclusive | None, typer.Option("--inconclusive", help="How an inconclusive gate ends; default: exit code 3.")
+        Inconclusive | None,
+        typer.Option("--inconclusive", help="Count an inconclusive gate as failed or passed; default: exit code 3."),
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
     summary: Annotated[Path | None, typer.Option("--summary", help="Append Markdown to this file.")] = None,
@@ -83,7 +85,7 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Folder of an audit, for example before a change.")],
     second: Annotated[Path, typer.Argument(help="Folder of an audit of the same texts, for example after it.")],
     attack: Annotated[
-        str | None, typer.Option("--attack", help="Attack to compare; default: the deciding one.")
+        str | None, typer.Option("--attack", help="Attack to compare; default: the one that decides.")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page here: figures, groups and records.")] = None,
     seed: o.Seed = 0,

@@ -92,9 +92,9 @@ def status(
 @lab_app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a lab.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("lab.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write.")] = Path("lab.html"),
 ) -> None:
-    """Write a page of a lab: what is done, what failed, and the AUC of attacks on each combination."""
+    """Write a page about a lab: what is done, what failed, and the AUC of attacks on each combination."""
     from ltmia.lab.page import lab_page
     from ltmia.lab.run import lab_status
     from ltmia.report.tables import write_tables

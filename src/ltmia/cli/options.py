@@ -74,24 +74,26 @@ Base = Annotated[
     str,
     typer.Option(
         "--base",
-        help="Pretrained LM that the target was fine-tuned from; auto: named by its config or card.",
+        help="Pretrained LM that the target was fine-tuned from; auto: the one that its config or card names.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; running again resumes.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace files that ltmia wrote there with other settings; other files stay."),
+    typer.Option("--overwrite", help="Replace files that ltmia made there with other settings; files of yours stay."),
 ]
 TextColumn = Annotated[
     str,
     typer.Option(
         "--text-column",
-        help="Column that holds the text. Without a column `text`, prompt and completion or messages are read.",
+        help="Column of the text. If there is no column `text`, prompt and completion or messages are read.",
     ),
 ]
 IdColumn = Annotated[
     str | None,
-    typer.Option("--id-column", help="Column of ids; default: `id`, or ids made from the texts if there is none."),
+    typer.Option(
+        "--id-column", help="Column of the ids; default: `id`. If there is none, ids are made from the texts."
+    ),
 ]
 GroupColumn = Annotated[
     str | None,
@@ -99,13 +101,17 @@ GroupColumn = Annotated[
 ]
 Attacks = Annotated[
     str,
-    typer.Option("--attacks", help="fast, recorded, all, or names separated by commas; `ltmia attacks` lists them."),
+    typer.Option(
+        "--attacks",
+        help="Attacks to run: fast, recorded (those that need no model, only a recording), all, or names separated by "
+        "commas; `ltmia attacks` lists them.",
+    ),
 ]
 Classifier = Annotated[
     str | None,
     typer.Option(
         "--classifier",
-        help="full (default) or lite, both included, or the folder or hub id of another; lite needs only the "
+        help="Classifier of the attack `ltmia`: full (default), lite, a folder or a hub id; lite needs only the "
         "log-probabilities that a server returns.",
     ),
 ]
@@ -142,7 +148,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
-        help="Number format; auto: bfloat16 if stored in half precision and fast here.",
+        help="Number format of the models; auto: bfloat16 if they are stored in half precision and it is fast here.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
@@ -168,7 +174,7 @@ LogTo = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print what the libraries say too: their notices, warnings and bars.")
+    bool, typer.Option("--verbose", "-v", help="Print what the libraries say too: notices, warnings, progress bars.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
 

@@ -19,7 +19,9 @@ def record(
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="Model whose tokenizer to use, if the target has tokens that its base lacks."),
+        typer.Option(
+            "--tokenizer", help="Model whose tokenizer is used; give it if the target has tokens that its base lacks."
+        ),
     ] = None,
     text_column: o.TextColumn = "text",
     id_column: o.IdColumn = None,
@@ -34,7 +36,7 @@ def record(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Record the log-probabilities one model gives to texts, so that audit and score can run without the model."""
+    """Record the log-probabilities that one model gives to texts, so that audit and score can run without the model."""
     calm_libraries(verbose=verbose)
     from ltmia.models.loading import LoadOptions, load_alone
     from ltmia.ownership import refuse_inputs
