@@ -24,7 +24,8 @@ def command_reference() -> str:
     """Return every command below `ltmia` with its arguments and options, from the program itself."""
     group = typer.main.get_command(app)
     text = get_docs_for_click(obj=group, ctx=typer.Context(group, info_name="ltmia"), name="ltmia")
-    return re.sub("^#", "##", SUMMARIES.sub("", text[text.index("## ") :]), flags=re.MULTILINE).strip() + "\n"
+    shown = SUMMARIES.sub("", text[text.index("## ") :]).replace("```console\n", "```text {.output}\n")
+    return re.sub("^#", "##", shown, flags=re.MULTILINE).strip() + "\n"
 
 
 if __name__ == "__main__":
