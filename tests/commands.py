@@ -70,12 +70,25 @@ def serve() -> None:
     """Run requests, one a line, until there are no more."""
     for module in MODULES:
         __import__(module)
+    _compute_once()
     for line in sys.stdin:
         child = os.fork()
         if not child:
             _child(json.loads(line))
         sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
         sys.stdout.flush()
+
+
+def _compute_once() -> None:
+    """Load the compiled kernel and matplotlib's fonts, which each command would load anew; starts no thread."""
+    import torch
+
+    from ltmia.features.statistics import token_statistics
+    from ltmia.report.figures import calibration_figure
+
+    torch.set_num_threads(1)
+    token_statistics(torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), k=1)
+    calibration_figure({}, 0.01)
 
 
 def _child(request: dict[str, Any]) -> NoReturn:
