@@ -40,7 +40,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
     done = run(
         "finetune", str(demo_base_path()), "--texts", "members.jsonl", "-o", "target", "--epochs", "2",
-        "--learning-rate", "1e-3", cwd=folder,
+        "--learning-rate", "1e-3", "--max-length", "64", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -59,7 +59,8 @@ def test_threads_that_wait_do_not_spin_unless_the_user_wants_it(
     assert os.environ["OMP_WAIT_POLICY"] == (own or "passive")
 
 
-AUDIT = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--group-column", "document")
+SHORT = ("--max-length", "48")
+AUDIT = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--group-column", "document", *SHORT)
 
 
 def test_audit_writes_its_three_files(work: Path) -> None:
@@ -261,7 +262,15 @@ def test_in_memory_scores_include_multi_pass_attacks_given_shots(work: Path) -> 
 
 
 def test_candidates_are_scored_without_labels(work: Path) -> None:
-    arguments = ("--base", str(demo_base_path()), "--nonmembers", "nonmembers.jsonl", "--group-column", "document")
+    arguments = (
+        "--base",
+        str(demo_base_path()),
+        "--nonmembers",
+        "nonmembers.jsonl",
+        "--group-column",
+        "document",
+        *SHORT,
+    )
     done = run("score", "target", "--candidates", "members.jsonl", *arguments, "-o", "score", cwd=work)
     assert done.returncode == 0, done.stderr
     results = read_results(work / "score")
