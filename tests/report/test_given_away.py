@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
@@ -76,24 +76,41 @@ def search(attacked: Attacked, fits: Sequence) -> torch.Tensor:
         fits: For each place behind the first a function from log-ratios of all tokens to what to add to their
             log-probability: minus infinity where the token cannot be.
     """
-    prefixes = torch.arange(attacked.target.config.vocab_size)[:, None]
-    scores = torch.zeros(len(prefixes))
+    models, vocab_size = (attacked.target, attacked.base), attacked.target.config.vocab_size
+    prefixes = torch.arange(vocab_size)[:, None]
+    scores, caches = torch.zeros(len(prefixes)), nothing_read()
     for place, fit in enumerate(fits):
+        is_narrow = len(prefixes) <= BEAM
         found = []
         for part, so_far in zip(prefixes.split(512), scores.split(512), strict=True):
-            with torch.no_grad():
-                ours, theirs = (
-                    model(part, logits_to_keep=1).logits[:, -1].log_softmax(-1)
-                    for model in (attacked.target, attacked.base)
-                )
+            if not is_narrow:
+                caches = nothing_read()
+            ours, theirs = (following(*of, part) for of in zip(models, caches, strict=True))
             total = so_far[:, None] + ours + fit(ours - theirs)
             best, index = total.flatten().topk(FIRST_BEAM if place == 0 else BEAM)
-            longer = torch.cat([part[index // total.shape[1]], index[:, None] % total.shape[1]], dim=1)
-            found.append((best, longer))
-        scores, prefixes = torch.cat([best for best, _ in found]), torch.cat([longer for _, longer in found])
+            parents = index // vocab_size
+            found.append((best, torch.cat([part[parents], index[:, None] % vocab_size], dim=1), parents))
+        scores, prefixes, parents = (torch.cat(every) for every in zip(*found, strict=True))
         scores, kept = scores.topk(FIRST_BEAM if place == 0 else BEAM)
         prefixes, scores = prefixes[kept], scores.clamp(min=-1e9)
+        if is_narrow:
+            for cache in caches:
+                cache.reorder_cache(parents[kept])
+        else:
+            caches = nothing_read()
     return prefixes[0]
+
+
+def nothing_read() -> tuple[DynamicCache, DynamicCache]:
+    """Caches of both models before they have read anything."""
+    return DynamicCache(), DynamicCache()
+
+
+@torch.no_grad()
+def following(model: torch.nn.Module, cache: DynamicCache, prefixes: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities of the next token; the model reads only what is not in its cache yet."""
+    unread = prefixes[:, cache.get_seq_length() :]
+    return model(unread, past_key_values=cache, logits_to_keep=1).logits[:, -1].log_softmax(-1)
 
 
 def near(number: float):
