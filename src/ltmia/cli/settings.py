@@ -20,9 +20,9 @@ from ltmia.errors import ConfigError
 
 PREFIX = "LTMIA"
 OWN_FILE, PROJECT_FILE = Path("ltmia.toml"), Path("pyproject.toml")
-ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite", "reveal", "summary")
+ON_THE_COMMAND_LINE = ("trust-remote-code", "allow-hub", "overwrite", "reveal", "summary", "endpoint")
 """Options that a file may not set, because a folder from a stranger could otherwise run code, delete files, append to
-any file, or have the audited texts written into the report."""
+any file, or have the audited texts written into the report or sent to a server."""
 
 
 class Commands(TyperGroup):

@@ -39,6 +39,23 @@ def from_prompt_logprobs(
     Raises:
         DataError: If an entry lacks the true token, or as many of the most likely ones.
     """
+    found = prompt_statistics(name, token_ids, prompt_logprobs, n_top=n_top, start=start)
+    return RecordedText.of(name, np.asarray(token_ids), found, text, start=start, truncated=truncated)
+
+
+def prompt_statistics(
+    name: str,
+    token_ids: Sequence[int],
+    prompt_logprobs: Sequence[Mapping[Any, Any] | None],
+    *,
+    n_top: int,
+    start: int = 1,
+) -> ModelStatistics:
+    """Read the numbers of each token from `start` on; see `from_prompt_logprobs`. Empty entries give missing numbers.
+
+    Raises:
+        DataError: If an entry lacks the true token, or as many of the most likely ones.
+    """
     if len(prompt_logprobs) != len(token_ids):
         raise DataError(
             f"{name!r}: {len(token_ids)} token ids, but {len(prompt_logprobs)} entries of prompt_logprobs; expected "
@@ -54,7 +71,7 @@ def from_prompt_logprobs(
         if entry:
             place = f"{name!r}, token {start + i}"
             found.logp[i], found.rank[i], found.top_logp[i] = _position(place, token, entry, n_top)
-    return RecordedText.of(name, np.asarray(token_ids), found, text, start=start, truncated=truncated)
+    return found
 
 
 def _position(place: str, token: int, entry: Mapping[Any, Any], n_top: int) -> tuple[float, int, list[float]]:

@@ -83,7 +83,7 @@ class Pair:
         self.dtype = next(model.parameters()).dtype
         """Dtype of the target's weights."""
         self.target_runner = ModelRunner(lambda: self.target, nullcontext)
-        return _length_limits(model)
+        return length_limits(model.config)
 
     def _look_at_reference(self) -> list[int]:
         model = self.reference
@@ -97,7 +97,7 @@ class Pair:
         if device != self.device:
             raise ModelError(f"target and reference are on different devices, {self.device}, {device}: move one")
         self.reference_runner = ModelRunner(lambda: self.reference, nullcontext)
-        return _length_limits(model)
+        return length_limits(model.config)
 
     @property
     def target(self) -> Any:
@@ -120,8 +120,8 @@ class Pair:
         return min(self.target_runner.vocab_size, self.reference_runner.vocab_size)
 
 
-def _length_limits(model: Any) -> list[int]:
-    config = model.config
+def length_limits(config: Any) -> list[int]:
+    """Return the longest inputs, in tokens, that a model's config gives; usually one."""
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limits = [getattr(text_config, name, None) for name in LENGTH_LIMITS]
     return [int(limit) for limit in limits if limit]

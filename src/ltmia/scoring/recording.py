@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +30,9 @@ from ltmia.runtime import dtype_name
 from ltmia.scoring.extraction import ExtractionConfig, encode
 
 LINES_FILE = "lines.jsonl"
+
+Batches = Generator[list[tuple[int, RecordedText]], None, None]
+"""Rows of some texts with their lines, batch by batch."""
 
 log = logging.getLogger(__name__)
 
@@ -70,22 +73,65 @@ def record_model(
         ConfigError: If the name has another ending, another run is at work on it, or something else is there.
         DataError: If two texts have one id.
     """
-    out, config = recording_path(out), config or RecordConfig()
-    rows = rows_by_id(texts)
+    config = config or RecordConfig()
     encoded = encode(pair, texts.texts, _reading(config), texts.starts)
     header = _header(pair, texts, encoded, config)
-    if _is_done(out, header, overwrite):
+
+    def work(lines: LinesFile) -> RecordingWork:
+        batches = _recorded(pair, texts, encoded, config, frozenset(lines.places))
+        return RecordingWork(header=header, batches=batches)
+
+    return write_resumably(out, texts, header.fingerprint, work, overwrite=overwrite, report=report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingWork:
+    """What is left to do of a recording."""
+
+    header: RecordingHeader
+    """Header of the finished file."""
+    batches: Batches
+    """Rows and lines of the texts that are not recorded yet."""
+
+
+def write_resumably(
+    out: Path | str,
+    texts: Texts,
+    fingerprint: str | None,
+    work: Callable[[LinesFile], RecordingWork],
+    *,
+    overwrite: bool,
+    report: Report,
+) -> Recording:
+    """Write a recording batch by batch; the same call continues a run that was killed.
+
+    Args:
+        out: A name that ends in `.jsonl` or `.jsonl.gz`.
+        texts: Texts with unique ids.
+        fingerprint: Fingerprint of the header.
+        work: Given the lines that an earlier run recorded, returns what is left to do.
+        overwrite: Replace a recording with another fingerprint.
+        report: Called with progress.
+
+    Raises:
+        ConfigError: If the name has another ending, another run is at work on it, or something else is there.
+        DataError: If two texts have one id.
+    """
+    out, rows = recording_path(out), rows_by_id(texts)
+    if _is_done(out, fingerprint, overwrite):
         remove_work_folder(out)
         return Recording(out)
     with hold_folder(work_path(out)):
-        work = work_folder(out, {"fingerprint": header.fingerprint})
-        with named_errors(out), closing(LinesFile(work / LINES_FILE, rows)) as lines:
+        folder = work_folder(out, {"fingerprint": fingerprint})
+        with named_errors(out), closing(LinesFile(folder / LINES_FILE, rows)) as lines:
             if lines.damage:
                 log.warning("%s; that text and the following ones are recorded again", lines.damage)
-            for batch in _recorded(pair, texts, encoded, config, frozenset(lines.places)):
-                lines.append(batch)
-                report("recording", len(lines.places), len(texts))
-            whole = header.model_copy(update={"lines_sha256": lines.sha256()})
+            left = work(lines)
+            with closing(left.batches) as batches:
+                for batch in batches:
+                    lines.append(batch)
+                    report("recording", len(lines.places), len(texts))
+            whole = left.header.model_copy(update={"lines_sha256": lines.sha256()})
             write_lines(out, whole, lines.in_order())
         remove_work_folder(out)
     return Recording(out)
@@ -97,9 +143,6 @@ def _reading(config: RecordConfig) -> ExtractionConfig:
 
 def _header(pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: RecordConfig) -> RecordingHeader:
     tokenizer, model = tokenizer_sha256(pair.tokenizer), ModelIdentity.of(pair.target).key
-    digest = sha256(json.dumps([model, tokenizer, config.max_length, LITE_TOP]).encode())
-    hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
-    hash_encoded(digest, encoded)
     return RecordingHeader(
         model=pair.target_origin.source,
         revision=pair.target_origin.revision,
@@ -107,11 +150,19 @@ def _header(pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: Re
         n_top=LITE_TOP,
         recorded_by=f"ltmia {version('ltmia')}, transformers {version('transformers')}, {dtype_name(pair.dtype)}",
         tokenizer_sha256=tokenizer,
-        fingerprint=digest.hexdigest(),
+        fingerprint=fingerprint_of([model, tokenizer, config.max_length, LITE_TOP], texts, encoded),
     )
 
 
-def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
+def fingerprint_of(settings: Sequence[object], texts: Texts, encoded: Sequence[EncodedText]) -> str:
+    """Hash everything that decides the content of a recording; `settings` are JSON values."""
+    digest = sha256(json.dumps(settings).encode())
+    hash_strings(digest, (*texts.texts, *texts.ids, *map(str, texts.starts or ())))
+    hash_encoded(digest, encoded)
+    return digest.hexdigest()
+
+
+def _is_done(out: Path, fingerprint: str | None, overwrite: bool) -> bool:
     """Say whether the recording exists and is complete.
 
     Raises:
@@ -126,7 +177,7 @@ def _is_done(out: Path, header: RecordingHeader, overwrite: bool) -> bool:
             f"{out}: exists and is not a recording by ltmia. Nothing was changed. Choose another name."
         ) from error
     found = there.header.fingerprint
-    if found == header.fingerprint:
+    if found == fingerprint:
         return _is_whole(there)
     if found is None:
         raise ConfigError(f"{out}: a recording that ltmia did not make. Nothing was changed. Choose another name.")
@@ -148,16 +199,18 @@ def _is_whole(recording: Recording) -> bool:
 
 def _recorded(
     pair: Pair, texts: Texts, encoded: Sequence[EncodedText], config: RecordConfig, done: frozenset[int]
-) -> Iterator[list[tuple[int, RecordedText]]]:
+) -> Batches:
     """Run the target over texts that are not done, in the batches of an extraction; unscorable texts first."""
     unscorable = [row for row, text in enumerate(encoded) if text.reason and row not in done]
-    yield [(row, _line(texts, row, encoded[row], None)) for row in unscorable]
+    yield [(row, recorded_line(texts, row, encoded[row], None)) for row in unscorable]
     batches = batches_to_run(pair, encoded, config.batch_size, done)
-    for part in Halving(encoded).run_all(batches, lambda rows: (rows, _statistics(pair, [encoded[i] for i in rows]))):
-        yield [(row, _line(texts, row, encoded[row], found)) for row, found in zip(*part, strict=True)]
+    for part in Halving(encoded).run_all(
+        batches, lambda rows: (rows, target_statistics(pair, [encoded[i] for i in rows]))
+    ):
+        yield [(row, recorded_line(texts, row, encoded[row], found)) for row, found in zip(*part, strict=True)]
 
 
-def _statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
+def target_statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
     """Run the target on one batch; return the statistics of each text."""
     chunks = [model_statistics(logits, truth, LITE_TOP) for logits, truth in forward_target(pair, texts)]
     whole = ModelStatistics.concatenate(chunks)
@@ -165,7 +218,8 @@ def _statistics(pair: Pair, texts: Sequence[EncodedText]) -> list[ModelStatistic
     return [whole.slice(stop - text.n_scored, stop) for stop, text in zip(stops.tolist(), texts, strict=True)]
 
 
-def _line(texts: Texts, row: int, encoded: EncodedText, found: ModelStatistics | None) -> RecordedText:
+def recorded_line(texts: Texts, row: int, encoded: EncodedText, found: ModelStatistics | None) -> RecordedText:
+    """Return the line of a text; `found` is None if it cannot be scored."""
     reason = encoded.reason
     if found is not None and not found.rank.all():
         reason = "the model gives NaN logits on it"

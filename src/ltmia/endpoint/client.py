@@ -1,0 +1,297 @@
+"""Asks a server of log-probabilities: many prompts at a time, again after a passing failure, with errors that help.
+
+Needs the extra `endpoint`.
+"""
+
+import asyncio
+import re
+import unicodedata
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from ltmia.endpoint.protocol import Answer, Form, read_completion
+from ltmia.errors import ConfigError, DataError, ModelError
+
+API_KEY = "LTMIA_API_KEY"
+"""Environment variable that holds the server's key. There is no option for it: options end up in histories and logs."""
+MOST_SAID = 300
+"""Characters of a server's own words that an error shows."""
+LONGEST_WAIT = 60.0
+"""Most seconds between two tries."""
+CURES = {
+    401: f"set the environment variable {API_KEY} to the server's key",
+    403: f"set the environment variable {API_KEY} to a key that may use this model",
+    404: "check `endpoint`, which usually ends in /v1, and `served_model`",
+    413: "set a smaller `max_length`",
+}
+"""What to do about a refusal, by its status."""
+UNKNOWN_KEY = re.compile(r"extra|unknown|unrecogni|unexpected|not permitted|not supported", re.IGNORECASE)
+"""Words by which a strict server refuses a key that it does not know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A model on a server."""
+
+    url: str
+    """Base of the API, such as http://localhost:8000/v1."""
+    model: str
+    """Name of the model on the server."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key of the server; it is sent, and never written anywhere."""
+    concurrency: int = 8
+    """Most prompts under way at a time."""
+    timeout: float = 300.0
+    """Seconds to wait for an answer."""
+    tries: int = 6
+    """How often a prompt is sent until the server gives an answer."""
+    first_wait: float = 1.0
+    """Seconds before the second try; doubled each time."""
+
+    def __post_init__(self) -> None:
+        """Check the address.
+
+        Raises:
+            ConfigError: If it is no URL of HTTP, or holds a password or a query.
+        """
+        try:
+            url = httpx2.URL(self.url)
+        except httpx2.InvalidURL:
+            url = httpx2.URL()
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ConfigError(f"`endpoint={self.url}`: expected a URL such as http://localhost:8000/v1")
+        if url.userinfo or url.query or url.fragment:
+            raise ConfigError(
+                f"`endpoint`: the URL of {url.host} holds a password, a query or a fragment; leave them out, and put "
+                f"a key into the environment variable {API_KEY}"
+            )
+
+    @property
+    def base(self) -> str:
+        """The URL without a slash at its end, and without /completions."""
+        return self.url.rstrip("/").removesuffix("/completions")
+
+
+class _PassingError(Exception):
+    """A failure that may be over in a while."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class _Model(BaseModel):
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Version(BaseModel):
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFacts:
+    """What a server says about itself."""
+
+    version: str | None
+    """Version of vLLM; None if the server is another, or does not say."""
+    models: dict[str, int | None] | None
+    """Longest input, in tokens, of each model by name; None if there is no list of models."""
+
+
+class Server:
+    """A connection to a server. Used as a context; all its methods wait for the answers."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._runner = asyncio.Runner()
+        headers = {} if endpoint.api_key is None else {"Authorization": f"Bearer {endpoint.api_key}"}
+        self._http = httpx2.AsyncClient(headers=headers, timeout=endpoint.timeout)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connections."""
+        self._runner.run(self._http.aclose())
+        self._runner.close()
+
+    def facts(self) -> ServerFacts:
+        """Ask for the list of models and for the version; neither is part of every server.
+
+        Raises:
+            ModelError: If nothing answers there, or the key is refused.
+        """
+        base = self.endpoint.base
+        listed = self._runner.run(self._get(f"{base}/models"))
+        said = self._runner.run(self._get(f"{base.removesuffix('/v1')}/version"))
+        try:
+            models = None if listed is None else _Models.model_validate_json(listed).data
+        except ValidationError:
+            models = None
+        try:
+            version = None if said is None else _clean(_Version.model_validate_json(said).version)
+        except ValidationError:
+            version = None
+        return ServerFacts(
+            version=version, models=None if models is None else {model.id: model.max_model_len for model in models}
+        )
+
+    def gives_prompt_logprobs(self, body: dict[str, Any]) -> bool:
+        """Say whether the answer to a request for `prompt_logprobs` has them.
+
+        Raises:
+            ModelError: If the server refuses the request for another reason than not knowing the key.
+            DataError: If the answer is not one of /completions.
+        """
+        url = f"{self.endpoint.base}/completions"
+        try:
+            sent = self._send("POST", url, {"model": self.endpoint.model, **body}, self.endpoint.tries)
+            return read_completion(self._runner.run(sent)).choices[0].prompt_logprobs is not None
+        except DataError as error:
+            raise DataError(f"{url}: {error}") from None
+        except _RefusedError as error:
+            if error.status in (400, 422) and UNKNOWN_KEY.search(str(error)):
+                return False
+            raise
+
+    def ask(
+        self, form: Form, prompts: Iterable[tuple[int, str, Sequence[int]]], model: str | None = None
+    ) -> Iterator[list[tuple[int, Answer]]]:
+        """Send prompts, as many at a time as `Endpoint.concurrency` says, and yield the answers as they come.
+
+        Args:
+            form: How to ask.
+            prompts: A number, a name and the token ids of each prompt. Answers come with the number, in any order.
+            model: Name of another model on the server.
+
+        Raises:
+            ModelError: If the server refuses a prompt, or gives no answer for too long.
+            DataError: If an answer lacks something.
+        """
+        answers = self._answers(form, prompts, model or self.endpoint.model)
+
+        async def following() -> list[tuple[int, Answer]] | None:
+            return await anext(answers, None)
+
+        try:
+            while (batch := self._runner.run(following())) is not None:
+                yield batch
+        finally:
+            self._runner.run(answers.aclose())
+
+    async def _answers(
+        self, form: Form, prompts: Iterable[tuple[int, str, Sequence[int]]], model: str
+    ) -> AsyncGenerator[list[tuple[int, Answer]], None]:
+        waiting, under_way = iter(prompts), set[asyncio.Task[tuple[int, Answer]]]()
+        try:
+            while True:
+                for number, name, ids in waiting:
+                    under_way.add(asyncio.create_task(self._answer(form, number, name, ids, model)))
+                    if len(under_way) >= self.endpoint.concurrency:
+                        break
+                if not under_way:
+                    return
+                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                # What is answered is passed on even if another prompt failed at the same time.
+                if answered := [task.result() for task in done if task.exception() is None]:
+                    yield answered
+                for task in done:
+                    task.result()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _answer(self, form: Form, number: int, name: str, ids: Sequence[int], model: str) -> tuple[int, Answer]:
+        url = f"{self.endpoint.base}/completions"
+        content = await self._send("POST", url, {"model": model, **form.body(ids)}, self.endpoint.tries)
+        try:
+            return number, form.read(name, ids, read_completion(content))
+        except DataError as error:
+            raise DataError(f"{url}: {error}") from None
+
+    async def _get(self, url: str) -> bytes | None:
+        """Return what lies at a URL; None if there is nothing."""
+        try:
+            return await self._send("GET", url, None, min(self.endpoint.tries, 3))
+        except _RefusedError as error:
+            if error.status in (401, 403):
+                raise
+            return None
+
+    async def _send(self, method: str, url: str, body: dict[str, Any] | None, tries: int) -> bytes:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(tries),
+            wait=self._wait,
+            retry=retry_if_exception_type(_PassingError),
+            reraise=True,
+        )
+        try:
+            return await retrying(self._send_once, method, url, body)
+        except _PassingError as error:
+            raise ModelError(
+                f"{url}: {error}, {tries} times in a row. Check that the server runs there and is not overloaded "
+                "(a smaller `concurrency` helps); what is recorded is kept, and the same command resumes"
+            ) from None
+
+    async def _send_once(self, method: str, url: str, body: dict[str, Any] | None) -> bytes:
+        try:
+            response = await self._http.request(method, url, json=body)
+        except httpx2.TimeoutException:
+            raise _PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
+        except httpx2.RequestError as error:
+            raise _PassingError(f"no connection ({_clean(str(error)) or type(error).__name__})") from None
+        status = response.status_code
+        if response.is_success:
+            return response.content
+        words = _clean(response.content[: 4 * MOST_SAID].decode("utf-8", "replace"), self.endpoint.api_key)
+        if status in (408, 425, 429) or status >= 500:
+            raise _PassingError(f"status {status}: {words}", _seconds(response.headers.get("Retry-After", "")))
+        raise _RefusedError(url, status, words)
+
+    def _wait(self, state: RetryCallState) -> float:
+        """Return the seconds before the next try: longer each time, and as long as the server asks for."""
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.wait if isinstance(error, _PassingError) else 0.0
+        backed_off = wait_exponential_jitter(multiplier=self.endpoint.first_wait, jitter=self.endpoint.first_wait)
+        return min(max(asked, backed_off(state)), LONGEST_WAIT)
+
+
+class _RefusedError(ModelError):
+    """A refusal that the same request would meet again."""
+
+    def __init__(self, url: str, status: int, words: str) -> None:
+        super().__init__(f"{url}: status {status}: {words}. {_cure(status, words)}")
+        self.status = status
+
+
+def _cure(status: int, words: str) -> str:
+    if "logprob" in words:
+        return "Start the server with `--max-logprobs 20` or more; for the form with `echo`, with `--max-logprobs -1`."
+    if "context" in words or "max_model_len" in words or "too long" in words:
+        return "Set a smaller `max_length`, or start the server with a larger context (`--max-model-len`)."
+    cure = CURES.get(status, "check `endpoint`, `served_model` and the server's log")
+    return f"{cure[0].upper()}{cure[1:]}."
+
+
+def _clean(words: str, secret: str | None = None) -> str:
+    """Return a server's words as one short line without control characters, and without the key."""
+    if secret:
+        words = words.replace(secret, "…")
+    seen = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in words)
+    return " ".join(seen.split())[:MOST_SAID]
+
+
+def _seconds(said: str) -> float:
+    """Read the header Retry-After; a date in it counts as nothing."""
+    return float(said) if said.isdecimal() else 0.0

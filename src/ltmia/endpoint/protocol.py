@@ -1,0 +1,200 @@
+"""The two forms in which OpenAI-compatible servers give log-probabilities of a prompt's tokens.
+
+Every prompt is sent as token ids, so that the server cannot read a text as other tokens than the tokenizer given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from ltmia.data.prompt_logprobs import prompt_statistics
+from ltmia.data.recordings import SLACK
+from ltmia.errors import DataError
+from ltmia.records import ModelStatistics
+
+MOST_IN_ALL = 1.01
+"""Most that the probabilities of the most likely tokens may add up to; servers round."""
+
+
+class _PromptToken(BaseModel):
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+class _EchoedTokens(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class _Choice(BaseModel):
+    prompt_logprobs: list[dict[int, _PromptToken] | None] | None = None
+    prompt_token_ids: list[int] | None = None
+    logprobs: _EchoedTokens | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+
+
+class Completion(BaseModel):
+    """The parts of a server's answer that are read."""
+
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+    usage: _Usage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a server says of one prompt."""
+
+    statistics: ModelStatistics
+    """Of every token but the first."""
+    tokens: tuple[str | None, ...]
+    """The server's own text of each of those tokens; None where it gives none."""
+
+
+class Form(Protocol):
+    """One way to ask."""
+
+    @property
+    def name(self) -> str:
+        """Name of the form, for messages and provenance."""
+        ...
+
+    def body(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Return the request for a prompt, without the model's name."""
+        ...
+
+    def read(self, name: str, ids: Sequence[int], completion: Completion) -> Answer:
+        """Read the answer to a prompt.
+
+        Raises:
+            DataError: If it is not about these tokens, or lacks one of their numbers.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprobs:
+    """vLLM's form: `prompt_logprobs`, with the rank of each token."""
+
+    n_top: int
+    """Most likely tokens asked for at each position."""
+    name: str = "prompt_logprobs"
+
+    def body(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Return the request for a prompt, without the model's name."""
+        asked = {"prompt_logprobs": self.n_top, "return_token_ids": True}
+        return {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, **asked}
+
+    def read(self, name: str, ids: Sequence[int], completion: Completion) -> Answer:
+        """Read the answer to a prompt; see `Form`."""
+        choice = completion.choices[0]
+        entries = choice.prompt_logprobs
+        if entries is None:
+            raise DataError(f"{name!r}: the answer has no prompt_logprobs")
+        _check_count(name, ids, len(entries), completion)
+        if choice.prompt_token_ids is not None and choice.prompt_token_ids != list(ids):
+            raise DataError(f"{name!r}: the server reports other token ids (prompt_token_ids) than it was sent")
+        found = prompt_statistics(name, ids, entries, n_top=self.n_top)
+        said = ((entry or {}).get(token) for token, entry in zip(ids[1:], entries[1:], strict=True))
+        tokens = tuple(None if token is None else token.decoded_token for token in said)
+        return Answer(statistics=_complete(name, found), tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoedLogprobs:
+    """The older form of OpenAI: `echo` with `logprobs`. It gives no ranks, so all tokens are asked for and counted."""
+
+    vocab_size: int
+    """Number of tokens asked for at each position: all."""
+    n_top: int
+    """How many of the most likely ones are kept."""
+    name: str = "echo"
+
+    def body(self, ids: Sequence[int]) -> dict[str, Any]:
+        """Return the request for a prompt, without the model's name."""
+        # One token is generated, because some servers take 0 to mean no limit; it is cut off again.
+        return {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": self.vocab_size}
+
+    def read(self, name: str, ids: Sequence[int], completion: Completion) -> Answer:
+        """Read the answer to a prompt; see `Form`."""
+        said = completion.choices[0].logprobs
+        if said is None or said.top_logprobs is None:
+            raise DataError(f"{name!r}: the answer has neither prompt_logprobs nor logprobs of an echoed prompt")
+        lengths = {len(said.tokens), len(said.token_logprobs), len(said.top_logprobs)}
+        if len(lengths) > 1:
+            raise DataError(f"{name!r}: tokens, token_logprobs and top_logprobs have different lengths")
+        _check_count(name, ids, min(len(said.tokens), len(ids)), completion)
+        found = ModelStatistics(
+            logp=np.full(len(ids) - 1, np.nan, np.float32),
+            rank=np.zeros(len(ids) - 1, np.int32),
+            top_logp=np.full((len(ids) - 1, self.n_top), np.nan, np.float32),
+        )
+        pairs = zip(said.token_logprobs[1 : len(ids)], said.top_logprobs[1 : len(ids)], strict=True)
+        for i, (logp, top) in enumerate(pairs):
+            if logp is not None and top:
+                values = np.fromiter(top.values(), np.float64, len(top))
+                found.logp[i] = logp
+                found.rank[i] = self._rank(f"{name!r}, token {i + 1}", logp, values)
+                found.top_logp[i] = np.sort(values)[: -self.n_top - 1 : -1]
+        return Answer(statistics=_complete(name, found), tokens=tuple(said.tokens[1 : len(ids)]))
+
+    def _rank(self, place: str, logp: float, values: np.ndarray) -> int:
+        """Count the more likely tokens. If less likely ones are listed too, none of the more likely is left out."""
+        if len(values) < self.n_top or (len(values) < self.vocab_size and values.min() >= logp):
+            raise DataError(
+                f"{place}: only the {len(values)} most likely tokens are given, and the true one is not among them; "
+                f"its rank needs all {self.vocab_size}"
+            )
+        return 1 + int((values > logp).sum())
+
+
+def read_completion(content: bytes) -> Completion:
+    """Read the body of an answer.
+
+    Raises:
+        DataError: If it is not that of OpenAI's completions.
+    """
+    try:
+        return Completion.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"the answer is not one of /completions ({key}: {first['msg']})") from None
+
+
+def _check_count(name: str, ids: Sequence[int], n_said: int, completion: Completion) -> None:
+    """Refuse an answer that is about more or fewer tokens than were sent."""
+    counted = None if completion.usage is None else completion.usage.prompt_tokens
+    for n in (n_said, counted):
+        if n is not None and n != len(ids):
+            raise DataError(
+                f"{name!r}: {len(ids)} tokens were sent, and the answer is about {n}; the server cut the text at its "
+                "context length, or added tokens"
+            )
+
+
+def _complete(name: str, found: ModelStatistics) -> ModelStatistics:
+    """Return the statistics if they are log-probabilities, and none is missing.
+
+    Raises:
+        DataError: If not.
+    """
+    if n_missing := int((~found.known).sum()):
+        first = int(np.argmin(found.known)) + 1
+        raise DataError(
+            f"{name!r}: no log-probability or rank for {n_missing} of {len(found)} tokens, first for token {first}, "
+            "as if a cache had answered"
+        )
+    if len(found) and (
+        max(found.logp.max(), found.top_logp.max()) > SLACK
+        or float(np.exp(found.top_logp.astype(np.float64)).sum(axis=1).max()) > MOST_IN_ALL
+    ):
+        raise DataError(f"{name!r}: these are no log-probabilities of the model: the probabilities add up to over 1")
+    return found

@@ -1,0 +1,229 @@
+"""Tests a server of log-probabilities before its numbers are used.
+
+What a cache, a forgotten adapter or another tokenizer does to the numbers looks plausible. So some of the texts are
+asked for several times, and the answers are compared with each other, with the base's, and with local weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ltmia.endpoint.client import Server
+from ltmia.endpoint.protocol import Answer, Form
+from ltmia.errors import DataError, ModelError
+from ltmia.models.tokens import EncodedText
+from ltmia.progress import Report
+from ltmia.records import ModelStatistics, shared_beginning
+
+N_TEXTS = 20
+"""Texts that are asked for."""
+MEAN_NOISE, LARGEST_NOISE = 0.05, 1.0
+"""Largest differences in nats, on average and of one token, that number formats and batches explain. In bfloat16 a
+logit of 16 to 32 is rounded by up to 0.06."""
+OTHER_TOKENS = 0.02
+"""Largest share of tokens that a server may write otherwise than the tokenizer, such as bytes of half a character."""
+CACHE_CURE = "Start the server without a cache of prompts (`--no-enable-prefix-caching`)."
+
+Local = Callable[[Sequence[EncodedText]], list[ModelStatistics]]
+"""Gives the statistics that local weights give to texts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """Differences between two sets of log-probabilities of the same tokens, in nats."""
+
+    mean: float
+    """Of the true tokens, absolute, on average."""
+    largest: float
+    """Of the true tokens, absolute."""
+
+    @classmethod
+    def between(cls, ours: Sequence[ModelStatistics], theirs: Sequence[ModelStatistics]) -> "Noise":
+        """Compare statistics text by text; all are known."""
+        parts = [np.abs(a.logp.astype(np.float64) - b.logp) for a, b in zip(ours, theirs, strict=True)]
+        found = np.concatenate(parts)
+        return cls(mean=float(found.mean()), largest=float(found.max()))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether number formats and batches explain it."""
+        return self.mean <= MEAN_NOISE and self.largest <= LARGEST_NOISE
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2g} nats on average and {self.largest:.2g} at most"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTest:
+    """The texts of a self-test and what it may compare with."""
+
+    texts: Sequence[EncodedText]
+    tokenizer: PreTrainedTokenizerBase
+    base_model: str | None = None
+    """Name of the base on the same server: the target must differ from it."""
+    local: Local | None = None
+    """Local weights that the server should agree with."""
+
+    @classmethod
+    def sample(cls, encoded: Sequence[EncodedText]) -> list[EncodedText]:
+        """Return the texts to ask for: of all lengths, the longest among them."""
+        scorable = sorted((text for text in encoded if text.n_scored), key=lambda text: len(text.ids))
+        places = np.linspace(len(scorable) - 1, 0, min(N_TEXTS, len(scorable))).round().astype(int)
+        return [scorable[place] for place in places]
+
+    def run(self, server: Server, form: Form, report: Report) -> str:
+        """Ask, compare, and return what was found in one line, for the recording's header.
+
+        Raises:
+            ModelError: If the server fails; the message says what to set.
+            DataError: If an answer lacks something.
+        """
+        rows = [text.ids.tolist() for text in self.texts]
+        first = self._ask(server, form, rows, report)
+        self._check_tokens(server, first)
+        self._check_beginnings(server, form, rows, first, report)
+        again = self._ask(server, form, rows[::-1], report)[::-1]
+        noise = Noise.between(_numbers(first), _numbers(again))
+        if not noise.is_small:
+            raise ModelError(
+                f"{_place(server)}: asked again in another order, it gives other log-probabilities to the same texts: "
+                f"they differ by {noise}. {CACHE_CURE}"
+            )
+        found = [f"repeated answers differ by {noise}"]
+        effect = self._check_base(server, form, rows, _numbers(again), noise, report)
+        found.append("not compared with the base" if effect is None else f"differs from {self.base_model} by {effect}")
+        local = self._check_local(server, _numbers(again), effect)
+        found.append("not compared with local weights" if local is None else f"differs from local weights by {local}")
+        return "; ".join(found)
+
+    def _ask(
+        self, server: Server, form: Form, rows: Sequence[Sequence[int]], report: Report, model: str | None = None
+    ) -> list[Answer]:
+        found: dict[int, Answer] = {}
+        prompts = ((i, f"text {i + 1} of the self-test", row) for i, row in enumerate(rows))
+        try:
+            for batch in server.ask(form, prompts, model):
+                found |= dict(batch)
+                report("self-test", len(found), len(rows))
+        except DataError as error:
+            raise ModelError(f"{error}. {_cure(str(error))}") from None
+        return [found[i] for i in range(len(rows))]
+
+    def _check_tokens(self, server: Server, answers: Sequence[Answer]) -> None:
+        """Compare the server's text of each token with the tokenizer's."""
+        said = {
+            (int(token), their)
+            for text, answer in zip(self.texts, answers, strict=True)
+            for token, their in zip(text.ids[1:], answer.tokens, strict=True)
+            if their is not None
+        }
+        other = sorted(
+            (token, ours, their)
+            for token, their in said
+            if not _same_token(ours := str(self.tokenizer.decode([token])), their)
+        )
+        if len(other) > OTHER_TOKENS * len(said):
+            token, ours, their = other[0]
+            raise ModelError(
+                f"{_place(server)}: the server has another tokenizer: {len(other)} of {len(said)} tokens have another "
+                f"text there, such as {token}: {their[:40]!r}, here {ours[:40]!r}. Name the served model's own by "
+                "`tokenizer`"
+            )
+
+    def _check_beginnings(
+        self,
+        server: Server,
+        form: Form,
+        rows: Sequence[Sequence[int]],
+        answers: Sequence[Answer],
+        report: Report,
+    ) -> None:
+        """Ask for texts that begin like others and go on differently.
+
+        The beginning must get the same numbers, and the rest others.
+        """
+        mixed = [[*row[: len(row) // 2], *other[len(other) // 2 :]] for row, other in pairwise(rows)]
+        for row, mix, before, now in zip(
+            rows, mixed, _numbers(answers), _numbers(self._ask(server, form, mixed, report)), strict=False
+        ):
+            n_shared = shared_beginning(row, mix) - 1
+            n_both = min(len(row), len(mix)) - 1
+            if n_shared < 1 or n_both <= n_shared:
+                continue
+            noise = Noise.between([before.slice(0, n_shared)], [now.slice(0, n_shared)])
+            if not noise.is_small:
+                raise ModelError(
+                    f"{_place(server)}: two texts with the same beginning get other log-probabilities there: they "
+                    f"differ by {noise}. {CACHE_CURE}"
+                )
+            rest = before.slice(n_shared, n_both), now.slice(n_shared, n_both)
+            if all(np.array_equal(getattr(rest[0], name), getattr(rest[1], name)) for name in ("logp", "top_logp")):
+                raise ModelError(
+                    f"{_place(server)}: two texts that only begin alike get the same log-probabilities throughout. "
+                    f"{CACHE_CURE}"
+                )
+
+    def _check_base(
+        self,
+        server: Server,
+        form: Form,
+        rows: Sequence[Sequence[int]],
+        target: Sequence[ModelStatistics],
+        noise: Noise,
+        report: Report,
+    ) -> Noise | None:
+        """Return how much the target differs from the base; None if no base is named."""
+        if self.base_model is None:
+            return None
+        base = _numbers(self._ask(server, form, rows, report, self.base_model))
+        effect = Noise.between(target, base)
+        if effect.mean <= 2 * noise.mean or effect.largest == 0:
+            raise ModelError(
+                f"{_place(server)}: the model answers like its base {self.base_model!r}: they differ by {effect}, "
+                f"repeated answers by {noise}. The adapter is not applied: check that the server was started with it "
+                "(`--enable-lora --lora-modules NAME=FOLDER`), or merge it into its base and serve the result"
+            )
+        return effect
+
+    def _check_local(self, server: Server, target: Sequence[ModelStatistics], effect: Noise | None) -> Noise | None:
+        """Return how much the server differs from local weights; None if there are none.
+
+        Half of what fine-tuning changed is too much as well: part of an adapter may be missing.
+        """
+        if self.local is None:
+            return None
+        noise = Noise.between(target, self.local(self.texts))
+        if not noise.is_small or (effect is not None and noise.mean > effect.mean / 2):
+            raise ModelError(
+                f"{_place(server)}: its log-probabilities are not those of the local weights: they differ by {noise}; "
+                f"number formats explain {MEAN_NOISE} and {LARGEST_NOISE}, and less than half of what fine-tuning "
+                "changed. Serve the same weights, unquantised, with "
+                "`--logprobs-mode raw_logprobs`, and merge an adapter into its base first"
+            )
+        return noise
+
+
+def _numbers(answers: Sequence[Answer]) -> list[ModelStatistics]:
+    return [answer.statistics for answer in answers]
+
+
+def _place(server: Server) -> str:
+    return f"{server.endpoint.base}, model {server.endpoint.model!r}"
+
+
+def _same_token(ours: str, theirs: str) -> bool:
+    """Say whether two texts are of one token; that of half a character is not known, and spaces do not count."""
+    return ours.strip() == theirs.strip() or "\ufffd" in ours + theirs
+
+
+def _cure(words: str) -> str:
+    if "most likely" in words:
+        return "Start the server with `--max-logprobs 20` or more; for the form with `echo`, with `--max-logprobs -1`."
+    if "were sent" in words:
+        return "Set a smaller `max_length`, or start the server with a larger context (`--max-model-len`)."
+    if "no log-prob" in words and "add up" in words:
+        return "Start the server with `--logprobs-mode raw_logprobs`."
+    return CACHE_CURE

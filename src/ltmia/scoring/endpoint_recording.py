@@ -1,0 +1,209 @@
+"""Records the log-probabilities that a server gives, after it passed a self-test."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from ltmia.data.recording_lines import LinesFile
+from ltmia.data.recordings import RecordedText, Recording, RecordingHeader
+from ltmia.endpoint.client import Endpoint, Server, ServerFacts
+from ltmia.endpoint.protocol import Answer, EchoedLogprobs, Form, PromptLogprobs
+from ltmia.endpoint.self_test import Noise, SelfTest
+from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.features.columns import LITE_TOP
+from ltmia.models.identity import tokenizer_sha256
+from ltmia.models.loading import LoadOptions, load_alone, load_tokenizer
+from ltmia.models.sizes import model_sizes
+from ltmia.models.tokens import EncodedText, encode_texts
+from ltmia.progress import Report, silent
+from ltmia.records import ModelStatistics, Texts
+from ltmia.scoring.recording import (
+    Batches,
+    RecordingWork,
+    fingerprint_of,
+    recorded_line,
+    target_statistics,
+    write_resumably,
+)
+
+N_COMPARED = 5
+"""Texts of an interrupted recording that are asked for again before it goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRecordConfig:
+    """Settings of a recording from a server."""
+
+    tokenizer: str
+    """Model whose tokenizer and config the served model has: folder, hub id or .gguf file. Its weights are not read."""
+    base_model: str | None = None
+    """Name of the base on the same server, if the self-test shall see that the adapter has an effect."""
+    check_against: str | None = None
+    """Local weights of the served model, if the self-test shall compare the server with them."""
+    max_length: int = 128
+    """Most token ids per text; the rest is not read."""
+    loading: LoadOptions = field(default_factory=LoadOptions)
+    """How tokenizer and local weights are loaded."""
+
+
+def record_endpoint(
+    endpoint: Endpoint,
+    texts: Texts,
+    out: Path | str,
+    *,
+    config: EndpointRecordConfig,
+    overwrite: bool = False,
+    report: Report = silent,
+) -> Recording:
+    """Record the log-probabilities that a server gives to texts; it must pass the self-test first.
+
+    Every answer is kept in a hidden folder beside `out` until the file is whole; the same call continues from there.
+
+    Args:
+        endpoint: Server, and name of the model there.
+        texts: Texts with unique ids. They are sent to the server, as token ids.
+        out: A name that ends in `.jsonl` or `.jsonl.gz`.
+        config: Settings.
+        overwrite: Replace a recording of another model, other texts or other settings.
+        report: Called with progress.
+
+    Raises:
+        ModelError: If the server fails the self-test, refuses a text, or does not answer.
+        ConfigError: If the name of the file has another ending, or something else is there.
+        DataError: If two texts have one id, or an answer lacks something.
+    """
+    tokenizer = load_tokenizer(config.tokenizer, config.loading)
+    sizes = model_sizes(config.tokenizer, config.loading)
+    encoded = encode_texts(
+        tokenizer,
+        texts.texts,
+        max_length=min(config.max_length, sizes.max_positions or config.max_length),
+        vocab_size=sizes.vocab_size,
+        starts=texts.starts,
+    )
+    header = RecordingHeader(
+        model=endpoint.model,
+        vocab_size=sizes.vocab_size,
+        n_top=LITE_TOP,
+        recorded_by=f"ltmia {version('ltmia')}",
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+    )
+    known = [endpoint.base, endpoint.model, header.vocab_size, header.tokenizer_sha256, config.max_length, LITE_TOP]
+    header = header.model_copy(update={"fingerprint": fingerprint_of(known, texts, encoded)})
+    with Server(endpoint) as server:
+        job = _Job(server=server, texts=texts, encoded=encoded, tokenizer=tokenizer, header=header, config=config)
+        return write_resumably(
+            out,
+            texts,
+            header.fingerprint,
+            lambda lines: job.left(lines, report),
+            overwrite=overwrite,
+            report=report,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A recording from a server."""
+
+    server: Server
+    texts: Texts
+    encoded: Sequence[EncodedText]
+    tokenizer: PreTrainedTokenizerBase
+    header: RecordingHeader
+    config: EndpointRecordConfig
+
+    def left(self, lines: LinesFile, report: Report) -> RecordingWork:
+        """Test the server, and return what is left to record."""
+        sample = SelfTest.sample(self.encoded)
+        said = "no text could be scored, so nothing was asked"
+        form: Form = PromptLogprobs(n_top=LITE_TOP)
+        if sample:
+            facts = self.server.facts()
+            self._check_model(facts)
+            form = self._pick_form(sample[-1])
+            local = None if self.config.check_against is None else self._local
+            test = SelfTest(texts=sample, tokenizer=self.tokenizer, base_model=self.config.base_model, local=local)
+            served_by = "a server" if facts.version is None else f"vLLM {facts.version}"
+            said = f"{form.name}; self-test: {test.run(self.server, form, report)}"
+            self._check_recorded(form, lines)
+            said = f"{served_by}, {said}"
+        header = self.header.model_copy(update={"recorded_by": f"{self.header.recorded_by}, {said}"})
+        return RecordingWork(header=header, batches=self._recorded(form, frozenset(lines.places)))
+
+    def _check_model(self, facts: ServerFacts) -> None:
+        """Refuse a name that the server does not list, and texts that are longer than it reads."""
+        endpoint, longest = self.server.endpoint, max(len(text.ids) for text in self.encoded)
+        for option, name in (("served_model", endpoint.model), ("base_model", self.config.base_model)):
+            if facts.models is not None and name is not None and name not in facts.models:
+                names = ", ".join(map(repr, facts.models)) or "none"
+                raise ConfigError(f"`{option}={name}`: {endpoint.base} has no such model; it has {names}")
+        limit = (facts.models or {}).get(endpoint.model)
+        if limit is not None and longest + 1 > limit:
+            raise ConfigError(
+                f"{endpoint.base}: reads {limit} tokens, one of which it writes, and the longest text has {longest}. "
+                f"Set `max_length={limit - 1}`, or start the server with a larger context (`--max-model-len`)"
+            )
+
+    def _pick_form(self, text: EncodedText) -> Form:
+        """Return vLLM's form if the server knows it, else the older one."""
+        newer = PromptLogprobs(n_top=LITE_TOP)
+        if self.server.gives_prompt_logprobs(newer.body(text.ids.tolist())):
+            return newer
+        return EchoedLogprobs(vocab_size=self.header.vocab_size, n_top=LITE_TOP)
+
+    def _local(self, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
+        pair = load_alone(str(self.config.check_against), tokenizer=self.config.tokenizer, options=self.config.loading)
+        if pair.target_runner.vocab_size != self.header.vocab_size:
+            raise ConfigError(
+                f"`check_against={self.config.check_against}`: a vocabulary of {pair.target_runner.vocab_size} ids, "
+                f"and {self.header.vocab_size} in the config beside `tokenizer`; give the same model's"
+            )
+        return [target_statistics(pair, [text])[0] for text in texts]
+
+    def _check_recorded(self, form: Form, lines: LinesFile) -> None:
+        """Ask again for some texts that an earlier run recorded: the server must not have changed.
+
+        Raises:
+            ModelError: If it has.
+        """
+        places = {name: row for row, name in enumerate(self.texts.ids)}
+        earlier = (RecordedText.model_validate_json(line) for line in lines.in_order())
+        some = {places[line.id]: line for line in islice((line for line in earlier if line.logp), N_COMPARED)}
+        if not some:
+            return
+        now = {row: answer for batch in self._asked(form, some) for row, answer in batch}
+        noise = Noise.between(
+            [line.statistics(LITE_TOP) for line in some.values()], [self._scored(row, now[row]) for row in some]
+        )
+        if not noise.is_small:
+            raise ModelError(
+                f"{self.server.endpoint.base}: texts that were recorded before the interruption get other "
+                f"log-probabilities now: they differ by {noise}. The server holds another model under the name "
+                f"{self.server.endpoint.model!r}, or has other settings. Restore it, or record under another name"
+            )
+
+    def _recorded(self, form: Form, done: frozenset[int]) -> Batches:
+        unscorable = [row for row, text in enumerate(self.encoded) if text.reason and row not in done]
+        yield [(row, recorded_line(self.texts, row, self.encoded[row], None)) for row in unscorable]
+        rows = [row for row, text in enumerate(self.encoded) if text.n_scored and row not in done]
+        for batch in self._asked(form, rows):
+            yield [(row, self._line(row, answer)) for row, answer in batch]
+
+    def _asked(self, form: Form, rows: Iterable[int]) -> Iterator[list[tuple[int, Answer]]]:
+        return self.server.ask(form, ((row, self.texts.ids[row], self.encoded[row].ids.tolist()) for row in rows))
+
+    def _scored(self, row: int, answer: Answer) -> ModelStatistics:
+        """Return the numbers of the scored tokens, without those of a prompt before them."""
+        text = self.encoded[row]
+        return answer.statistics.slice(text.start - 1, len(text.ids) - 1)
+
+    def _line(self, row: int, answer: Answer) -> RecordedText:
+        line = recorded_line(self.texts, row, self.encoded[row], self._scored(row, answer))
+        if mistake := line.mistake(self.header):
+            raise DataError(f"{self.server.endpoint.base}: the answer to {line.id[:80]!r}: {mistake}")
+        return line

@@ -1,0 +1,373 @@
+"""A live server around real models: recorded and audited like local weights, or refused with what to set."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from starlette.responses import JSONResponse, Response
+
+from commands import run_ltmia
+from live_server import Entry, LiveServer, running
+from ltmia.classifier.membership import shipped_classifier
+from ltmia.data.reading import read_texts
+from ltmia.data.recordings import Recording
+from ltmia.endpoint.client import Endpoint
+from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.models.loading import LoadOptions, load_alone, load_pair
+from ltmia.records import Texts
+from ltmia.scoring.endpoint_recording import EndpointRecordConfig, record_endpoint
+from ltmia.scoring.in_memory import score_texts
+from ltmia.scoring.recording import RecordConfig, record_model
+
+OPTIONS = LoadOptions(dtype="float32", device="cpu")
+LENGTH = 40
+KEY = "sk-very-secret-9f3a"
+
+
+@pytest.fixture(scope="module")
+def live(materials: Path) -> Iterator[LiveServer]:
+    """The model and its base, behind one server."""
+    folders = {name: materials / name for name in ("my-model", "my-base")}
+    with running(LiveServer(folders=folders, tokenizer=materials / "my-base")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(live: LiveServer) -> Iterator[LiveServer]:
+    """The live server, honest again after each test."""
+    honest = {name: value for name, value in vars(live).items() if name not in ("asked", "models")}
+    live.asked.clear()
+    models = dict(live.models)
+    yield live
+    vars(live).update(honest | {"models": models})
+
+
+@pytest.fixture(scope="module")
+def texts(materials: Path) -> Texts:
+    """A few texts; one is empty, and one of each pair begins like the other."""
+    some = read_texts(materials / "held-out.jsonl").take(range(24))
+    return replace(some, texts=("", *some.texts[1:]))
+
+
+@pytest.fixture(scope="module")
+def local(materials: Path, texts: Texts, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """The same texts, recorded from local weights."""
+    out = tmp_path_factory.mktemp("local") / "my-model.jsonl"
+    return record_model(
+        load_alone(materials / "my-model", options=OPTIONS), texts, out, config=RecordConfig(max_length=LENGTH)
+    )
+
+
+Record = Callable[..., Recording]
+
+
+@pytest.fixture
+def record(server: LiveServer, texts: Texts, materials: Path, tmp_path: Path) -> Record:
+    """Record the texts from the live server, quick to try again."""
+
+    def run(texts: Texts = texts, key: str | None = None, **given: Any) -> Recording:
+        report, tries = given.pop("report", lambda *_: None), given.pop("tries", 3)
+        config = EndpointRecordConfig(
+            tokenizer=str(materials / "my-base"), loading=OPTIONS, **{"max_length": LENGTH} | given
+        )
+        endpoint = Endpoint(url=server.url, model="my-model", api_key=key, first_wait=0.01, tries=tries, timeout=5)
+        return record_endpoint(endpoint, texts, tmp_path / "served.jsonl", config=config, report=report)
+
+    return run
+
+
+def assert_same(found: Recording, expected: Recording, length: int = LENGTH) -> None:
+    """Both hold the same texts, and the numbers of one model for the first `length` tokens."""
+    for ours, theirs in zip(found, expected, strict=False):
+        assert (ours.id, ours.start, ours.text_sha256) == (theirs.id, theirs.start, theirs.text_sha256)
+        assert (ours.tokens, ours.reason) == (theirs.tokens[:length], theirs.reason)
+        assert ours.truncated == (True if len(theirs.tokens) > length else theirs.truncated)
+        n = min(len(theirs.logp), length - 1)
+        np.testing.assert_allclose(ours.logp, theirs.logp[:n], atol=1e-4)
+        np.testing.assert_allclose(ours.top, theirs.top[:n], atol=1e-4)
+        np.testing.assert_allclose(ours.rank, theirs.rank[:n], atol=1)  # noise may swap two tokens
+    assert found.header.vocab_size == expected.header.vocab_size
+    assert found.header.tokenizer_sha256 == expected.header.tokenizer_sha256
+
+
+def test_a_server_is_audited_like_its_weights(server: LiveServer, materials: Path, tmp_path: Path) -> None:
+    server.key = KEY
+    sets = {name: read_texts(materials / f"{name}.jsonl").take(range(30)) for name in ("train", "held-out")}
+    for name, some in sets.items():
+        rows = [json.dumps({"id": i, "text": t}) for i, t in zip(some.ids, some.texts, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    both = ["--texts", "train.jsonl", "--texts", "held-out.jsonl"]
+    for name in ("my-model", "my-base"):
+        served = ["--endpoint", server.url, "--model", name, "--tokenizer", str(materials / name), "--dtype", "float32"]
+        served += ["--check-against", str(materials / name)]
+        served += ["--base-model", "my-base"] if name == "my-model" else []
+        done = run_ltmia(
+            "record",
+            *served,
+            *both,
+            "--max-length",
+            "64",
+            "-o",
+            f"{name}.jsonl.gz",
+            cwd=tmp_path,
+            env={"LTMIA_API_KEY": KEY},
+        )
+        assert done.returncode == 0, done.stderr
+        assert KEY not in done.stdout + done.stderr
+        assert "recording: 60/60" in done.stderr
+    audited = ["--members", "train.jsonl", "--nonmembers", "held-out.jsonl", "--max-length", "64", "--quiet"]
+    command = ["audit", "my-model.jsonl.gz", "--base", "my-base.jsonl.gz", *audited, "--attacks", "ltmia,loss"]
+    done = run_ltmia(*command, "--classifier", "lite", "-o", "served", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    pair = load_pair(materials / "my-model", materials / "my-base", dtype="float32", device="cpu")
+    whole = [text for some in sets.values() for text in some.texts]
+    direct = score_texts(pair, whole, attacks=["ltmia", "loss"], classifier=shipped_classifier("lite"), max_length=64)
+    served = pq.read_table(tmp_path / "served" / "records.parquet").to_pydict()
+    for name, scores in direct.items():
+        # Scores in files are rounded to at most a hundredth of their quartile range.
+        step = np.diff(np.percentile(scores, [25, 75])).item() / 100
+        np.testing.assert_allclose(served[f"score_{name}"], scores, atol=step, err_msg=name)
+    said = json.loads((tmp_path / "served" / "results.json").read_text("utf-8"))["target"]["recorded_by"]
+    assert "vLLM 0.99.0, prompt_logprobs; self-test: repeated answers differ by 0 nats" in said
+    assert "differs from my-base by" in said
+    assert "differs from local weights by" in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+
+
+def test_the_figures_are_those_of_local_weights(record: Record, local: Recording) -> None:
+    found = record()
+    assert len(list(found)) == len(list(local))
+    assert_same(found, local)
+    assert "not compared with the base; not compared with local weights" in found.header.recorded_by
+    assert found.header.model == "my-model"
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_the_older_form_gives_the_same(
+    record: Record, server: LiveServer, texts: Texts, local: Recording, is_strict: bool
+) -> None:
+    server.knows, server.is_strict, server.max_logprobs = ("echo",), is_strict, 10**6
+    found = record(texts.take(range(4)), max_length=12)
+    assert [line.id for line in found] == list(texts.ids[:4])
+    assert_same(found, local, 12)
+    assert ", echo; self-test" in found.header.recorded_by
+
+
+# Sabotage: each function is what one server does wrong.
+
+
+def stale_cache_lacks(server: LiveServer, body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """Numbers of a beginning that was asked for before are not computed again."""
+    known = any(other["prompt"][:8] == body["prompt"][:8] for other in server.asked[:-1])
+    return [None] * 8 + entries[8:] if known and len(server.asked) > 2 else entries
+
+
+def stale_cache_repeats(server: LiveServer, body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """A text that begins like an earlier one gets its numbers."""
+    ids = body["prompt"]
+    old_ids, old = vars(server).setdefault("memory", {}).setdefault(tuple(ids[:4]), (ids, entries))
+    found = []
+    for i, token in enumerate(map(str, ids)):
+        if i == 0 or i >= len(old):
+            found.append(entries[i])
+            continue
+        swap = {str(old_ids[i]): token, token: str(old_ids[i])}
+        moved = {swap.get(name, name): value for name, value in old[i].items()}
+        found.append({t: v | {"decoded_token": server.words[int(t)]} for t, v in moved.items()})
+    return found
+
+
+def other_model_later(server: LiveServer, body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """A text that was asked for before is answered from what another model left in the cache."""
+    seen = sum(other["prompt"] == body["prompt"] for other in server.asked) > 2
+    return server.entries("my-base", body["prompt"], body["prompt_logprobs"]) if seen else entries
+
+
+def adapter_dropped(server: LiveServer, body: dict[str, Any], _entries: list[Entry | None]) -> list[Entry | None]:
+    return server.entries("my-base", body["prompt"], body["prompt_logprobs"])
+
+
+def true_token_missing(_server: LiveServer, body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """Only the most likely tokens are listed."""
+    return [entry and {t: v for t, v in entry.items() if v["rank"] <= body["prompt_logprobs"]} for entry in entries]
+
+
+def too_few(_server: LiveServer, body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """Two of the most likely tokens, where three were asked for."""
+    ids = map(str, body["prompt"])
+    return [e and {t: v for t, v in e.items() if v["rank"] <= 2 or t == i} for i, e in zip(ids, entries, strict=True)]
+
+
+def cut(_server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """The prompt is cut in silence."""
+    return entries[:20]
+
+
+def other_tokens(server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """The server has another tokenizer."""
+    n = len(server.words)
+    return [
+        entry and {t: v | {"decoded_token": server.words[(int(t) + 7) % n]} for t, v in entry.items()}
+        for entry in entries
+    ]
+
+
+def raw_logits(_server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]) -> list[Entry | None]:
+    """Not normalised."""
+    return [entry and {t: v | {"logprob": min(v["logprob"] + 3, 0.0)} for t, v in entry.items()} for entry in entries]
+
+
+@pytest.mark.parametrize(
+    ("twist", "given", "message"),
+    [
+        (stale_cache_lacks, {}, r"no log-probability or rank for 7 of \d+ tokens.*--no-enable-prefix-caching"),
+        (stale_cache_repeats, {}, r"two texts .*begin.*--no-enable-prefix-caching"),
+        (other_model_later, {}, r"asked again in another order.*--no-enable-prefix-caching"),
+        (adapter_dropped, {"base_model": "my-base"}, r"answers like its base 'my-base'.*--lora-modules"),
+        (adapter_dropped, {"check_against": True}, r"not those of the local weights.*merge an adapter"),
+        (true_token_missing, {}, r"lack the true token"),
+        (too_few, {}, r"fewer than the 3 most likely tokens.*--max-logprobs"),
+        (cut, {}, r"tokens were sent, and the answer is about 20.*`max_length`"),
+        (other_tokens, {}, r"another tokenizer: .*Name the served model's own by `tokenizer`"),
+        (raw_logits, {}, r"add up to over 1.*--logprobs-mode raw_logprobs"),
+    ],
+)
+def test_a_server_that_fails_the_self_test_is_refused(
+    record: Record, server: LiveServer, materials: Path, tmp_path: Path, twist: Any, given: dict[str, Any], message: str
+) -> None:
+    server.twist = twist
+    if given.get("check_against"):
+        given = {"check_against": str(materials / "my-model")}
+    with pytest.raises(ModelError, match=message):
+        record(**given)
+    assert not (tmp_path / "served.jsonl").exists()
+    vars(server).pop("memory", None)
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def test_passing_failures_and_a_kill_lose_and_double_nothing(
+    record: Record, server: LiveServer, texts: Texts, tmp_path: Path
+) -> None:
+    whole = record()
+    expected = whole.path.read_bytes()
+    whole.path.unlink()
+    server.asked.clear()
+
+    def now_and_then(server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]) -> Any:
+        n = len(server.asked)
+        failures = {1: JSONResponse({"error": "busy"}, 429, {"Retry-After": "0"}), 2: Response("\x1b[31mboom", 500)}
+        return failures.get(n % 5, entries)
+
+    def kill(task: str, done: int, _total: int) -> None:
+        if task == "recording" and done > 12:
+            raise KilledError
+
+    server.twist = now_and_then
+    with pytest.raises(KilledError):
+        record(report=kill, tries=9)
+    assert not whole.path.exists()
+    work = tmp_path / ".served.jsonl.work" / "lines.jsonl"
+    kept = work.read_bytes()
+    with work.open("ab") as file:
+        file.write(kept[:200])  # a line torn by the kill
+    n_kept = kept.count(b"\n")
+    assert n_kept > 12
+    server.asked.clear()
+    server.twist = lambda _server, _body, entries: entries
+    assert record().path.read_bytes() == expected
+    # The self-test, five texts again, and the rest.
+    n_tested = 1 + 3 * 20 - 1
+    assert len(server.asked) == n_tested + 5 + len(texts) - n_kept
+    assert set(tmp_path.iterdir()) == {whole.path}
+    server.asked.clear()
+    record()
+    assert server.asked == [], "finished work is not done again"
+
+
+def test_a_server_with_another_model_does_not_continue(record: Record, server: LiveServer) -> None:
+    def kill(task: str, done: int, _total: int) -> None:
+        if task == "recording" and done > 8:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        record(report=kill)
+    server.models["my-model"] = server.models["my-base"]
+    with pytest.raises(ModelError, match=r"recorded before the interruption.*another model under the name 'my-model'"):
+        record()
+
+
+def test_lasting_failures_end_clearly(record: Record, server: LiveServer, tmp_path: Path) -> None:
+    server.twist = lambda *_: Response("no GPU", 503)
+    with pytest.raises(ModelError, match=r"/v1/completions: status 503: no GPU, 3 times in a row.*resumes"):
+        record()
+    assert len(server.asked) == 3
+    server.twist = lambda *_: JSONResponse({"choices": [{"prompt_logprobs": "none"}]})
+    with pytest.raises(DataError, match=r"the answer is not one of /completions \(choices\.0\.prompt_logprobs"):
+        record()
+    endpoint = Endpoint(url="http://127.0.0.1:9/v1", model="m", first_wait=0.001)
+    config = EndpointRecordConfig(tokenizer=str(server.tokenizer))
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9/v1/models: no connection .*Check that the server runs"):
+        record_endpoint(endpoint, Texts(texts=("one two three",), ids=("a",)), tmp_path / "r.jsonl", config=config)
+
+
+def test_a_refusal_is_told_without_the_key(record: Record, server: LiveServer) -> None:
+    server.key = "right"
+    with pytest.raises(ModelError, match=r"status 401: .*Incorrect API key.*LTMIA_API_KEY") as refused:
+        record(key=KEY)
+    assert KEY not in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_what_the_server_cannot_give_is_said_before(record: Record, server: LiveServer) -> None:
+    server.max_model_len = 30
+    with pytest.raises(ConfigError, match=r"reads 30 tokens.*`max_length=29`.*--max-model-len"):
+        record()
+    assert server.asked == []
+    record(max_length=29).path.unlink()
+    server.max_model_len, server.max_logprobs = 1000, 2
+    with pytest.raises(ModelError, match=r"greater than max allowed: 2.*--max-logprobs"):
+        record()
+    with pytest.raises(ConfigError, match=r"`base_model=mine`: .* has no such model; it has 'my-model', 'my-base'"):
+        record(base_model="mine")
+    server.knows, server.max_logprobs = ("echo",), 50
+    with pytest.raises(ModelError, match=r"greater than max allowed: 50.*--max-logprobs -1"):
+        record()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost:8000", "expected a URL"),
+        ("file:///etc/passwd", "expected a URL"),
+        ("http://me:pa55@host/v1", "holds a password"),
+        ("https://host/v1?key=pa55", "holds a password, a query"),
+    ],
+)
+def test_addresses_are_checked(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        Endpoint(url=url, model="m")
+    assert "pa55" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the model to record"),
+        (["my-model", "--endpoint", "http://h/v1"], "a model and --endpoint were given"),
+        (["--endpoint", "http://h/v1"], "name the model on the server with --model"),
+        (["--endpoint", "http://h/v1", "--model", "m"], "with --tokenizer"),
+        (["my-model", "--base-model", "m"], "--base-model is about a server"),
+    ],
+)
+def test_options_that_do_not_say_what_to_record(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = run_ltmia("record", *arguments, "--texts", "t.jsonl", "-o", "r.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr.replace("\n", " ")
