@@ -61,6 +61,7 @@ def test_an_option_of_other_commands_is_passed_over(audited: Path, here: Path) -
         ("[gate]\nfdr = 0.1\n", r"gate: fdr: no such option"),
         ("trust_remote_code = true\n", "give --trust-remote-code on the command line"),
         ("[audit]\nreveal = true\n", "give --reveal on the command line"),
+        ('endpoint = "http://elsewhere/v1"\n', "give --endpoint on the command line"),
         ('[gate]\nsummary = "notes.md"\n', "give --summary on the command line"),
         ("fdr = \n", "not readable as TOML"),
     ],
