@@ -65,8 +65,8 @@ def record(
         str | None,
         typer.Option(
             "--tokenizer",
-            help="Model whose tokenizer is used; give it if the target has tokens that its base lacks. With --endpoint: "
-            "folder or hub id with tokenizer and config of the served model.",
+            help="Model whose tokenizer is used; give it if the target has tokens that its base lacks. With "
+            "--endpoint: folder or hub id with tokenizer and config of the served model.",
         ),
     ] = None,
     text_column: o.TextColumn = "text",
