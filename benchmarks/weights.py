@@ -23,7 +23,7 @@ from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
 from ltmia.weights.combination import add_output_score
-from ltmia.weights.update_attack import WeightsConfig, score_update
+from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
 
 def main() -> None:
@@ -37,13 +37,14 @@ def main() -> None:
     used, sibling = np.arange(len(texts)) < len(members), np.arange(len(texts)) >= len(texts) - len(siblings)
     encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
     started = time.monotonic()
-    found = score_update(
+    with UpdateAttack(
         pair,
         encoded,
         args.out / ("gradients-merged" if args.merge else "gradients"),
         identity=PairIdentity.of(pair).key,
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
-    )
+    ) as attack:
+        found = attack.score()
     kind = "low-rank update" if found.is_low_rank else "update"
     print(f"{time.monotonic() - started:.0f} s, {kind}, layers {found.layers}, {found.n_coordinates} coordinates")
     low, high = found.n_used_interval

@@ -231,7 +231,7 @@ def test_masked_rows_are_scored_token_by_token_as_they_were_trained(
     scored[0] = False
     row = TrainedRow(ids=ids, scored=scored)
     found = scored_rows({"row": row}, tokenizer, vocab_size=pair.vocab_size, groups={"row": "row"})
-    trained = TrainedPair(pair, found.encoded)
+    trained = TrainedPair(pair, encoded=found.encoded)
     config = ExtractionConfig(attacks=("loss",), max_length=4)
     encoded = trained.encode(found.texts, config)
     assert sum(len(text.ids) - text.start for text in encoded) == scored.sum()

@@ -17,7 +17,7 @@ from ltmia.models.weight_delta import changed_matrices, model_between, run_model
 from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import choose_coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape
-from ltmia.weights.gradients import read_gradients
+from ltmia.weights.gradients import GradientReader
 
 KINDS = ("llama", "gpt2", "gpt_neo", "qwen2", "gemma", "gpt_neox", "bloom", "mamba", "recurrent_gemma", "rwkv")
 
@@ -157,7 +157,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch: pytest.Mo
     coordinates = choose_coordinates(pair, n_coordinates=100, n_layers=2, seed=0)
 
     def run(folder, report=lambda *_: None, identity="a"):
-        file = read_gradients(pair, texts, coordinates, (0.0, 1.0), folder, identity=identity, report=report)
+        file = GradientReader(pair, texts, coordinates, (0.0, 1.0), folder, identity=identity).finish(report)
         file.close()
         return file
 
@@ -180,10 +180,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch: pytest.Mo
     np.testing.assert_array_equal(resumed.scales, whole.scales)
 
     calls = []
-    monkeypatch.setattr(TextGradients, "__call__", lambda *_: calls.append(1))
+    monkeypatch.setattr(TextGradients, "with_states", lambda *_: calls.append(1))
     run(tmp_path / "cut")
     assert not calls
-    with pytest.raises(AttributeError):  # other models: computed anew, by what stands in for the model here
+    with pytest.raises(TypeError):  # other models: computed anew, by what stands in for the model here
         run(tmp_path / "cut", identity="b")
     assert calls
 
@@ -214,7 +214,7 @@ def test_a_full_disk_is_named_by_the_gradients_and_with_room_they_go_on(tmp_path
 def test_stored_gradients_are_those_of_the_texts_to_half_precision(tmp_path) -> None:
     pair, texts = moved_pair(), [*some_texts(6), EncodedText(ids=np.array([3]), reason="too short")]
     coordinates = choose_coordinates(pair, n_coordinates=150, n_layers=2, seed=0)
-    file = read_gradients(pair, texts, coordinates, (1.0,), tmp_path, identity="a")
+    file = GradientReader(pair, texts, coordinates, (1.0,), tmp_path, identity="a").finish()
     wanted = expected(pair, coordinates, texts[:6]).numpy()
     found = file.block(0, np.arange(6), slice(0, 150))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-5 * np.abs(wanted).max())

@@ -12,10 +12,15 @@ from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
-from ltmia.weights.update_attack import WeightsConfig, score_update
+from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
 TOKENIZER = train_tokenizer(["The lamp burns low on the pier, and snow falls."] * 3, 280)
 N_MEMBERS, N_TEXTS = 60, 180
+
+
+def scored(*args, **options):
+    with UpdateAttack(*args, **options) as attack:
+        return attack.score()
 
 
 def some_texts():
@@ -53,7 +58,7 @@ def auc(score):
 
 def test_members_stand_out_of_a_full_fine_tune(trained, tmp_path) -> None:
     pair, texts, _ = trained
-    found = score_update(pair, texts, tmp_path, identity="a", config=WeightsConfig(n_coordinates=20_000))
+    found = scored(pair, texts, tmp_path, identity="a", config=WeightsConfig(n_coordinates=20_000))
     assert auc(found.score) > 0.95
     assert auc(found.alpha) > 0.95
     assert found.reasons == (None,) * N_TEXTS
@@ -70,8 +75,8 @@ def test_scores_do_not_depend_on_the_order_of_texts(trained, tmp_path) -> None:
     pair, texts, _ = trained
     config = WeightsConfig(n_coordinates=5_000, points=(1.0,))
     order = np.random.default_rng(2).permutation(N_TEXTS)
-    one = score_update(pair, texts, tmp_path / "a", identity="a", config=config)
-    other = score_update(pair, [texts[i] for i in order], tmp_path / "b", identity="a", config=config)
+    one = scored(pair, texts, tmp_path / "a", identity="a", config=config)
+    other = scored(pair, [texts[i] for i in order], tmp_path / "b", identity="a", config=config)
     assert np.corrcoef(one.alpha[order], other.alpha)[0, 1] > 0.97  # batches for v are drawn anew
 
 
@@ -79,7 +84,7 @@ def test_a_text_without_a_gradient_has_no_score_and_a_reason(trained, tmp_path) 
     pair, texts, _ = trained
     unscorable = EncodedText(ids=np.array([5]), reason="1 token(s): too few to score")
     config = WeightsConfig(n_coordinates=2_000, points=(1.0,))
-    found = score_update(pair, [*texts[:40], unscorable, *texts[40:]], tmp_path, identity="a", config=config)
+    found = scored(pair, [*texts[:40], unscorable, *texts[40:]], tmp_path, identity="a", config=config)
     assert found.reasons[40] == unscorable.reason
     for values in (found.score, found.alpha, found.standard_error, found.posterior):
         assert np.isnan(values[40])
@@ -90,14 +95,14 @@ def test_the_optimizers_own_moments_are_read_from_safetensors(trained, tmp_path)
     pair, texts, moments = trained
     save_file(moments, tmp_path / "state.safetensors")
     config = WeightsConfig(n_coordinates=20_000, optimizer_state=tmp_path / "state.safetensors")
-    found = score_update(pair, texts, tmp_path / "g", identity="a", config=config)
+    found = scored(pair, texts, tmp_path / "g", identity="a", config=config)
     assert auc(found.score) > 0.95
     save_file({name: value for name, value in moments.items() if "q_proj" not in name}, tmp_path / "less.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 20)
     for name, message in (("less", "nothing for model.layers.0.self_attn.q_proj.weight"), ("bad", "not readable as")):
         wrong = WeightsConfig(n_coordinates=20_000, optimizer_state=tmp_path / f"{name}.safetensors")
         with pytest.raises(DataError, match=message):
-            score_update(pair, texts, tmp_path / "g", identity="a", config=wrong)
+            scored(pair, texts, tmp_path / "g", identity="a", config=wrong)
 
 
 def test_members_stand_out_of_an_adapter(trained, tmp_path) -> None:
@@ -106,7 +111,7 @@ def test_members_stand_out_of_an_adapter(trained, tmp_path) -> None:
     weights = [weight for weight in tuned.parameters() if weight.requires_grad]
     train(tuned, texts, torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0))
     adapted = Pair(target=tuned.eval(), tokenizer=TOKENIZER)
-    found = score_update(adapted, texts, tmp_path, identity="a", config=WeightsConfig(n_coordinates=20_000))
+    found = scored(adapted, texts, tmp_path, identity="a", config=WeightsConfig(n_coordinates=20_000))
     assert found.points == (0.0, 1.0)
     assert not found.is_low_rank, "the adapter itself is at hand"
     assert auc(found.score) > 0.85
@@ -120,11 +125,11 @@ def test_a_merged_adapter_tells_as_much_as_the_adapter(trained, tmp_path, dtype)
     train(tuned, texts, torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.0))
     config = WeightsConfig(n_coordinates=20_000)
     apart = Pair(target=tuned.eval(), tokenizer=TOKENIZER)
-    alone = score_update(apart, texts, tmp_path / "adapter", identity="a", config=config)
+    alone = scored(apart, texts, tmp_path / "adapter", identity="a", config=config)
     target = copy.deepcopy(tuned).merge_and_unload().to(dtype).float()
     base = copy.deepcopy(pair.reference).to(dtype).float()
     merged = Pair(target=target, reference=base, tokenizer=TOKENIZER)
-    found = score_update(merged, texts, tmp_path / "merged", identity="a", config=config)
+    found = scored(merged, texts, tmp_path / "merged", identity="a", config=config)
     assert found.is_low_rank
     assert auc(found.score) > auc(alone.score) - 0.03
 
@@ -135,7 +140,7 @@ def test_members_stand_out_of_sgd(trained, tmp_path) -> None:
     train_sgd(target, texts)
     config = WeightsConfig(n_coordinates=20_000)
     tuned = Pair(target=target, reference=pair.reference, tokenizer=TOKENIZER)
-    found = score_update(tuned, texts, tmp_path, identity="a", config=config)
+    found = scored(tuned, texts, tmp_path, identity="a", config=config)
     assert auc(found.score) > 0.99
     assert np.median(found.alpha[:N_MEMBERS]) == pytest.approx(1e-2 / 6, rel=0.2)
     assert found.n_used == pytest.approx(N_MEMBERS, abs=2)
@@ -155,7 +160,7 @@ def train_sgd(model, texts):
 def test_too_few_texts_and_impossible_settings_are_refused(trained, tmp_path) -> None:
     pair, texts, _ = trained
     with pytest.raises(DataError, match="9 texts can be scored"):
-        score_update(pair, texts[:9], tmp_path, identity="a")
+        scored(pair, texts[:9], tmp_path, identity="a")
     for bad in ({"n_coordinates": 0}, {"n_layers": 0}, {"power": 2.0}, {"points": (0.0, 0.2, 1.0)}, {"points": (1.5,)}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             WeightsConfig(**bad)

@@ -17,7 +17,7 @@ from ltmia.models.head import HALF
 from ltmia.models.pair import Pair
 from ltmia.records import Texts, TokenStatistics
 from ltmia.scoring.audited_pair import LoadedPair
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, extract_batches
+from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, extract_batches
 
 N_FLOAT32 = 2
 """Texts that are scored in float32, which briefly takes twice the memory of half precision."""
@@ -139,7 +139,7 @@ def _difference(pair: LoadedPair, text: Texts, max_length: int) -> float:
 
 
 def _extracted(pair: LoadedPair, texts: Texts, config: ExtractionConfig) -> Iterator[ExtractedBatch]:
-    return extract_batches(pair.models, texts.texts, config, encoded=pair.encode(texts, config))
+    return extract_batches(pair.models, texts.texts, config, ExtractionRun(encoded=pair.encode(texts, config)))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from jaxtyping import Float64
 from ltmia.attacks.table import LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
-from ltmia.auditing.update import UpdateReading, read_update
+from ltmia.auditing.update import PreparedUpdate, UpdateReading, prepared_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.rounding import published
@@ -61,8 +62,9 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()
     identity = pair.identity()
-    texts = scorer(pair, _scoring_task(pair, question, run, identity, classifier, report))
-    update = _update(pair, question, identity, run, report)
+    with _prepared_update(pair, question, identity, run) as prepared:
+        texts = scorer(prepared.pair, _scoring_task(pair, question, run, identity, classifier, report))
+        update = prepared.read(report)
     scores = {**texts.scores, **_several_passes(pair, question, texts, run, report)}
     scores |= _weights_scores(update, scores.get(LEARNED))
     return ScoredSets(
@@ -121,18 +123,19 @@ def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"
     return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: add_output_score(update.score, learned)})
 
 
-def _update(pair: AuditedPair, question: Question, identity: PairIdentity, run: Run, report: Report) -> UpdateReading:
-    """Read the update of the weights if the learned attack takes part or the observer is "weights"."""
+def _prepared_update(
+    pair: AuditedPair, question: Question, identity: PairIdentity, run: Run
+) -> AbstractContextManager[PreparedUpdate]:
+    """Prepare to read the weights if the learned attack takes part or the observer is "weights"."""
     config = question.config
     wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
-    return read_update(
+    return prepared_update(
         pair,
         question.sets.texts,
         config.observer if wanted else "logprobs",
         max_length=config.max_length,
         identity=identity,
         folder=run.private.gradients,
-        report=report,
     )
 
 

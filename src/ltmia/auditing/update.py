@@ -1,7 +1,9 @@
 """The weights observer of an audit: scores texts by how much of their gradient is in the update of the weights."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +14,10 @@ from ltmia.errors import DataError, ModelError
 from ltmia.evaluation.results import UpdateInfo
 from ltmia.progress import Report
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import AuditedPair
+from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.weights.update_attack import score_update
+from ltmia.weights.update_attack import UpdateAttack
 
 ObserverChoice = Literal["auto", "logprobs", "weights"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
@@ -32,7 +34,47 @@ class UpdateReading:
     """Why the weights were not read."""
 
 
-def read_update(
+@dataclass(slots=True, kw_only=True)
+class PreparedUpdate:
+    """The attack on the weights, before the models run."""
+
+    pair: AuditedPair
+    """The pair, which reads gradients too when it runs."""
+    observer: ObserverChoice
+    attack: UpdateAttack | None = None
+    reason: str | None = None
+    """Why the weights are not read; then there is no attack."""
+    seconds: float = 0.0
+    """Seconds spent so far."""
+
+    def read(self, report: Report) -> UpdateReading:
+        """Score the texts by the update of the weights.
+
+        Raises:
+            ModelError: If the observer is "weights" and a text does not fit into memory.
+            DataError: If the observer is "weights" and too few texts have a gradient.
+        """
+        if self.attack is None:
+            return UpdateReading(reason=self.reason)
+        started = time.perf_counter() - self.attack.gradients.seconds
+        try:
+            found = self.attack.score(report)
+        except (ModelError, DataError) as error:
+            if self.observer == "weights":
+                raise
+            return UpdateReading(reason=str(error))
+        info = UpdateInfo(
+            explained=found.explained,
+            n_coordinates=found.n_coordinates,
+            layers=list(found.layers),
+            points=list(found.points),
+            seconds=self.seconds + time.perf_counter() - started,
+        )
+        return UpdateReading(score=found.score, info=info)
+
+
+@contextmanager
+def prepared_update(
     pair: AuditedPair,
     texts: Texts,
     observer: ObserverChoice,
@@ -40,9 +82,8 @@ def read_update(
     max_length: int,
     identity: PairIdentity,
     folder: Path,
-    report: Report,
-) -> UpdateReading:
-    """Score texts by the update of the weights.
+) -> Iterator[PreparedUpdate]:
+    """Prepare to score texts by the update of the weights.
 
     Args:
         pair: Target and reference.
@@ -52,29 +93,29 @@ def read_update(
         max_length: Token ids read of each text.
         identity: Hashes of both models: gradients of other models in the folder are not read.
         folder: Folder for the gradients, so that a killed run can resume.
-        report: Called with progress.
 
     Raises:
         ModelError: If the observer is "weights" and the weights cannot be read.
         DataError: If the observer is "weights" and there are too few texts.
     """
     if observer == "logprobs":
-        return UpdateReading(reason="not asked for; the observer `weights` reads them")
+        yield PreparedUpdate(pair=pair, observer=observer, reason="not asked for; the observer `weights` reads them")
+        return
     started = time.perf_counter()
     try:
-        if pair.models is None:
+        if not isinstance(pair, LoadedPair):
             raise ModelError("the models are not at hand: recordings hold log-probabilities only")
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
-        found = score_update(pair.models, encoded, folder, identity=identity.key, report=report)
+        attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
     except (ModelError, DataError) as error:
         if observer == "weights":
             raise
-        return UpdateReading(reason=str(error))
-    info = UpdateInfo(
-        explained=found.explained,
-        n_coordinates=found.n_coordinates,
-        layers=list(found.layers),
-        points=list(found.points),
-        seconds=time.perf_counter() - started,
-    )
-    return UpdateReading(score=found.score, info=info)
+        yield PreparedUpdate(pair=pair, observer=observer, reason=str(error))
+        return
+    with attack:
+        yield PreparedUpdate(
+            pair=replace(pair, gradients=attack.gradients),
+            observer=observer,
+            attack=attack,
+            seconds=time.perf_counter() - started,
+        )

@@ -209,7 +209,7 @@ class AuditCallback(TrainerCallback):
         encoded = {**members.encoded, **nonmembers.encoded}
         longest = max((len(text.ids) for text in encoded.values()), default=2)
         found = audit(
-            TrainedPair(pair, encoded),
+            TrainedPair(pair, encoded=encoded),
             members.texts,
             nonmembers.texts,
             folder,

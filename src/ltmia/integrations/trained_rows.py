@@ -204,7 +204,7 @@ def _encoded(ids: np.ndarray, start: int, vocab_size: int) -> EncodedText:
     return EncodedText(ids=ids, start=start)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedPair(LoadedPair):
     """A pair of models that scores texts with the token ids that were trained on."""
 

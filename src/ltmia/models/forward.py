@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 
 from ltmia.models.allocator import trim_heap
@@ -22,6 +22,10 @@ from ltmia.models.tokens import EncodedText
 
 CHUNK_BYTES = 32 * 2**20
 """Most bytes of logits of one model in memory at a time; more is not faster."""
+
+
+KnownStates = tuple[Shaped[Tensor, "pred hidden"] | None, Shaped[Tensor, "pred hidden"] | None]
+"""Hidden states of target and reference at the scored positions of a batch; None: that model is yet to be run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +53,7 @@ def forward_pair(
     texts: Sequence[EncodedText],
     clock: ForwardClock | None = None,
     *,
-    target_states: Shaped[Tensor, "pred hidden"] | None = None,
+    states: KnownStates = (None, None),
 ) -> Iterator[LogitsPair]:
     """Run both models on one batch and yield their logits over the shared ids, chunk by chunk.
 
@@ -57,15 +61,17 @@ def forward_pair(
         pair: The two models.
         texts: Scorable texts of the batch.
         clock: Collects the seconds spent in the models.
-        target_states: Hidden states of the target by `scored_states`. None: the target is run here.
+        states: Hidden states of target and reference by `scored_states`, if they are known.
     """
     clock = clock or ForwardClock()
     truth = _true_ids(texts)
     started = time.perf_counter()
-    if target_states is None:
-        target_states = scored_states(pair, pair.target_runner, texts)
-    hidden = target_states.to(pair.device), scored_states(pair, pair.reference_runner, texts)
-    heads = pair.target_runner.float32_head(), pair.reference_runner.float32_head()
+    runners = pair.target_runner, pair.reference_runner
+    hidden = [
+        scored_states(pair, runner, texts) if known is None else known.to(pair.device)
+        for runner, known in zip(runners, states, strict=True)
+    ]
+    heads = [runner.float32_head() for runner in runners]
     clock.seconds += time.perf_counter() - started
     for part in _chunks(len(truth), pair.vocab_size):
         started = time.perf_counter()
@@ -136,23 +142,35 @@ def fitting_batch_size(pair: Pair, batch_size: BatchSize, length: int) -> int:
 
 def scored_states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     """Return one model's last hidden states at the scored positions of a batch, with its texts concatenated."""
+    return torch.cat([_states(pair, runner, texts[part]) for part in passes(pair, texts)])
+
+
+def passes(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[slice]:
+    """Split a batch into the runs of texts that go through a model at once."""
     stops = pass_stops([len(text.ids) for text in texts], most_tokens(pair.device))
-    parts = (texts[start:stop] for start, stop in itertools.pairwise([0, *stops]))
-    return torch.cat([_states(pair, runner, part) for part in parts])
+    return (slice(start, stop) for start, stop in itertools.pairwise([0, *stops]))
 
 
 def _states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
-    pad_id = pair.tokenizer.pad_token_id
-    # A pad token added while fine-tuning is unknown to the base; masked and last, any id will do.
-    known = pad_id is not None and pad_id < pair.vocab_size
-    ids, mask = pad_ids([text.ids for text in texts], pad_id if known else 0)
-    ids, mask = ids.to(pair.device), mask.to(pair.device)
-    scored = mask[:, 1:].bool()
-    for row, text in zip(scored, texts, strict=True):
-        row[: text.start - 1] = False
-    states = runner.hidden_states(ids, mask)[:, :-1][scored]
+    ids, mask = pad_ids([text.ids for text in texts], pad_id_of(pair))
+    scored = scored_positions(mask, [text.start for text in texts])
+    states = runner.hidden_states(ids.to(pair.device), mask.to(pair.device))[:, :-1][scored.to(pair.device)]
     trim_heap()
     return states
+
+
+def pad_id_of(pair: Pair) -> int:
+    """Return the id that texts are padded with; padding is masked and last, so any id that both models know will do."""
+    pad_id = pair.tokenizer.pad_token_id
+    return pad_id if pad_id is not None and pad_id < pair.vocab_size else 0
+
+
+def scored_positions(mask: Int64[Tensor, "batch seq"], starts: Sequence[int]) -> Bool[Tensor, "batch seq-1"]:
+    """Say which positions predict a token that is scored: not padding, and not before the text's start."""
+    scored = mask[:, 1:].bool()
+    for row, start in zip(scored, starts, strict=True):
+        row[: start - 1] = False
+    return scored
 
 
 def pad_ids(rows: Sequence[np.ndarray], pad_id: int) -> tuple[Tensor, Tensor]:

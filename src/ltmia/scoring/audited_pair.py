@@ -10,6 +10,7 @@ from ltmia.models.tokens import EncodedText
 from ltmia.records import Texts
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, encode, extract_batches
 from ltmia.scoring.identity import PairIdentity
+from ltmia.weights.gradients import GradientReader
 
 
 class AuditedPair(Protocol):
@@ -66,6 +67,8 @@ class LoadedPair:
     """A pair of loaded models, which serves every attack."""
 
     models: Pair
+    gradients: GradientReader | None = None
+    """Reads gradients of the texts in the passes of `extract`."""
 
     @property
     def sources(self) -> tuple[str, str]:
@@ -95,15 +98,7 @@ class LoadedPair:
 
     def extract(self, texts: Texts, config: ExtractionConfig, run: ExtractionRun) -> Iterator[ExtractedBatch]:
         """Run both models."""
-        return extract_batches(
-            self.models,
-            texts.texts,
-            config,
-            encoded=run.encoded,
-            done=run.done,
-            clock=run.clock,
-            scratch=run.scratch,
-        )
+        return extract_batches(self.models, texts.texts, config, run, gradients=self.gradients)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText, Encoding, encode_texts
 from ltmia.records import RaggedStatistics, TokenStatistics
 from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock, PairRunner
+from ltmia.weights.gradients import GradientReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +47,12 @@ class ExtractionRun:
 
     encoded: Sequence[EncodedText]
     """All texts as the models read them."""
-    done: frozenset[int]
+    done: frozenset[int] = frozenset()
     """Rows that an earlier run has done."""
-    clock: ExtractionClock
+    clock: ExtractionClock = field(default_factory=ExtractionClock)
     """Collects where the time goes."""
-    scratch: Path
-    """Folder for the hidden states of a model that waits on disk."""
+    scratch: Path | None = None
+    """Folder for the hidden states of a model that waits on disk; None: the system's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,9 @@ def extract_batches(
     pair: Pair,
     texts: Sequence[str],
     config: ExtractionConfig,
+    run: ExtractionRun | None = None,
     *,
-    encoded: Sequence[EncodedText] | None = None,
-    done: frozenset[int] = frozenset(),
-    clock: ExtractionClock | None = None,
-    scratch: Path | None = None,
+    gradients: GradientReader | None = None,
 ) -> Iterator[ExtractedBatch]:
     """Run both models over texts, batch by batch; unscorable texts come first, in one batch without positions.
 
@@ -83,65 +82,48 @@ def extract_batches(
         pair: The two models.
         texts: Any strings. Batches come in order of length; `StoredText.row` says where each text belongs.
         config: Settings of the extraction.
-        encoded: The texts as `encode` gives them, if that is done already; texts with prompts need it.
-        done: Rows that are not needed again.
-        clock: Collects where the time went.
-        scratch: Folder for the hidden states of a model that waits on disk; None is the system's own.
+        run: State of the run. None: all texts, without prompts, are encoded and run.
+        gradients: Reads gradients of the same texts in the same passes.
 
     Raises:
         ModelError: If one text alone does not fit into memory, or the vocabulary is smaller than
             `k`.
     """
-    clock = clock or ExtractionClock()
     if config.k > pair.vocab_size:
         raise ModelError(f"k = {config.k} exceeds the shared vocabulary of {pair.vocab_size} ids")
-    encoded = encode(pair, texts, config) if encoded is None else encoded
-    batches = _run(pair, encoded, config, done, clock, scratch)
+    run = run or ExtractionRun(encoded=encode(pair, texts, config))
+    encoded = run.encoded
+    runner = PairRunner(pair, encoded, config.k, run.clock, gradients)
+    to_run = batches_to_run(pair, encoded, config.batch_size, run.done)
+    batches = runner.sequential(to_run, run.scratch) if pair.is_sequential else runner.side_by_side(to_run)
     yield from score_batches(
-        batches, lambda row: _text_read(pair, texts[row], encoded[row]), encoded, config, pair.vocab_size, done, clock
+        batches, lambda row: _text_read(pair, texts[row], encoded[row]), run, config, pair.vocab_size
     )
 
 
 def score_batches(
     batches: Iterable[BatchStatistics],
     text_read: Callable[[int], str],
-    encoded: Sequence[EncodedText],
+    run: ExtractionRun,
     config: ExtractionConfig,
     vocab_size: int,
-    done: frozenset[int],
-    clock: ExtractionClock,
 ) -> Iterator[ExtractedBatch]:
     """Score batches as they come; unscorable texts come first.
 
     Args:
         batches: Statistics of all scorable texts that are not done.
         text_read: Returns the part of a row's text that was read.
-        encoded: All texts of the extraction.
+        run: State of the run.
         config: Settings of the extraction.
         vocab_size: Number of ids that both models know.
-        done: Rows that are not needed again.
-        clock: Collects where the time went.
     """
+    encoded = run.encoded
     frequencies = count_tokens(encoded, vocab_size)
-    unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in done]
+    unscorable = [i for i, text in enumerate(encoded) if text.reason and i not in run.done]
     if unscorable:
         yield _unscorable_batch(unscorable, encoded, config, vocab_size)
     for batch in batches:
-        yield _score_batch(batch, text_read, encoded, frequencies, config, clock)
-
-
-def _run(
-    pair: Pair,
-    encoded: Sequence[EncodedText],
-    config: ExtractionConfig,
-    done: frozenset[int],
-    clock: ExtractionClock,
-    scratch: Path | None,
-) -> Iterator[BatchStatistics]:
-    """Run both models over the texts that are not done."""
-    batches = batches_to_run(pair, encoded, config.batch_size, done)
-    runner = PairRunner(pair, encoded, config.k, clock)
-    return runner.sequential(batches, scratch) if pair.is_sequential else runner.side_by_side(batches)
+        yield _score_batch(batch, text_read, encoded, frequencies, config, run.clock)
 
 
 def encode(

@@ -14,11 +14,12 @@ from torch import Tensor
 from ltmia.evaluation.results import Reused
 from ltmia.features.statistics import token_statistics
 from ltmia.models.batching import Halving
-from ltmia.models.forward import ForwardClock, forward_pair, scored_states
+from ltmia.models.forward import ForwardClock, KnownStates, forward_pair, scored_states
 from ltmia.models.pair import Pair
 from ltmia.models.sequential import KeptStates
 from ltmia.models.tokens import EncodedText
 from ltmia.records import RaggedStatistics, TokenStatistics
+from ltmia.weights.gradients import GradientReader
 
 STATES_BYTES = 8 * 2**30
 """Bytes of hidden states that are kept on disk before the reference is loaded. More texts take several rounds, each of
@@ -60,7 +61,14 @@ class BatchStatistics:
 class PairRunner:
     """Runs both models over the texts of one extraction."""
 
-    def __init__(self, pair: Pair, encoded: Sequence[EncodedText], k: int, clock: ExtractionClock) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        encoded: Sequence[EncodedText],
+        k: int,
+        clock: ExtractionClock,
+        gradients: GradientReader | None = None,
+    ) -> None:
         """Prepare to run texts.
 
         Args:
@@ -68,11 +76,13 @@ class PairRunner:
             encoded: All texts of the extraction.
             k: Top and bottom tokens kept per position.
             clock: Collects where the time went.
+            gradients: Reads gradients of the same texts in the same passes.
         """
         self._pair = pair
         self._encoded = encoded
         self._k = k
         self._clock = clock
+        self._gradients = gradients
         self._halving = Halving(encoded)
 
     def side_by_side(self, batches: Sequence[list[int]]) -> Iterator[BatchStatistics]:
@@ -107,8 +117,8 @@ class PairRunner:
     def _statistics(self, rows: list[int], kept: KeptStates | None = None) -> BatchStatistics:
         texts = [self._encoded[i] for i in rows]
         parts: list[TokenStatistics] = []
-        states = None if kept is None else kept.read(rows)
-        for logits in forward_pair(self._pair, texts, self._clock.forward, target_states=states):
+        states = self._with_gradients(rows) if kept is None else (kept.read(rows), None)
+        for logits in forward_pair(self._pair, texts, self._clock.forward, states=states):
             started = time.perf_counter()
             parts.append(token_statistics(logits.target, logits.reference, logits.truth, self._k))
             self._clock.feature_seconds += time.perf_counter() - started
@@ -118,3 +128,12 @@ class PairRunner:
             tokens=TokenStatistics.concatenate(parts), offsets=offsets, vocab_size=self._pair.vocab_size
         )
         return BatchStatistics(rows=rows, statistics=statistics)
+
+    def _with_gradients(self, rows: list[int]) -> KnownStates:
+        """Read the gradients of a batch if they are wanted, and return the hidden states that this gave."""
+        if self._gradients is None:
+            return None, None
+        started = time.perf_counter() - self._gradients.seconds
+        states = self._gradients.run_pair(rows)
+        self._clock.forward.seconds += time.perf_counter() - self._gradients.seconds - started
+        return states

@@ -128,7 +128,7 @@ class RecordedPair:
         """Read the statistics of the texts, and score them."""
         batches = self._batches(texts, run.encoded, run.done, config.k)
         read = texts.texts.__getitem__
-        return score_batches(batches, read, run.encoded, config, self.vocab_size, run.done, run.clock)
+        return score_batches(batches, read, run, config, self.vocab_size)
 
     def _check_text(self, text: str, target: RecordedText, reference: RecordedText) -> None:
         """Check that both lines belong to this text.

@@ -8,6 +8,7 @@ The backward pass ends at the lowest layer that is read: no parameter requires a
 output of that layer. Layers below keep no activations.
 """
 
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ltmia.errors import ModelError
-from ltmia.models.forward import pad_ids, positions_at_once
+from ltmia.models.forward import pad_ids, positions_at_once, scored_positions
 from ltmia.models.runner import ModelRunner
 from ltmia.models.weight_delta import ChangedMatrix, Layout
 
@@ -85,19 +86,25 @@ class TextGradients:
         runner: Runs the model.
         places: Coordinates to read.
         batched: Read linear layers from a batch of texts. Otherwise texts go one by one, and any parameter can be read.
+        pad_id: Id that texts are padded with.
     """
 
-    def __init__(self, model: nn.Module, runner: ModelRunner, places: Sequence[MatrixPlaces], *, batched: bool) -> None:
+    def __init__(
+        self, model: nn.Module, runner: ModelRunner, places: Sequence[MatrixPlaces], *, batched: bool, pad_id: int = 0
+    ) -> None:
         self._model = model
         self._runner = runner
         self._places = places
         self._batched = batched
+        self._pad_id = pad_id
         self._parameters = dict(model.named_parameters())
         self._required = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
         self._n = sum(len(place.flat) for place in places)
         self._batch: tuple[int, int] = (0, 0)
         self._out = torch.zeros(0)
         self._stack = ExitStack()
+        self.backward_seconds = 0.0
+        """Seconds spent after the forward passes."""
 
     def __enter__(self) -> "TextGradients":
         for name, parameter in self._parameters.items():
@@ -125,31 +132,38 @@ class TextGradients:
         """Most texts of one call; None: no limit."""
         return None if self._batched else 1
 
-    @torch.enable_grad()
     def __call__(
         self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
     ) -> Float32[Tensor, "batch coordinate"]:
-        """Return the gradient of each text's mean loss at the coordinates, on the CPU.
+        """Return the gradient of each text's mean loss at the coordinates, on the CPU; see `with_states`."""
+        return self.with_states(rows, starts)[0]
+
+    @torch.enable_grad()
+    def with_states(
+        self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
+    ) -> tuple[Float32[Tensor, "batch coordinate"], Shaped[Tensor, "pred hidden"]]:
+        """Return the gradients of a batch, and the hidden states that `scored_states` would give for it.
 
         Args:
             rows: Token ids of each text.
             starts: Index of each text's first predicted id that counts.
         """
         device = next(iter(self._parameters.values())).device
-        ids, mask = pad_ids(rows, 0)
-        counted = mask[:, 1:].bool()
-        for row, start in zip(counted, starts, strict=True):
-            row[: start - 1] = False
+        ids, mask = pad_ids(rows, self._pad_id)
+        counted = scored_positions(mask, starts)
         shares = counted / counted.sum(1, keepdim=True)
         self._batch = (len(rows), ids.shape[1])
         self._out = torch.zeros(len(rows), self._n, device=device)
         states = self._runner.states_with_graph(ids.to(device), mask.to(device))[:, :-1][counted]
+        started = time.perf_counter()
         pull = _loss_gradient(self._head, states, ids[:, 1:][counted].to(device), shares[counted].to(device))
         if states.requires_grad:  # otherwise no layer that is read affects the loss
             states.backward(pull)
         if not self._batched:
             self._take_parameter_gradients()
-        return self._out.cpu()
+        out = self._out.cpu()
+        self.backward_seconds += time.perf_counter() - started
+        return out, states.detach()
 
     def collect(self, place: MatrixPlaces, start: int, inputs: Tensor, pull: Tensor) -> None:
         """Add the contribution of one call of a layer.

@@ -1,35 +1,37 @@
-"""Gradients of texts at points along the line from base to target, written to a folder."""
+"""Gradients of texts at points along the line from base to target, written to a folder.
+
+Base and target are run anyway for their log-probabilities, so a gradient at one of these points costs only a backward
+pass if it is read there. Otherwise it is read in a pass of its own.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
 
 from ltmia.models.batching import Halving, length_batches, most_tokens
+from ltmia.models.forward import KnownStates, pad_id_of, passes
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
-from ltmia.models.weight_delta import model_between, run_model
+from ltmia.models.weight_delta import is_adapter, model_between, run_model
 from ltmia.progress import Report, silent
 from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape, check_room
 
 TASK = "gradients"
+BASE, TARGET = 0.0, 1.0
 
 
-def read_gradients(
-    pair: Pair,
-    encoded: Sequence[EncodedText],
-    coordinates: Coordinates,
-    points: Sequence[float],
-    folder: Path,
-    *,
-    identity: str,
-    report: Report = silent,
-) -> GradientFile:
-    """Compute the gradient of each text's mean loss at each point; gradients in the folder are reused.
+class GradientReader:
+    """Reads the gradient of each text's mean loss at each point; gradients in the folder are reused.
 
     The other texts of a batch change a gradient only by float noise. A text without a scored token, or with a gradient
     that is not finite, has a scale of NaN.
@@ -41,39 +43,110 @@ def read_gradients(
         points: Points on the line, 0 for the base and 1 for the target.
         folder: Folder for the gradients.
         identity: Hashes of the two models: gradients of other models in the folder are thrown away.
-        report: Called with progress.
 
     Raises:
         StoreError: If the disk has no room.
-        ModelError: If one text alone does not fit into memory.
     """
-    shape = GradientShape(n_texts=len(encoded), n_points=len(points), n_coordinates=len(coordinates))
-    check_room(folder, shape)
-    file = GradientFile(folder, shape, _fingerprint(identity, encoded, coordinates, points))
-    batches = _batches(pair, encoded, coordinates.batched)
-    total = len(points) * sum(map(len, batches))
-    done = 0
-    for place, point in enumerate(points):
-        if all(file.is_done(place, row) for batch in batches for row in batch):
-            done += sum(map(len, batches))
-            continue
-        with (
-            model_between(pair, point) as runner,
-            TextGradients(run_model(pair, point), runner, coordinates.places, batched=coordinates.batched) as gradients,
-        ):
-            halving = Halving(encoded)
-            for batch in batches:
-                waiting = [row for row in batch if not file.is_done(place, row)]
+
+    def __init__(
+        self,
+        pair: Pair,
+        encoded: Sequence[EncodedText],
+        coordinates: Coordinates,
+        points: Sequence[float],
+        folder: Path,
+        *,
+        identity: str,
+    ) -> None:
+        shape = GradientShape(n_texts=len(encoded), n_points=len(points), n_coordinates=len(coordinates))
+        check_room(folder, shape)
+        self.file = GradientFile(folder, shape, _fingerprint(identity, encoded, coordinates, points))
+        self.seconds = 0.0
+        """Time spent for gradients; forward passes that give log-probabilities too are not counted."""
+        self._pair = pair
+        self._encoded = encoded
+        self._coordinates = coordinates
+        self._points = tuple(points)
+
+    def run_pair(self, rows: Sequence[int]) -> KnownStates:
+        """Read gradients of some texts in the passes that compute their log-probabilities.
+
+        Args:
+            rows: Rows of one batch of `encoded`.
+
+        Returns:
+            Hidden states of target and base at the scored positions; None for a model whose gradients need a pass of
+            their own, or are in the folder. For an adapter, the base counts as such: gradients need an adapter of
+            zeros, log-probabilities none at all.
+        """
+        shared = {TARGET} if is_adapter(self._pair) else {TARGET, BASE}
+        if not self._coordinates.batched:
+            shared = set()
+        target, base = (self._run(point, rows) if point in shared else None for point in (TARGET, BASE))
+        return target, base
+
+    def finish(self, report: Report = silent) -> GradientFile:
+        """Read the gradients that are missing yet.
+
+        Raises:
+            StoreError: If the disk has no room.
+            ModelError: If one text alone does not fit into memory.
+        """
+        started = time.perf_counter()
+        batches = _batches(self._pair, self._encoded, self._coordinates.batched)
+        total = len(self._points) * sum(map(len, batches))
+        done = 0
+        for place, point in enumerate(self._points):
+            missing = [[row for row in batch if not self.file.is_done(place, row)] for batch in batches]
+            done += sum(map(len, batches)) - sum(map(len, missing))
+            if not any(missing):
+                continue
+            with self._at(point) as gradients:
+                halving = Halving(self._encoded)
 
                 def work(rows: list[int], gradients: TextGradients = gradients) -> tuple[list[int], np.ndarray]:
-                    texts = [encoded[row] for row in rows]
-                    return rows, gradients([text.ids for text in texts], [text.start for text in texts]).numpy()
+                    return rows, _of(gradients, [self._encoded[row] for row in rows])[0].numpy()
 
-                for rows, found in halving.run(waiting, work) if waiting else ():
-                    file.append(place, rows, found)
-                done += len(batch)
-                report(TASK, done, total)
-    return file
+                for batch in filter(None, missing):
+                    for rows, found in halving.run(batch, work):
+                        self.file.append(place, rows, found)
+                    done += len(batch)
+                    report(TASK, done, total)
+        self.seconds += time.perf_counter() - started
+        return self.file
+
+    def _run(self, point: float, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"] | None:
+        """Read gradients at a point; return the hidden states, or None if nothing had to be run."""
+        place = self._points.index(point) if point in self._points else None
+        if place is None or all(self.file.is_done(place, row) for row in rows):
+            return None
+        texts = [self._encoded[row] for row in rows]
+        parts = []
+        for part in passes(self._pair, texts):
+            with self._at(point) as gradients:
+                found, states = _of(gradients, texts[part])
+            missing = [i for i, row in enumerate(rows[part]) if not self.file.is_done(place, row)]
+            started = time.perf_counter()
+            self.file.append(place, [rows[part][i] for i in missing], found.numpy()[missing])
+            self.seconds += time.perf_counter() - started + gradients.backward_seconds
+            parts.append(states)
+        return torch.cat(parts)
+
+    @contextmanager
+    def _at(self, point: float) -> Iterator[TextGradients]:
+        """Give the reader of the model at a point."""
+        places, batched = self._coordinates.places, self._coordinates.batched
+        with (
+            model_between(self._pair, point) as runner,
+            TextGradients(
+                run_model(self._pair, point), runner, places, batched=batched, pad_id=pad_id_of(self._pair)
+            ) as gradients,
+        ):
+            yield gradients
+
+
+def _of(gradients: TextGradients, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
+    return gradients.with_states([text.ids for text in texts], [text.start for text in texts])
 
 
 def _batches(pair: Pair, encoded: Sequence[EncodedText], batched: bool) -> list[list[int]]:

@@ -14,7 +14,7 @@ from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report, silent
 from ltmia.weights.coordinates import Coordinates, choose_coordinates
 from ltmia.weights.gradient_file import GradientFile
-from ltmia.weights.gradients import read_gradients
+from ltmia.weights.gradients import GradientReader
 from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
 from ltmia.weights.mixture import infer_usage
 from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
@@ -101,16 +101,8 @@ class UpdateScores:
     """Ridges of the regression, and its marginal likelihood."""
 
 
-def score_update(
-    pair: Pair,
-    encoded: Sequence[EncodedText],
-    folder: Path,
-    *,
-    identity: str,
-    config: WeightsConfig | None = None,
-    report: Report = silent,
-) -> UpdateScores:
-    """Find the texts that an update was made from.
+class UpdateAttack:
+    """Finds the texts that an update was made from; a context that closes the file of gradients.
 
     All texts take part in one regression. Other texts of the same kind remove effects that all texts share; no text
     needs a label. Disk: two bytes a coordinate, point and text. Memory beside the
@@ -122,35 +114,67 @@ def score_update(
         folder: Folder for the gradients; the same call resumes a killed run.
         identity: Hashes of the two models: gradients of other models in the folder are thrown away.
         config: Options.
-        report: Called with progress.
 
     Raises:
         ModelError: If the update cannot be read, or nothing moved.
-        DataError: If there are too few texts, or the optimiser's state does not fit the model.
+        DataError: If there are too few texts.
         StoreError: If the disk has no room.
     """
-    config = config or WeightsConfig()
-    n_scorable = sum(bool(text.n_scored) for text in encoded)
-    if n_scorable < FEWEST_TEXTS:
-        raise DataError(
-            f"{n_scorable} texts can be scored: reading an update needs {FEWEST_TEXTS} at least, and better some "
-            "hundreds, of which most need not be asked about: add texts of the same kind"
+
+    def __init__(
+        self,
+        pair: Pair,
+        encoded: Sequence[EncodedText],
+        folder: Path,
+        *,
+        identity: str,
+        config: WeightsConfig | None = None,
+    ) -> None:
+        self._config = config or WeightsConfig()
+        self._encoded = encoded
+        n_scorable = self._n_scorable
+        if n_scorable < FEWEST_TEXTS:
+            raise DataError(
+                f"{n_scorable} texts can be scored: reading an update needs {FEWEST_TEXTS} at least, and better some "
+                "hundreds, of which most need not be asked about: add texts of the same kind"
+            )
+        self._coordinates = choose_coordinates(
+            pair, n_coordinates=self._config.n_coordinates, n_layers=self._config.n_layers, seed=self._config.seed
         )
-    coordinates = choose_coordinates(
-        pair, n_coordinates=config.n_coordinates, n_layers=config.n_layers, seed=config.seed
-    )
-    file = read_gradients(pair, encoded, coordinates, config.points, folder, identity=identity, report=report)
-    try:
+        self.gradients = GradientReader(
+            pair, encoded, self._coordinates, self._config.points, folder, identity=identity
+        )
+        """Reads the texts' gradients; `score` reads those that are missing yet."""
+
+    def __enter__(self) -> "UpdateAttack":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gradients.file.close()
+
+    def score(self, report: Report = silent) -> UpdateScores:
+        """Score all texts.
+
+        Args:
+            report: Called with progress.
+
+        Raises:
+            DataError: If too few texts have a gradient, or the optimiser's state does not fit the model.
+            StoreError: If the disk has no room.
+        """
+        file, config, coordinates = self.gradients.finish(report), self._config, self._coordinates
         rows = np.flatnonzero(np.isfinite(file.scales).all(axis=0))
         if len(rows) < FEWEST_TEXTS:
-            raise DataError(f"only {len(rows)} of {n_scorable} texts have a gradient of finite numbers")
+            raise DataError(f"only {len(rows)} of {self._n_scorable} texts have a gradient of finite numbers")
         state = config.optimizer_state
         moments = second_moments(file, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
         metric = _pick_metric(file, rows, moments, coordinates, config)
         equations = normal_equations(file, rows, coordinates.change, metric, report)
-    finally:
-        file.close()
-    return _scores(equations, coordinates, metric, rows, encoded, config.points)
+        return _scores(equations, coordinates, metric, rows, self._encoded, config.points)
+
+    @property
+    def _n_scorable(self) -> int:
+        return sum(bool(text.n_scored) for text in self._encoded)
 
 
 def _pick_metric(
