@@ -315,5 +315,6 @@ COMMANDS: tuple[SmallRun, ...] = (
     SmallRun(arguments=f"bench extract --dtype float32 {WORK}", finds='"peak_rss_gb": 0'),
     SmallRun(arguments=f"bench store {WORK}", finds="{"),
     SmallRun(arguments=f"bench train {WORK}", finds="{", is_slow=True),
+    SmallRun(arguments=f"bench weights {WORK} --layers 2", finds='"added"'),
 )
 """Those of `ltmia` that are shown but not run where they are shown."""

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from ltmia.errors import ConfigError
-from ltmia.scoring.bench import BenchConfig, _pair, _resident_gb, _texts, bench_extract, bench_store, bench_train
+from ltmia.scoring.bench import (
+    BenchConfig,
+    _resident_gb,
+    bench_extract,
+    bench_store,
+    bench_train,
+    random_pair,
+    random_texts,
+)
+from ltmia.scoring.bench_weights import bench_weights
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 
 SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
@@ -21,8 +30,8 @@ def test_extraction_figures_agree_with_each_other() -> None:
 
 def test_a_text_has_the_tokens_that_are_counted() -> None:
     config = BenchConfig(**SMALL | {"vocab_size": 3000}, mixed_lengths=True)
-    texts = _texts(config)
-    found = extract_batches(_pair(config), texts, ExtractionConfig(batch_size=8, max_length=20))
+    texts = random_texts(config)
+    found = extract_batches(random_pair(config), texts, ExtractionConfig(batch_size=8, max_length=20))
     read = {text.row: text.n_tokens for batch in found for text in batch.texts}
     assert read == {i: len(text.split()) - 1 for i, text in enumerate(texts)}
     assert len(set(read.values())) > 10
@@ -37,6 +46,16 @@ def test_a_store_takes_at_most_300_bytes_a_token() -> None:
 def test_training_reads_its_data_faster_than_it_learns() -> None:
     found = bench_train(BenchConfig(**SMALL, threads=1))
     assert 0 < found["data_wait_share"] < 1
+
+
+def test_gradients_in_shared_passes_cost_less_than_in_their_own() -> None:
+    work = SMALL | {"n_layers": 12, "hidden_size": 96, "vocab_size": 2000, "n_texts": 16, "n_tokens": 60}
+    found = bench_weights(BenchConfig(**work, threads=1))
+    assert found["n_layers"] == 4
+    assert found["added"] == pytest.approx(
+        (found["with_gradients_seconds"] - found["extraction_seconds"]) / found["forward_seconds"], rel=0.1, abs=0.1
+    )
+    assert 0 < found["added_cpu"] < found["added_apart"]
 
 
 @pytest.mark.parametrize("wrong", [{"n_texts": 0}, {"dtype": "int8"}, {"threads": 0}, {"hidden_size": 7}])

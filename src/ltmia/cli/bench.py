@@ -15,10 +15,11 @@ class Benchmark(StrEnum):
     extract = "extract"
     store = "store"
     train = "train"
+    weights = "weights"
 
 
 def bench(
-    part: Annotated[Benchmark, typer.Argument(help="Part to measure: extract, store or train.")],
+    part: Annotated[Benchmark, typer.Argument(help="Part to measure: extract, store, train or weights.")],
     n_texts: Annotated[int, typer.Option("--texts", min=2, help="Number of random texts.")] = 16,
     n_tokens: Annotated[int, typer.Option("--tokens", min=3, help="Tokens per text.")] = 128,
     mixed_lengths: Annotated[
@@ -35,8 +36,9 @@ def bench(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads to use.")] = 2,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure the speed of extraction, of the store or of training, with random models of GPT-2's shape."""
+    """Measure the speed of extraction, store, training or gradients, with random models of GPT-2's shape."""
     from ltmia.scoring.bench import BenchConfig, bench_extract, bench_store, bench_train
+    from ltmia.scoring.bench_weights import bench_weights
 
     config = BenchConfig(
         n_texts=n_texts,
@@ -49,9 +51,13 @@ def bench(
         dtype=dtype,
         threads=threads,
     )
-    measured = {Benchmark.extract: bench_extract, Benchmark.store: bench_store, Benchmark.train: bench_train}[part](
-        config
-    )
+    benchmarks = {
+        Benchmark.extract: bench_extract,
+        Benchmark.store: bench_store,
+        Benchmark.train: bench_train,
+        Benchmark.weights: bench_weights,
+    }
+    measured = benchmarks[part](config)
     if as_json:
         print(json.dumps(measured))
     else:

@@ -92,10 +92,10 @@ def bench_extract(config: BenchConfig) -> dict[str, float | str | int]:
     peak.
     """
     torch.set_num_threads(config.threads)
-    pair, texts = _pair(config), _texts(config)
-    full = _texts(replace(config, mixed_lengths=False)) if config.mixed_lengths else []
-    (forward, forward_cpu), (total, total_cpu), *whole = _in_turn(
-        lambda: _bare_forwards(pair, texts, config),
+    pair, texts = random_pair(config), random_texts(config)
+    full = random_texts(replace(config, mixed_lengths=False)) if config.mixed_lengths else []
+    (forward, forward_cpu), (total, total_cpu), *whole = in_turn(
+        lambda: bare_forwards(pair, texts, config),
         lambda: _extract(pair, texts, config),
         *([lambda: _extract(pair, full, config)] if full else []),
     )
@@ -140,7 +140,7 @@ def bench_store(config: BenchConfig) -> dict[str, float | str | int]:
         seconds = _median(lambda: deque((store.gather(part, "logratio") for part in parts), maxlen=0))
         n_bytes = sum(file.stat().st_size for file in (Path(folder) / "store").iterdir())
         n_positions = int(store.texts["n_tokens"].to_numpy().sum())
-        peak = _peak_gb()
+        peak = peak_gb()
     return {
         "n_texts": config.n_texts,
         "n_positions": n_positions,
@@ -182,7 +182,8 @@ def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
     }
 
 
-def _pair(config: BenchConfig) -> Pair:
+def random_pair(config: BenchConfig) -> Pair:
+    """Make two random models of GPT-2's shape, with a tokenizer that reads numbers."""
     models_made: list[nn.Module] = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -204,7 +205,8 @@ def _pair(config: BenchConfig) -> Pair:
     return Pair(target=models_made[0], reference=models_made[1], tokenizer=tokenizer)
 
 
-def _texts(config: BenchConfig) -> list[str]:
+def random_texts(config: BenchConfig) -> list[str]:
+    """Make texts of random numbers."""
     rng = np.random.default_rng(SEED)
     shortest = config.n_tokens // 4 if config.mixed_lengths else config.n_tokens
     lengths = np.linspace(max(shortest, 3), config.n_tokens, config.n_texts).astype(int)
@@ -212,7 +214,8 @@ def _texts(config: BenchConfig) -> list[str]:
 
 
 @torch.inference_mode()
-def _bare_forwards(pair: Pair, texts: list[str], config: BenchConfig) -> None:
+def bare_forwards(pair: Pair, texts: list[str], config: BenchConfig) -> None:
+    """Run both models on all texts, and nothing else."""
     rows = sorted((torch.tensor([int(word) for word in text.split()]) for text in texts), key=len)
     for start in range(0, len(rows), config.batch_size):
         part = rows[start : start + config.batch_size]
@@ -224,11 +227,12 @@ def _bare_forwards(pair: Pair, texts: list[str], config: BenchConfig) -> None:
 
 
 def _extract(pair: Pair, texts: list[str], config: BenchConfig) -> None:
-    for batch in extract_batches(pair, texts, _extraction(config)):
+    for batch in extract_batches(pair, texts, extraction_of(config)):
         per_token_features(batch.statistics, version="published", seq_len=config.n_tokens)
 
 
-def _extraction(config: BenchConfig) -> ExtractionConfig:
+def extraction_of(config: BenchConfig) -> ExtractionConfig:
+    """Return the settings of an extraction with all fast attacks."""
     return ExtractionConfig(
         attacks=fast_attacks(select_attacks("fast")), max_length=config.n_tokens, batch_size=config.batch_size
     )
@@ -238,7 +242,7 @@ def _kernel_ms(config: BenchConfig) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(SEED)
     target, reference = (torch.randn(KERNEL_POSITIONS, config.vocab_size, generator=generator) for _ in range(2))
     truth = torch.randint(0, config.vocab_size, (KERNEL_POSITIONS,), generator=generator)
-    [seconds] = _in_turn(lambda: token_statistics(target, reference, truth, DEFAULT_K))
+    [seconds] = in_turn(lambda: token_statistics(target, reference, truth, DEFAULT_K))
     return 1000 * seconds[0] / KERNEL_POSITIONS, 1000 * seconds[1] / KERNEL_POSITIONS
 
 
@@ -254,13 +258,13 @@ def _resident_gb(config: BenchConfig) -> tuple[float, float]:
 def _extract_alone(config: BenchConfig) -> tuple[float, float]:
     """Extract once, and return this process's resident memory before it and at its peak, in GB."""
     torch.set_num_threads(config.threads)
-    pair = _pair(config)
+    pair = random_pair(config)
     loaded = psutil.Process().memory_info().rss / 1e9
-    _extract(pair, _texts(config), config)
-    return loaded, _peak_gb()
+    _extract(pair, random_texts(config), config)
+    return loaded, peak_gb()
 
 
-def _peak_gb() -> float:
+def peak_gb() -> float:
     """Return this process's peak of resident memory in GB."""
     status = Path("/proc/self/status")
     if status.is_file():
@@ -271,20 +275,20 @@ def _peak_gb() -> float:
 
 
 def _stored(config: BenchConfig, folder: Path) -> Combination:
-    texts = _texts(config)
+    texts = random_texts(config)
     ids = tuple(str(i) for i in range(len(texts)))
     columns: dict[str, Sequence[object]] = {"id": ids, "label": [i % 2 for i in range(len(texts))]}
     named = Texts(texts=tuple(texts), ids=ids)
     plan = StorePlan(key="bench", columns=columns)
-    fill_store(LoadedPair(_pair(config)), named, folder, _extraction(config), plan, clock=ExtractionClock())
+    fill_store(LoadedPair(random_pair(config)), named, folder, extraction_of(config), plan, clock=ExtractionClock())
     return Combination(folder)
 
 
 def _median(work: Callable[[], object]) -> float:
-    return _in_turn(work)[0][0]
+    return in_turn(work)[0][0]
 
 
-def _in_turn(*works: Callable[[], object]) -> list[tuple[float, float]]:
+def in_turn(*works: Callable[[], object]) -> list[tuple[float, float]]:
     """Time several functions in turn, so that other load on the machine affects all of them alike.
 
     Returns:
