@@ -17,7 +17,8 @@ def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
     """Time two bare forward passes, an extraction, and an extraction that reads gradients at base and target.
 
     `added` is the time that gradients add if they are read in the passes of the extraction, and `added_apart` if they
-    are read in passes of their own, both as multiples of the two bare forward passes. `added_cpu` is `added` in seconds
+    are read in passes of their own, both as multiples of the two bare forward passes. `added_cpu` and
+    `added_apart_cpu` are the same in seconds
     of the processor.
     """
     torch.set_num_threads(config.threads)
@@ -54,6 +55,7 @@ def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
         "added": round((together[0] - plain[0]) / forward[0], 3),
         "added_cpu": round((together[1] - plain[1]) / forward[1], 3),
         "added_apart": round(alone[0] / forward[0], 3),
+        "added_apart_cpu": round(alone[1] / forward[1], 3),
         "bytes_per_text": 2 * len(coordinates) * len(settings.points),
         "peak_rss_gb": round(peak_gb(), 3),
     }
