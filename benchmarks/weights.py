@@ -33,7 +33,8 @@ def main() -> None:
     pair = merged(target.pair, args) if args.merge else target.pair
     members = target.members.take(range(args.known or args.members))
     siblings = target.siblings.take(range(min(args.siblings, len(target.siblings))))
-    texts = Texts.concatenate([members, target.nonmembers, siblings])
+    others = target.nonmembers.take(range(args.others or args.nonmembers))
+    texts = Texts.concatenate([members, others, siblings])
     used, sibling = np.arange(len(texts)) < len(members), np.arange(len(texts)) >= len(texts) - len(siblings)
     encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
     started = time.monotonic()
@@ -56,11 +57,11 @@ def main() -> None:
         scores |= score_texts(pair, list(texts.texts), attacks=tuple(args.attacks.split(",")))
     if LEARNED in scores:
         scores[WITH_WEIGHTS] = add_output_score(found.score, scores[LEARNED])
-    for kind, others in {"other documents": ~used & ~sibling, "siblings": sibling}.items():
-        print(f"members against {kind} ({others.sum()}):" if others.any() else f"no {kind}")
-        for name, score in scores.items() if others.any() else ():
-            sides = {} if groups is None else {"member_groups": groups[used], "nonmember_groups": groups[others]}
-            measured = measure_attack(score[used], score[others], **sides)
+    for kind, unused in {"other documents": ~used & ~sibling, "siblings": sibling}.items():
+        print(f"members against {kind} ({unused.sum()}):" if unused.any() else f"no {kind}")
+        for name, score in scores.items() if unused.any() else ():
+            sides = {} if groups is None else {"member_groups": groups[used], "nonmember_groups": groups[unused]}
+            measured = measure_attack(score[used], score[unused], **sides)
             print(f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}")
 
 
@@ -77,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--points", type=_numbers, default=WeightsConfig().points, help="such as 0,0.5,1")
     parser.add_argument("--merge", action="store_true", help="merge the adapter (--lora) into the weights")
     parser.add_argument("--known", type=int, help="members that are among the texts; default: all of them")
+    parser.add_argument("--others", type=int, help="non-members that are among the texts; default: all of them")
     parser.add_argument("--siblings", type=int, default=0, help="texts of the members' documents, not trained on")
     parser.add_argument("--attacks", default="", help="attacks on log-probabilities to run beside, such as difference")
     return parser.parse_args()

@@ -18,8 +18,7 @@ def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
 
     `added` is the time that gradients add if they are read in the passes of the extraction, and `added_apart` if they
     are read in passes of their own, both as multiples of the two bare forward passes. `added_cpu` and
-    `added_apart_cpu` are the same in seconds
-    of the processor.
+    `added_apart_cpu` are the same in seconds of the processor.
     """
     torch.set_num_threads(config.threads)
     settings = WeightsConfig()
