@@ -12,15 +12,14 @@ from ltmia.evaluation.audit_folder import MARKED, run_in
 from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.evaluation.results import (
     Check,
     DataInfo,
     Measure,
-    ModelInfo,
     Results,
     SetTest,
     Timing,
-    TokenizerInfo,
     Validity,
 )
 from ltmia.evaluation.token_bands import USUAL

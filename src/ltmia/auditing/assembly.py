@@ -23,10 +23,18 @@ from ltmia.auditing.record_table import (
     record_columns,
 )
 from ltmia.auditing.scored_sets import ScoredSets
+from ltmia.auditing.secrets import private_span_columns, secrets_of, span_columns
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_table import token_columns
 from ltmia.evaluation.audit_folder import Run
-from ltmia.evaluation.files import forget_revealed, write_groups, write_records, write_results, write_tokens
+from ltmia.evaluation.files import (
+    forget_revealed,
+    write_groups,
+    write_records,
+    write_results,
+    write_spans,
+    write_tokens,
+)
 from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
@@ -77,6 +85,7 @@ def assemble(
         observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
         update=scored.update.info,
         extraction=extraction_of(suffixes, sets),
+        secrets=secrets_of(scored.secrets, question.config),
         set_test=set_test,
         epsilon=measured.epsilon,
         validity=validity,
@@ -117,7 +126,7 @@ def _provenance(
         "kind": question.kind,
         "created": datetime.now(UTC),
         "command": command or shown_command(sys.argv),
-        "settings": question.config.settings | _classifier(question) | dict(lengths),
+        "settings": question.config.settings | _named(question) | dict(lengths),
         "environment": environment(),
         "target": identity.target,
         "reference": identity.reference,
@@ -125,9 +134,11 @@ def _provenance(
     }
 
 
-def _classifier(question: Question) -> dict[str, str | None]:
-    name = question.config.classifier
-    return {"classifier": None if name is None else shown_path(name)}
+def _named(question: Question) -> dict[str, str | None]:
+    """Return the files that options name, without the machine's folders."""
+    classifier, spans = question.config.classifier, question.config.spans
+    named = {"classifier": None if classifier is None else shown_path(classifier)}
+    return named if spans is None else named | {"spans": shown_path(spans)}
 
 
 def _set_test(sets: TextSets, scores: Float64[np.ndarray, " texts"], seed: int) -> SetTest:
@@ -163,7 +174,7 @@ def _write_tables(
     hashed: list[str | None],
     run: Run,
 ) -> pa.Table:
-    """Write the tables of records, groups and tokens; return the records."""
+    """Write the tables of records, groups, secrets and tokens; return the records."""
     sets, texts = question.sets, scored.texts
     ids = published_ids(sets.texts, run.private.salt())
     columns = record_columns(sets, texts, measured.scores, measured.decisions, ids, hashed)
@@ -174,6 +185,9 @@ def _write_tables(
     if measured.decisions.groups is not None:
         groups = group_columns(sets, hashed, measured.decisions.groups, records, measured.judge)
         write_groups(groups, run.folder, run.run_id)
+    if scored.secrets is not None:
+        spans = span_columns(scored.secrets, sets, ids, reveal=question.reveal)
+        write_spans(spans, private_span_columns(scored.secrets), run)
     if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
         tokens = token_columns(texts, measured.scores[measured.judge], classifier=scored.classifier, revealed=revealed)

@@ -40,7 +40,7 @@ def hold_for(
         ConfigError: If the folder is one of the inputs or lies inside one; else when it is entered, see `run_in`.
     """
     sources = (LoadedPair(pair) if isinstance(pair, Pair) else pair).sources
-    refuse_inputs(out, [*sources, *(part.source for part in texts)])
+    refuse_inputs(out, [*sources, *(part.source for part in texts), config.spans or ""])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
     options = {name: value for name, value in config.settings.items() if name not in WITHOUT_EFFECT}
     loading = dict(pair.settings) if isinstance(pair, PairToLoad) else {}

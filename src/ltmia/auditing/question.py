@@ -11,9 +11,13 @@ from matplotlib.axes import Axes
 from ltmia.attacks.multi_pass import Shots
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.update import ObserverChoice
+from ltmia.data.spans import SpanFile
 from ltmia.evaluation.results import Results
 from ltmia.models.batching import BatchSize
 from ltmia.report.notebook import results_html, roc_axes
+
+OF_SPANS = ("spans", "alternatives", "most_values")
+"""Options without effect if no spans are given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +40,20 @@ class JudgeConfig:
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
     """Date that the chat template wrote into the conversations, if it wrote one; see `ChatTemplate.day_told`."""
+    spans: str | None = None
+    """File of secrets in the texts, see `ltmia.data.spans.read_spans`; None: none are looked at."""
+    alternatives: int = 2000
+    """Alternatives that each secret is ranked among, at most."""
+    most_values: int = 50
+    """Secrets that are ranked of each side, at most; they are drawn at random."""
     overwrite: bool = False
     """Replace files of a run with other settings or texts; changes no number."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The options that decide the numbers."""
-        return {name: value for name, value in asdict(self).items() if name != "overwrite"}
+        without = {"overwrite", *(OF_SPANS if self.spans is None else ())}
+        return {name: value for name, value in asdict(self).items() if name not in without}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,5 +89,7 @@ class Question:
     """Attacks that only the checks need."""
     shots: Shots | None = None
     """Texts of known membership for attacks that take several passes; None leaves these attacks out."""
+    spans: SpanFile | None = None
+    """Secrets in the texts."""
     reveal: bool = False
     """Write texts and tokens into the files."""

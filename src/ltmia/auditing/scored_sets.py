@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from ltmia.attacks.table import LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
+from ltmia.auditing.secrets import FoundSecrets, find_secrets, refuse_without_models
 from ltmia.auditing.update import PreparedUpdate, UpdateReading, prepared_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.audit_folder import Run
@@ -35,6 +36,8 @@ class ScoredSets:
     """Statistics of the texts, and the scores of attacks that read them."""
     update: UpdateReading
     """Scores of the attack on the weights."""
+    secrets: FoundSecrets | None
+    """Secrets in the texts, ranked among alternatives."""
     identity: PairIdentity
     classifier: MembershipClassifier | None
     """The learned classifier, if it took part."""
@@ -58,6 +61,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     name = question.config.classifier
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
+    refuse_without_models(pair, question)
     # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()
@@ -67,10 +71,12 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
         update = prepared.read(report)
     scores = {**texts.scores, **_several_passes(pair, question, texts, run, report)}
     scores |= _weights_scores(update, scores.get(LEARNED))
+    secrets = find_secrets(pair, question, report)
     return ScoredSets(
         scores={name: published(values) for name, values in scores.items()},
         texts=texts,
         update=update,
+        secrets=secrets,
         identity=identity,
         classifier=classifier,
         lengths=lengths,

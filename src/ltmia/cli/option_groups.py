@@ -35,6 +35,9 @@ class JudgeOptions:
     fdr: o.Fdr = 0.05
     max_length: o.MaxLength = 128
     batch_size: o.BatchSize = 16
+    spans: o.Spans = None
+    alternatives: o.Alternatives = 2000
+    most_values: o.MostValues = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,6 +172,19 @@ LogTo = Annotated[
     list[TrackerName] | None,
     typer.Option("--log-to", help="Also log the figures to this tracker; repeat for several. Each needs its extra."),
 ]
+Spans = Annotated[
+    str | None,
+    typer.Option(
+        "--spans",
+        help="Secrets in the texts: JSON lines with id, start and end, or lines `name: regular expression`.",
+    ),
+]
+Alternatives = Annotated[
+    int, typer.Option("--alternatives", min=1, help="Other values that each secret is ranked among, at most.")
+]
+MostValues = Annotated[
+    int, typer.Option("--most-values", min=1, help="Secrets of each side that are ranked, drawn at random.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Print what the libraries say too: notices, warnings, progress bars.")

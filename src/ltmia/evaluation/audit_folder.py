@@ -19,10 +19,11 @@ from ltmia.ownership import Marker, differing, read_marker, refuse_stranger
 MARKED = {"audit": "an audit", "score": "a score of candidates"}
 """Kind written into the folder's marker, by kind of results."""
 RESULTS_FILE, RECORDS_FILE, GROUPS_FILE = "results.json", "records.parquet", "groups.parquet"
-REPORT_FILE = "report.html"
-SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
+SPANS_FILE, REPORT_FILE = "spans.parquet", "report.html"
+SHAREABLE = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, SPANS_FILE, REPORT_FILE)
 SIGNS = {
-    RESULTS_FILE: '"run_id"', RECORDS_FILE: "ltmia_run", GROUPS_FILE: "ltmia_run", REPORT_FILE: 'name="ltmia-run"',
+    RESULTS_FILE: '"run_id"', RECORDS_FILE: "ltmia_run", GROUPS_FILE: "ltmia_run", SPANS_FILE: "ltmia_run",
+    REPORT_FILE: 'name="ltmia-run"',
 }  # fmt: skip
 """What stands in each of these files if a run wrote it."""
 PRIVATE_FOLDER = "private"
@@ -37,6 +38,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 |---|---|
 | `store/` | statistics of every token under both models |
 | `tokens.parquet` | two numbers per token, for the records with the highest scores |
+| `spans.parquet` | exact figures on each secret |
 | `multi_pass/` | scores of attacks that take several passes |
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | random bytes in ids and hashes of groups; with them, a guess at a text or a group can be confirmed |

@@ -29,8 +29,11 @@ FAR_BELOW = 0.4
 
 COUNTS = ("identifiable", "extractable")
 """Kinds of figures that are whole numbers without an interval."""
-DRAWN_OUT = ("extractable", "extractable_share")
-"""Kinds of figures on what can be drawn out: each record is measured by itself, not against the non-members."""
+OF_EACH = (*COUNTS, "exposure")
+"""Kinds of figures that are right for any number of texts."""
+DRAWN_OUT = ("extractable", "extractable_share", "exposure")
+"""Kinds of figures on what can be drawn out: each record, or secret, is measured by itself, not against the
+non-members."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class LimitedFigure:
     measure: Measure
     most: float
     """The limit."""
-    kind: Literal["auc", "tpr", "identifiable", "epsilon", "extractable", "extractable_share"]
+    kind: Literal["auc", "tpr", "identifiable", "epsilon", "extractable", "extractable_share", "exposure"]
     attack: str
     """The attack whose scores it is computed from."""
     rate: float = 1.0
@@ -127,7 +130,7 @@ OF_AN_AUDIT: Sequence[Callable[[Results], str | None]] = (
 def _few_suffixes(results: Results, figure: LimitedFigure) -> str | None:
     """Texts too short for a suffix were not looked at, and what was not looked at is not passed."""
     found = results.extraction
-    if figure.kind not in DRAWN_OUT or found is None:
+    if figure.kind not in DRAWN_OUT or figure.kind == "exposure" or found is None:
         return None
     asked = found.n_judged + found.n_without_suffix
     if found.n_judged >= FEWEST_TEXTS and found.n_without_suffix <= MOST_UNSCORED * asked:
@@ -135,6 +138,20 @@ def _few_suffixes(results: Results, figure: LimitedFigure) -> str | None:
     return (
         f"{found.n_without_suffix} of {asked} records are too short to say whether they can be drawn out; at least "
         f"{FEWEST_TEXTS} long enough ones are needed, and {percent(1 - MOST_UNSCORED)} of all."
+    )
+
+
+def _few_ranked(results: Results, figure: LimitedFigure) -> str | None:
+    """Values that were not ranked were not looked at."""
+    found = results.secrets
+    if figure.kind != "exposure" or found is None:
+        return None
+    asked, ranked = found.judged.n_values, found.judged.n_ranked
+    if asked - ranked <= MOST_UNSCORED * asked:
+        return None
+    return (
+        f"{ranked} of {asked} secrets were ranked; at least {percent(1 - MOST_UNSCORED)} are needed. The option "
+        "`most_values` raises their number, and `spans.parquet` says why others were not ranked."
     )
 
 
@@ -198,11 +215,14 @@ def _out_of_reach(results: Results, figure: LimitedFigure) -> str | None:
         "tpr": 1.0,
         "extractable": float(n if results.extraction is None else results.extraction.n_judged),
         "extractable_share": 1.0,
+        "exposure": float(results.secrets.reach if results.secrets else 0),
     }[figure.kind]
     if reach > figure.most:
         return None
     if figure.kind == "epsilon":
         return f"With so few records, even perfect scores would show no epsilon above {reach:.2f}."
+    if figure.kind == "exposure":
+        return f"Even a secret that no alternative beats would show {reach:g} bits: more alternatives are needed."
     return f"Nothing could exceed this limit: the figure is {reach:g} at most."
 
 
@@ -211,5 +231,6 @@ def _control(_: Results, figure: LimitedFigure) -> str | None:
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _few_suffixes, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach, _control,
+    _few_suffixes, _few_ranked, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach,
+    _control,
 )  # fmt: skip

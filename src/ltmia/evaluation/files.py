@@ -24,6 +24,7 @@ from ltmia.evaluation.audit_folder import (
     RESULTS_FILE,
     RUN_FILE,
     SHAREABLE,
+    SPANS_FILE,
     TOKENS_FILE,
     Run,
     last_run,
@@ -81,7 +82,19 @@ TOKEN_TYPES: Mapping[str, pa.DataType] = {
     "token": pa.list_(pa.string()),
 }
 """Columns of the tokens; the last two may be missing."""
-WITHOUT_GAPS = ("id", "n_tokens", "row", "n_texts")
+SPAN_TYPES: Mapping[str, pa.DataType] = {
+    "id": pa.string(),
+    "span": pa.int64(),
+    "label": pa.int64(),
+    "kind": pa.string(),
+    "n_copies": pa.int64(),
+    "exposure": pa.int64(),
+    "exposure_by_base": pa.int64(),
+    "reason": pa.string(),
+    "value": pa.string(),
+}
+"""Columns of the secrets; the last one only with revealed texts."""
+WITHOUT_GAPS = ("id", "n_tokens", "row", "n_texts", "span", "n_copies")
 """Columns without missing values."""
 
 
@@ -151,6 +164,30 @@ def read_groups(folder: Path) -> pa.Table | None:
     return _read_table(path, GROUP_TYPES, OLD_GROUP_COLUMNS) if path.exists() else None
 
 
+def write_spans(shareable: Mapping[str, Any], private: Mapping[str, Any], run: Run) -> None:
+    """Write `spans.parquet`, one row per secret value, and `private/spans.parquet`, one per ranked value.
+
+    Columns of the first: `id` and `span` (text, and number within it, of the first span with this value), `label` (of
+    the text), `kind`, `n_copies` (spans with this value), `exposure` and `exposure_by_base` (bits, rounded up),
+    `reason` (why it was not ranked) and `value` (only if the texts were revealed). Of the second: `row` (of the text,
+    from 0), `start`, `end` (characters), and by target and base (`_by_base`) `logp` (of the span's tokens, nats),
+    `n_better` (alternatives preferred to it), `exposure`, `low`, `high` (bits); `n_alternatives` and `bits` (log2 of
+    the number of values of its form).
+    """
+    _write_table(shareable, run.folder / SPANS_FILE, run.run_id)
+    _write_table(private, run.private.path / SPANS_FILE, run.run_id)
+
+
+def read_spans_table(folder: Path) -> pa.Table | None:
+    """Read `spans.parquet`; None if there is none, as for an audit without spans.
+
+    Raises:
+        StoreError: If it is damaged.
+    """
+    path = folder / SPANS_FILE
+    return _read_table(path, SPAN_TYPES, tuple(SPAN_TYPES)[:-1]) if path.exists() else None
+
+
 def write_tokens(columns: Mapping[str, Any], run: Run) -> pa.Table:
     """Write `private/tokens.parquet`: per-token numbers of some records, one row per record.
 
@@ -212,13 +249,13 @@ def read_tokens(folder: Path) -> pa.Table | None:
 
 
 def read_verdict(folder: Path) -> Results:
-    """Read `results.json` for a verdict; records, groups and report beside it must belong to the same run.
+    """Read `results.json` for a verdict; tables and report beside it must belong to the same run.
 
     Raises:
         StoreError: If a file is damaged, or of another run.
     """
     results = read_results(folder)
-    tables = [(RECORDS_FILE, read_records), (GROUPS_FILE, read_groups)]
+    tables = [(RECORDS_FILE, read_records), (GROUPS_FILE, read_groups), (SPANS_FILE, read_spans_table)]
     for name, read in tables:
         if (folder / name).exists() and (table := read(folder)) is not None:
             refuse_other_run(folder / name, run_of(table), results.run_id)

@@ -7,11 +7,12 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from ltmia.errors import ConfigError
-from ltmia.evaluation.blind_spots import CONTROL, COUNTS, LimitedFigure, blind_spots, few_texts
+from ltmia.evaluation.blind_spots import CONTROL, COUNTS, OF_EACH, LimitedFigure, blind_spots, few_texts
 from ltmia.evaluation.limits import RULE, Limit
 from ltmia.evaluation.results import Extraction, Measure, Results
 from ltmia.evaluation.shown import markdown, one_line
 from ltmia.evaluation.wording import figure as written
+from ltmia.evaluation.wording import whole_bits
 
 PASSED, FAILED, INCONCLUSIVE = 0, 1, 3
 """Exit codes."""
@@ -116,8 +117,8 @@ def _judge(results: Results, limit: Limit) -> Judged:
     judged = []
     for figure in _figures(results, limit):
         outcome, said = _outcome(figure), _sentence(figure)
-        if outcome == "failed" and figure.kind not in COUNTS and (few := few_texts(results)):
-            # Flags keep their error rate with any number of texts, and a count is exact; intervals need texts.
+        if outcome == "failed" and figure.kind not in OF_EACH and (few := few_texts(results)):
+            # Flags keep their error rate with any number of texts, and what is said of each text or secret is exact.
             outcome, said = "inconclusive", f"{said}, but: {few}"
         if outcome == "passed" and (reasons := blind_spots(results, figure)):
             outcome, said = "inconclusive", f"{said}, but the audit may see too little: {' '.join(reasons)}"
@@ -162,6 +163,8 @@ def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
             kind="epsilon",
             attack=decisions.attack,
         )
+    elif figure == "exposure":
+        yield _exposure(results, limit.most)
     elif match is not None and match["draws"]:
         yield _extractable(results, limit.most, match["draws"], share=bool(match["share"]))
     else:
@@ -219,6 +222,19 @@ def _extractable(results: Results, most: float, draws: str, *, share: bool) -> L
     )
 
 
+def _exposure(results: Results, most: float) -> LimitedFigure:
+    """Return the largest exposure of a secret in the texts to judge."""
+    found = None if results.secrets is None else results.secrets.judged
+    by_chance = "" if not found or not found.n_ranked else f" ({found.largest_by_chance:.0f} by chance)"
+    return LimitedFigure(
+        name=f"largest exposure of {found.n_ranked if found else 'any'} secrets, in bits{by_chance}",
+        measure=Measure(reason="no spans were given to the audit") if found is None else found.largest,
+        most=most,
+        kind="exposure",
+        attack="ranking",
+    )
+
+
 def _identifiable(results: Results) -> Measure:
     decisions = results.decisions
     if not decisions.n_judged:
@@ -244,6 +260,8 @@ def _outcome(figure: LimitedFigure) -> Outcome:
 def _value(figure: LimitedFigure) -> str:
     if figure.measure.value is None:
         return "not measured"
+    if figure.kind == "exposure":
+        return whole_bits(figure.measure)
     return f"{figure.measure.value:g}" if figure.kind in COUNTS else written(figure.measure)
 
 

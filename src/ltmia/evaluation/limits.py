@@ -12,7 +12,7 @@ from ltmia.errors import ConfigError
 from ltmia.evaluation.wording import percent
 
 RULE = re.compile(
-    r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon"
+    r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon|exposure"
     r"|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]{0,11}))"
 )
 """Names of figures. Only an AUC and a TPR can be of one attack: records are flagged by the one that decides."""
@@ -23,8 +23,8 @@ class Limit:
     """Largest allowed value of one figure."""
 
     figure: str
-    """auc, tpr@fpr=F, identifiable, epsilon, extractable@N or extractable_share@N. "ATTACK.auc" names one attack;
-    without a name the worst one counts."""
+    """auc, tpr@fpr=F, identifiable, epsilon, extractable@N, extractable_share@N or exposure. "ATTACK.auc" names one
+    attack; without a name the worst one counts."""
     most: float
 
     @property
@@ -33,7 +33,9 @@ class Limit:
         match = RULE.fullmatch(self.figure)
         if match is None:
             return self.figure
-        said = {"auc": "AUC", "identifiable": "identifiable records"}.get(match["figure"], match["figure"])
+        said = {"auc": "AUC", "identifiable": "identifiable records", "exposure": "exposure of secrets in bits"}.get(
+            match["figure"], match["figure"]
+        )
         if match["fpr"]:
             said = f"TPR at {percent(float(match['fpr']))} FPR"
         if match["draws"]:
@@ -63,7 +65,7 @@ class Limit:
         if not RULE.fullmatch(figure):
             raise ConfigError(
                 f"{figure!r}: no such figure; there are auc and tpr@fpr=0.01, also of one attack (loss.auc), "
-                "identifiable, epsilon, extractable@1000 and extractable_share@1000"
+                "identifiable, epsilon, exposure, extractable@1000 and extractable_share@1000"
             )
         try:
             value = float(most)
@@ -71,6 +73,8 @@ class Limit:
             raise ConfigError(f"{figure}: {str(most)[:40]!r} is no number, or too large") from error
         if not 0 <= value < float("inf"):
             raise ConfigError(f"{figure}: {most} is no limit; expected a number from 0 on")
+        if figure == "exposure" and value % 1:
+            raise ConfigError(f"exposure: {most} is no limit; expected whole bits, as the results give them")
         return cls(figure=figure, most=value)
 
 

@@ -3,25 +3,17 @@
 A figure that could not be measured is null with a reason, never 0. This module imports no torch and sees no texts.
 """
 
+import math
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-Rate = Annotated[str, Field(pattern=r"^(0\.[0-9]{0,8}[1-9]|1)$")]
-"""False-positive rate as a key: "0.01", never "0.010"."""
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0)]
+from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
+from ltmia.evaluation.section import Amount, Count, Rate, Section, Share
 
 
-class _Section(BaseModel):
-    """Base of all sections: unknown keys and figures that are not finite are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Measure(_Section):
+class Measure(Section):
     """A figure with its 95 % interval, or nulls and the reason why it cannot be given."""
 
     value: float | None = None
@@ -41,49 +33,7 @@ ShareMeasure = Annotated[Measure, AfterValidator(_of_shares)]
 """A figure from 0 to 1, within its interval."""
 
 
-class AdapterInfo(_Section):
-    """The adapter of a model."""
-
-    active: list[str]
-    """Names of those that take part; empty for a reference that is the target with its adapter switched off."""
-    sha256: str
-    """Hash of the adapters' configs as loaded: rank, alpha, variant, targets."""
-
-
-class ModelInfo(_Section):
-    """Identity of one of the two models."""
-
-    source: str
-    """Path, hub id or `memory`; what the recording calls it."""
-    revision: str | None = None
-    sha256: str
-    """Hash of the weights as loaded, with their names and dtypes; of the recording where there is one."""
-    config_sha256: str | None = None
-    """Hash of the config as loaded, without paths and versions. Null, as the next two, for a recording."""
-    modules_sha256: str | None = None
-    """Hash of what neither weights nor config hold: attributes of modules, other buffers, code of the model's own."""
-    adapter: AdapterInfo | None = None
-    """Null for a model without an adapter as well."""
-    architecture: str | None
-    """Null, as the next two, for a model that was only recorded."""
-    n_parameters: Count | None
-    dtype: str | None
-    trust_remote_code: bool = False
-    remarks: list[str] = Field(default_factory=list)
-    """What had to be done to its weights when they were loaded, such as unpacking them."""
-    recorded_by: str | None = None
-    """What recorded its log-probabilities; null if it was run for this audit."""
-
-
-class TokenizerInfo(_Section):
-    """The tokenizer both models share."""
-
-    sha256: str | None
-    """Hash of vocabulary, merges, normaliser, special tokens and chat template. Null if the recordings do not say."""
-    vocab_size: Count
-
-
-class DataInfo(_Section):
+class DataInfo(Section):
     """Number of texts of each kind."""
 
     n_members: Count
@@ -102,7 +52,7 @@ class DataInfo(_Section):
     """Distinct groups over all texts; null when the data have none."""
 
 
-class AttackResult(_Section):
+class AttackResult(Section):
     """How well one attack separates members from non-members."""
 
     auc: ShareMeasure
@@ -116,7 +66,7 @@ class AttackResult(_Section):
         return self.tpr_at_fpr.get(fpr, Measure(reason="not in the results file"))
 
 
-class Decisions(_Section):
+class Decisions(Section):
     """Which records are flagged, and the share of false flags that was observed."""
 
     attack: str
@@ -154,7 +104,7 @@ class Decisions(_Section):
         return self.fewest_flags is not None and self.fewest_flags <= self.n_judged
 
 
-class ObserverResult(_Section):
+class ObserverResult(Section):
     """Decisions of one observer, who sees log-probabilities or holds the weights of both models."""
 
     attack: str | None = None
@@ -164,7 +114,7 @@ class ObserverResult(_Section):
     """Why this observer was not tried."""
 
 
-class UpdateInfo(_Section):
+class UpdateInfo(Section):
     """Figures of the attack on the update of the weights, target minus base."""
 
     explained: float
@@ -178,7 +128,7 @@ class UpdateInfo(_Section):
     seconds: Amount
 
 
-class Extractable(_Section):
+class Extractable(Section):
     """Share of texts whose suffix a model writes when it is given their prefix; each text counts once."""
 
     judged: ShareMeasure
@@ -192,7 +142,7 @@ class Extractable(_Section):
     """Members or candidates that the target gives and the base does not."""
 
 
-class Extraction(_Section):
+class Extraction(Section):
     """How many texts can be drawn out of the target, see docs/extraction.md."""
 
     n_judged: Count = 0
@@ -207,7 +157,41 @@ class Extraction(_Section):
     reason: str | None = None
 
 
-class SetTest(_Section):
+class SecretValues(Section):
+    """Exposures of the secret values of one side, in bits; see docs/extraction.md."""
+
+    n_values: Count = 0
+    """Different values; `n_ranked` of them could be ranked among alternatives."""
+    n_ranked: Count = 0
+    largest: Measure
+    """Largest exposure under the target, in whole bits: value and upper end rounded up, lower end down. The intervals
+    of all values hold together with 95 %."""
+    largest_by_base: Measure
+    median: Amount | None = None
+    median_by_base: Amount | None = None
+    median_rise: float | None = None
+    """Median of the exposure under the target minus that under the base."""
+
+    @property
+    def largest_by_chance(self) -> float:
+        """Largest exposure of so many values that a model knows nothing of, in bits: the median of its distribution."""
+        return -math.log2(-math.expm1(math.log(0.5) / max(self.n_ranked, 1)))
+
+
+class Secrets(Section):
+    """How far both models prefer the secrets in the texts to alternatives of the same form."""
+
+    judged: SecretValues
+    """In members or candidates."""
+    nonmembers: SecretValues
+    """In non-members alone."""
+    n_alternatives: Count
+    """Alternatives to each value at most."""
+    reach: Count
+    """Exposure that a value which no alternative beats would show, in whole bits, rounded up."""
+
+
+class SetTest(Section):
     """Was this collection used? One p-value for all candidates together."""
 
     p_value: Share | None
@@ -218,7 +202,7 @@ class SetTest(_Section):
     reason: str | None = None
 
 
-class Check(_Section):
+class Check(Section):
     """One validity check: a status, a sentence that explains it, and its figures."""
 
     status: Literal["ok", "warning", "failed", "not_measured"]
@@ -227,7 +211,7 @@ class Check(_Section):
     details: dict[str, float | int | str | None] = Field(default_factory=dict)
 
 
-class Validity(_Section):
+class Validity(Section):
     """Checks whether the scores can be trusted; every check runs in every audit."""
 
     blind: Check
@@ -243,7 +227,7 @@ class Validity(_Section):
     power: Check
 
 
-class Reused(_Section):
+class Reused(Section):
     """Work of an earlier run in the same folder that this run reused."""
 
     what: str
@@ -254,7 +238,7 @@ class Reused(_Section):
     """When the earlier run began that work."""
 
 
-class Timing(_Section):
+class Timing(Section):
     """Times of the run; reused work of an earlier run counts with the time it took then."""
 
     seconds: Amount
@@ -263,7 +247,7 @@ class Timing(_Section):
     feature_seconds: Amount
 
 
-class Results(_Section):
+class Results(Section):
     """Everything `results.json` holds."""
 
     schema_version: Literal[2] = 2
@@ -290,6 +274,8 @@ class Results(_Section):
     """Figures of the attack on the weights; null if it did not run."""
     extraction: Extraction | None = None
     """How many texts can be drawn out; null in older files."""
+    secrets: Secrets | None = None
+    """Exposure of secrets; null if no spans were given."""
     set_test: SetTest
     epsilon: Measure | None = None
     """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""
@@ -303,6 +289,7 @@ class Results(_Section):
     @model_validator(mode="after")
     def _no_part_above_its_whole(self) -> "Results":
         data, drawn = self.data, self.extraction or Extraction()
+        secrets = () if self.secrets is None else (self.secrets.judged, self.secrets.nonmembers)
         asked = data.n_members + data.n_candidates
         n_texts = asked + data.n_nonmembers
         for what, part, whole in (
@@ -312,6 +299,7 @@ class Results(_Section):
             ("repeats", data.n_repeats, n_texts),
             ("repeats among non-members", data.n_nonmember_repeats, min(data.n_repeats, data.n_nonmembers)),
             ("usable non-members", data.n_usable_nonmembers or 0, data.n_nonmembers),
+            *(("secrets ranked", part.n_ranked, part.n_values) for part in secrets),
             ("records drawn out", max((found.n_new for found in drawn.within.values()), default=0), drawn.n_judged),
         ):
             if part > whole:

@@ -18,6 +18,13 @@ def figure(measure: Measure, *, signed: bool = False) -> str:
     return f"{value} [{number(measure.low, signed=signed)}, {number(measure.high, signed=signed)}]"
 
 
+def whole_bits(measure: Measure) -> str:
+    """Write an exposure with its 95 % interval in whole bits, such as "11 [8, 20]", or the reason why it is missing."""
+    if measure.value is None or measure.low is None or measure.high is None:
+        return measure.reason or "not measured"
+    return f"{measure.value:.0f} [{measure.low:.0f}, {measure.high:.0f}]"
+
+
 def number(value: float, *, signed: bool = False) -> str:
     """Write a figure alone: three decimals."""
     return f"{value:+.3f}" if signed else f"{value:.3f}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
@@ -77,23 +78,36 @@ class ModelRunner:
         return self._after_head is not None
 
     @torch.inference_mode()
-    def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden_states(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
         """Run the model without its head; (batch, seq) ids to (batch, seq, hidden).
 
         For a model that is run whole these are the logits themselves.
-        """
-        return self.states_with_graph(ids, mask)
 
-    def states_with_graph(self, ids: Tensor, mask: Tensor) -> Tensor:
+        Args:
+            ids: Token ids.
+            mask: 1 for each of them that is no padding, and for each token before them.
+            past: What the model remembers of the tokens before them, by `remember`; the pass adds these to it.
+        """
+        return self.states_with_graph(ids, mask, past)
+
+    @torch.inference_mode()
+    def remember(self, ids: Tensor) -> DynamicCache | None:
+        """Run the model over (1, seq) ids and return its keys and values; None if it has no memory of this kind."""
+        with self._context():
+            found = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+        past = getattr(found, "past_key_values", None)
+        return past if isinstance(past, DynamicCache) else None
+
+    def states_with_graph(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
         """Do the same as `hidden_states`, and record the graph for a backward pass."""
         with self._context():
             if not self.runs_head_apart:
-                return self._logits(ids, mask)
+                return self._logits(ids, mask, past)
             # A model that was loaded again has a new head.
             self._head = self._model.get_output_embeddings()
             # The model's own head runs as well; one position is enough for it.
             with _head_input(self._head, lambda hidden: hidden[..., :1, :]) as captured:
-                self._logits(ids, mask)
+                self._logits(ids, mask, past)
             return captured[0]
 
     def float32_head(self) -> Head:
@@ -118,8 +132,10 @@ class ModelRunner:
         head = plain_float32_head(self._head)
         return lambda hidden: after_head(head(hidden))
 
-    def _logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    def _logits(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
+        if past is None:
+            return self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return self._model(input_ids=ids, attention_mask=mask, past_key_values=past, use_cache=True).logits
 
     def _is_half(self) -> bool:
         return any(parameter.dtype in HALF for parameter in self._model.parameters())

@@ -23,20 +23,21 @@ from ltmia.evaluation.audit_folder import (
     PRIVATE_FOLDER,
     RECORDS_FILE,
     REPORT_FILE,
+    SPANS_FILE,
     TOKENS_FILE,
     refuse_other_run,
 )
-from ltmia.evaluation.files import read_audit, read_groups, read_tokens, run_of
+from ltmia.evaluation.files import read_audit, read_groups, read_spans_table, read_tokens, run_of
 from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.evaluation.summary import summarise
-from ltmia.evaluation.wording import number, percent
+from ltmia.evaluation.wording import number, percent, whole_bits
 from ltmia.folders import write_whole
 from ltmia.ownership import refuse_stranger
-from ltmia.report import extraction_words, figures, words
+from ltmia.report import extraction_words, figures, secret_words, words
 from ltmia.report.advice import advise
-from ltmia.report.payload import embedded_json, page_data
+from ltmia.report.payload import LONGEST_TEXT, embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
 
 N_CURVES = 4
@@ -61,11 +62,14 @@ def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
     groups = read_groups(folder)
     if groups is not None:
         refuse_other_run(folder / GROUPS_FILE, run_of(groups), results.run_id)
+    spans = read_spans_table(folder)
+    if spans is not None:
+        refuse_other_run(folder / SPANS_FILE, run_of(spans), results.run_id)
     if (column := f"score_{results.decisions.attack}") not in records.column_names:
         raise StoreError(
             f"{folder / RECORDS_FILE}: no column {column!r}, which the decisions rest on; run the audit again"
         )
-    page = render_report(results, records, tokens, limits, groups)
+    page = render_report(results, records, tokens, limits, groups, spans)
     path = folder / REPORT_FILE
     refuse_stranger(path, 'name="ltmia-run"')
     write_whole(path, lambda part: part.write_text(page, "utf-8"))
@@ -78,6 +82,7 @@ def render_report(
     tokens: pa.Table | None = None,
     limits: Sequence[Limit] | None = None,
     groups: pa.Table | None = None,
+    spans: pa.Table | None = None,
 ) -> str:
     """Return the page as text; the same input gives the same bytes.
 
@@ -87,12 +92,15 @@ def render_report(
         tokens: Table of `tokens.parquet`, only if the tokens were revealed.
         limits: See `write_report`.
         groups: Of `groups.parquet`, where the texts have groups.
+        spans: Of `spans.parquet`, where spans were given.
     """
     environment = template_environment()
     environment.filters["percent"] = percent
     environment.filters["figure"] = number
     environment.filters["signed"] = partial(number, signed=True)
     environment.filters["number"] = _number
+    environment.filters["bits"] = whole_bits
+    environment.filters["short"] = lambda text: text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
     cut = Records.of(records, results.decisions.attack)
     template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")
     return environment.get_template("report.html.j2").render(
@@ -104,6 +112,8 @@ def render_report(
         observers=words.observer_lines(results),
         extraction=extraction_words,
         extraction_rows=extraction_words.extraction_rows(results),
+        secrets=secret_words.secret_sides(results),
+        exposed=secret_words.most_exposed(spans),
         advice=advise(results, cut),
         reasons=_reasons(results),
         figures=_figures(results, records),

@@ -16,6 +16,7 @@ from ltmia.evaluation.shown import one_line
 from ltmia.evaluation.summary import Summary, summarise
 from ltmia.evaluation.wording import figure
 from ltmia.report.extraction_words import extraction_line
+from ltmia.report.secret_words import secrets_line
 from ltmia.report.words import (
     CONTROL,
     FPR_NAMES,
@@ -43,7 +44,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
     _print(console, f"{summary.limits} {summary.observer}", "dim")
     for line, style in _cautions(results, summary):
         _print(console, line, style)
-    for line in filter(None, (*observer_lines(results), extraction_line(results), unread(results))):
+    drawn_out = extraction_line(results), secrets_line(results)
+    for line in filter(None, (*observer_lines(results), *drawn_out, unread(results))):
         _print(console, line)
     if results.attacks:
         _print(console, "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from ltmia.evaluation.results import AdapterInfo, ModelInfo, TokenizerInfo
+from ltmia.evaluation.pair_info import AdapterInfo, ModelInfo, TokenizerInfo
 from ltmia.folders import shown_path
 from ltmia.models.identity import ModelIdentity, active_adapters, tokenizer_sha256
 from ltmia.models.pair import ModelOrigin, Pair

@@ -10,7 +10,7 @@ from ltmia.attacks.table import ATTACKS
 from ltmia.data.recording_pairs import join_recordings, rows_by_id
 from ltmia.data.recordings import RecordedText, Recording, is_recording, text_sha256
 from ltmia.errors import ConfigError, DataError
-from ltmia.evaluation.results import ModelInfo, TokenizerInfo
+from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.features.columns import LITE_TOP, reads_recordings
 from ltmia.features.served import served_statistics
 from ltmia.folders import shown_path
