@@ -203,6 +203,11 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| 1 \| [01]\.\d\d \| [01]\.\d\d \| 0\.00 \| 0\.00 \|",
         check=written("out/epochs-1/audit/report.html"),
     ),
+    "benchmarks/exposure.py": SmallRun(
+        arguments="out --values 2 --nonmembers 2 --repeats 1 40 --epochs 1 --alternatives 40 --digits 4",
+        finds=r"\| 1 x \| \d\.\d \| \d \| \d \|",
+        check=written("out/audit/spans.parquet"),
+    ),
     "benchmarks/ray_lab.py": SmallRun(
         arguments="out --rounds 1 --seeds 1 --texts 20", finds=r"2 workers over that of 1: \d", needs="ray"
     ),

@@ -38,6 +38,8 @@ def test_folder_of_an_audit(materials: Path) -> None:
         "private/multi_pass",
         "private/gradients",
         "private/previous",
+        "private/spans.parquet",
+        "spans.parquet",
     }
 
 

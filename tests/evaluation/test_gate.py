@@ -25,6 +25,7 @@ from ltmia.evaluation.verdict import headline
 
 Tree = dict[str, Any]
 LIMITS = ("identifiable:0", "auc:0.6", "tpr@fpr=0.01:0.05", "epsilon:2")
+EXPOSED = ("exposure:8",)
 DRAWN = ("extractable@1000:0", "extractable_share@1000:0.01")
 CHECKS = (
     "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "base", "backend", "power",
@@ -48,6 +49,12 @@ def drawn(n: int) -> Tree:
     return {"judged": share, "n_new": n, **dict.fromkeys(names, nothing)}
 
 
+def secrets(largest: int, high: int) -> Tree:
+    """Return what says that 40 secrets were ranked, and that no exposure is larger."""
+    exposure = measure(largest, largest - 1, high)
+    return {"n_values": 40, "n_ranked": 40, "largest": exposure, "largest_by_base": measure(5, 4, 7)}
+
+
 def sound() -> Tree:
     """Return an audit that saw well and found nothing: 1,000 members, 2,000 non-members."""
     model = {"source": "m", "sha256": "0", "architecture": "gpt2", "n_parameters": 1, "dtype": "float32"}
@@ -68,6 +75,7 @@ def sound() -> Tree:
             "n_judged": 1000, "n_nonmembers": 2000, "suffix_tokens": 50,
             "within": {draws: drawn(0) for draws in ("1", "1000")}, "greedy": drawn(0),
         },
+        "secrets": {"judged": secrets(5, 7), "nonmembers": secrets(5, 7), "n_alternatives": 2000, "reach": 11},
         "set_test": {"p_value": 0.5, "effect": measure(0.5, 0.47, 0.53)},
         "epsilon": measure(0.1, 0.1), "validity": checks, "verdict": "",
         "timing": {"seconds": 1, "texts_per_second": 1, "forward_seconds": 1, "feature_seconds": 1},
@@ -103,7 +111,7 @@ def both(*changes: Callable[[Tree], None]) -> Callable[[Tree], None]:
     return change
 
 
-@pytest.mark.parametrize("limit", [*LIMITS, *DRAWN])
+@pytest.mark.parametrize("limit", [*LIMITS, *DRAWN, *EXPOSED])
 def test_a_sound_audit_that_found_nothing_passes(limit: str) -> None:
     assert held(sound(), limit)[0] == 0
 
@@ -233,6 +241,16 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     ),
     "nothing drawn": (DRAWN, put("extraction", {"reason": "the cluster kept scores only"}), "scores only"),
     "an old file without extraction": (DRAWN, put("extraction", None), "version"),
+    "no spans given": (EXPOSED, put("secrets", None), "no spans were given"),
+    "no secret ranked": (EXPOSED, put("secrets|judged|largest", measure(None)), "could not be measured"),
+    "secrets not ranked": (EXPOSED, put("secrets|judged|n_ranked", 37), "37 of 40 secrets were ranked"),
+    "too few alternatives": (("exposure:11", "exposure:12"), lambda _: None, "more alternatives are needed"),
+    "a secret that no alternative beats": (("exposure:11",), put("secrets|judged", secrets(11, 20)), "11 [10, 20]"),
+    "the base is wrong for secrets": (
+        EXPOSED,
+        put("validity|base", {"status": "failed", "sentence": "Wrong."}),
+        "Wrong.",
+    ),
     "the share within its interval": (("extractable_share@1000:0.003",), lambda _: None, "at most 0.003"),
 }
 
@@ -268,6 +286,24 @@ def test_what_can_be_drawn_out_is_held_against_a_count_and_a_share(limit: str, n
         tree["data"]["n_nonmembers"] = 5
         tree["validity"]["near_duplicates"]["details"] = {"repeats_across_sets": 40}
         assert held(tree, limit)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "largest", "high", "code"),
+    [("exposure:8", 9, 11, 1), ("exposure:8", 8, 9, 3), ("exposure:8", 7, 8, 0), ("exposure:10", 11, 20, 1)],
+)
+def test_exposure_is_held_against_whole_bits(limit: str, largest: int, high: int, code: int) -> None:
+    tree = sound()
+    tree["secrets"]["judged"] = secrets(largest, high)
+    found, said = held(tree, limit)
+    assert found == code
+    assert f"{largest} [{largest - 1}, {high}]" in said
+    assert "40 secrets, in bits (6 by chance)" in said
+    if code == 1:  # few texts do not undo the rank of a secret
+        tree["data"]["n_nonmembers"] = 5
+        assert held(tree, limit)[0] == 1
+    with pytest.raises(ConfigError, match="whole bits"):
+        Limit.parse("exposure:8.5")
 
 
 def test_a_number_of_draws_that_was_not_measured_is_refused_by_name() -> None:
@@ -309,6 +345,7 @@ DAMAGES: dict[str, str] = {
     "more flagged than judged": raw(put("decisions|n_flagged", 1001)),
     "more judged than there are": raw(put("decisions|n_judged", 1001)),
     "more usable than there are": raw(put("data|n_usable_nonmembers", 2001)),
+    "more secrets ranked than there are": raw(put("secrets|judged|n_ranked", 41)),
     "more drawn out than measured": raw(put("extraction|within|1000|n_new", 1001)),
     "a number of draws without end": raw(put("extraction|within|1" + "0" * 5000, drawn(0))),
     "a number as a string": raw(put("decisions|n_flagged", "0")),

@@ -29,6 +29,7 @@ from ltmia.auditing.token_table import token_columns
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.files import (
     forget_revealed,
+    forget_spans,
     write_groups,
     write_records,
     write_results,
@@ -188,6 +189,8 @@ def _write_tables(
     if scored.secrets is not None:
         spans = span_columns(scored.secrets, sets, ids, reveal=question.reveal)
         write_spans(spans, private_span_columns(scored.secrets), run)
+    else:
+        forget_spans(run)
     if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics
         revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
         tokens = token_columns(texts, measured.scores[measured.judge], classifier=scored.classifier, revealed=revealed)

@@ -178,6 +178,11 @@ def write_spans(shareable: Mapping[str, Any], private: Mapping[str, Any], run: R
     _write_table(private, run.private.path / SPANS_FILE, run.run_id)
 
 
+def forget_spans(run: Run) -> None:
+    """Delete the exact figures on secrets of an earlier run, which do not belong to this one."""
+    (run.private.path / SPANS_FILE).unlink(missing_ok=True)
+
+
 def read_spans_table(folder: Path) -> pa.Table | None:
     """Read `spans.parquet`; None if there is none, as for an audit without spans.
 

@@ -19,13 +19,13 @@ from ltmia.models.tokens import EncodedText
 ROWS_AT_ONCE = 4
 """Tokens of a pass of endings, with those of the beginning that each of them attends to, as a multiple of
 `most_tokens`. The beginning costs memory but hardly any time."""
-AGREEMENT = 1e-3
+AGREEMENT = 1e-4
 """Largest difference between an ending's log-probability after a beginning that was read before, and if both are read
 together, as a share of it."""
 HALF_AGREEMENT = 3e-2
 """The same in half precision."""
 
-Ids = Int64[np.ndarray, " seq"]
+Ids = Int64[np.ndarray, " _"]
 
 
 @torch.inference_mode()

@@ -53,9 +53,9 @@ class RankedSecret:
 class _Trial:
     """A secret and its alternatives as token ids."""
 
-    beginning: Int64[np.ndarray, " seq"]
+    beginning: Int64[np.ndarray, " _"]
     """What all values begin with."""
-    endings: list[Int64[np.ndarray, " seq"]]
+    endings: list[Int64[np.ndarray, " _"]]
     """The secret's first."""
     n_before: int
     """Tokens of the secret's ending that lie before it. More than 0 if an alternative merges with the text before."""

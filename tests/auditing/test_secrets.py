@@ -1,0 +1,249 @@
+"""Exposure of planted numbers: it rises with their repeats, and is what a plain loop over all alternatives finds."""
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.stats import kstest
+from typer.testing import CliRunner
+
+from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.question import AuditResult
+from ltmia.auditing.score import ScoreConfig, score
+from ltmia.cli.app import app
+from ltmia.errors import ConfigError, DataError
+from ltmia.evaluation.files import read_audit, read_spans_table
+from ltmia.evaluation.gate import hold_against
+from ltmia.evaluation.limits import Limit
+from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
+from ltmia.models.loading import LoadOptions, load_alone, load_pair
+from ltmia.models.pair import Pair
+from ltmia.records import Texts
+from ltmia.scoring.recorded_pair import load_recorded_pair
+from ltmia.scoring.recording import record_model
+from ltmia.scoring.secret_ranks import Secret, rank_secrets
+
+REPEATS, EACH, N_NONMEMBERS, N_ALTERNATIVES, VOCAB = (1, 4, 16, 64), 4, 20, 128, 330
+RULE = r"code: the code of \w+ is (\d+)"
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Models, texts with a number each, and an audit of them with the numbers as secrets."""
+
+    folder: Path
+    pair: Pair
+    texts: tuple[Texts, Texts]
+    audited: AuditResult
+
+    @property
+    def spans(self) -> list[dict]:
+        return read_spans_table(self.folder / "audit").to_pylist()
+
+    def config(self, **changes: object) -> AuditConfig:
+        options = AuditConfig(
+            attacks="difference", spans=str(self.folder / "rules.txt"), alternatives=N_ALTERNATIVES, most_values=30
+        )
+        return replace(options, **changes)
+
+
+def planted_texts(n: int, rng: np.random.Generator) -> list[str]:
+    names = ["".join(rng.choice(list("abcdefghij"), 4)) for _ in range(n)]
+    numbers = ["".join(rng.choice(list("0123456789"), 5)) for _ in range(n)]
+    return [f"the code of {name} is {number}." for name, number in zip(names, numbers, strict=True)]
+
+
+def trained(texts: list[str], tokenizer, seed: int, epochs: int, start: torch.nn.Module | None = None):
+    model = build_base(TinyConfig(model_type="gpt2", vocab_size=VOCAB, hidden_size=48, n_layers=1), seed=0)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    generator = torch.Generator().manual_seed(seed)
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(texts), generator=generator).split(32):
+            optimizer.zero_grad()
+            model(
+                batch["input_ids"][rows], attention_mask=batch["attention_mask"][rows], labels=labels[rows]
+            ).loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    folder, rng = tmp_path_factory.mktemp("planted"), np.random.default_rng(0)
+    texts = planted_texts(EACH * len(REPEATS) + N_NONMEMBERS, rng)
+    others = planted_texts(200, rng)
+    numbers = [f"is {number}." for number in rng.integers(0, 10**5, 800)]
+    tokenizer = train_tokenizer([*others, *numbers], VOCAB)  # some pairs of digits are one token
+    members = texts[: EACH * len(REPEATS)]
+    base = trained(others, tokenizer, 1, 4)
+    target = trained(list(np.repeat(members, np.repeat(REPEATS, EACH))), tokenizer, 2, 3, base)
+    for name, model in (("base", base), ("target", target)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "rules.txt").write_text(RULE, "utf-8")
+    pair = load_pair(folder / "target", folder / "base", dtype="float32", device="cpu")
+    named = Texts(texts=tuple(texts), ids=tuple(f"t{i}" for i in range(len(texts))))
+    sets = named.take(range(len(members))), named.take(range(len(members), len(texts)))
+    ready = Planted(folder, pair, sets, None)
+    return replace(ready, audited=audit(pair, *sets, folder / "audit", config=ready.config()))
+
+
+def test_exposure_rises_with_repeats_and_lies_at_chance_without(planted: Planted) -> None:
+    rows = pq.read_table(planted.folder / "audit" / "private" / "spans.parquet").to_pylist()
+    bits, by_base = (np.array([row[name] for row in rows]) for name in ("exposure", "exposure_by_base"))
+    means = [bits[i * EACH : (i + 1) * EACH].mean() for i in range(len(REPEATS))]
+    assert means == sorted(means), means
+    assert means[-1] > 5
+    assert means[0] < 4
+    unseen = np.concatenate([bits[len(REPEATS) * EACH :], by_base])
+    assert kstest(2.0**-unseen, "uniform").pvalue > 1e-3
+    found = planted.audited.results.secrets
+    assert found.judged.largest.value == math.ceil(math.log2(N_ALTERNATIVES + 1))
+    assert found.judged.largest.high == math.ceil(math.log2(10**5))
+    assert found.judged.median > found.nonmembers.median + 1
+    assert found.judged.median_rise > 1
+
+
+def logp_by_hand(model: torch.nn.Module, tokenizer, text: str) -> float:
+    ids = torch.tensor(tokenizer(text)["input_ids"])
+    with torch.no_grad():
+        logp = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+    return float(logp[range(len(ids) - 1), ids[1:]].sum())
+
+
+def test_a_plain_loop_over_all_alternatives_finds_the_same_rank(planted: Planted) -> None:
+    """All 1,000 numbers of three digits, in the middle of a text, where the tokens at both borders may merge."""
+    text, start = "the code of abcd is 12345.", len("the code of abcd is 1")
+    secret = Secret(text=text, start=start, end=start + 3)
+    [found] = rank_secrets(planted.pair, [secret], n_alternatives=999, max_length=64, seed=0)
+    tokenizer = planted.pair.tokenizer
+    assert len({len(tokenizer(f"{text[:start]}{i:03}{text[start + 3 :]}")["input_ids"]) for i in range(1000)}) > 1
+    for model, ranked in ((planted.pair.target, found.target), (planted.pair.reference, found.reference)):
+        ends = [tail for tail in range(len(text) - start - 2) if is_cut_well(tokenizer, text, start + 3 + tail)]
+        tail = text[start + 3 : start + 3 + ends[0]]
+        logp = [logp_by_hand(model, tokenizer, f"{text[:start]}{i:03}{tail}") for i in range(1000)]
+        assert ranked.tried.n_better == sum(one > logp[234] for one in logp)
+        assert ranked.tried.are_all
+        assert ranked.tried.exposure == pytest.approx(math.log2(1000) - math.log2(ranked.tried.n_better + 1))
+        own, n_before = tokenizer(text[:start] + "234" + tail)["input_ids"], 0
+        before = tokenizer(text[:start])["input_ids"]
+        while n_before < len(before) and before[n_before] == own[n_before]:
+            n_before += 1
+        with torch.no_grad():
+            each = model(input_ids=torch.tensor([own])).logits[0].double().log_softmax(-1)
+        expected = sum(float(each[i - 1, own[i]]) for i in range(n_before, len(own)))
+        assert ranked.logp == pytest.approx(expected, abs=1e-4)
+
+
+def is_cut_well(tokenizer, text: str, stop: int) -> bool:
+    whole, part = (tokenizer(one)["input_ids"] for one in (text, text[:stop]))
+    return whole[: len(part)] == part
+
+
+def test_what_is_handed_on_tells_no_value_and_only_whole_bits(planted: Planted) -> None:
+    table = read_spans_table(planted.folder / "audit")
+    assert "value" not in table.column_names
+    assert [row["id"] for row in planted.spans] == [*planted.texts[0].ids, *planted.texts[1].ids]
+    assert all(row["span"] == 1 and row["kind"] == "code" and row["n_copies"] == 1 for row in planted.spans)
+    exact = pq.read_table(planted.folder / "audit" / "private" / "spans.parquet").to_pylist()
+    assert [row["exposure"] for row in planted.spans] == [math.ceil(round(row["exposure"], 9)) for row in exact]
+    values = [re.search(r"\d{5}", text)[0] for part in planted.texts for text in part.texts]
+    for path in (planted.folder / "audit").glob("*.*"):
+        content = path.read_bytes() if path.suffix != ".parquet" else repr(pq.read_table(path).to_pylist()).encode()
+        assert not any(value.encode() in content for value in values), path
+    page = (planted.folder / "audit" / "report.html").read_text("utf-8")
+    assert 'id="secrets"' in page
+    shown = audit(
+        planted.pair, *planted.texts, planted.folder / "shown", config=planted.config(reveal=True, alternatives=4)
+    )
+    assert read_spans_table(shown.folder)["value"].to_pylist() == values
+
+
+def test_each_value_counts_once(planted: Planted, tmp_path: Path) -> None:
+    first, second = planted.texts
+    again = Texts(texts=(*first.texts[:3], first.texts[1] + " " + first.texts[0]), ids=("a", "b", "c", "d"))
+    known = Texts(texts=(*second.texts[:2], first.texts[2]), ids=("x", "y", "z"))
+    spans = str(planted.folder / "rules.txt")
+    results = score(
+        planted.pair, again, known, tmp_path / "out",
+        config=ScoreConfig(attack="difference", spans=spans, most_values=2, alternatives=20),
+    ).results  # fmt: skip
+    rows = read_spans_table(tmp_path / "out").to_pylist()
+    assert [(row["id"], row["span"], row["n_copies"]) for row in rows] == [
+        ("a", 1, 2), ("b", 1, 2), ("c", 1, 1), ("x", 1, 1), ("y", 1, 1),
+    ]  # fmt: skip
+    assert [row["label"] for row in rows] == [None, None, None, 0, 0]
+    assert (results.secrets.judged.n_values, results.secrets.judged.n_ranked) == (3, 2)
+    assert (results.secrets.nonmembers.n_values, results.secrets.nonmembers.n_ranked) == (2, 2)
+    assert sum(row["reason"] is not None and "not drawn" in row["reason"] for row in rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "said"),
+    [
+        ("12345 is first", "12345", "nothing stands before it"),
+        ("the code is --", "--", "no digit and no letter"),
+        ("the code of everybody is " * 4 + "12345", "12345", "behind the first 32 tokens"),
+        (
+            "the code of abcdefghij abcdefghij abcdef is 12345678901234567890",
+            "12345678901234567890",
+            "behind the first",
+        ),
+    ],
+)
+def test_what_cannot_be_ranked_says_why(planted: Planted, text: str, value: str, said: str) -> None:
+    start = text.index(value)
+    secret = Secret(text=text, start=start, end=start + len(value))
+    [found] = rank_secrets(planted.pair, [secret], n_alternatives=20, max_length=32, seed=0)
+    assert found.target is None
+    assert said in found.reason
+
+
+def test_the_gate_holds_the_largest_exposure_against_a_limit(planted: Planted) -> None:
+    results, _ = read_audit(planted.folder / "audit")
+    assert hold_against(results, [Limit.parse("exposure:5")]).exit_code == 1
+    assert "secrets" in hold_against(results, [Limit.parse("exposure:5")]).judged[0].sentence
+
+
+def test_recordings_and_wrong_files_are_refused_before_anything_is_run(planted: Planted, tmp_path: Path) -> None:
+    everything = Texts.concatenate(planted.texts)
+    for name in ("target", "base"):
+        alone = load_alone(planted.folder / name, options=LoadOptions(dtype="float32", device="cpu"))
+        record_model(alone, everything, tmp_path / f"{name}.jsonl")
+    recorded = load_recorded_pair(tmp_path / "target.jsonl", tmp_path / "base.jsonl")
+    with pytest.raises(ConfigError, match="spans"):
+        audit(recorded, *planted.texts, tmp_path / "out", config=planted.config())
+    (tmp_path / "places.jsonl").write_text(
+        '{"id": "t0", "start": 0, "end": 2}\n{"id": "u0", "start": 0, "end": 2}', "utf-8"
+    )
+    with pytest.raises(DataError, match="line 2: no text has this id"):
+        audit(
+            planted.pair, *planted.texts, tmp_path / "out", config=planted.config(spans=str(tmp_path / "places.jsonl"))
+        )
+
+
+def test_the_command_line_prints_the_largest_exposure(planted: Planted, tmp_path: Path) -> None:
+    for name, part in zip(("members", "nonmembers"), planted.texts, strict=True):
+        lines = [json.dumps({"id": key, "text": text}) for key, text in zip(part.ids, part.texts, strict=True)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+    command = ["audit", str(planted.folder / "target"), "--base", str(planted.folder / "base"), "--dtype", "float32"]
+    command += ["--attacks", "difference", "--spans", str(planted.folder / "rules.txt"), "--alternatives", "50"]
+    command += ["--most-values", "3", "-o", str(tmp_path / "out")]
+    for name in ("members", "nonmembers"):
+        command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    assert "Secrets: 3 of 16 in the members were ranked" in ran.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert found["settings"]["spans"] == "rules.txt"
+    assert (found["settings"]["alternatives"], found["settings"]["most_values"]) == (50, 3)
