@@ -135,6 +135,16 @@ def two_audits(here: Path, _printed: str) -> None:
     assert low <= value <= high
 
 
+def rising_exposure(_here: Path, printed: str) -> None:
+    """Mean exposure rises with repeats, and is what chance gives for non-members and by the base."""
+    rows = [[cell.strip() for cell in line.split("|")] for line in printed.splitlines() if line.startswith("| ")]
+    means = {row[1]: float(row[2]) for row in rows[1:]}
+    planted = [mean for name, mean in means.items() if name.endswith(" x")]
+    assert planted == sorted(planted)
+    assert means["non-members"] < 3 < planted[-1]
+    assert all(float(row[5]) < 3 for row in rows[1:])
+
+
 def written(*names: str) -> Callable[[Path, str], None]:
     """Return a check that files are there."""
 
@@ -238,11 +248,17 @@ SCRIPTS: dict[str, SmallRun | None] = {
 }
 """By file; None for a file that is no command but a part of others."""
 SLOW_SCRIPTS = {
+    "benchmarks/exposure.py": SmallRun(
+        arguments="out --values 6 --nonmembers 24 --epochs 1 --alternatives 500",
+        finds=r"\| 64 x \| [89]\.\d \|",
+        check=rising_exposure,
+        is_slow=True,
+    ),
     "benchmarks/what_helps.py": SmallRun(
         arguments="out --members 60 --changes fewer_epochs", finds="--epochs 1", check=two_audits, is_slow=True
     ),
 }
-"""The same with the work that takes long: every day it is given what was made already."""
+"""The same with the work that takes long: every day it is given what was made already, or does less."""
 
 PAIR = "{materials}/my-model --base {materials}/my-base"
 SIDES = "--nonmembers {materials}/held-out.jsonl"

@@ -8,6 +8,7 @@ What a block is, its fence says:
     toml, yaml      are read as policy, recipe, release context or CI job
     toml {.part}    is read as an addition to recipes/smoke.toml
     json            is read as a file of texts
+    text {.spans}   is read as a file of spans, and so is json {.spans}
     text            is allowed for README's tree only, which has a test of its own
 """
 
@@ -27,9 +28,11 @@ from markdown_it import MarkdownIt
 from commands import run_script
 from ltmia.cli.app import app
 from ltmia.data.reading import read_texts
+from ltmia.data.spans import read_spans
 from ltmia.evaluation.limits import read_policy
 from ltmia.integrations.annex import read_context
 from ltmia.lab.reading import read_recipe
+from ltmia.records import Texts
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,7 +103,16 @@ def check_toml(text: str, path: Path) -> None:
         read_recipe(path)
 
 
-@pytest.mark.parametrize("block", [block for page in LIVING for block in blocks(page)], ids=str)
+ALL_BLOCKS = [block for page in LIVING for block in blocks(page)]
+
+
+@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.mark == "spans"], ids=str)
+def test_files_of_spans_are_read(block: Any, tmp_path: Path) -> None:
+    (tmp_path / "spans").write_text(block.text, "utf-8")
+    assert read_spans(tmp_path / "spans").find(Texts(texts=(), ids=())) == []
+
+
+@pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if block.mark != "spans"], ids=str)
 def test_block_is_what_its_fence_says(block: Any, tmp_path: Path) -> None:
     if block.language == "sh":
         assert block.mark in ("", "run")
