@@ -5,7 +5,7 @@ asked for several times, and the answers are compared with each other, with the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -69,10 +69,10 @@ class SelfTest:
 
     @classmethod
     def sample(cls, encoded: Sequence[EncodedText]) -> list[EncodedText]:
-        """Return the texts to ask for: of all lengths, the longest among them."""
+        """Return the texts to ask for: of all lengths, the longest among them, with their prompts to be scored too."""
         scorable = sorted((text for text in encoded if text.n_scored), key=lambda text: len(text.ids))
         places = np.linspace(len(scorable) - 1, 0, min(N_TEXTS, len(scorable))).round().astype(int)
-        return [scorable[place] for place in places]
+        return [replace(scorable[place], start=1) for place in places]
 
     def run(self, server: Server, form: Form, report: Report) -> str:
         """Ask, compare, and return what was found in one line, for the recording's header.
