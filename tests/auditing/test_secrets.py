@@ -14,8 +14,10 @@ from scipy.stats import kstest
 from typer.testing import CliRunner
 
 from ltmia.auditing.audit import AuditConfig, audit
-from ltmia.auditing.question import AuditResult
-from ltmia.auditing.score import ScoreConfig, score
+from ltmia.auditing.question import AuditResult, Question
+from ltmia.auditing.score import ScoreConfig
+from ltmia.auditing.secrets import find_secrets, secrets_of, wanted_spans
+from ltmia.auditing.text_sets import join_sets
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.files import read_audit, read_spans_table
@@ -24,7 +26,9 @@ from ltmia.evaluation.limits import Limit
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.loading import LoadOptions, load_alone, load_pair
 from ltmia.models.pair import Pair
+from ltmia.progress import silent
 from ltmia.records import Texts
+from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
 from ltmia.scoring.secret_ranks import Secret, rank_secrets
@@ -159,33 +163,30 @@ def test_what_is_handed_on_tells_no_value_and_only_whole_bits(planted: Planted) 
     assert [row["exposure"] for row in planted.spans] == [math.ceil(round(row["exposure"], 9)) for row in exact]
     values = [re.search(r"\d{5}", text)[0] for part in planted.texts for text in part.texts]
     for path in (planted.folder / "audit").glob("*.*"):
-        content = path.read_bytes() if path.suffix != ".parquet" else repr(pq.read_table(path).to_pylist()).encode()
-        assert not any(value.encode() in content for value in values), path
+        content = path.read_text("utf-8") if path.suffix != ".parquet" else repr(pq.read_table(path).to_pylist())
+        numbers = set(re.findall(r"(?<![\d.])\d{5}(?![\d.])", content))  # not digits of other figures
+        assert not numbers & set(values), path
     page = (planted.folder / "audit" / "report.html").read_text("utf-8")
     assert 'id="secrets"' in page
-    shown = audit(
-        planted.pair, *planted.texts, planted.folder / "shown", config=planted.config(reveal=True, alternatives=4)
-    )
-    assert read_spans_table(shown.folder)["value"].to_pylist() == values
 
 
-def test_each_value_counts_once(planted: Planted, tmp_path: Path) -> None:
+def test_each_value_counts_once(planted: Planted) -> None:
     first, second = planted.texts
     again = Texts(texts=(*first.texts[:3], first.texts[1] + " " + first.texts[0]), ids=("a", "b", "c", "d"))
     known = Texts(texts=(*second.texts[:2], first.texts[2]), ids=("x", "y", "z"))
-    spans = str(planted.folder / "rules.txt")
-    results = score(
-        planted.pair, again, known, tmp_path / "out",
-        config=ScoreConfig(attack="difference", spans=spans, most_values=2, alternatives=20),
-    ).results  # fmt: skip
-    rows = read_spans_table(tmp_path / "out").to_pylist()
-    assert [(row["id"], row["span"], row["n_copies"]) for row in rows] == [
-        ("a", 1, 2), ("b", 1, 2), ("c", 1, 1), ("x", 1, 1), ("y", 1, 1),
-    ]  # fmt: skip
-    assert [row["label"] for row in rows] == [None, None, None, 0, 0]
-    assert (results.secrets.judged.n_values, results.secrets.judged.n_ranked) == (3, 2)
-    assert (results.secrets.nonmembers.n_values, results.secrets.nonmembers.n_ranked) == (2, 2)
-    assert sum(row["reason"] is not None and "not drawn" in row["reason"] for row in rows) == 1
+    config = ScoreConfig(spans=str(planted.folder / "rules.txt"), most_values=2, alternatives=20)
+    question = Question(
+        kind="score", sets=join_sets(again, known, "candidates"), config=config, attacks=(),
+        spans=wanted_spans(config, (again, known)),
+    )  # fmt: skip
+    found = find_secrets(LoadedPair(planted.pair), question, silent)
+    rows = [(value.span.row, value.number, value.n_copies) for value in found.values]
+    assert rows == [(0, 1, 2), (1, 1, 2), (2, 1, 1), (4, 1, 1), (5, 1, 1)]
+    results = secrets_of(found, config)
+    assert (results.judged.n_values, results.judged.n_ranked) == (3, 2)
+    assert (results.nonmembers.n_values, results.nonmembers.n_ranked) == (2, 2)
+    assert [value.found.reason is None for value in found.values].count(False) == 1
+    assert results.reach == 5
 
 
 @pytest.mark.parametrize(
@@ -232,13 +233,15 @@ def test_recordings_and_wrong_files_are_refused_before_anything_is_run(planted: 
         )
 
 
-def test_the_command_line_prints_the_largest_exposure(planted: Planted, tmp_path: Path) -> None:
+def test_the_command_line_prints_the_largest_exposure_and_shows_values_on_request(
+    planted: Planted, tmp_path: Path
+) -> None:
     for name, part in zip(("members", "nonmembers"), planted.texts, strict=True):
         lines = [json.dumps({"id": key, "text": text}) for key, text in zip(part.ids, part.texts, strict=True)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
     command = ["audit", str(planted.folder / "target"), "--base", str(planted.folder / "base"), "--dtype", "float32"]
     command += ["--attacks", "difference", "--spans", str(planted.folder / "rules.txt"), "--alternatives", "50"]
-    command += ["--most-values", "3", "-o", str(tmp_path / "out")]
+    command += ["--most-values", "3", "--reveal", "-o", str(tmp_path / "out")]
     for name in ("members", "nonmembers"):
         command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
     ran = CliRunner().invoke(app, command)
@@ -247,3 +250,5 @@ def test_the_command_line_prints_the_largest_exposure(planted: Planted, tmp_path
     found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert found["settings"]["spans"] == "rules.txt"
     assert (found["settings"]["alternatives"], found["settings"]["most_values"]) == (50, 3)
+    values = [re.search(r"\d{5}", text)[0] for part in planted.texts for text in part.texts]
+    assert read_spans_table(tmp_path / "out")["value"].to_pylist() == values

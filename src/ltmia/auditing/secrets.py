@@ -181,7 +181,7 @@ def _largest(tried: Sequence[Tried]) -> Measure:
 
 def _middle(bits: Sequence[float]) -> float | None:
     """Return the median to a tenth of a bit; None for one value, because it would be that value's own figure."""
-    return round(median(bits), 1) if len(bits) > 1 else None
+    return round(median(bits), 1) + 0.0 if len(bits) > 1 else None  # adding 0 turns -0 into 0
 
 
 def _up(bits: float) -> int:
@@ -226,6 +226,13 @@ def private_span_columns(found: FoundSecrets) -> dict[str, Any]:
             f"low{ending}": pa.array([low for low, _ in ends], pa.float64()),
             f"high{ending}": pa.array([high for _, high in ends], pa.float64()),
         }
+    columns["excess"] = pa.array(
+        [
+            mine - its
+            for mine, its in zip(columns["logp"].to_pylist(), columns["logp_by_base"].to_pylist(), strict=True)
+        ],
+        pa.float64(),
+    )
     columns["n_alternatives"] = pa.array([tried.n for tried in _tried(values, "target")], pa.int64())
     columns["bits"] = pa.array([tried.bits for tried in _tried(values, "target")], pa.float64())
     return columns

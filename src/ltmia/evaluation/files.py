@@ -171,8 +171,8 @@ def write_spans(shareable: Mapping[str, Any], private: Mapping[str, Any], run: R
     the text), `kind`, `n_copies` (spans with this value), `exposure` and `exposure_by_base` (bits, rounded up),
     `reason` (why it was not ranked) and `value` (only if the texts were revealed). Of the second: `row` (of the text,
     from 0), `start`, `end` (characters), and by target and base (`_by_base`) `logp` (of the span's tokens, nats),
-    `n_better` (alternatives preferred to it), `exposure`, `low`, `high` (bits); `n_alternatives` and `bits` (log2 of
-    the number of values of its form).
+    `n_better` (alternatives preferred to it), `exposure`, `low`, `high` (bits); `excess` (`logp` minus `logp_by_base`),
+    `n_alternatives` and `bits` (log2 of the number of values of its form).
     """
     _write_table(shareable, run.folder / SPANS_FILE, run.run_id)
     _write_table(private, run.private.path / SPANS_FILE, run.run_id)
