@@ -14,15 +14,16 @@ from scipy.stats import kstest
 from typer.testing import CliRunner
 
 from ltmia.auditing.audit import AuditConfig, audit
-from ltmia.auditing.question import AuditResult, Question
+from ltmia.auditing.question import Question
 from ltmia.auditing.score import ScoreConfig
-from ltmia.auditing.secrets import find_secrets, secrets_of, wanted_spans
+from ltmia.auditing.secrets import find_secrets, secrets_of, span_columns, wanted_spans
 from ltmia.auditing.text_sets import join_sets
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, DataError
-from ltmia.evaluation.files import read_audit, read_spans_table
+from ltmia.evaluation.files import read_results, read_spans_table
 from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.limits import Limit
+from ltmia.evaluation.results import Results
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.loading import LoadOptions, load_alone, load_pair
 from ltmia.models.pair import Pair
@@ -33,7 +34,7 @@ from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
 from ltmia.scoring.secret_ranks import Secret, rank_secrets
 
-REPEATS, EACH, N_NONMEMBERS, N_ALTERNATIVES, VOCAB = (1, 4, 16, 64), 4, 20, 128, 330
+REPEATS, EACH, N_NONMEMBERS, N_ALTERNATIVES, VOCAB = (1, 4, 16, 64), 4, 20, 64, 330
 RULE = r"code: the code of \w+ is (\d+)"
 
 
@@ -44,7 +45,12 @@ class Planted:
     folder: Path
     pair: Pair
     texts: tuple[Texts, Texts]
-    audited: AuditResult
+    printed: str
+    """What the command printed."""
+
+    @property
+    def results(self) -> Results:
+        return read_results(self.folder / "audit")
 
     @property
     def spans(self) -> list[dict]:
@@ -98,8 +104,21 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     pair = load_pair(folder / "target", folder / "base", dtype="float32", device="cpu")
     named = Texts(texts=tuple(texts), ids=tuple(f"t{i}" for i in range(len(texts))))
     sets = named.take(range(len(members))), named.take(range(len(members), len(texts)))
-    ready = Planted(folder, pair, sets, None)
-    return replace(ready, audited=audit(pair, *sets, folder / "audit", config=ready.config()))
+    return Planted(folder, pair, sets, printed_by_audit(folder, sets))
+
+
+def printed_by_audit(folder: Path, sets: tuple[Texts, Texts]) -> str:
+    """Audit by the command line, into `audit`."""
+    command = ["audit", str(folder / "target"), "--base", str(folder / "base"), "--dtype", "float32"]
+    command += ["--attacks", "difference", "--spans", str(folder / "rules.txt"), "-o", str(folder / "audit")]
+    command += ["--alternatives", str(N_ALTERNATIVES), "--most-values", "30"]
+    for name, part in zip(("members", "nonmembers"), sets, strict=True):
+        lines = [json.dumps({"id": key, "text": text}) for key, text in zip(part.ids, part.texts, strict=True)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
+        command += [f"--{name}", str(folder / f"{name}.jsonl")]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    return ran.output
 
 
 def test_exposure_rises_with_repeats_and_lies_at_chance_without(planted: Planted) -> None:
@@ -107,22 +126,24 @@ def test_exposure_rises_with_repeats_and_lies_at_chance_without(planted: Planted
     bits, by_base = (np.array([row[name] for row in rows]) for name in ("exposure", "exposure_by_base"))
     means = [bits[i * EACH : (i + 1) * EACH].mean() for i in range(len(REPEATS))]
     assert means == sorted(means), means
-    assert means[-1] > 5
-    assert means[0] < 4
+    assert means[-1] > 4.5
+    assert means[0] < 3.5
     unseen = np.concatenate([bits[len(REPEATS) * EACH :], by_base])
     assert kstest(2.0**-unseen, "uniform").pvalue > 1e-3
-    found = planted.audited.results.secrets
+    found = planted.results.secrets
     assert found.judged.largest.value == math.ceil(math.log2(N_ALTERNATIVES + 1))
     assert found.judged.largest.high == math.ceil(math.log2(10**5))
     assert found.judged.median > found.nonmembers.median + 1
     assert found.judged.median_rise > 1
 
 
-def logp_by_hand(model: torch.nn.Module, tokenizer, text: str) -> float:
-    ids = torch.tensor(tokenizer(text)["input_ids"])
+def logp_by_hand(model: torch.nn.Module, tokenizer, texts: list[str]) -> list[float]:
+    """Of whole texts, from the logits that transformers gives for a padded batch."""
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad():
-        logp = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
-    return float(logp[range(len(ids) - 1), ids[1:]].sum())
+        logp = model(input_ids=ids, attention_mask=mask).logits.double().log_softmax(-1)
+    return (logp[:, :-1].gather(2, ids[:, 1:, None])[..., 0] * mask[:, 1:]).sum(1).tolist()
 
 
 def test_a_plain_loop_over_all_alternatives_finds_the_same_rank(planted: Planted) -> None:
@@ -135,7 +156,7 @@ def test_a_plain_loop_over_all_alternatives_finds_the_same_rank(planted: Planted
     for model, ranked in ((planted.pair.target, found.target), (planted.pair.reference, found.reference)):
         ends = [tail for tail in range(len(text) - start - 2) if is_cut_well(tokenizer, text, start + 3 + tail)]
         tail = text[start + 3 : start + 3 + ends[0]]
-        logp = [logp_by_hand(model, tokenizer, f"{text[:start]}{i:03}{tail}") for i in range(1000)]
+        logp = logp_by_hand(model, tokenizer, [f"{text[:start]}{i:03}{tail}" for i in range(1000)])
         assert ranked.tried.n_better == sum(one > logp[234] for one in logp)
         assert ranked.tried.are_all
         assert ranked.tried.exposure == pytest.approx(math.log2(1000) - math.log2(ranked.tried.n_better + 1))
@@ -187,6 +208,9 @@ def test_each_value_counts_once(planted: Planted) -> None:
     assert (results.nonmembers.n_values, results.nonmembers.n_ranked) == (2, 2)
     assert [value.found.reason is None for value in found.values].count(False) == 1
     assert results.reach == 5
+    columns = span_columns(found, question.sets, [*again.ids, *known.ids], reveal=True)
+    values = [re.search(r"\d{5}", text)[0] for text in (*again.texts[:3], *known.texts[:2])]
+    assert columns["value"].to_pylist() == values
 
 
 @pytest.mark.parametrize(
@@ -211,9 +235,9 @@ def test_what_cannot_be_ranked_says_why(planted: Planted, text: str, value: str,
 
 
 def test_the_gate_holds_the_largest_exposure_against_a_limit(planted: Planted) -> None:
-    results, _ = read_audit(planted.folder / "audit")
-    assert hold_against(results, [Limit.parse("exposure:5")]).exit_code == 1
-    assert "secrets" in hold_against(results, [Limit.parse("exposure:5")]).judged[0].sentence
+    verdict = hold_against(planted.results, [Limit.parse("exposure:5")])
+    assert verdict.exit_code == 1
+    assert "largest exposure of 16 secrets" in verdict.judged[0].sentence
 
 
 def test_recordings_and_wrong_files_are_refused_before_anything_is_run(planted: Planted, tmp_path: Path) -> None:
@@ -233,22 +257,7 @@ def test_recordings_and_wrong_files_are_refused_before_anything_is_run(planted: 
         )
 
 
-def test_the_command_line_prints_the_largest_exposure_and_shows_values_on_request(
-    planted: Planted, tmp_path: Path
-) -> None:
-    for name, part in zip(("members", "nonmembers"), planted.texts, strict=True):
-        lines = [json.dumps({"id": key, "text": text}) for key, text in zip(part.ids, part.texts, strict=True)]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
-    command = ["audit", str(planted.folder / "target"), "--base", str(planted.folder / "base"), "--dtype", "float32"]
-    command += ["--attacks", "difference", "--spans", str(planted.folder / "rules.txt"), "--alternatives", "50"]
-    command += ["--most-values", "3", "--reveal", "-o", str(tmp_path / "out")]
-    for name in ("members", "nonmembers"):
-        command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
-    ran = CliRunner().invoke(app, command)
-    assert ran.exit_code == 0, ran.output
-    assert "Secrets: 3 of 16 in the members were ranked" in ran.output
-    found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert found["settings"]["spans"] == "rules.txt"
-    assert (found["settings"]["alternatives"], found["settings"]["most_values"]) == (50, 3)
-    values = [re.search(r"\d{5}", text)[0] for part in planted.texts for text in part.texts]
-    assert read_spans_table(tmp_path / "out")["value"].to_pylist() == values
+def test_the_command_line_prints_the_largest_exposure(planted: Planted) -> None:
+    assert "Secrets: 16 of 16 in the members were ranked; their largest exposure is 7 [" in planted.printed
+    settings = planted.results.settings
+    assert (settings["spans"], settings["alternatives"], settings["most_values"]) == ("rules.txt", N_ALTERNATIVES, 30)
