@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,15 @@ from ltmia.errors import ConfigError, LtmiaError, StoreError
 from ltmia.folders import (
     claim_folder,
     make_folder,
+    move_into_place,
     remove_files,
     remove_work_folder,
-    shown_command,
     work_folder,
     work_path,
     write_folder,
     write_whole,
 )
-from ltmia.ownership import MARKER_FILE, Marker, read_marker, refuse_inputs
+from ltmia.ownership import MARKER_FILE, PART_ENDING, Marker, read_marker, refuse_inputs
 
 ONE, TWO = (Marker(kind="a model", settings={"seed": seed, "texts": f"{seed}" * 64}) for seed in (1, 2))
 
@@ -69,7 +71,8 @@ def test_an_empty_folder_is_filled_and_the_same_settings_go_on(tmp_path: Path) -
     write_folder(out, fill("a", "sub/b"), ONE)
     write_folder(out, fill("a", "c"), ONE)
     assert set(tree(out)) == {"a", "c", MARKER_FILE}
-    assert read_marker(out) == ONE.model_copy(update={"files": ("a", "c")})
+    hashes = tuple(sorted(sha256(f"ours: {name}".encode()).hexdigest() for name in ("a", "c")))
+    assert read_marker(out) == ONE.model_copy(update={"files": ("a", "c"), "sha256": hashes})
     assert not (out / "sub").exists()
 
 
@@ -103,6 +106,97 @@ def test_files_beside_ours_stay_and_are_not_written_over(tmp_path: Path) -> None
         MARKER_FILE: (out / MARKER_FILE).read_text(),
     }
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("change", ["edited", "a link"])
+def test_a_file_of_ours_that_was_changed_is_not_replaced(tmp_path: Path, change: str) -> None:
+    out, card = tmp_path / "out", tmp_path / "out" / "sub" / "README.md"
+    write_folder(out, fill("a", "sub/README.md"), ONE)
+    if change == "edited":
+        card.write_text("ours: sub/README.md, and mine")
+    else:
+        (tmp_path / "README.md").write_text("ours: sub/README.md")
+        card.unlink()
+        card.symlink_to(tmp_path / "README.md")
+    before = tree(tmp_path)
+    for marker in (ONE, TWO):
+        with pytest.raises(
+            ConfigError, match=r"README\.md: was changed since ltmia wrote it\. Nothing was changed now"
+        ):
+            write_folder(out, fill("a"), marker, overwrite=True)
+        with pytest.raises(ConfigError, match="was changed since"):  # by somebody while the new files were made
+            move_into_place(tmp_path / "out" / "sub", out, marker)
+        assert tree(tmp_path) == before
+    card.rename(tmp_path / "mine")
+    write_folder(out, fill("a"), TWO, overwrite=True)
+    assert set(tree(out)) == {"a", MARKER_FILE}
+
+
+def test_a_folder_of_an_older_version_has_no_hashes_and_is_still_ours(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_folder(out, fill("a"), ONE)
+    (out / MARKER_FILE).write_text(ONE.model_copy(update={"files": ("a",)}).model_dump_json())
+    write_folder(out, fill("b"), TWO, overwrite=True)
+    assert set(tree(out)) == {"b", MARKER_FILE}
+
+
+class Killed(BaseException):
+    """The process is dead: from now on it changes no file."""
+
+
+def kill_after(n_changes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process change names of files so many times; later changes, also those of clean-up, do not happen."""
+    left = iter(range(n_changes))
+
+    def mortal(change):
+        def changed(*given, **named):
+            if next(left, None) is None:
+                raise Killed
+            return change(*given, **named)
+
+        return changed
+
+    for name in ("unlink", "rename", "replace", "rmdir"):
+        monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))
+    monkeypatch.setattr("shutil.rmtree", mortal(shutil.rmtree))
+
+
+def test_overwriting_that_is_killed_at_any_moment_is_completed_by_the_same_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_changes, alive = 0, False
+    while not alive:
+        out = tmp_path / str(n_changes) / "out"
+        write_folder(out, fill("a", "old/b", "c"), ONE)
+        (out / "old" / "notes").write_text("mine")
+        alive = True
+        with monkeypatch.context() as patched:
+            kill_after(n_changes, patched)
+            try:
+                write_folder(out, fill("c", "new/d"), TWO, overwrite=True)
+            except Killed:
+                alive = False
+        assert (out / "old" / "notes").read_text() == "mine"
+        marker = read_marker(out)
+        assert marker is not None
+        if marker.settings == TWO.settings:  # what stands there is not taken for the old work
+            with pytest.raises(ConfigError, match="other settings"):
+                write_folder(out, fill("a", "old/b", "c"), ONE)
+            write_folder(out, fill("c", "new/d"), TWO)
+        else:  # nothing was replaced yet
+            assert {name: tree(out).get(name) for name in ("a", "old/b", "c")} == {
+                name: f"ours: {name}" for name in ("a", "old/b", "c")
+            }
+            write_folder(out, fill("c", "new/d"), TWO, overwrite=True)
+        found = {name: held for name, held in tree(out).items() if not name.endswith(PART_ENDING)}
+        assert found == {
+            "c": "ours: c",
+            "new/d": "ours: new/d",
+            "old/notes": "mine",
+            MARKER_FILE: (out / MARKER_FILE).read_text(),
+        }
+        n_changes += 1
+    assert n_changes > 8, "every step was tried"
 
 
 def test_a_marker_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
@@ -164,16 +258,34 @@ def test_hidden_work_is_swept_only_where_it_is_ours(tmp_path: Path) -> None:
     out = tmp_path / "out"
     work_path(out).mkdir()
     (work_path(out) / "settings.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"\.out\.work: holds 'settings.json'"):
-        work_folder(out, {"seed": 1})
+    with pytest.raises(ConfigError, match=r"\.out\.work: holds 'settings.json'"), work_folder(out, {"seed": 1}):
+        pass
     remove_work_folder(out)
-    assert (work_path(out) / "settings.json").exists()
+    assert tree(work_path(out)) == {"settings.json": "{}"}, "and no lock either"
     (work_path(out) / "settings.json").unlink()
-    (work_folder(out, {"seed": 1}) / "checkpoint").touch()
-    assert (work_folder(out, {"seed": 1}) / "checkpoint").exists()
-    assert not (work_folder(out, {"seed": 2}) / "checkpoint").exists()
+    with work_folder(out, {"seed": 1}) as work:
+        (work / "checkpoint").touch()
+    with work_folder(out, {"seed": 1}) as work:
+        assert (work / "checkpoint").exists()
+    with work_folder(out, {"seed": 2}) as work:
+        assert not (work / "checkpoint").exists()
     remove_work_folder(out)
     assert not work_path(out).exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to an empty folder", "a link to itself"])
+def test_what_stands_in_place_of_hidden_work_stays(tmp_path: Path, kind: str) -> None:
+    out, elsewhere = tmp_path / "out.jsonl", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    if kind == "a file":
+        work_path(out).write_text("mine")
+    else:
+        work_path(out).symlink_to(elsewhere if kind.endswith("folder") else work_path(out).name)
+    before = tree(tmp_path)
+    with pytest.raises(LtmiaError, match=r"\.out\.jsonl\.work"), work_folder(out, {"seed": 1}):
+        pass
+    remove_work_folder(out)
+    assert tree(tmp_path) == before
 
 
 def test_a_full_disk_is_named_by_the_path(tmp_path: Path) -> None:
@@ -215,15 +327,25 @@ def test_no_file_of_others_is_ever_lost(files, ours, overwrite, tmp_path_factory
         }
 
 
-def test_a_command_is_shown_without_the_machines_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    given = [
-        "/usr/bin/ltmia", "audit", "org/model", f"--base={tmp_path}/here/base", f"--members={tmp_path}/a b/x=y.jsonl",
-        "--nonmembers", f"{tmp_path}/b.jsonl", f"-o{tmp_path}/out", "--max=auc:0.6", "-", "--quiet",
-    ]  # fmt: skip
-    shown = "ltmia audit org/model --base=base --members=x=y.jsonl --nonmembers b.jsonl -oout --max=auc:0.6 - --quiet"
-    assert shown_command(given) == shown
+def test_an_unfinished_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    for name in ("results.json.part", "model.safetensors.part", ".results.json.part", "results.json.tmp"):
+        (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
+    write_whole(tmp_path / "results.json", lambda part: part.write_text("new"))
+    write_whole(tmp_path / "model.safetensors", lambda part: part.write_text("new"))
+    assert tree(tmp_path) == before | {"results.json": "new", "model.safetensors": "new"}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_half_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StoreError, match="No space left"):
+        write_whole(tmp_path / "file", fail)
+    assert tree(tmp_path) == {"file": "old"}
 
 
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_store_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> N
         "texts.parquet",
         "manifest.json",
         "journal.jsonl",
-        "manifest.json.part",
+        "manifest.json.ltmia-part",
     ],
 )
 def test_a_store_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
@@ -217,14 +217,20 @@ def test_an_audit_writes_through_no_link_in_its_folder(tmp_path: Path) -> None:
     write_lines(tmp_path / "nonmembers.jsonl", texts[60:70])
     mark_audit(out)
     (out / "private" / "store").mkdir(parents=True)
-    names = ("results.json", "records.parquet", "report.html", "private/store/texts.parquet", "private/run.json.part")
+    names = (
+        "results.json",
+        "records.parquet",
+        "report.html",
+        "private/store/texts.parquet",
+        "private/run.json.ltmia-part",
+    )
     for name in (*names, ".holder", ".lock"):
         (out / name).unlink(missing_ok=True)
         (out / name).symlink_to(victim)
         assert audit(tmp_path, "--attacks", "loss").returncode == 2
         assert victim.read_text() == "untouched"
         (out / name).unlink()
-    for name in ("results.json.part", "records.parquet.part", "report.html.part"):
+    for name in ("results.json.ltmia-part", "records.parquet.ltmia-part", "report.html.ltmia-part"):
         (out / name).symlink_to(victim)
     done = audit(tmp_path, "--attacks", "loss")
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ Files that ltmia did not write are never deleted or overwritten; `ownership` tel
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,38 +19,20 @@ from ltmia.ownership import (
     HOLDER_FILE,
     LOCK_FILE,
     MARKER_FILE,
+    PART_ENDING,
     Marker,
     check_folder,
     content_of,
+    hashes_of_files,
     is_note,
     read_marker,
+    refuse_changed,
 )
 
 WORK = "unfinished work"
 """Kind of the hidden folders next to unfinished results."""
-OPTION_WITH_PATH = re.compile(r"(-[\w-]*=?)(/.*)", re.S)
-"""An option and its value in one argument: a flag, then perhaps `=`, then an absolute path."""
 LOCK_SECONDS = 1.0
 """Seconds to wait for the lock, because testing a lock holds it for an instant."""
-
-
-def shown_path(name: str) -> str:
-    """Return a path as results show it: relative to the current folder, or only the last part if it is elsewhere.
-
-    An absolute path would reveal details of the machine and its user, and would mean nothing on another machine.
-    Names that are not absolute paths, such as hub ids, stay as they are.
-    """
-    path = Path(name)
-    if not path.is_absolute():
-        return name
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else path.name
-
-
-def shown_command(arguments: Iterable[str]) -> str:
-    """Return a command line as a results file shows it, its paths as in `shown_path`."""
-    parts = [(OPTION_WITH_PATH.fullmatch(argument), argument) for argument in arguments]
-    return " ".join(match[1] + shown_path(match[2]) if match else shown_path(whole) for match, whole in parts)
 
 
 @contextmanager
@@ -138,15 +119,18 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         StoreError: If there is no room, or no right to write.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART_ENDING)
     with named_errors(path):
         part.unlink(missing_ok=True)  # left by a killed run, or a link: it would be written through
-        write(part)
-        if path.exists():  # a model card that only its owner may read stays so
-            shutil.copymode(path, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            write(part)
+            if path.exists():  # a model card that only its owner may read stays so
+                shutil.copymode(path, part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -166,32 +150,40 @@ def work_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
-def work_folder(out: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the hidden folder next to `out` for checkpoints; it is emptied if the settings differ.
+@contextmanager
+def work_folder(out: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """Lock the hidden folder next to `out` for checkpoints; it is emptied if the settings differ.
 
     Args:
         out: Final name of the folder being made.
         settings: Everything that the result depends on; JSON values only.
 
     Raises:
-        ConfigError: If a folder of that name is not ours.
+        ConfigError: If a folder of that name is not ours, or another process holds it.
+        StoreError: If there is a link in its place, or it cannot be made.
     """
     folder = work_path(out)
     marker = Marker(kind=WORK, settings=dict(settings))
-    check_folder(folder, marker, overwrite=True)
+    check_folder(folder, marker, overwrite=True)  # before the lock, which would be a file in somebody else's folder
     make_folder(folder)
-    if read_marker(folder) != marker:
-        for name in content_of(folder):
-            _remove(folder / name)
-        mark_folder(folder, marker)
-    return folder
+    with hold_folder(folder):
+        check_folder(folder, marker, overwrite=True)
+        if read_marker(folder) != marker:
+            for name in content_of(folder):
+                _remove(folder / name)
+            mark_folder(folder, marker)
+        yield folder
 
 
 def remove_work_folder(out: Path) -> None:
     """Remove the checkpoints of `out` after it is finished."""
     folder = work_path(out)
     found = read_marker(folder)
-    if not folder.is_symlink() and (not content_of(folder) or (found is not None and found.kind == WORK)):
+    if (
+        folder.is_dir()
+        and not folder.is_symlink()
+        and (not content_of(folder) or (found is not None and found.kind == WORK))
+    ):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -224,10 +216,11 @@ def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
     """Give a finished folder its final name, or move its files into a folder of ours that has it.
 
     Raises:
-        ConfigError: If files that are not ours have the names of new ones. Nothing is changed then.
+        ConfigError: If files that are not ours have the names of new ones, or one of ours was changed since. Nothing is
+            changed then.
     """
     new = tuple(list_files(partial))
-    marker = marker.model_copy(update={"files": new})
+    marker = marker.model_copy(update={"files": new, "sha256": hashes_of_files(partial, new)})
     if not out.exists():
         mark_folder(partial, marker)
         partial.rename(out)
@@ -239,8 +232,11 @@ def move_into_place(partial: Path, out: Path, marker: Marker) -> None:
             f"{out / taken[0]}: ltmia did not write this, and a new file has this name. Nothing was changed. "
             "Move it, or choose another folder."
         )
+    refuse_changed(out, found)
     # If the process is killed after this line, the marker still lists both old and new files.
-    mark_folder(out, marker.model_copy(update={"files": tuple(sorted({*old, *new}))}))
+    known = () if found is None else found.sha256
+    both = {"files": tuple(sorted({*old, *new})), "sha256": tuple(sorted({*known, *marker.sha256}))}
+    mark_folder(out, marker.model_copy(update=both))
     for parent in _unlink(out, old):
         with suppress(OSError):  # not empty
             parent.rmdir()

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from ltmia.errors import ConfigError
 
 LOCK_FILE, HOLDER_FILE, MARKER_FILE = ".lock", ".holder", ".ltmia.json"
+PART_ENDING = ".ltmia-part"
+"""Ending of the names of unfinished files. A file with it is ours, because no other program uses it."""
 SHOWN = 40
 """Most characters of a setting whose value is shown; longer ones, such as hashes, are only named."""
 
@@ -30,6 +33,8 @@ class Marker(BaseModel):
     """Everything that the content depends on, JSON values only; empty until there is content."""
     files: tuple[str, ...] = ()
     """Relative names of the files that were written, if the kind does not determine them."""
+    sha256: tuple[str, ...] = ()
+    """Hashes of their contents, in any order; empty in folders of older versions."""
 
     @field_validator("settings", mode="before")
     @classmethod
@@ -44,7 +49,7 @@ def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
     The folder may be missing, empty, or ours with the same settings. With `overwrite` the settings may differ.
 
     Raises:
-        ConfigError: If something is in the way; the message names it.
+        ConfigError: If something is in the way, or a file of ours was changed since; the message names it.
     """
     if not (strangers := content_of(out)):
         return
@@ -61,6 +66,36 @@ def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
             f"{out}: holds {found.kind} with other settings: {', '.join(other)}. Nothing was changed. Choose another "
             "folder, or replace what is there with `overwrite=True`."
         )
+    refuse_changed(out, found)
+
+
+def refuse_changed(out: Path, found: Marker | None) -> None:
+    """Refuse to replace files of ours that somebody changed, such as a model card with more text.
+
+    Args:
+        out: The folder.
+        found: Its marker.
+
+    Raises:
+        ConfigError: If one was changed; the message names it.
+    """
+    if found is None or not found.sha256:
+        return
+    for name in found.files:
+        path = out / name
+        if path.is_symlink() or (path.is_file() and hashes_of_files(out, [name])[0] not in found.sha256):
+            raise ConfigError(
+                f"{path}: was changed since ltmia wrote it. Nothing was changed now. Move it, or choose another folder."
+            )
+
+
+def hashes_of_files(folder: Path, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the SHA-256 of each file, sorted."""
+    hashes = []
+    for name in names:
+        with (folder / name).open("rb") as file:
+            hashes.append(file_digest(file, "sha256").hexdigest())
+    return tuple(sorted(hashes))
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -123,7 +158,7 @@ def read_marker(folder: Path) -> Marker | None:
 
 def is_note(path: Path) -> bool:
     """Say whether a file is a note that `folders` writes: the marker, the lock, or who holds it."""
-    name = path.name.removesuffix(".part")
+    name = path.name.removesuffix(PART_ENDING)
     if name not in (LOCK_FILE, HOLDER_FILE, MARKER_FILE) or path.is_symlink() or not path.is_file():
         return False
     if name == MARKER_FILE:

@@ -60,7 +60,7 @@ def test_a_full_disk_is_named_and_with_room_the_audit_goes_on(work: Path, tmp_pa
         done = audit(work, disk / "out")
         assert done.returncode == 0, done.stderr
         assert found(disk / "out") == found(work / "whole")
-        assert not list(disk.rglob("*.part"))
+        assert not list(disk.rglob("*.ltmia-part"))
 
 
 def test_a_read_only_disk_is_named(work: Path, tmp_path: Path) -> None:

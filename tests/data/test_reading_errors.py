@@ -40,6 +40,12 @@ WRONG_JSON = {
     "bytes": (b'{"text": "caf\xe9"}', r"line 2, byte 14: not UTF-8 \(0xe9\)"),
     "raw surrogate": (b'{"text": "\xed\xa0\x80"}', r"line 2, byte 11: not UTF-8"),
     "same id": (GOOD, r"line 2: the id 'a' was already used at .*r.jsonl, line 1"),
+    "key twice": (b'{"text": "x", "id": "b", "te\\u0078t": "y"}', r"line 2: the key 'text' stands twice in one object"),
+    "key twice inside": (b'{"text": [{"role": "user", "content": "", "role": "a"}]}', r"line 2: the key 'role' stands"),
+    "key twice in tools": (
+        b'{"messages": [{"role": "user", "content": "x"}], "tools": "[{\\"a\\": 1, \\"a\\": 2}]"}',
+        r"line 2: column 'tools': the key 'a' stands twice",
+    ),
     "id list": (b'{"id": [1], "text": "x"}', r"line 2: column 'id' holds a list"),
     "id bool": (b'{"id": true, "text": "x"}', r"line 2: column 'id' holds a bool"),
     "half id": (b'{"id": "\\ud800", "text": "x"}', r"line 2: column 'id'.*half a surrogate"),
@@ -52,7 +58,7 @@ def test_wrong_json_lines_name_the_line(tmp_path, case):
     path = tmp_path / "r.jsonl"
     path.write_bytes(GOOD + content)
     with pytest.raises(DataError, match=message):
-        read_texts(path)
+        read_texts(path, chat=lambda *_: "unread")
     assert read_texts(path, limit=1).texts == ("fine",)
 
 
@@ -140,6 +146,7 @@ WRONG_ARRAYS = {
     "open": (b'[{"text": "a"}', r"r.json, item 2: not JSON"),
     "broken": (b'[{"text": "a"}, {"text" "b"}]' + b" " * 100, r"r.json, item 2: not JSON \(Expecting ':'"),
     "list": (b'[["a"]]', r"r.json, item 1: not an object"),
+    "key twice": (b'[{"text": "a"}, {"text": "b", "text": "c"}]', r"r.json, item 2: the key 'text' stands twice"),
     "text": (b'["a"]', r"r.json, item 1: not an object"),
     "more": (b'[{"text": "a"}] {"text": "b"}', r"r.json, item 2: more text after the end"),
     "empty": (b"[]", r"holds no texts"),

@@ -361,6 +361,12 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    (tmp_path / RESULTS_FILE).write_text(DAMAGES["a key twice"], "utf-8")
+    with pytest.raises(StoreError, match="the key 'n_flagged' stands twice in one object"):
+        read_results(tmp_path)
+
+
 def test_an_undamaged_file_is_read(tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).write_text(raw(lambda _: None), "utf-8")
     assert read_results(tmp_path).decisions.n_judged == 1000

@@ -107,7 +107,7 @@ def test_an_audit_says_that_it_rests_on_recordings(
     # One text is empty, and so it was recorded.
     reasons = result.records["reason"].to_pylist()
     assert [row for row, reason in enumerate(reasons) if reason] == [len(sets[0])]
-    assert reasons[len(sets[0])] == "the recording of the target says: 0 token(s): too few to score"
+    assert reasons[len(sets[0])] == "the recording of the target has no numbers of it, and says why in its line"
     # Where it comes from, and what could not be checked.
     found = result.results
     for model, path, name in ((found.target, files[0], "my-model"), (found.reference, files[1], "my-base")):
@@ -265,13 +265,13 @@ def test_gaps_and_reasons_make_a_text_unscorable(
     def spoil(lines: list[RecordedText]) -> list[RecordedText]:
         gap, short = lines[3], lines[4]
         lines[3] = gap.model_copy(update={"rank": [None, *gap.rank[1:]]})
-        lines[4] = RecordedText(id=short.id, tokens=[], reason="the server timed out")
+        lines[4] = RecordedText(id=short.id, tokens=[], reason=f"the server timed out on {sets[0].texts[4]}")
         return lines
 
     found = scored(changed(spoil, which=1), sets, tmp_path, "difference")
     assert list(found.reasons)[3:5] == [
         "the recording of the reference lacks log-probability or rank of 1 token(s)",
-        "the recording of the reference says: the server timed out",
+        "the recording of the reference has no numbers of it, and says why in its line",
     ]
     assert np.isnan(found.scores["difference"][3:5]).all()
 

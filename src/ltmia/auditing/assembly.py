@@ -40,13 +40,13 @@ from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest,
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
 from ltmia.extraction.suffixes import Suffixes
-from ltmia.folders import shown_command, shown_path
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
+from ltmia.shown_names import shown_command, shown_path
 
 
 def assemble(

@@ -6,9 +6,9 @@ A prompt is read but not scored, because fine-tuning does not train on it either
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
+from ltmia.data.json_keys import RepeatedKeyError, unique_keys
 from ltmia.data.rows import Row
 from ltmia.errors import DataError
 from ltmia.records import Chat, Messages, shared_beginning
@@ -115,8 +115,12 @@ def _tools(row: Row) -> Sequence[Any] | None:
     """
     value = row.columns.get(TOOLS)
     if isinstance(value, str) and value.strip():
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
+        try:
+            value = json.loads(value, object_pairs_hook=unique_keys)
+        except RepeatedKeyError as error:
+            raise DataError(f"{row.place}: column {TOOLS!r}: {error}. Keep one of the two.") from error
+        except (ValueError, RecursionError):
+            pass  # no JSON: refused below
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):

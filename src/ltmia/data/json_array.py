@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from ltmia.data.json_keys import RepeatedKeyError, unique_keys
 from ltmia.data.lines import BYTE_ORDER_MARK, MAX_TEXT_BYTES, MAX_TOTAL_BYTES, refuse_utf16, too_large
 from ltmia.errors import DataError
 
@@ -13,6 +14,7 @@ PIECE_BYTES = 2**16
 """Fewest bytes read at a time."""
 BETWEEN = re.compile(r"[\s,]*")
 """Characters between two objects."""
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
 CUT_OFF = 16
 """An error this close to the end of the buffer may only mean that the rest has not been read yet."""
 
@@ -54,9 +56,11 @@ class _ArrayText:
                 self._end(place)
                 return None
             try:
-                value, self._at = json.JSONDecoder().raw_decode(self._text, self._at)
+                value, self._at = DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 self._go_on(error, place)
+            except RepeatedKeyError as error:
+                raise DataError(f"{place}: {error}. Keep one of the two.") from error
             except (RecursionError, ValueError) as error:  # a number of thousands of digits
                 raise DataError(f"{place}: JSON nested too deeply, or a value out of range ({error}).") from error
             else:

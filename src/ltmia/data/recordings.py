@@ -5,6 +5,7 @@ themselves.
 """
 
 import gzip
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ltmia.data.json_keys import RepeatedKeyError, unique_keys
 from ltmia.data.lines import iterate_lines, open_bytes
 from ltmia.errors import ConfigError, DataError
 from ltmia.folders import write_whole
@@ -243,13 +245,18 @@ def as_line(part: RecordingHeader | RecordedText) -> str:
 
 def _parsed(kind: type[Line], line: str, place: str) -> Line:
     try:
-        return kind.model_validate_json(line)
+        found = kind.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(
             f"{place}: {key + ': ' if key else ''}{first['msg']}. See recordings in docs/formats.md."
         ) from None  # the message of pydantic would show the line
+    try:
+        json.loads(line, object_pairs_hook=unique_keys)  # pydantic kept the last of two keys
+    except RepeatedKeyError as error:
+        raise DataError(f"{place}: {error}. Keep one of the two.") from None
+    return found
 
 
 def _contradiction(found: ModelStatistics) -> str | None:

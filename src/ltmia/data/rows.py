@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ltmia.data.json_array import array_objects, is_array
+from ltmia.data.json_keys import RepeatedKeyError, unique_keys
 from ltmia.data.lines import MAX_TEXT_BYTES, Line, iterate_lines, open_bytes
 from ltmia.errors import DataError
 
@@ -141,7 +142,7 @@ def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
 
 def _json_object(text: str, place: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{place}, column {error.colno}: not JSON ({error.msg}). "
@@ -151,6 +152,8 @@ def _json_object(text: str, place: str) -> dict[str, Any]:
         raise DataError(
             f'{place}: JSON nested too deeply. Expected one flat object a line, such as {{"id": "a1", "text": "..."}}.'
         ) from error
+    except RepeatedKeyError as error:
+        raise DataError(f"{place}: {error}. Keep one of the two.") from error
     except ValueError as error:  # an integer of thousands of digits
         raise DataError(f"{place}: JSON value out of range ({error}).") from error
     if not isinstance(value, dict):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from ltmia.data.json_keys import unique_keys
 from ltmia.errors import StoreError
 from ltmia.evaluation.audit_folder import (
     GROUPS_FILE,
@@ -114,7 +115,7 @@ def read_results(folder: Path) -> Results:
     path = folder / RESULTS_FILE
     try:
         text = path.read_text("utf-8")
-        json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic would keep the last of two keys
+        json.loads(text, object_pairs_hook=unique_keys)  # pydantic would keep the last of two keys
         results = Results.model_validate_json(text, strict=True)
     except OSError as error:
         raise StoreError(f"{path}: not there; {why_no_results(folder)}") from error
@@ -122,20 +123,11 @@ def read_results(folder: Path) -> Results:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise StoreError(f"{path}: {one_line(place)}: {first['msg']}; run the audit again") from error
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
-        raise StoreError(f"{path}: {error}; run the audit again") from error
+    except (ValueError, RecursionError) as error:  # not JSON, a key twice, not UTF-8, or nested too deeply
+        raise StoreError(f"{path}: {one_line(str(error))}; run the audit again") from error
     if run := last_run(folder):
         refuse_other_run(folder / PRIVATE_FOLDER / RUN_FILE, run["run_id"], results.run_id)
     return results
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {one_line(twice[:80])!r} stands twice")
-    return found
 
 
 def write_records(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Table:

@@ -33,7 +33,7 @@ from ltmia.finetuning.training import (
     training_arguments,
 )
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
-from ltmia.folders import hold_folder, remove_work_folder, work_folder, work_path, write_folder
+from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.ownership import Marker, check_folder, refuse_inputs
 from ltmia.records import Texts
@@ -276,8 +276,8 @@ def _work(out: Path | None, marker: Marker) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:
-        with hold_folder(work_path(out)):
-            yield work_folder(out, marker.settings)
+        with work_folder(out, marker.settings) as folder:
+            yield folder
 
 
 def _last_epoch_loss(trainer: Trainer, epochs: int) -> float:

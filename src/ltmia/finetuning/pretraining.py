@@ -178,25 +178,25 @@ def pretrain(
     done = _read_record(out, settings)
     if done is not None:
         return done
-    work = work_folder(out, settings)
-    started = time.monotonic()
-    curve, held_out_loss = _train(model, work, config, blocks, pack_blocks(tokenizer, held_out, config.seq_len))
-    record = PretrainRecord(
-        n_parameters=model.num_parameters(),
-        tokens_seen=config.n_steps * config.batch_size * config.seq_len,
-        tokens_available=blocks.size,
-        loss_curve=curve,
-        held_out_loss=held_out_loss,
-        seconds=round(time.monotonic() - started, 1),
-        settings=settings,
-    )
+    with work_folder(out, settings) as work:
+        started = time.monotonic()
+        curve, held_out_loss = _train(model, work, config, blocks, pack_blocks(tokenizer, held_out, config.seq_len))
+        record = PretrainRecord(
+            n_parameters=model.num_parameters(),
+            tokens_seen=config.n_steps * config.batch_size * config.seq_len,
+            tokens_available=blocks.size,
+            loss_curve=curve,
+            held_out_loss=held_out_loss,
+            seconds=round(time.monotonic() - started, 1),
+            settings=settings,
+        )
 
-    def write(folder: Path) -> None:
-        save_model(model, tokenizer, folder)
-        (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
+        def write(folder: Path) -> None:
+            save_model(model, tokenizer, folder)
+            (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
-    write_folder(out, write, Marker(kind="a pretrained model", settings=settings))
-    remove_work_folder(out)
+        write_folder(out, write, Marker(kind="a pretrained model", settings=settings))
+        remove_work_folder(out)
     return record
 
 

@@ -11,7 +11,7 @@ from ltmia.classifier.membership import CONFIG_FILE, MembershipClassifier, class
 from ltmia.classifier.training import TrainingConfig
 from ltmia.errors import ConfigError
 from ltmia.features.columns import feature_columns
-from ltmia.folders import hold_folder, move_into_place, remove_work_folder, work_folder, work_path
+from ltmia.folders import move_into_place, remove_work_folder, work_folder, work_path
 from ltmia.ownership import check_folder, differing, read_marker
 from ltmia.progress import Report, silent
 
@@ -101,9 +101,8 @@ def train(
     marker = classifier_marker(settings)
     if not _is_done(out, settings):
         check_folder(out, marker, overwrite=overwrite)
-        with hold_folder(work_path(out)):
-            _say_what_was_found(work_path(out), settings, tell)
-            work = work_folder(out, settings)
+        _say_what_was_found(work_path(out), settings, tell)
+        with work_folder(out, settings) as work:
             classifier.fit(
                 data.training,
                 data.validation,

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
-from ltmia.folders import shown_path
 from ltmia.models.adapters import Adapted, check_gives_base_back, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair
@@ -23,6 +22,7 @@ from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_
 from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
 from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
+from ltmia.shown_names import shown_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

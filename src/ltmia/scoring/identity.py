@@ -6,10 +6,10 @@ from hashlib import sha256
 from typing import Any
 
 from ltmia.evaluation.pair_info import AdapterInfo, ModelInfo, TokenizerInfo
-from ltmia.folders import shown_path
 from ltmia.models.identity import ModelIdentity, active_adapters, tokenizer_sha256
 from ltmia.models.pair import ModelOrigin, Pair
 from ltmia.runtime import dtype_name
+from ltmia.shown_names import shown_path
 
 PROVENANCE = {"source", "revision", "trust_remote_code", "remarks", "recorded_by"}
 """Facts on a model for the results file; they do not affect scores."""

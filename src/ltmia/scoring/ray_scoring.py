@@ -28,6 +28,7 @@ from ltmia.features.store import FeatureStore
 from ltmia.folders import make_folder, remove_files, write_whole
 from ltmia.models.identity import network_sha256
 from ltmia.models.pair import Pair
+from ltmia.ownership import PART_ENDING
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
@@ -203,10 +204,10 @@ def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | No
     files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
     for other in folder.glob("chunks-*"):
         if other != files and not other.is_symlink():
-            remove_files(other, [path.name for path in (*other.glob("*.parquet"), *other.glob("*.part"))])
+            remove_files(other, [path.name for path in (*other.glob("*.parquet"), *other.glob(f"*{PART_ENDING}"))])
     make_folder(folder)
     make_folder(files)
-    for torn in files.glob("*.part"):
+    for torn in files.glob(f"*{PART_ENDING}"):
         torn.unlink()
     return files
 

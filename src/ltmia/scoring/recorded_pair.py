@@ -13,12 +13,12 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.features.columns import LITE_TOP, reads_recordings
 from ltmia.features.served import served_statistics
-from ltmia.folders import shown_path
 from ltmia.models.tokens import LEAST_IDS, EncodedText
 from ltmia.records import ModelStatistics, RaggedStatistics, Texts, TokenStatistics
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, score_batches
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.pair_runner import BatchStatistics
+from ltmia.shown_names import shown_path
 
 AT_ONCE = 64
 """Texts of one batch."""
@@ -148,7 +148,9 @@ class RecordedPair:
         encoded = EncodedText(ids=ids, start=target.n_read, truncated=truncated)
         for name, line in (("target", target), ("reference", reference)):
             if line.reason is not None:
-                return replace(encoded, reason=f"the recording of the {name} says: {line.reason}")
+                # Its words may hold the text, and reasons are in files that may be passed on.
+                reason = f"the recording of the {name} has no numbers of it, and says why in its line"
+                return replace(encoded, reason=reason)
         if target.tokens[:max_length] != reference.tokens[:max_length] or target.n_read != reference.n_read:
             raise DataError(
                 f"{self.target.path} and {self.reference.path}: {target.id[:80]!r} has other token ids in the one than "

@@ -18,7 +18,7 @@ from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, reco
 from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
-from ltmia.folders import hold_folder, named_errors, remove_work_folder, work_folder, work_path
+from ltmia.folders import named_errors, remove_work_folder, work_folder
 from ltmia.models.batching import BatchSize, Halving
 from ltmia.models.forward import batches_to_run, forward_target
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
@@ -121,8 +121,7 @@ def write_resumably(
     if _is_done(out, fingerprint, overwrite):
         remove_work_folder(out)
         return Recording(out)
-    with hold_folder(work_path(out)):
-        folder = work_folder(out, {"fingerprint": fingerprint})
+    with work_folder(out, {"fingerprint": fingerprint}) as folder:
         with named_errors(out), closing(LinesFile(folder / LINES_FILE, rows)) as lines:
             if lines.damage:
                 log.warning("%s; that text and the following ones are recorded again", lines.damage)
