@@ -19,6 +19,7 @@ from ltmia.ownership import Marker
 
 N_MEMBERS, N_NONMEMBERS = 30, 40
 N_RESAMPLES = 20
+N_TREES = 5
 RECIPE = """
 [corpora.early]
 path = "embedded"
@@ -183,8 +184,10 @@ def prepare(work: Path) -> None:
 
 
 def run_quickly(*arguments: str) -> None:
-    """Run a command with few resamples: what intervals rest on is no matter here."""
+    """Run a command with few resamples and trees: what intervals and the control rest on is no matter here."""
+    import ltmia.evaluation.controls
     import ltmia.evaluation.intervals
 
+    ltmia.evaluation.controls.N_TREES = N_TREES
     ltmia.evaluation.intervals.measure_attack.__kwdefaults__["n_resamples"] = N_RESAMPLES
     run_command(*arguments)

@@ -70,7 +70,10 @@ def serve() -> None:
     """Run requests, one a line, until there are no more."""
     for module in MODULES:
         __import__(module)
+    from quick import grow_fewer_trees
+
     _compute_once()
+    grow_fewer_trees()
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -52,6 +52,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         token_statistics(torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), k=1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _fewer_trees() -> None:
+    """Tests of the control itself set the number of trees back."""
+    from quick import grow_fewer_trees
+
+    grow_fewer_trees()
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.selection import score_evidence
 from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED
 from ltmia.data.reading import read_texts
+from ltmia.evaluation import controls
 from ltmia.evaluation.controls import _fold_scores
 from ltmia.features.store import FeatureStore
 from ltmia.models.loading import load_pair
@@ -22,6 +23,7 @@ from ltmia.models.multi_pass import PairQueries
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.scoring.extraction import ExtractionConfig, count_tokens, extract_batches
+from quick import SHIPPED_TREES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text("utf-8")
 
@@ -112,7 +114,8 @@ def _gradient_norm(formulas: dict[str, Any], pair: Pair, text: str) -> float:
     return formulas["gradient_norm"](pair.target(ids, labels=ids).loss, parameters)
 
 
-def test_the_control_is_what_runs(formulas: dict[str, Any], materials: Path) -> None:
+def test_the_control_is_what_runs(formulas: dict[str, Any], materials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "N_TREES", SHIPPED_TREES)
     found = {name: read_texts(materials / f"{name}.jsonl").texts for name in ("train", "held-out")}
     labels = np.array([1] * 40 + [0] * 40)
     train = [*found["train"][:40], *found["held-out"][:40]]

@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 N_FOLDS = 5
+N_TREES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def _fold_scores(
         return np.full(len(test), 0.5)
     if len(np.unique(labels)) < 2:
         return np.full(len(test), 0.5)
-    forest = RandomForestClassifier(100, max_depth=2, min_samples_leaf=5, random_state=seed)
+    forest = RandomForestClassifier(N_TREES, max_depth=2, min_samples_leaf=5, random_state=seed)
     forest.fit(words, labels)
     return forest.predict_proba(counter.transform(test))[:, 1].astype(np.float64)
 
