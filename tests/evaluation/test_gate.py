@@ -367,6 +367,18 @@ def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize("layout", [None, 4])
+def test_an_edited_file_is_refused_and_one_with_other_white_space_is_not(layout: int | None, tmp_path: Path) -> None:
+    write_results(Results.model_validate(sound()), tmp_path)
+    tree = json.loads((tmp_path / RESULTS_FILE).read_text("utf-8"))
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(tree, indent=layout, sort_keys=True), "utf-8")
+    assert read_results(tmp_path) == Results.model_validate(sound())
+    tree["attacks"]["loss"]["auc"]["high"] -= 1e-12
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(tree, indent=layout), "utf-8")
+    with pytest.raises(StoreError, match=r"content_sha256 does not match the rest of the file: damaged or edited"):
+        read_results(tmp_path)
+
+
 def test_an_undamaged_file_is_read(tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).write_text(raw(lambda _: None), "utf-8")
     assert read_results(tmp_path).decisions.n_judged == 1000

@@ -111,7 +111,13 @@ def test_hashes_are_recomputed(audit: Path, tmp_path: Path) -> None:
     for name in ("results.json", "records.parquet"):
         assert f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" in done.stdout
     results = (folder / "results.json").read_text("utf-8")
-    (folder / "results.json").write_text(results.replace('"seconds": 1.0', '"seconds": 2.0', 1), "utf-8")
+    edited = results.replace('"seconds": 1.0', '"seconds": 2.0', 1)
+    (folder / "results.json").write_text(edited, "utf-8")
+    done = run_ltmia("verify", str(folder))
+    assert done.returncode == 2
+    assert "results.json: content_sha256 does not match the rest of the file" in done.stderr
+    without = re.sub(r'"content_sha256": "\w+"', '"content_sha256": null', edited)
+    (folder / "results.json").write_text(without, "utf-8")
     done = run_ltmia("verify", str(folder), "--annex", str(annex))
     assert done.returncode == 1
     assert "other hashes for results.json, all of these" in done.stdout

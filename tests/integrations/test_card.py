@@ -114,6 +114,9 @@ def test_drift_is_an_exit_code(materials: Path, tmp_path: Path) -> None:
     card.write_text(good, "utf-8")
     results = (folder / "results.json").read_text("utf-8")
     (folder / "results.json").write_text(results.replace(repr(value), "0.5125", 1), "utf-8")
+    assert check()[0] == 2, "the results were edited"
+    older = re.sub(r'"content_sha256": "\w+"', '"content_sha256": null', results)
+    (folder / "results.json").write_text(older.replace(repr(value), "0.5125", 1), "utf-8")
     assert check()[0] == 1
     card.unlink()
     assert check()[0] == 2

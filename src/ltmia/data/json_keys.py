@@ -1,7 +1,10 @@
 """Refuses JSON objects in which a key stands twice, because readers of JSON keep the last value without a word."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+from ltmia.errors import DataError
 
 
 class RepeatedKeyError(ValueError):
@@ -23,3 +26,19 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise RepeatedKeyError(next(name for name in names if names.count(name) > 1))
     return found
+
+
+def refuse_repeated_keys(text: str, place: str) -> None:
+    """Refuse a JSON text that pydantic has read, because pydantic keeps the last of two keys.
+
+    Args:
+        text: JSON.
+        place: File and line, for the message.
+
+    Raises:
+        DataError: If a key stands twice in one object.
+    """
+    try:
+        json.loads(text, object_pairs_hook=unique_keys)
+    except RepeatedKeyError as error:
+        raise DataError(f"{place}: {error}. Keep one of the two.") from None

@@ -5,7 +5,6 @@ themselves.
 """
 
 import gzip
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ltmia.data.json_keys import RepeatedKeyError, unique_keys
+from ltmia.data.json_keys import refuse_repeated_keys
 from ltmia.data.lines import iterate_lines, open_bytes
 from ltmia.errors import ConfigError, DataError
 from ltmia.folders import write_whole
@@ -252,10 +251,7 @@ def _parsed(kind: type[Line], line: str, place: str) -> Line:
         raise DataError(
             f"{place}: {key + ': ' if key else ''}{first['msg']}. See recordings in docs/formats.md."
         ) from None  # the message of pydantic would show the line
-    try:
-        json.loads(line, object_pairs_hook=unique_keys)  # pydantic kept the last of two keys
-    except RepeatedKeyError as error:
-        raise DataError(f"{place}: {error}. Keep one of the two.") from None
+    refuse_repeated_keys(line, place)
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ltmia.data.json_keys import refuse_repeated_keys
 from ltmia.data.lines import Line, iterate_lines, open_bytes
 from ltmia.errors import DataError
 from ltmia.records import Texts
@@ -123,14 +124,16 @@ def read_spans(path: Path | str) -> SpanFile:
 
 def _place(path: Path | str, line: Line) -> _Place:
     try:
-        return _Place.model_validate_json(line.text)
+        found = _Place.model_validate_json(line.text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(
             f"{path}, line {line.number}: {f'{key}: ' if key else ''}{first['msg']}. "
             'Expected {"id": "letter-17", "start": 24, "end": 30}, with "kind" if you like.'
-        ) from error
+        ) from None  # the message of pydantic would show the line
+    refuse_repeated_keys(line.text, f"{path}, line {line.number}")
+    return found
 
 
 def _rule(path: Path | str, line: Line) -> tuple[str, re.Pattern[str]]:

@@ -6,6 +6,7 @@ Each file carries the id of the run that wrote it; files of two runs are refused
 import json
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,8 @@ WITHOUT_GAPS = ("id", "n_tokens", "row", "n_texts", "span", "n_copies")
 
 def write_results(results: Results, folder: Path) -> None:
     """Write `results.json`; figures that could not be measured are null and carry their reason."""
-    text = results.model_dump_json(indent=1) + "\n"
+    sealed = results.model_copy(update={"content_sha256": _hash_of_rest(json.loads(results.model_dump_json()))})
+    text = sealed.model_dump_json(indent=1) + "\n"
     write_whole(folder / RESULTS_FILE, lambda path: path.write_text(text, "utf-8"))
 
 
@@ -109,13 +111,13 @@ def read_results(folder: Path) -> Results:
     """Read `results.json`.
 
     Raises:
-        StoreError: If it is missing, does not follow the published schema (the message names the first wrong key), or
-            does not belong to the last run that began in its folder.
+        StoreError: If it is missing, does not follow the published schema (the message names the first wrong key), was
+            edited, or does not belong to the last run that began in its folder.
     """
     path = folder / RESULTS_FILE
     try:
         text = path.read_text("utf-8")
-        json.loads(text, object_pairs_hook=unique_keys)  # pydantic would keep the last of two keys
+        tree = json.loads(text, object_pairs_hook=unique_keys)  # pydantic would keep the last of two keys
         results = Results.model_validate_json(text, strict=True)
     except OSError as error:
         raise StoreError(f"{path}: not there; {why_no_results(folder)}") from error
@@ -127,7 +129,18 @@ def read_results(folder: Path) -> Results:
         raise StoreError(f"{path}: {one_line(str(error))}; run the audit again") from error
     if run := last_run(folder):
         refuse_other_run(folder / PRIVATE_FOLDER / RUN_FILE, run["run_id"], results.run_id)
-    return results
+    if results.content_sha256 not in (None, _hash_of_rest(tree)):
+        raise StoreError(
+            f"{path}: content_sha256 does not match the rest of the file: damaged or edited; copy it again from where "
+            "the audit wrote it, or run the audit again"
+        )
+    return results.model_copy(update={"content_sha256": None})
+
+
+def _hash_of_rest(tree: Mapping[str, Any]) -> str:
+    """Hash what a results file holds besides the hash, whatever the order of its keys and its white space."""
+    rest = {name: value for name, value in tree.items() if name != "content_sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_records(columns: Mapping[str, Any], folder: Path, run_id: str) -> pa.Table:

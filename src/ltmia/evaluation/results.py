@@ -253,6 +253,8 @@ class Results(Section):
     schema_version: Literal[2] = 2
     run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     """Drawn at random by the run that wrote this file; its records and its report carry the same."""
+    content_sha256: str | None = None
+    """Hash of the rest of the file, so that an edited file is refused; null in older files."""
     ltmia_version: str
     kind: Literal["audit", "score"]
     created: datetime
