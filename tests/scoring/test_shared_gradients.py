@@ -60,9 +60,9 @@ def test_each_model_runs_once_on_each_text(make: str, n_passes, tmp_path, monkey
     for name in passed:
         runner = getattr(pair, f"{name}_runner")
 
-        def counted(ids, mask, *, real=runner._logits, name=name):
+        def counted(ids, mask, *past, real=runner._logits, name=name):
             passed[name] += len(ids)
-            return real(ids, mask)
+            return real(ids, mask, *past)
 
         monkeypatch.setattr(runner, "_logits", counted)
     extracted(pair, texts, reader)
