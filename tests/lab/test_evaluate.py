@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from commands import run_ltmia
 from ltmia.classifier.domain import TrainingDomain
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.errors import StoreError
+from ltmia.errors import ConfigError, StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import best_rule, error_ratio, macro_averages, mean_with_interval
 from ltmia.evaluation.results import AttackResult, Measure
@@ -161,6 +161,12 @@ def test_train_and_evaluate_on_other_stores(stores: Path, tmp_path: Path) -> Non
     refused = run("evaluate", str(tmp_path / "model"), str(stores), "-o", str(tmp_path / "test"))
     assert refused.returncode == 2
     assert "demo.early.quick" in refused.stderr
+    with (tmp_path / "test" / "evaluation.md").open("a") as file:
+        file.write("my conclusions")
+    classifier = MembershipClassifier.from_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"evaluation\.md: was changed since ltmia wrote it"):
+        evaluate(classifier, find_combinations(map(Path, held_out)), tmp_path / "test", overwrite=True)
+    assert (tmp_path / "test" / "evaluation.md").read_text("utf-8").endswith("my conclusions")
 
 
 def test_stores_are_found_at_any_depth_and_their_absence_is_named(stores: Path, tmp_path: Path) -> None:

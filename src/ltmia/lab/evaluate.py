@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import CombinationResults
 from ltmia.evaluation.results import AttackResult, Measure
 from ltmia.evaluation.wording import figure as written
-from ltmia.folders import claim_folder, mark_folder, write_whole
+from ltmia.folders import write_folder
 from ltmia.models.identity import parameters_sha256
 from ltmia.ownership import Marker, check_folder
 from ltmia.report.evaluation import draw_evaluation, evaluation_tables
@@ -107,10 +106,12 @@ def evaluate(
         TABLES_FILE: evaluation_tables(results, slices),
         FIGURE_FILE: draw_evaluation(results, slices),
     }
-    with claim_folder(out, marker, overwrite=overwrite):
-        mark_folder(out, marker)
+
+    def write(folder: Path) -> None:
         for name, text in written.items():
-            write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8"))
+            (folder / name).write_text(text, encoding="utf-8")
+
+    write_folder(out, write, marker, overwrite=overwrite)
     return results
 
 
