@@ -44,6 +44,30 @@ def test_a_users_own_file_under_a_name_of_ours_stays(tmp_path: Path, name: str) 
         assert len([path for path in (tmp_path / "out").iterdir() if path.is_file()]) == 6, "nothing was moved"
 
 
+def test_a_run_killed_before_its_results_does_not_cost_the_older_ones(tmp_path: Path) -> None:
+    finish(tmp_path)
+    names = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE)
+    old = {name: (tmp_path / name).read_bytes() for name in names}
+    with run_in(tmp_path, MARKER) as run:  # killed between its records and its results
+        write_records({"id": ["a"]}, tmp_path, run.run_id)
+    with run_in(tmp_path, MARKER):
+        assert not [name for name in names if (tmp_path / name).exists()]
+    assert {name: (tmp_path / "private" / "previous" / name).read_bytes() for name in names} == old
+
+
+def test_setting_aside_that_was_killed_is_completed(tmp_path: Path) -> None:
+    finish(tmp_path)
+    finish(tmp_path)
+    names, previous = (RESULTS_FILE, RECORDS_FILE, GROUPS_FILE, REPORT_FILE), tmp_path / "private" / "previous"
+    last = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in names:  # what is left of the run before is deleted first
+        (previous / name).unlink()
+    (tmp_path / RESULTS_FILE).rename(previous / RESULTS_FILE)
+    with run_in(tmp_path, MARKER):
+        pass
+    assert {name: (previous / name).read_bytes() for name in names} == last
+
+
 def test_a_run_that_reveals_nothing_leaves_nothing_that_was_revealed(tmp_path: Path) -> None:
     finish(tmp_path, text=["a secret"])
     finish(tmp_path)

@@ -181,12 +181,23 @@ def run_in(
 
 
 def _move_results(folder: Path, previous: Path) -> None:
-    if there := [name for name in SHAREABLE if (folder / name).exists()]:
-        make_folder(previous)
-        with named_errors(previous):
+    """Set the files of the last run aside, its results first.
+
+    Without results they are of a run that was killed while it wrote, or while it set files aside. What was set aside
+    before then stays: it may be the only verdict.
+    """
+    there = [name for name in SHAREABLE if (folder / name).exists()]
+    if not there:
+        return
+    make_folder(previous)
+    with named_errors(previous):
+        if RESULTS_FILE in there:
             for name in SHAREABLE:
                 (previous / name).unlink(missing_ok=True)
-            for name in there:
+        for name in there:
+            if (previous / name).exists():
+                (folder / name).unlink()
+            else:
                 (folder / name).replace(previous / name)
 
 
