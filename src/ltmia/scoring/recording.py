@@ -165,7 +165,7 @@ def _is_done(out: Path, fingerprint: str | None, overwrite: bool) -> bool:
     """Say whether the recording exists and is complete.
 
     Raises:
-        ConfigError: If there is another file, or a recording of other work that may not be replaced.
+        ConfigError: If there is another file, or a recording of other work, or an edited one, that may not be replaced.
     """
     if not os.path.lexists(out):
         return False
@@ -177,7 +177,10 @@ def _is_done(out: Path, fingerprint: str | None, overwrite: bool) -> bool:
         ) from error
     found = there.header.fingerprint
     if found == fingerprint:
-        return _is_whole(there)
+        damage = _damage(there)
+        if damage is not None and not overwrite:  # it may be somebody's work: a killed run leaves no half file
+            raise ConfigError(f"{damage} Nothing was changed. Make it again with `overwrite=True`.")
+        return damage is None
     if found is None:
         raise ConfigError(f"{out}: a recording that ltmia did not make. Nothing was changed. Choose another name.")
     if overwrite:
@@ -188,12 +191,13 @@ def _is_done(out: Path, fingerprint: str | None, overwrite: bool) -> bool:
     )
 
 
-def _is_whole(recording: Recording) -> bool:
+def _damage(recording: Recording) -> str | None:
+    """Describe what is wrong with a recording; None if nothing is."""
     try:
-        return sum(1 for _ in recording) > 0
+        n_texts = sum(1 for _ in recording)  # reads and checks every line
     except DataError as error:
-        log.warning("%s It is made again.", error)
-        return False
+        return str(error)
+    return None if n_texts else f"{recording.path}: holds no text."
 
 
 def _recorded(
