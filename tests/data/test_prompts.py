@@ -33,7 +33,7 @@ from ltmia.models.loading import LoadOptions, load_pair, load_tokenizer
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
-from ltmia.scoring.extraction import ExtractionConfig, encode, extract_batches
+from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun, encode, extract_batches
 
 TOKENIZER = load_tokenizer(str(demo_base_path()), LoadOptions())
 TEMPLATE = (
@@ -185,7 +185,7 @@ def test_statistics_are_those_of_the_whole_text_behind_the_prompt(pair: Pair, ba
             for text, tokens in zip(batch.texts, batch.statistics, strict=True)
         }
 
-    behind = by_row(extract_batches(pair, texts.texts, config, encoded=encoded))
+    behind = by_row(extract_batches(pair, texts.texts, config, ExtractionRun(encoded=encoded)))
     whole = by_row(extract_batches(pair, texts.texts, config))
     for row, (tokens, text) in behind.items():
         first = encoded[row].start - 1
@@ -202,7 +202,7 @@ def test_statistics_are_those_of_the_whole_text_behind_the_prompt(pair: Pair, ba
 def test_the_expectation_sees_the_token_before_the_first_scored_one(pair: Pair) -> None:
     texts, config = halves(3), ExtractionConfig(max_length=128, batch_size=4)
     encoded = encode(pair, texts.texts, config, texts.starts)
-    batch = next(extract_batches(pair, texts.texts, config, encoded=encoded))
+    batch = next(extract_batches(pair, texts.texts, config, ExtractionRun(encoded=encoded)))
     ids = [encoded[row].ids[encoded[row].start - 1 :] for row in batch.rows]
     found = Positions.of(batch.statistics, ids, [0, 1, 2])
     expected = np.concatenate([encoded[row].ids[encoded[row].start - 1 : -1] for row in batch.rows])
