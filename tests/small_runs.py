@@ -218,6 +218,11 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| 1 x \| \d\.\d \| \d \| \d \|",
         check=written("out/audit/spans.parquet"),
     ),
+    "benchmarks/plan.py": SmallRun(
+        arguments="out --shapes llama-1M --texts 2 --tokens 16 --rounds 1",
+        finds=r"\| llama-1M \| 1,229,664 \| 5\.\d+e\+06 \| \d",
+        check=written("out/llama-1M/config.json"),
+    ),
     "benchmarks/ray_lab.py": SmallRun(
         arguments="out --rounds 1 --seeds 1 --texts 20", finds=r"2 workers over that of 1: \d", needs="ray"
     ),

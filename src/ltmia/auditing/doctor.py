@@ -15,7 +15,7 @@ from ltmia.evaluation.model_checks import base_check
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.models.forward import CHUNK_BYTES, forward_pair
-from ltmia.models.head import COPY_BYTES, HALF
+from ltmia.models.head import HALF, copy_bytes
 from ltmia.models.loading import LoadKeywords, load_pair
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
@@ -194,9 +194,9 @@ def _memory(pair: Pair) -> int:
     models = [pair.target] if pair.reference is None else [pair.target, pair.reference]
     weights: int = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
     heads: int = sum(
-        min(4 * sum(p.numel() for p in model.get_output_embeddings().parameters()), COPY_BYTES)
+        copy_bytes(sum(p.numel() for p in model.get_output_embeddings().parameters()), next(model.parameters()).dtype)
         for _, model, scorer in _both(pair)
-        if _is_half(model) and scorer.runs_head_apart
+        if scorer.runs_head_apart
     )
     return weights + heads + 2 * CHUNK_BYTES
 

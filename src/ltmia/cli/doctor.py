@@ -1,18 +1,56 @@
-"""`ltmia doctor`: tests whether two models can be audited."""
+"""`ltmia doctor`: tests whether two models can be audited, or plans an audit."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ltmia.cli import options as o
 from ltmia.cli.flags import in_flags, running_program
+from ltmia.cli.option_groups import with_option_groups
 from ltmia.cli.progress import calm_libraries
 
+if TYPE_CHECKING:
+    from ltmia.auditing.doctor import Finding
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Options of a plan."""
+
+    n_texts: Annotated[int, typer.Option("--texts", min=1, help="With --plan: number of texts.")] = 1000
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="With --plan: tokens read of each text.")] = 128
+    batch_size: o.BatchSize = 16
+    observer: o.Observer = o.ObserverName.logprobs
+    sequential: o.Sequential = False
+    device_memory: Annotated[
+        float | None,
+        typer.Option("--device-memory", min=0, help="With --plan: GiB of a device that is not at hand."),
+    ] = None
+    device_tflops: Annotated[
+        float | None,
+        typer.Option("--device-tflops", min=0, help="With --plan: its peak in the models' number format, in TFLOP/s."),
+    ] = None
+    n_devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices", min=1, help="With --plan: number of such devices; each reads its share of the texts."
+        ),
+    ] = None
+
+
+@with_option_groups
 def doctor(
+    *,
     target: o.Target,
     base: o.Base = "auto",
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Load no weights: say what an audit costs, from the config.json of each model."),
+    ] = False,
+    planned: PlanOptions,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -22,15 +60,59 @@ def doctor(
 ) -> None:
     """Test a pair of models before an audit: find the base, compare tokenizers, run both, and say what to fix."""
     calm_libraries(verbose=verbose)
-    from ltmia.auditing.doctor import diagnose
+    loading = {"dtype": dtype.value, "device": device, "trust_remote_code": trust_remote_code, "allow_hub": allow_hub}
+    found: Any
+    if plan:
+        found = _plan(target, base, planned, loading)
+    else:
+        from ltmia.auditing.doctor import diagnose
 
-    found = diagnose(
-        target, base, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
-    )
+        _refuse_options_of_plans(planned)
+        found = diagnose(target, base, **loading)
     if as_json:
         print(json.dumps(asdict(found) | {"usable": found.usable}, indent=1))
-    for finding in () if as_json else found.findings:
-        said = f"{finding.level}: {finding.sentence}" + (f" {finding.cure}" if finding.cure else "")
-        print(in_flags(said, running_program()))
+    else:
+        _print(found.findings)
     if not found.usable:
         raise typer.Exit(2)
+
+
+def _plan(target: str, base: str, planned: PlanOptions, loading: dict[str, Any]) -> Any:
+    from ltmia.auditing.cost import Work
+    from ltmia.auditing.plan import Accelerators, plan_audit
+    from ltmia.errors import ConfigError
+
+    given = (planned.device_memory, planned.device_tflops)
+    if (None in given and (any(given) or planned.n_devices is not None)) or (
+        None not in given and loading["device"] != "auto"
+    ):
+        raise ConfigError(
+            "a device that is not at hand needs both `device_memory` and `device_tflops`, and no `device`"
+        )
+    accelerators = None
+    if planned.device_memory is not None and planned.device_tflops is not None:
+        accelerators = Accelerators(
+            memory_gib=planned.device_memory, tflops=planned.device_tflops, n_devices=planned.n_devices or 1
+        )
+    work = Work(
+        n_texts=planned.n_texts,
+        max_length=planned.max_length,
+        batch_size=planned.batch_size,
+        observer=planned.observer.value,
+        sequential=planned.sequential,
+    )
+    return plan_audit(target, base, work, accelerators, **loading)
+
+
+def _refuse_options_of_plans(planned: PlanOptions) -> None:
+    from ltmia.errors import ConfigError
+
+    for name, value in asdict(planned).items():
+        if value != getattr(PlanOptions(), name):
+            raise ConfigError(f"`{name}` needs `plan=True`: without it, the models are loaded and nothing is planned")
+
+
+def _print(findings: "Sequence[Finding]") -> None:
+    for finding in findings:
+        said = f"{finding.level}: {finding.sentence}" + (f"; {finding.cure}" if finding.cure else "")
+        print(in_flags(said, running_program()))

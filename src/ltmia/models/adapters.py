@@ -135,13 +135,19 @@ def check_gives_base_back(model: PeftModel) -> None:
         ModelError: If it is so; the message names the setting.
     """
     for name, config in model.peft_config.items():
-        start, bias = str(getattr(config, "init_lora_weights", "")).lower(), getattr(config, "bias", "none")
-        changed = f"init_lora_weights = {start!r}" if start.startswith(RESIDUAL_STARTS) else f"bias = {bias!r}"
-        if start.startswith(RESIDUAL_STARTS) or bias != "none":
+        if (changed := changes_base(config)) is not None:
             raise ModelError(
                 f"the adapter {name!r} has {changed}, which changes the base's own weights, so that switching it off "
                 "does not give the base back: give the base as well"
             )
+
+
+def changes_base(config: Any) -> str | None:
+    """Return the setting of an adapter's config that changes the base's own weights; None if there is none."""
+    start, bias = str(getattr(config, "init_lora_weights", "")).lower(), getattr(config, "bias", "none")
+    if start.startswith(RESIDUAL_STARTS):
+        return f"init_lora_weights = {start!r}"
+    return None if bias == "none" else f"bias = {bias!r}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,15 @@ def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
         ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.
     """
     check_weights(source)
+    return read_config_alone(source, trust_remote_code=trust_remote_code)
+
+
+def read_config_alone(source: ModelSource, *, trust_remote_code: bool) -> Any:
+    """Read the config of a model that is not a GGUF file; its weights may be missing.
+
+    Raises:
+        ModelError: If there is none, or it is damaged, or the weights are quantised in a way that is not unpacked.
+    """
     keywords = source.keywords | {"trust_remote_code": trust_remote_code}
     config = refuse_clearly(source, lambda: AutoConfig.from_pretrained(**keywords))
     _check_quantised(source, _quantised_by(config))
@@ -72,7 +81,11 @@ def stored_dtype(source: ModelSource, *, trust_remote_code: bool) -> torch.dtype
     """
     if source.is_gguf:
         return torch.float32
-    config = read_config(source, trust_remote_code=trust_remote_code)
+    return dtype_in(read_config(source, trust_remote_code=trust_remote_code))
+
+
+def dtype_in(config: Any) -> torch.dtype:
+    """Return the dtype that a config gives for the weights; float32 if it gives none."""
     return getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None) or torch.float32
 
 

@@ -46,6 +46,11 @@ def float32_head(head: nn.Module) -> Head:
     return _buffered(weight, bias, "medium" if medium else "highest")
 
 
+def copy_bytes(n_parameters: int, dtype: torch.dtype) -> int:
+    """Return the most bytes that the float32 copy of a head, or of a slice of it, takes."""
+    return min(4 * n_parameters, COPY_BYTES) if dtype in HALF else 0
+
+
 def plain_float32_head(head: nn.Module) -> Head:
     """Do the same as `float32_head`, but let gradients flow through the head.
 

@@ -39,7 +39,7 @@ constants.HF_HUB_DISABLE_TELEMETRY = True
 
 LOADING_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, ImportError, AttributeError, NotImplementedError,
-    SafetensorError, StrictDataclassError, EntryNotFoundError, RevisionResolutionError,
+    ZeroDivisionError, SafetensorError, StrictDataclassError, EntryNotFoundError, RevisionResolutionError,
 )  # fmt: skip
 """Exceptions of the libraries for a model that is missing, damaged, or inconsistent."""
 

@@ -40,6 +40,7 @@ KERNEL_POSITIONS = 256
 SEED = 0
 PAD = "pad"
 TRAIN_STEPS = 30
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +183,8 @@ def bench_train(config: BenchConfig) -> dict[str, float | str | int]:
     }
 
 
-def random_pair(config: BenchConfig) -> Pair:
-    """Make two random models of GPT-2's shape, with a tokenizer that reads numbers."""
+def random_pair(config: BenchConfig, device: torch.device = CPU) -> Pair:
+    """Make two random models of GPT-2's shape on a device, with a tokenizer that reads numbers."""
     models_made: list[nn.Module] = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -196,13 +197,17 @@ def random_pair(config: BenchConfig) -> Pair:
             bos_token_id=None,
             eos_token_id=None,
         )
-        models_made.append(GPT2LMHeadModel(shape).eval().to(getattr(torch, config.dtype)))
+        models_made.append(GPT2LMHeadModel(shape).eval().to(device, getattr(torch, config.dtype)))
+    return Pair(target=models_made[0], reference=models_made[1], tokenizer=number_tokenizer(config.vocab_size))
+
+
+def number_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Make a tokenizer that reads numbers between spaces."""
     # The tokenizer finds special tokens inside words too, so this one contains no digit.
-    vocabulary = {PAD: 0} | {str(i): i for i in range(1, config.vocab_size)}
+    vocabulary = {PAD: 0} | {str(i): i for i in range(1, vocab_size)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD)
-    return Pair(target=models_made[0], reference=models_made[1], tokenizer=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=PAD)
 
 
 def random_texts(config: BenchConfig) -> list[str]:

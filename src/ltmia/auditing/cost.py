@@ -1,0 +1,204 @@
+"""Counts what an audit needs, from the shapes of its models: FLOPs, memory and disk."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ltmia.auditing.update import ObserverChoice
+from ltmia.errors import ConfigError
+from ltmia.models.batching import BatchSize, most_tokens
+from ltmia.models.forward import CHUNK_BYTES
+from ltmia.models.head import HALF, MIXED_DEVICES, copy_bytes
+from ltmia.models.sizes import ModelShape, PairShape, Product
+from ltmia.scoring.pair_runner import STATES_BYTES
+from ltmia.weights.backward import GATHER_BYTES
+from ltmia.weights.gradient_file import GradientShape
+from ltmia.weights.solve import SQUARES
+from ltmia.weights.update_attack import WeightsConfig
+
+STORE_BYTES = 276
+"""Bytes of the store for each scored token, by `ltmia bench store`."""
+LIBRARIES_BYTES = 650_000_000
+"""Memory of a process with its libraries and no model."""
+STATISTICS_BYTES = 120
+"""Bytes for each logit of a chunk that `torch_kernel` holds at once, on devices other than the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What is to be read, and how."""
+
+    n_texts: int = 1000
+    """Texts of an audit, members and non-members."""
+    max_length: int = 128
+    """Tokens of each text; shorter texts cost less."""
+    batch_size: BatchSize = 16
+    observer: ObserverChoice = "logprobs"
+    """The gradients of "weights" are counted for "auto" too."""
+    sequential: bool = False
+    """Whether only one model is in memory at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible work.
+
+        Raises:
+            ConfigError: If it is impossible; the message names the field.
+        """
+        for name, least in (("n_texts", 1), ("max_length", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"`{name}={getattr(self, name)}`: expected at least {least}")
+        if self.sequential and self.reads_weights:
+            raise ConfigError("`observer=weights` needs both models in memory: leave out `sequential=True`")
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether gradients are read."""
+        return self.observer != "logprobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """Floating-point operations of an audit; a product and a sum are two."""
+
+    layers: int
+    """Matrix products of both models' layers."""
+    attention: int
+    """Products of queries, keys and values, which grow with the square of the length."""
+    head: int
+    """Output heads, on scored positions."""
+    gradients: int = 0
+    """Passes back through head and last layers, and the gradients at the chosen coordinates."""
+    solve: int = 0
+    """The regression of the update on the gradients, on the CPU."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.attention + self.head + self.gradients + self.solve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes that are in memory at once."""
+
+    weights: int
+    activations: int
+    """Hidden states of one pass and batch, and of layers that are passed back through."""
+    logits: int
+    """A chunk of logits of both models, their statistics, and float32 copies of heads."""
+    libraries: int = 0
+    """The process itself; 0 for the memory of an accelerator."""
+    solve: int = 0
+    """The regression of the weights observer; 0 for the memory of an accelerator."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.weights + self.activations + self.logits + self.libraries + self.solve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Everything that decides FLOPs, memory and disk."""
+
+    pair: PairShape
+    work: Work
+    dtype: torch.dtype
+    device_type: str
+
+    @property
+    def models(self) -> tuple[ModelShape, ModelShape]:
+        """Target and base."""
+        return self.pair.target, self.pair.reference
+
+    @property
+    def length(self) -> int:
+        """Tokens read of each text."""
+        return min(self.work.max_length, *(shape.max_positions or self.work.max_length for shape in self.models))
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens that go through a model at once."""
+        most = most_tokens(torch.device(self.device_type))
+        n_texts = most if self.work.batch_size == "auto" else self.work.batch_size
+        return max(self.length, min(n_texts * self.length, most, self.work.n_texts * self.length))
+
+
+def count_flops(setting: Setting) -> Flops:
+    """Count the FLOPs of both models on all texts, and those of the gradients."""
+    work, length = setting.work, setting.length
+    n_tokens, n_scored = work.n_texts * length, work.n_texts * (length - 1)
+    per_token = [2 * _n_active(shape.products) for shape in setting.models]
+    per_text = [shape.attention.flops(length) for shape in setting.models]
+    heads = [2 * n_scored * shape.n_head for shape in setting.models]
+    found = Flops(layers=n_tokens * sum(per_token), attention=work.n_texts * sum(per_text), head=sum(heads))
+    if not work.reads_weights:
+        return found
+    config = WeightsConfig()
+    points = len(config.points)
+    gradients = points * n_tokens * 2 * config.n_coordinates
+    for shape, head in zip(setting.models, heads, strict=True):
+        # Logits again, and their gradient; then one product back for each product forward, two for attention.
+        gradients += 2 * head + n_tokens * 2 * _n_active(shape.last(config.n_layers))
+        share = min(config.n_layers / max(shape.attention.n_layers, 1), 1.0)
+        gradients += int(2 * share * work.n_texts * shape.attention.flops(length))
+    if setting.pair.is_shared:
+        # The base's gradients need an adapter of zeros, so they are read in a pass of their own.
+        gradients += n_tokens * per_token[0] + work.n_texts * per_text[0]
+    columns = points * work.n_texts
+    return replace(found, gradients=gradients, solve=2 * columns**2 * config.n_coordinates + columns**3)
+
+
+def count_memory(setting: Setting) -> Memory:
+    """Count the bytes that are in the device's memory at once."""
+    work, width, on_cpu = setting.work, setting.dtype.itemsize, setting.device_type == "cpu"
+    target, reference = setting.models
+    if setting.pair.is_shared:
+        weights = target.n_parameters
+    elif work.sequential:
+        weights = max(target.n_parameters + reference.n_head, reference.n_parameters + target.n_head)
+    else:
+        weights = target.n_parameters + reference.n_parameters
+    widest = max(product.n_out for shape in setting.models for product in shape.products)
+    batch = setting.pass_tokens if work.batch_size == "auto" else work.batch_size * setting.length
+    kept = 2 * max(batch, setting.pass_tokens) * target.hidden_size
+    activations = width * (kept + setting.pass_tokens * (8 * target.hidden_size + 4 * widest))
+    logits = 2 * CHUNK_BYTES + (0 if on_cpu else CHUNK_BYTES // 4 * STATISTICS_BYTES)
+    if setting.device_type not in MIXED_DEVICES:
+        logits += sum(copy_bytes(shape.n_head, setting.dtype) for shape in setting.models)
+    if work.reads_weights:
+        config = WeightsConfig()
+        last = target.last(config.n_layers)
+        activations += width * setting.pass_tokens * 2 * sum(p.times * (p.n_in + p.n_out) for p in last)
+        activations += 4 * config.n_coordinates * (setting.pass_tokens // setting.length) + 3 * GATHER_BYTES
+        logits += 3 * CHUNK_BYTES + (4 * target.n_head if setting.dtype in HALF else 0)
+    return Memory(
+        weights=width * weights,
+        activations=activations,
+        logits=logits,
+        libraries=LIBRARIES_BYTES if on_cpu else 0,
+        solve=solve_bytes(work) if on_cpu else 0,
+    )
+
+
+def solve_bytes(work: Work) -> int:
+    """Return the memory that the regression of the weights observer takes, on the CPU."""
+    columns = len(WeightsConfig().points) * work.n_texts
+    return 8 * SQUARES * columns**2 if work.reads_weights else 0
+
+
+def disk_bytes(setting: Setting) -> dict[str, int]:
+    """Return the bytes on disk, by what is kept."""
+    work, config = setting.work, WeightsConfig()
+    n_scored = work.n_texts * (setting.length - 1)
+    found = {"the store": STORE_BYTES * n_scored}
+    if work.reads_weights:
+        shape = GradientShape(n_texts=work.n_texts, n_points=len(config.points), n_coordinates=config.n_coordinates)
+        found["gradients"] = shape.n_bytes
+    if work.sequential and not setting.pair.is_shared:
+        found["hidden states"] = min(STATES_BYTES, n_scored * setting.pair.target.hidden_size * setting.dtype.itemsize)
+    return found
+
+
+def _n_active(products: tuple[Product, ...]) -> int:
+    return sum(product.n_active for product in products)

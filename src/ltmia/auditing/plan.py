@@ -1,0 +1,261 @@
+"""Says what an audit will cost, from the two models' configs alone: FLOPs, memory, disk and time."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Unpack
+
+import torch
+
+from ltmia.auditing.cost import (
+    LIBRARIES_BYTES,
+    Flops,
+    Memory,
+    Setting,
+    Work,
+    count_flops,
+    count_memory,
+    disk_bytes,
+    solve_bytes,
+)
+from ltmia.auditing.doctor import Finding
+from ltmia.auditing.speed import Clock, Speed, measure_speed
+from ltmia.errors import ConfigError
+from ltmia.models.batching import free_bytes
+from ltmia.models.head import HALF, MIXED_DEVICES
+from ltmia.models.loading import LoadKeywords, LoadOptions
+from ltmia.models.sizes import PairShape, pair_shape
+from ltmia.runtime import dtype_name, pick_device, pick_dtype
+
+RANGE = (0.8, 1.25)
+"""Range around a time whose parts were measured."""
+SHARES = (0.2, 0.5)
+"""Shares of an accelerator's peak that passes over texts usually reach; taken if its speed is not measured."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accelerators:
+    """Devices that are not at hand, with figures from their data sheet."""
+
+    memory_gib: float
+    """Memory of each, in GiB."""
+    tflops: float
+    """Peak of each in the models' number format, in 10^12 FLOPs per second."""
+    n_devices: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse impossible figures.
+
+        Raises:
+            ConfigError: If a figure is not above 0.
+        """
+        for name in ("memory_gib", "tflops", "n_devices"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected a number above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Cost of an audit's passes over its texts; statistics of the report and other attacks come on top."""
+
+    findings: tuple[Finding, ...]
+    n_parameters: int
+    """Parameters of both models; shared ones count once."""
+    dtype: str
+    n_tokens: int
+    """Tokens that each model reads."""
+    flops: Flops
+    n_flops: int
+    """Sum of `flops`."""
+    memory: Memory
+    """Memory of the device."""
+    memory_bytes: int
+    """Sum of `memory`."""
+    host_bytes: int
+    """Memory that the computer itself needs besides, if the models are on an accelerator."""
+    free_bytes: int | None
+    disk_bytes: int
+    seconds: tuple[float, float]
+    """Lowest and highest likely time."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the models fit."""
+        return all(finding.level != "problem" for finding in self.findings)
+
+
+def plan_audit(
+    target: str,
+    base: str | None = "auto",
+    work: Work | None = None,
+    accelerators: Accelerators | None = None,
+    *,
+    clock: Clock = time.perf_counter,
+    **keywords: Unpack[LoadKeywords],
+) -> Plan:
+    """Plan an audit.
+
+    Args:
+        target: Folder or hub id with a config.json or adapter_config.json.
+        base: The same for the base; see `pair_shape`.
+        work: Texts and options.
+        accelerators: Devices to plan for. None: the one at hand, whose speed is measured.
+        clock: Clock for measuring it.
+        **keywords: `LoadOptions`, field by field.
+
+    Raises:
+        ModelError: If a config is missing, damaged or of an unknown architecture.
+        ConfigError: If there is no such dtype or device.
+    """
+    options, work = LoadOptions(**keywords), work or Work()
+    pair = pair_shape(target, base, options)
+    device = pick_device(options.device)
+    setting = Setting(
+        pair=pair,
+        work=work,
+        dtype=_dtype(pair, options.dtype, device, at_hand=accelerators is None),
+        device_type=device.type if accelerators is None else MIXED_DEVICES[0],
+    )
+    flops, memory = count_flops(setting), count_memory(setting)
+    if accelerators is None:
+        free = free_bytes(device)
+        speed = measure_speed(
+            pair.target,
+            tokens=setting.pass_tokens,
+            length=setting.length,
+            dtype=setting.dtype,
+            device=device,
+            clock=clock,
+        )
+        likely = _seconds(setting, flops, speed)
+        seconds = (RANGE[0] * likely, RANGE[1] * likely)
+        where = f"{device}, at the speed measured now"
+    else:
+        free = int(accelerators.memory_gib * GIB)
+        peak = accelerators.tflops * 1e12 * accelerators.n_devices
+        seconds = ((flops.total - flops.solve) / peak / SHARES[1], (flops.total - flops.solve) / peak / SHARES[0])
+        low, high = SHARES
+        where = f"{accelerators.n_devices} given device(s), if passes reach {low:.0%} to {high:.0%} of the peak"
+    host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(work)
+    n_parameters = sum(shape.n_parameters for shape in ((pair.target,) if pair.is_shared else setting.models))
+    time_finding = Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}")
+    findings = (
+        *_about(setting, flops),
+        *_about_memory(setting, memory, free, host),
+        *_aboutdisk_bytes(setting),
+        time_finding,
+    )
+    return Plan(
+        findings=findings,
+        n_parameters=n_parameters,
+        dtype=dtype_name(setting.dtype),
+        n_tokens=work.n_texts * setting.length,
+        flops=flops,
+        n_flops=flops.total,
+        memory=memory,
+        memory_bytes=memory.total,
+        host_bytes=host,
+        free_bytes=free,
+        disk_bytes=sum(disk_bytes(setting).values()),
+        seconds=seconds,
+    )
+
+
+def _dtype(pair: PairShape, name: str, device: torch.device, *, at_hand: bool) -> torch.dtype:
+    stored = {shape.stored for shape in (pair.reference, *(() if pair.is_shared else (pair.target,)))}
+    if name == "auto" and not at_hand:
+        return torch.bfloat16 if all(dtype in HALF for dtype in stored) else torch.float32
+    picked = {pick_dtype(name, dtype, device) for dtype in stored}
+    return torch.float32 if len(picked) > 1 else picked.pop()
+
+
+def _seconds(setting: Setting, flops: Flops, speed: Speed) -> float:
+    models = (flops.layers + flops.gradients + flops.solve) / speed.layers
+    models += flops.attention / speed.attention + flops.head / speed.head
+    return models + setting.work.n_texts * setting.length * speed.token_seconds
+
+
+def _about(setting: Setting, flops: Flops) -> Iterator[Finding]:
+    for name, shape in zip(("target", "base"), setting.models, strict=True):
+        size = f"{shape.n_parameters:,} parameters, {shape.n_active:,} of them used for each token"
+        yield Finding(level="ok", sentence=f"{name}: {shape.name}: {shape.model_type}, {size}")
+        for note in shape.notes:
+            yield Finding(level="warning", sentence=f"the {name}: {note}")
+    for note in setting.pair.notes:
+        yield Finding(level="ok", sentence=note)
+    if setting.pair.is_shared:
+        yield Finding(level="ok", sentence="one copy of the weights serves both: the target is an adapter on its base")
+    work = setting.work
+    read = f"{work.n_texts:,} texts of {setting.length:,} tokens: each model reads {work.n_texts * setting.length:,}"
+    parts = ", ".join(
+        f"{name} {getattr(flops, name):.1e}"
+        for name in ("layers", "attention", "head", "gradients", "solve")
+        if getattr(flops, name)
+    )
+    yield Finding(level="ok", sentence=f"{read} tokens, {flops.total:.2e} FLOPs in all ({parts})")
+
+
+def _about_memory(setting: Setting, memory: Memory, free: int | None, host: int) -> Iterator[Finding]:
+    parts = ", ".join(
+        f"{name} {_gib(getattr(memory, name))}"
+        for name in ("weights", "activations", "logits", "libraries", "solve")
+        if getattr(memory, name)
+    )
+    need = f"memory in {dtype_name(setting.dtype)}: {_gib(memory.total)} GiB ({parts})"
+    if free is None:
+        yield Finding(level="warning", sentence=f"{need}; the device does not say how much is free")
+    elif memory.total <= free:
+        yield Finding(level="ok", sentence=f"{need}, of {_gib(free)} GiB free")
+    else:
+        sentence = f"{need} do not fit into {_gib(free)} GiB"
+        yield Finding(level="problem", sentence=sentence, cure=_cure(setting, free))
+    if host:
+        yield Finding(level="ok", sentence=f"memory of the computer itself: {_gib(host)} GiB besides")
+
+
+def _cure(setting: Setting, free: int) -> str:
+    """Return the smallest change of options with which the work fits."""
+    tried = [(names, other, count_memory(other).total) for names, other in _alternatives(setting)]
+    for names, _, n_bytes in tried:
+        if n_bytes <= free:
+            return f"{names} fits: {_gib(n_bytes)} GiB"
+    least = min(n_bytes for *_, n_bytes in tried)
+    return f"no option makes it fit: it takes {_gib(least)} GiB on one device, and a model is not split over devices"
+
+
+def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
+    work = setting.work
+    small = replace(setting, work=replace(work, batch_size=1))
+    yield "`batch_size=1`", small
+    half = replace(setting, dtype=torch.bfloat16)
+    if setting.dtype not in HALF:
+        yield "`dtype=bfloat16`", half
+        yield "`dtype=bfloat16` with `batch_size=1`", replace(small, dtype=torch.bfloat16)
+    if work.reads_weights:
+        yield "`observer=logprobs`", replace(setting, work=replace(work, observer="logprobs"))
+    if not setting.pair.is_shared:
+        alone = replace(work, observer="logprobs", sequential=True)
+        seen = " with `observer=logprobs`" if work.reads_weights else ""
+        yield f"`sequential=True`{seen}", replace(setting, work=alone)
+        yield (
+            f"`sequential=True` with `dtype=bfloat16` and `batch_size=1`{seen}",
+            replace(half if setting.dtype not in HALF else setting, work=replace(alone, batch_size=1)),
+        )
+
+
+def _aboutdisk_bytes(setting: Setting) -> Iterator[Finding]:
+    parts = disk_bytes(setting)
+    named = ", ".join(f"{name} {_gib(n_bytes)}" for name, n_bytes in parts.items())
+    yield Finding(level="ok", sentence=f"disk: {_gib(sum(parts.values()))} GiB ({named}) besides the models' files")
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / GIB:,.2f}" if n_bytes < 10 * GIB else f"{n_bytes / GIB:,.0f}"
+
+
+def _time(seconds: float) -> str:
+    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.1f} seconds"

@@ -1,0 +1,208 @@
+"""A plan's figures are those of real models: counted by torch, weighed by the system, or computed by hand."""
+
+import gc
+import json
+import re
+from collections import deque
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+from typer.testing import CliRunner
+
+from ltmia.auditing.cost import LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
+from ltmia.auditing.plan import GIB, Accelerators, plan_audit
+from ltmia.cli.app import app
+from ltmia.errors import ConfigError, LtmiaError, ModelError
+from ltmia.models.loading import LoadOptions
+from ltmia.models.pair import Pair
+from ltmia.models.sizes import pair_shape
+from ltmia.scoring.bench import BenchConfig, extraction_of, number_tokenizer, random_texts
+from ltmia.scoring.extraction import extract_batches
+
+N, LENGTH, VOCAB = 2, 16, 96
+SIZES = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": VOCAB}
+CONFIGS = {
+    "gpt2": GPT2Config(n_embd=32, n_layer=5, n_head=4, vocab_size=VOCAB, n_positions=64),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=80, tie_word_embeddings=False),
+    "mixtral": MixtralConfig(**SIZES, num_key_value_heads=2, intermediate_size=48, num_local_experts=8),
+}
+GIVEN = Accelerators(memory_gib=80, tflops=400)
+
+
+def saved(folder, config, **changes):
+    """Write a model's config.json, and nothing else."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"model_type": config.model_type} | changes))
+    return str(folder)
+
+
+def setting(target, base=None, dtype=torch.float32, **work):
+    pair = pair_shape(target, base, LoadOptions())
+    return Setting(pair=pair, work=Work(**work), dtype=dtype, device_type="cpu")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_flops_and_parameters_are_those_of_a_real_model(kind, tmp_path):
+    config = CONFIGS[kind]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.arange(N * LENGTH).view(N, LENGTH) % VOCAB, use_cache=False)
+    head = 2 * N * LENGTH * VOCAB * 32
+    found = setting(saved(tmp_path / kind, config), n_texts=N, max_length=LENGTH)
+    flops = count_flops(found)
+    # Rotations are matrix products too, and not counted.
+    assert flops.layers + flops.attention == pytest.approx(2 * (counter.get_total_flops() - head), rel=2e-3)
+    assert flops.head == 2 * 2 * N * (LENGTH - 1) * VOCAB * 32
+    assert found.pair.target.n_parameters == sum(p.numel() for p in model.parameters())
+    assert found.pair.target.notes == ()
+
+
+def test_figures_of_seven_billion_parameters_are_those_of_paper_and_pencil(tmp_path):
+    config = LlamaConfig(dtype="bfloat16")  # its defaults are those of Llama 7B
+    found = plan_audit(saved(tmp_path / "7b", config), None, Work(n_texts=10, max_length=100), GIVEN)
+    layer = 4 * 4096**2 + 3 * 4096 * 11_008
+    assert found.n_parameters == 2 * (32 * (layer + 2 * 4096) + 4096 + 2 * 32_000 * 4096) == 2 * 6_738_415_616
+    assert found.memory.weights == 2 * found.n_parameters
+    assert found.flops.layers == 2 * 2 * 1000 * 32 * layer
+    assert found.flops.attention == 2 * 10 * 32 * 4 * 100**2 * 4096
+    assert found.flops.head == 2 * 2 * 990 * 32_000 * 4096
+    assert found.seconds == pytest.approx((found.n_flops / 400e12 / 0.5, found.n_flops / 400e12 / 0.2))
+    assert found.usable
+    assert found.dtype == "bfloat16"
+
+
+def test_an_adapter_shares_its_base_and_counts_its_own_matrices(tmp_path):
+    base = saved(tmp_path / "base", CONFIGS["llama"])
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], base_model_name_or_path=base, task_type="CAUSAL_LM")
+    lora.save_pretrained(tmp_path / "adapter")
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    n_base = sum(p.numel() for p in model.parameters())
+    n_own = sum(p.numel() for p in get_peft_model(model, lora).parameters())
+    found = setting(str(tmp_path / "adapter"), n_texts=N, max_length=LENGTH, observer="weights")
+    full = setting(base, n_texts=N, max_length=LENGTH, observer="weights")
+    assert found.pair.is_shared
+    assert found.pair.target.n_parameters == n_own
+    assert count_memory(found).weights == 4 * n_own
+    assert count_memory(full).weights == 2 * 4 * n_base
+    own = n_own - n_base
+    assert count_flops(found).layers - count_flops(full).layers == 2 * N * LENGTH * own
+    # Gradients of the base under an adapter need a pass of their own.
+    once = count_flops(full)
+    assert count_flops(found).gradients > once.gradients + (once.layers + once.attention) / 2
+
+
+def test_an_adapter_that_changes_its_base_needs_two_models(tmp_path):
+    base = saved(tmp_path / "base", CONFIGS["llama"])
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights="pissa", base_model_name_or_path=base)
+    lora.save_pretrained(tmp_path / "adapter")
+    found = pair_shape(str(tmp_path / "adapter"), None, LoadOptions())
+    assert not found.is_shared
+    assert "pissa" in found.notes[0]
+
+
+def test_the_weights_observer_adds_its_disk_memory_and_passes(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    plain, weights = (
+        plan_audit(target, None, Work(n_texts=3000, max_length=LENGTH, observer=observer), GIVEN)
+        for observer in ("logprobs", "weights")
+    )
+    assert weights.disk_bytes - plain.disk_bytes == 3000 * 2 * 2 * 100_000
+    assert weights.host_bytes - plain.host_bytes == 16 * (2 * 3000) ** 2
+    # Four of five layers and the head's gradient once, and the logits once more.
+    back = 4 / 5 * plain.flops.layers + 2 * plain.flops.head + 2 * 4 / 5 * plain.flops.attention
+    assert weights.flops.gradients == pytest.approx(back + 2 * 3000 * LENGTH * 2 * 100_000, rel=1e-6)
+
+
+def test_memory_is_what_the_system_says(tmp_path):
+    config = LlamaConfig(hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
+                         vocab_size=8192, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    work = BenchConfig(vocab_size=8192, n_texts=4, n_tokens=16, batch_size=4)
+    texts, tokenizer = random_texts(work), number_tokenizer(8192)
+    gc.collect()
+    before = resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    models = [AutoModelForCausalLM.from_config(config).eval() for _ in range(2)]
+    pair = Pair(target=models[0], reference=models[1], tokenizer=tokenizer)
+    deque(extract_batches(pair, texts, extraction_of(work)), maxlen=0)
+    real = resident_bytes("VmHWM") - before
+    planned = setting(saved(tmp_path / "llama", config), n_texts=4, max_length=16, batch_size=4)
+    ours = count_memory(planned).total - LIBRARIES_BYTES
+    assert 0.7 < ours / real < 1.4, (ours, real)
+
+
+def resident_bytes(name):
+    return 1024 * int(re.findall(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+
+
+def test_what_does_not_fit_is_a_problem_and_the_cure_named_first_is_enough(tmp_path):
+    target = saved(tmp_path / "2b", LlamaConfig(dtype="float32", num_hidden_layers=8))
+    for gib, cure in {20: None, 10: "`dtype=bfloat16` fits", 6: "`sequential=True` with", 2: "no option"}.items():
+        found = plan_audit(target, None, Work(), Accelerators(memory_gib=gib, tflops=100))
+        cures = [finding.cure for finding in found.findings if finding.level == "problem"]
+        assert found.usable is (found.memory_bytes <= gib * GIB) is (cure is None)
+        assert [cure] == [said[: len(cure)] for said in cures] if cure else not cures
+    for gib, work in {10: Work(), 6: Work(sequential=True, batch_size=1)}.items():
+        assert plan_audit(target, None, work, Accelerators(memory_gib=gib, tflops=100), dtype="bfloat16").usable
+
+
+def test_the_device_at_hand_is_measured(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    found = plan_audit(target, None, Work(max_length=32), device="cpu")
+    # A tiny model on any processor: between a microsecond and ten milliseconds a token.
+    assert 1e-6 < found.seconds[0] / found.n_tokens < found.seconds[1] / found.n_tokens < 1e-2
+    assert found.memory.libraries
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "nonesuch"}, "nonesuch"),
+        ({"num_attention_heads": 0}, "cannot be loaded"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0: expected 1 to 10,000"),
+        ({"num_hidden_layers": 10**9}, "expected 1 to 10,000"),
+        ({"vocab_size": 0}, "a size in it is 0"),
+        ({"hidden_size": -8}, "cannot be loaded"),
+        ({"hidden_size": "wide"}, "cannot be loaded"),
+    ],
+)
+def test_an_impossible_config_is_refused(changes, said, tmp_path):
+    folder = saved(tmp_path / "x", CONFIGS["llama"], **changes)
+    with pytest.raises(ModelError, match=re.escape(said)) as error:
+        plan_audit(folder, None, Work(), GIVEN)
+    assert folder in str(error.value)
+
+
+def test_what_has_no_config_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        plan_audit(str(tmp_path), None, Work(), GIVEN)
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelError, match="GGUF file keeps its sizes"):
+        plan_audit(str(tmp_path / "model.gguf"), None, Work(), GIVEN)
+
+
+def test_impossible_work_is_refused(tmp_path):
+    for wrong in ({"n_texts": 0}, {"max_length": 1}, {"sequential": True, "observer": "weights"}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Work(**wrong)
+    with pytest.raises(ConfigError, match="tflops = nan"):
+        Accelerators(memory_gib=1, tflops=float("nan"))
+
+
+def test_the_command_prints_a_plan_and_refuses_what_it_would_ignore(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    given = ["--device-memory", "80", "--device-tflops", "400"]
+    done = CliRunner().invoke(app, ["doctor", target, "--plan", "--texts", "7", *given, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.output)
+    assert (found["n_tokens"], found["usable"]) == (7 * 128, True)
+    assert found["n_flops"] == sum(found["flops"].values())
+    shown = CliRunner().invoke(app, ["doctor", target, "--plan", "--device-memory", "0.01", "--device-tflops", "1"])
+    assert shown.exit_code == 2
+    assert "problem: memory in float32" in shown.output
+    for wrong in (["--texts", "7"], ["--plan", "--devices", "8"], ["--plan", *given, "--device", "cpu"]):
+        refused = CliRunner().invoke(app, ["doctor", target, *wrong])
+        assert isinstance(refused.exception, LtmiaError), refused.output
