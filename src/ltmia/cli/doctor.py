@@ -94,11 +94,12 @@ def _plan(target: str, base: str, planned: PlanOptions, loading: dict[str, Any])
         accelerators = Accelerators(
             memory_gib=planned.device_memory, tflops=planned.device_tflops, n_devices=planned.n_devices or 1
         )
+    observer: Any = planned.observer.value  # typed as any string
     work = Work(
         n_texts=planned.n_texts,
         max_length=planned.max_length,
         batch_size=planned.batch_size,
-        observer=planned.observer.value,
+        observer=observer,
         sequential=planned.sequential,
     )
     return plan_audit(target, base, work, accelerators, **loading)
