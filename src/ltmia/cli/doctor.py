@@ -60,7 +60,12 @@ def doctor(
 ) -> None:
     """Test a pair of models before an audit: find the base, compare tokenizers, run both, and say what to fix."""
     calm_libraries(verbose=verbose)
-    loading = {"dtype": dtype.value, "device": device, "trust_remote_code": trust_remote_code, "allow_hub": allow_hub}
+    loading: dict[str, Any] = {
+        "dtype": dtype.value,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+        "allow_hub": allow_hub,
+    }
     found: Any
     if plan:
         found = _plan(target, base, planned, loading)
