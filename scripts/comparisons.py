@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-TIME_FIELDS = ("created", "seconds", "timing", "command", "environment", "reused", "run_id", "content_sha256")
+TIME_FIELDS = ("created", "seconds", "timing", "command", "environment", "reused", "run_id", "content_sha256", "sha256")
 """What results.json, manifests and kept scores say of time, machine and run, and of what an earlier run had done."""
 OF_ONE_RUN = ("records.parquet", "groups.parquet", "tokens.parquet", "report.html", "results.json", "run.json")
 """Files of an audit that carry the id of their run; what an earlier run left is not compared at all."""

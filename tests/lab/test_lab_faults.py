@@ -85,7 +85,7 @@ def products(out: Path) -> dict[str, object]:
             content: object = re.sub(rb"/\S+/bases/", b"bases/", path.read_bytes())  # a fine-tune names its base
             if path.name in ("manifest.json", "training.json"):
                 values = json.loads(path.read_text("utf-8"))
-                content = {k: v for k, v in values.items() if k not in ("created", "environment", "seconds")}
+                content = {k: v for k, v in values.items() if k not in ("created", "environment", "seconds", "sha256")}
             found[path.relative_to(out).as_posix()] = content
     return found
 
