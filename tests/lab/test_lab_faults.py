@@ -16,6 +16,7 @@ from ltmia.lab.engine import Perform, Schedule, Watcher, attempt, settle
 from ltmia.lab.run import run_lab
 from ltmia.lab.state import LabStatus
 from ltmia.lab.steps import Step
+from ltmia.ownership import MARKER_FILE
 
 RECIPE = """
 keep_models = true
@@ -83,8 +84,8 @@ def products(out: Path) -> dict[str, object]:
     for kind in ("bases", "targets", "stores"):
         for path in sorted(p for p in (out / kind).rglob("*") if p.is_file()):
             content: object = re.sub(rb"/\S+/bases/", b"bases/", path.read_bytes())  # a fine-tune names its base
-            if path.name in ("manifest.json", "training.json"):
-                values = json.loads(path.read_text("utf-8"))
+            if path.name in ("manifest.json", "training.json", MARKER_FILE):
+                values = json.loads(content)
                 content = {k: v for k, v in values.items() if k not in ("created", "environment", "seconds", "sha256")}
             found[path.relative_to(out).as_posix()] = content
     return found
