@@ -220,7 +220,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     ),
     "benchmarks/plan.py": SmallRun(
         arguments="out --shapes llama-1M --texts 2 --tokens 16 --rounds 1",
-        finds=r"\| llama-1M \| 1,229,664 \| 5\.\d+e\+06 \| \d",
+        finds=r"\| llama-1M \| 1,229,664 \| \d\.\d+e\+06 \| \d",
         check=written("out/llama-1M/config.json"),
     ),
     "benchmarks/ray_lab.py": SmallRun(

@@ -120,23 +120,10 @@ def plan_audit(
     flops, memory = count_flops(setting), count_memory(setting)
     if accelerators is None:
         free = free_bytes(device)
-        speed = measure_speed(
-            pair.target,
-            tokens=setting.pass_tokens,
-            length=setting.length,
-            dtype=setting.dtype,
-            device=device,
-            clock=clock,
-        )
-        likely = _seconds(setting, flops, speed)
-        seconds = (RANGE[0] * likely, RANGE[1] * likely)
-        where = f"{device}, at the speed measured now"
+        seconds, where = _measured_seconds(setting, flops, device, clock)
     else:
         free = int(accelerators.memory_gib * GIB)
-        peak = accelerators.tflops * 1e12 * accelerators.n_devices
-        seconds = ((flops.total - flops.solve) / peak / SHARES[1], (flops.total - flops.solve) / peak / SHARES[0])
-        low, high = SHARES
-        where = f"{accelerators.n_devices} given device(s), if passes reach {low:.0%} to {high:.0%} of the peak"
+        seconds, where = _given_seconds(flops, accelerators)
     host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(work)
     n_parameters = sum(shape.n_parameters for shape in ((pair.target,) if pair.is_shared else setting.models))
     time_finding = Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}")
@@ -160,6 +147,30 @@ def plan_audit(
         disk_bytes=sum(disk_bytes(setting).values()),
         seconds=seconds,
     )
+
+
+def _measured_seconds(
+    setting: Setting, flops: Flops, device: torch.device, clock: Clock
+) -> tuple[tuple[float, float], str]:
+    """Return the likely range of the time on a device at hand, and its description."""
+    speed = measure_speed(
+        setting.pair.target,
+        tokens=setting.pass_tokens,
+        length=setting.length,
+        dtype=setting.dtype,
+        device=device,
+        clock=clock,
+    )
+    likely = _seconds(setting, flops, speed)
+    return (RANGE[0] * likely, RANGE[1] * likely), f"{device}, at the speed measured now"
+
+
+def _given_seconds(flops: Flops, accelerators: Accelerators) -> tuple[tuple[float, float], str]:
+    """Return the same for devices whose peak is given."""
+    low, high = SHARES
+    at_peak = (flops.total - flops.solve) / (accelerators.tflops * 1e12 * accelerators.n_devices)
+    where = f"{accelerators.n_devices} given device(s), if passes reach {low:.0%} to {high:.0%} of the peak"
+    return (at_peak / high, at_peak / low), where
 
 
 def _dtype(pair: PairShape, name: str, device: torch.device, *, at_hand: bool) -> torch.dtype:
