@@ -109,8 +109,7 @@ def plan_audit(
         ConfigError: If there is no such dtype or device.
     """
     options, work = LoadOptions(**keywords), work or Work()
-    pair = pair_shape(target, base, options)
-    device = pick_device(options.device)
+    pair, device = pair_shape(target, base, options), pick_device(options.device)
     setting = Setting(
         pair=pair,
         work=work,
@@ -125,17 +124,16 @@ def plan_audit(
         free = int(accelerators.memory_gib * GIB)
         seconds, where = _given_seconds(flops, accelerators)
     host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(work)
-    n_parameters = sum(shape.n_parameters for shape in ((pair.target,) if pair.is_shared else setting.models))
     time_finding = Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}")
     findings = (
         *_about(setting, flops),
         *_about_memory(setting, memory, free, host),
-        *_aboutdisk_bytes(setting),
+        *_about_disk(setting),
         time_finding,
     )
     return Plan(
         findings=findings,
-        n_parameters=n_parameters,
+        n_parameters=pair.n_parameters,
         dtype=dtype_name(setting.dtype),
         n_tokens=work.n_texts * setting.length,
         flops=flops,
@@ -255,7 +253,7 @@ def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
         )
 
 
-def _aboutdisk_bytes(setting: Setting) -> Iterator[Finding]:
+def _about_disk(setting: Setting) -> Iterator[Finding]:
     parts = disk_bytes(setting)
     named = ", ".join(f"{name} {_gib(n_bytes)}" for name, n_bytes in parts.items())
     yield Finding(level="ok", sentence=f"disk: {_gib(sum(parts.values()))} GiB ({named}) besides the models' files")

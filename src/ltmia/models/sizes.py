@@ -139,6 +139,11 @@ class PairShape:
     notes: tuple[str, ...] = ()
     """What was taken for granted."""
 
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of both models; shared ones count once."""
+        return self.target.n_parameters + (0 if self.is_shared else self.reference.n_parameters)
+
 
 def pair_shape(target: str, base: str | None, options: LoadOptions) -> PairShape:
     """Find the shapes of a pair from configs alone.
