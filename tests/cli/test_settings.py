@@ -48,6 +48,16 @@ def test_a_file_sets_an_option_which_the_environment_and_the_command_line_outran
     assert figures(audited, "--max", "identifiable:0", LTMIA_MAX="epsilon:8") == ["identifiable"]
 
 
+def test_options_that_need_another_are_refused_on_the_command_line_alone(here: Path) -> None:
+    """`doctor` has --max-length for plans; a file sets it for audits."""
+    (here / "ltmia.toml").write_text("max_length = 64\n")
+    done = runner.invoke(app, ["doctor", str(here / "none"), "--base", str(here / "none")])
+    assert "plan" not in str(done.exception)
+    done = runner.invoke(app, ["doctor", str(here / "none"), "--max-length", "64"])
+    assert isinstance(done.exception, ConfigError)
+    assert "`max_length` needs `plan=True`" in str(done.exception)
+
+
 def test_an_option_of_other_commands_is_passed_over(audited: Path, here: Path) -> None:
     (here / "ltmia.toml").write_text("fdr = 0.01\nmax_length = 64\n[audit]\ndeduplicate = true\n")
     assert figures(audited) == ["identifiable", "tpr@fpr=0.01", "auc"]

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ltmia.cli import options as o
-from ltmia.cli.flags import in_flags, running_program
+from ltmia.cli.flags import in_flags, is_on_command_line, running_program
 from ltmia.cli.option_groups import with_option_groups
 from ltmia.cli.progress import calm_libraries
 
@@ -72,7 +72,7 @@ def doctor(
     else:
         from ltmia.auditing.doctor import diagnose
 
-        _refuse_options_of_plans(planned)
+        _refuse_options_of_plans()
         found = diagnose(target, base, **loading)
     if as_json:
         print(json.dumps(asdict(found) | {"usable": found.usable}, indent=1))
@@ -110,11 +110,12 @@ def _plan(target: str, base: str, planned: PlanOptions, loading: dict[str, Any])
     return plan_audit(target, base, work, accelerators, **loading)
 
 
-def _refuse_options_of_plans(planned: PlanOptions) -> None:
+def _refuse_options_of_plans() -> None:
+    """Refuse options of a plan on the command line; a file or the environment may set them for other commands."""
     from ltmia.errors import ConfigError
 
-    for name, value in asdict(planned).items():
-        if value != getattr(PlanOptions(), name):
+    for name in (field.name for field in fields(PlanOptions)):
+        if is_on_command_line(name):
             raise ConfigError(f"`{name}` needs `plan=True`: without it, the models are loaded and nothing is planned")
 
 

@@ -21,6 +21,14 @@ def running_program() -> "Command":
     return get_current_context().find_root().command
 
 
+def is_on_command_line(name: str) -> bool:
+    """Say whether a parameter was given on the command line, and not in a file or the environment."""
+    from typer._click.core import ParameterSource
+    from typer._click.globals import get_current_context
+
+    return get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
 def in_flags(message: str, program: "Command") -> str:
     """Replace each option that a message names by its flag in the program.
 
