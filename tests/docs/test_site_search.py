@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from chromium import CHROMIUM
+
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser tests: pip install playwright")
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = os.environ.get("LTMIA_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 SITE = f"""
 INHERIT: {ROOT}/mkdocs.yml
 docs_dir: docs

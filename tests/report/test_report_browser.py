@@ -5,7 +5,6 @@ at `.cache/axe-core/package/axe.min.js`; `.ci/run` gets both. Where they are mis
 """
 
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
+from chromium import CHROMIUM
 from ltmia.evaluation.files import read_audit, read_records, read_tokens
 from ltmia.evaluation.results import Results
 from ltmia.models.pair import Pair
@@ -24,7 +24,6 @@ from ltmia.report.page import render_report, write_report
 from report_samples import HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit, real_audit
 
 AXE = Path(__file__).parents[2] / ".cache" / "axe-core" / "package" / "axe.min.js"
-CHROMIUM = os.environ.get("LTMIA_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

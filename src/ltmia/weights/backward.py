@@ -127,11 +127,6 @@ class TextGradients:
             parameter.requires_grad_(self._required[name])
             parameter.grad = None
 
-    @property
-    def most_texts(self) -> int | None:
-        """Most texts of one call; None: no limit."""
-        return None if self._batched else 1
-
     def __call__(
         self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
     ) -> Float32[Tensor, "batch coordinate"]:
