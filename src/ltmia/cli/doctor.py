@@ -27,11 +27,17 @@ class PlanOptions:
     sequential: o.Sequential = False
     device_memory: Annotated[
         float | None,
-        typer.Option("--device-memory", min=0, help="With --plan: GiB of a device that is not at hand."),
+        typer.Option(
+            "--device-memory",
+            min=0,
+            help="With --plan: memory in GiB of the device to plan for; default: this machine's.",
+        ),
     ] = None
     device_tflops: Annotated[
         float | None,
-        typer.Option("--device-tflops", min=0, help="With --plan: its peak in the models' number format, in TFLOP/s."),
+        typer.Option(
+            "--device-tflops", min=0, help="With --plan: peak of that device in the models' number format, in TFLOP/s."
+        ),
     ] = None
     n_devices: Annotated[
         int | None,

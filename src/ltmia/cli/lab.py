@@ -36,10 +36,10 @@ def run(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the lab; running again resumes.")],
     corpora: Annotated[
         Path | None,
-        typer.Option("--corpora", help="Folder that holds the corpora; default: the recipe's."),
+        typer.Option("--corpora", help="Folder that holds the corpora; default: the folder of the recipe."),
     ] = None,
     bases: Annotated[
-        Path | None, typer.Option("--bases", help="Folder that holds the bases; default: the recipe's.")
+        Path | None, typer.Option("--bases", help="Folder that holds the bases; default: the folder of the recipe.")
     ] = None,
     workers: Annotated[
         int | None,

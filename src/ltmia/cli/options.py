@@ -80,7 +80,7 @@ Base = Annotated[
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; running again resumes.")]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace files that ltmia made there with other settings; files of yours stay."),
+    typer.Option("--overwrite", help="Replace what a run with other settings wrote there; your own files stay."),
 ]
 TextColumn = Annotated[
     str,
@@ -180,14 +180,14 @@ Spans = Annotated[
     ),
 ]
 Alternatives = Annotated[
-    int, typer.Option("--alternatives", min=1, help="Other values that each secret is ranked among, at most.")
+    int, typer.Option("--alternatives", min=1, help="Most other values that each secret is compared with.")
 ]
 MostValues = Annotated[
-    int, typer.Option("--most-values", min=1, help="Secrets of each side that are ranked, drawn at random.")
+    int, typer.Option("--most-values", min=1, help="Most secrets ranked in the members, and in the non-members.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Print what the libraries say too: notices, warnings, progress bars.")
+    bool, typer.Option("--verbose", "-v", help="Also print what the libraries say: notices, warnings, progress bars.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON instead of a table.")]
 

@@ -32,7 +32,7 @@ class EndpointOptions:
     served_model: Annotated[str | None, typer.Option("--model", help="Name of the model on the server.")] = None
     base_model: Annotated[
         str | None,
-        typer.Option("--base-model", help="Name of its base on the server; the self-test shows that they differ."),
+        typer.Option("--base-model", help="Name of its base on the server; the self-test checks that they differ."),
     ] = None
     check_against: Annotated[
         str | None,
