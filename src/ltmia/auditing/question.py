@@ -43,9 +43,9 @@ class JudgeConfig:
     spans: str | None = None
     """File of secrets in the texts, see `ltmia.data.spans.read_spans`; None: none are looked at."""
     alternatives: int = 2000
-    """Most other values that each secret is compared with."""
+    """Largest number of other values that each secret is compared with."""
     most_values: int = 50
-    """Most secrets ranked in the members, and as many in the non-members; they are drawn at random."""
+    """Largest number of secrets ranked in the members, and as many in the non-members; they are drawn at random."""
     overwrite: bool = False
     """Replace files of a run with other settings or texts; changes no number."""
 

@@ -180,10 +180,13 @@ Spans = Annotated[
     ),
 ]
 Alternatives = Annotated[
-    int, typer.Option("--alternatives", min=1, help="Most other values that each secret is compared with.")
+    int, typer.Option("--alternatives", min=1, help="Largest number of other values that each secret is compared with.")
 ]
 MostValues = Annotated[
-    int, typer.Option("--most-values", min=1, help="Most secrets ranked in the members, and in the non-members.")
+    int,
+    typer.Option(
+        "--most-values", min=1, help="Largest number of secrets ranked in the members, and in the non-members."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
