@@ -19,7 +19,7 @@ LOCK_FILE, HOLDER_FILE, MARKER_FILE = ".lock", ".holder", ".ltmia.json"
 PART_ENDING = ".ltmia-part"
 """Ending of the names of unfinished files. A file with it is ours, because no other program uses it."""
 SHOWN = 40
-"""Most characters of a setting whose value is shown; longer ones, such as hashes, are only named."""
+"""Largest number of characters of a setting whose value is shown; longer ones, such as hashes, are only named."""
 
 
 class Marker(BaseModel):

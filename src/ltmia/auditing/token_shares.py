@@ -13,7 +13,7 @@ from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
 AT_ONCE = 256
 """Texts whose statistics are in memory at a time."""
 MOST_NONMEMBERS = 2000
-"""Most non-members from whose tokens the bounds are computed; they are taken evenly from all."""
+"""Largest number of non-members from whose tokens the bounds are computed; they are taken evenly from all."""
 
 
 def share_columns(scored: ScoredTexts, nonmembers: np.ndarray) -> dict[str, Any]:

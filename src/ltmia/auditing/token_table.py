@@ -14,7 +14,7 @@ from ltmia.records import Texts, without_surrogates
 from ltmia.scoring.stored_scores import StoredTexts
 
 MOST_TEXTS, MOST_POSITIONS = 300, 30_000
-"""Most records and most token positions kept; records with the highest scores come first."""
+"""Largest numbers of records and of token positions kept; records with the highest scores come first."""
 ATTRIBUTED_AT_ONCE = 64
 """Texts whose features are in memory at a time."""
 

@@ -19,7 +19,7 @@ from ltmia.errors import DataError
 MAX_TEXT_BYTES = 16 * 2**20
 """Largest line or text (16 MiB); a larger one is a wrong file or a decompression bomb."""
 MAX_TOTAL_BYTES = 2**30
-"""Most bytes read from one source after decompression (1 GiB)."""
+"""Largest number of bytes read from one source after decompression (1 GiB)."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")

@@ -25,7 +25,7 @@ from ltmia.errors import ConfigError, DataError
 from ltmia.records import Chat, Texts, hash_strings
 
 MAX_TEXTS = 5_000_000
-"""Most texts read from one source, because all are held in memory."""
+"""Largest number of texts read from one source, because all are held in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

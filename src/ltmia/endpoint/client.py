@@ -22,7 +22,7 @@ API_KEY = "LTMIA_API_KEY"
 MOST_SAID = 300
 """Characters of a server's own words that an error shows."""
 LONGEST_WAIT = 60.0
-"""Most seconds between two tries."""
+"""Longest wait between two tries, in seconds."""
 CURES = {
     401: f"set the environment variable {API_KEY} to the server's key",
     403: f"set the environment variable {API_KEY} to a key that may use this model",
@@ -45,7 +45,7 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     """Key of the server; it is sent, and never written anywhere."""
     concurrency: int = 8
-    """Most prompts under way at a time."""
+    """Largest number of prompts under way at a time."""
     timeout: float = 300.0
     """Seconds to wait for an answer."""
     tries: int = 6

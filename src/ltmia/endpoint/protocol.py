@@ -16,7 +16,7 @@ from ltmia.errors import DataError
 from ltmia.records import ModelStatistics
 
 MOST_IN_ALL = 1.01
-"""Most that the probabilities of the most likely tokens may add up to; servers round."""
+"""Largest sum that the probabilities of the most likely tokens may have; servers round."""
 
 
 class _PromptToken(BaseModel):
@@ -84,7 +84,7 @@ class PromptLogprobs:
     """vLLM's form: `prompt_logprobs`, with the rank of each token."""
 
     n_top: int
-    """Most likely tokens asked for at each position."""
+    """Number of most likely tokens asked for at each position."""
     name: str = "prompt_logprobs"
 
     def body(self, ids: Sequence[int]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def alternatives_to(value: str, n: int, rng: np.random.Generator) -> Alternative
 
     Args:
         value: The secret.
-        n: Most alternatives.
+        n: Largest number of alternatives to return.
         rng: Draws them, independently and with equal probability; the true value is not among them.
     """
     choices = [_choices(sign) for sign in value]

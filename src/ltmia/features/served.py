@@ -17,7 +17,7 @@ def model_statistics(
     Args:
         logits: Raw logits.
         truth: Id of the token that really followed, per position.
-        n_top: Most likely tokens kept.
+        n_top: Number of most likely tokens kept.
     """
     found = token_statistics(logits, logits, truth, n_top)
     return ModelStatistics(logp=found.target_logp, rank=found.target_rank, top_logp=found.top_logp)

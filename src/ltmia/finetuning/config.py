@@ -22,7 +22,7 @@ class FinetuneConfig:
     batch_size: int = 16
     """Texts per step."""
     max_length: int = 128
-    """Most tokens of a text; the rest is cut off."""
+    """Largest number of tokens of a text; the rest is cut off."""
     lora: bool = False
     """Train low-rank adapters of all linear layers except the output head, instead of all weights."""
     lora_rank: int = 16

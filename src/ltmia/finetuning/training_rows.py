@@ -76,7 +76,7 @@ def training_rows(
     Args:
         tokenizer: Tokenizer of the model.
         texts: Any strings.
-        max_length: Most ids of a text, its prompt included.
+        max_length: Largest number of ids of a text, its prompt included.
         starts: Character from which on each text is learned, see `Texts`.
     """
     rows = []

@@ -23,7 +23,7 @@ class RayEngine:
     """Steps as Ray tasks of one CPU, and of one GPU where the recipe's models run on one."""
 
     n_workers: int | None = None
-    """Most steps at once; None for as many as the cluster has CPUs."""
+    """Largest number of steps at once; None for as many as the cluster has CPUs."""
     attempts: dict[str, int] = field(default_factory=dict)
     """Times each step has begun, by key."""
 

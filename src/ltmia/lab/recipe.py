@@ -81,7 +81,7 @@ class TinyBase(Table):
     """Blocks of `seq_len` tokens per step."""
     seq_len: int = 128
     max_texts: Count = 40_000
-    """Most texts drawn to train on."""
+    """Largest number of texts drawn to train on."""
     corpora: Annotated[tuple[Name, ...], Field(strict=False)] = ()
     """Corpora to pretrain on; all training corpora when empty."""
     seed: Seed = 0
@@ -131,7 +131,7 @@ class Regime(Table):
     """Number of validation texts, which are neither members nor non-members."""
     batch_size: int = 16
     max_length: int = 128
-    """Most tokens of a text for training and scoring."""
+    """Largest number of tokens of a text for training and scoring."""
     lora: bool = False
     lora_rank: int = 16
     lora_alpha: int = 32

@@ -24,8 +24,8 @@ BatchSize = int | Literal["auto"]
 FREE_SHARE = 0.5
 """Share of the free memory that "auto" counts on; the rest is for logits, float32 heads and other processes."""
 MOST_TOKENS = {"cpu": 2**10}
-"""Most tokens in one pass, by type of device. More tokens are no faster per token, so a larger batch is split into
-several passes."""
+"""Largest number of tokens in one pass, by type of device. More tokens are no faster per token, so a larger batch is
+split into several passes."""
 MOST_TOKENS_ELSEWHERE = 2**14
 PASSES = 16
 """The fixed cost of this many passes equals the cost of one pass with the most tokens. On a CPU, a pass then costs as

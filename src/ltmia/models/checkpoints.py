@@ -25,7 +25,7 @@ INNER_WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 OUTER_WRAPPERS = rf"module|_forward_module|base_model\.model|{INNER_WRAPPERS}"
 """Names of wrappers around the whole model."""
 PLACES = 6
-"""Most positions in one name at which inner wrappers are found, such as a block, its MLP and an expert."""
+"""Largest number of positions in one name at which inner wrappers are found, such as a block, its MLP and an expert."""
 UNWRAPPED: Mapping[str, str] = {
     rf"^(?:(?:{OUTER_WRAPPERS})\.)+": "",
     # transformers replaces a pattern once in a name; the empty groups make another pattern of the same.

@@ -21,7 +21,7 @@ from ltmia.models.runner import ModelRunner
 from ltmia.models.tokens import EncodedText
 
 CHUNK_BYTES = 32 * 2**20
-"""Most bytes of logits of one model in memory at a time; more is not faster."""
+"""Largest number of bytes of logits of one model in memory at a time; more is not faster."""
 
 
 KnownStates = tuple[Shaped[Tensor, "pred hidden"] | None, Shaped[Tensor, "pred hidden"] | None]

@@ -59,7 +59,7 @@ def encode_texts(
         tokenizer: Tokenizer of both models.
         texts: Any strings; a lone surrogate is read as "?".
         starts: Index of each text's first scored character; see `Texts`. A token that spans it is scored.
-        max_length: Most ids per text, special tokens included.
+        max_length: Largest number of ids per text, special tokens included.
         vocab_size: Number of ids that both models know; a text with a larger id is unscorable.
         encoding: "default": the special tokens that the tokenizer puts before a text, so that with a BOS token the
             first word is scored too, and none after it. "published": as LT-MIA does (arXiv 2604.03199),

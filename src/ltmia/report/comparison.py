@@ -18,7 +18,7 @@ VERDICTS: Mapping[Answer, tuple[Status, str]] = {
     "cannot tell": ("inconclusive", "Cannot tell"),
 }
 MOST_ROWS = 200
-"""Most rows of a table; the others are only counted."""
+"""Largest number of rows of a table; the others are only counted."""
 
 Audit = tuple[Results, pa.Table]
 """Results and records."""

@@ -17,7 +17,7 @@ from ltmia.evaluation.token_bands import THIRDS, USUAL
 from ltmia.report.words import CONTROL
 
 MOST_RECORDS = 20_000
-"""Most records in the page; those with the highest scores are kept. Indices into them fit 16 bits."""
+"""Largest number of records in the page; those with the highest scores are kept. Indices into them fit 16 bits."""
 LONGEST_TEXT = 120
 """Characters of an id, group or reason in the page."""
 LONGEST_TOKEN = 40

@@ -14,7 +14,7 @@ from ltmia.evaluation.roc import auc
 
 N_RESAMPLES = 300
 MOST_GROUPS = 15
-"""Most groups to show; those whose members stand out most come first."""
+"""Largest number of groups to show; those whose members stand out most come first."""
 FEWEST_TEXTS = 2
 """Fewest members of a group to be shown, unless it is flagged."""
 

@@ -45,7 +45,7 @@ class EndpointRecordConfig:
     check_against: str | None = None
     """Local weights of the served model, if the self-test shall compare the server with them."""
     max_length: int = 128
-    """Most token ids per text; the rest is not read."""
+    """Largest number of token ids per text; the rest is not read."""
     loading: LoadOptions = field(default_factory=LoadOptions)
     """How tokenizer and local weights are loaded."""
 

@@ -32,7 +32,7 @@ class ExtractionConfig:
     k: int = DEFAULT_K
     """Number of top and bottom tokens kept per position."""
     max_length: int = 128
-    """Most token ids per text; the rest is not read."""
+    """Largest number of token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass; halved if memory runs out. "auto": as many as fit into memory."""
     expectations: tuple[str, ...] = ("full",)

@@ -42,7 +42,7 @@ class RecordConfig:
     """Settings of a recording."""
 
     max_length: int = 128
-    """Most token ids per text; the rest is not read."""
+    """Largest number of token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
 

@@ -79,7 +79,7 @@ def rank_secrets(
     Args:
         pair: Target and reference.
         secrets: Values in their texts.
-        n_alternatives: Most alternatives to each.
+        n_alternatives: Largest number of alternatives to each.
         max_length: Tokens read of a text.
         seed: Seed of the alternatives.
         report: Called with progress.

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from scipy.special import expit
 
 MOST_ROUNDS = 200
-"""Most rounds of expectation maximisation."""
+"""Largest number of rounds of expectation maximisation."""
 SETTLED = 1e-6
 """The rounds end when no probability changes by more than this."""
 LEAST_SIZE = 1e-9

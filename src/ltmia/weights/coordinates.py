@@ -65,7 +65,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
 
     Args:
         pair: Target and base.
-        n_coordinates: Most coordinates; divided among the matrices by size.
+        n_coordinates: Largest number of coordinates; divided among the matrices by size.
         n_layers: Number of layers, counted from the output.
         seed: Seed of the draw.
 

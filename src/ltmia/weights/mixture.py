@@ -18,7 +18,7 @@ from ltmia.weights.solve import ReducedEquations
 SWEEPS = 8
 """Rounds of expectation propagation."""
 MOST_SWEPT = 5000
-"""Most texts for several rounds, each of which inverts an n x n matrix; with more texts there is one round."""
+"""Largest number of texts for several rounds; with more there is one round, because a round inverts an n x n matrix."""
 DAMPING = 0.7
 """Damping: share of a round's change that is applied."""
 BOUNDS = ((-9.0, 9.0), (1e-3, 30.0), (-6.0, 0.0), (-9.0, 2.0))

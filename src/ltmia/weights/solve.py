@@ -34,7 +34,7 @@ FIRST_STEP = 0.6
 """First step of the search, in powers of ten."""
 LEAST_RIDGE, MOST_RIDGE = 1e-6, 1e3
 SEARCHED_TEXTS = 800
-"""Most texts that are used to choose the ridges."""
+"""Largest number of texts that are used to choose the ridges."""
 SEARCH_STEPS = 20
 SQUARES = 2
 """Matrices of the size of K that are in memory at once while it is solved."""
