@@ -44,7 +44,7 @@ class Marker(BaseModel):
 
 
 def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
-    """Refuse a folder that holds anything else; write nothing.
+    """Refuse a folder that `marker` may not be written into; write nothing.
 
     The folder may be missing, empty, or ours with the same settings. With `overwrite` the settings may differ.
 

@@ -58,7 +58,7 @@ class Texts:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Texts"]) -> "Texts":
-        """Join several runs of texts, in order; groups are kept if all of them have some."""
+        """Join several lists of texts, in order; groups are kept if every list has groups."""
         groups = [part.groups for part in parts if part.groups is not None]
         prompted = any(part.starts is not None for part in parts)
         return cls(
@@ -117,7 +117,7 @@ class ModelStatistics:
 
     @classmethod
     def concatenate(cls, parts: Sequence["ModelStatistics"]) -> "ModelStatistics":
-        """Join several runs of positions, in order."""
+        """Join several sequences of positions, in order."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     @property
@@ -193,7 +193,7 @@ class TokenStatistics:
 
     @classmethod
     def concatenate(cls, parts: Sequence["TokenStatistics"]) -> "TokenStatistics":
-        """Join several runs of positions, in order."""
+        """Join several sequences of positions, in order."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 
@@ -217,7 +217,7 @@ class Expectation:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Expectation"]) -> "Expectation":
-        """Join the expectations of several runs of positions of one target, in order."""
+        """Join the expectations of several sequences of positions of one target, in order."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
 

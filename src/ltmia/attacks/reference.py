@@ -21,7 +21,7 @@ EZ_NO_ERROR = 1e30
 
 @reads("target_logp", "reference_logp", "target_rank")
 def ez_mia(evidence: TextEvidence, rule: Literal["paper", "published_code"] = "paper") -> float:
-    """Return P / N: gains over losses of log-probability at the target's error positions (arXiv 2601.12104).
+    """Return P / N: the sum of gains in log-probability over that of drops, at the target's errors (arXiv 2601.12104).
 
     Error positions are those at which the target prefers another token to the true one: its rank is above 1, so a tie
     for first place is not an error. The first scored position is left out. P sums max(D_t, 0) over them, N sums
@@ -45,7 +45,7 @@ def ez_mia(evidence: TextEvidence, rule: Literal["paper", "published_code"] = "p
 
 @reads("target_logp", "reference_logp")
 def wbc(evidence: TextEvidence, windows: Sequence[int] = WBC_WINDOWS) -> float:
-    """Return the share of sliding windows whose sum of D_t is above 0, mean over widths (arXiv 2601.02751).
+    """Return the share of sliding windows whose sum of D_t is above 0, averaged over widths (arXiv 2601.02751).
 
     Widths longer than the text are cut to its length, and each still counts.
 

@@ -26,7 +26,7 @@ STATISTICS_BYTES = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What is to be read, and how."""
+    """The texts to read, and how they are read."""
 
     n_texts: int = 1000
     """Texts of an audit, members and non-members."""
@@ -73,7 +73,7 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all operations."""
         return self.layers + self.attention + self.head + self.gradients + self.solve
 
 
@@ -93,7 +93,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Sum of all bytes."""
         return self.weights + self.activations + self.logits + self.libraries + self.solve
 
 
@@ -188,7 +188,7 @@ def solve_bytes(work: Work) -> int:
 
 
 def disk_bytes(setting: Setting) -> dict[str, int]:
-    """Return the bytes on disk, by what is kept."""
+    """Return the bytes on disk of each kind of data that the audit keeps."""
     work, config = setting.work, WeightsConfig()
     n_scored = work.n_texts * (setting.length - 1)
     found = {"the store": STORE_BYTES * n_scored}

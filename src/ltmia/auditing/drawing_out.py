@@ -22,7 +22,7 @@ SUFFIX_TYPES = {
 
 
 def suffixes_of(scored: ScoredTexts, sets: TextSets) -> Suffixes | None:
-    """Read each text's suffix from the store; None where a cluster kept only scores."""
+    """Read each text's suffix from the store; return None if a cluster kept only scores."""
     if not isinstance(scored, StoredTexts):
         return None
     prompted = [start > 0 for start in sets.texts.starts or (0,) * len(sets.texts)]

@@ -25,7 +25,7 @@ def hold_for(
     texts: tuple[Texts, Texts],
     config: JudgeConfig,
 ) -> AbstractContextManager[Run]:
-    """Take a folder for an audit or a score, unless it holds anything else; loads no model.
+    """Lock a folder for an audit or a score; refuse it if it holds anything else. No model is loaded.
 
     Models are compared by name: if the files behind a name changed, the same command scores again.
 
@@ -49,7 +49,7 @@ def hold_for(
 
 
 def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
-    """Hash the texts with the place from which each is scored, the ids, and the groups; one hash for each of the three.
+    """Return three hashes: of the texts (with the place from which each is scored), of the ids, and of the groups.
 
     With a hash anyone can check a guess at a text or a group, so hashes belong in the private folder.
     """

@@ -14,7 +14,7 @@ from ltmia.extraction.suffixes import NAMED_DRAWS
 def group_columns(
     data: TextSets, hashed: Sequence[str | None], groups: GroupDecisions, records: pa.Table, judge: str
 ) -> dict[str, Any]:
-    """Lay out the groups judged, by number of the group.
+    """Lay out the columns of `groups.parquet`, with the groups ordered by number.
 
     Args:
         data: The texts.
@@ -37,7 +37,7 @@ def group_columns(
 
 
 def names_of_groups(data: TextSets, hashed: Sequence[str | None]) -> dict[int, str]:
-    """Return each group as it is handed on, by its number."""
+    """Return the name of each group in the published files, by its number."""
     numbers = [] if data.groups is None else data.groups.tolist()
     return {number: name for number, name in zip(numbers, hashed, strict=data.groups is not None) if name is not None}
 

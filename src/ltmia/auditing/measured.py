@@ -78,7 +78,8 @@ def decide(
 ) -> AuditDecisions:
     """Flag records by the scores of one attack; repeats of a text are not judged.
 
-    Known members are judged together with half of the non-members, candidates against all non-members.
+    Known members are judged together with half of the non-members; the other half calibrates. For candidates, all
+    non-members calibrate.
     """
     judge = judge_audit if sets.judged == "members" else judge_candidates
     in_groups, _ = sets.split(sets.once_in_group(scores))

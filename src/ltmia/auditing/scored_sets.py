@@ -85,7 +85,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
 
 
 def lengths_read(pair: AuditedPair, texts: Texts, asked: int) -> dict[str, int | None]:
-    """Return how many tokens of a text are read at most, and the longest input of both models: null if neither says.
+    """Return the largest number of tokens read of a text, and the longest input of both models; null if unknown.
 
     Recordings are read and checked for this; they may hold less of the texts than was asked for.
     """

@@ -38,7 +38,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundSecrets:
-    """The secret values of an audit: those in texts to judge first."""
+    """The secret values of an audit. Values in the texts to judge come first."""
 
     judged: tuple[Value, ...]
     nonmembers: tuple[Value, ...]
@@ -63,7 +63,7 @@ def wanted_spans(config: JudgeConfig, texts: Sequence[Texts]) -> SpanFile | None
 
 
 def refuse_without_models(pair: AuditedPair, question: Question) -> None:
-    """Refuse spans where the models are not at hand, because other values than the true one must be run.
+    """Refuse spans if there are only recordings, because the models must run on other values than the true one.
 
     Raises:
         ConfigError: If so.
@@ -73,10 +73,10 @@ def refuse_without_models(pair: AuditedPair, question: Question) -> None:
 
 
 def find_secrets(pair: AuditedPair, question: Question, report: Report) -> FoundSecrets | None:
-    """Rank the secrets in the texts of an audit; None if it asks for none.
+    """Rank the secrets in the texts of an audit; return None if the audit has no spans.
 
-    Each value counts once, where it stands first; a value that stands in both sets belongs to the texts to judge. Which
-    values are ranked is drawn at random, before any model has seen one.
+    Each value counts once, at the first place where it occurs. A value that occurs in both sets counts for the texts to
+    judge. The values to rank are drawn at random, before a model reads any of them.
     """
     if question.spans is None or pair.models is None:
         return None

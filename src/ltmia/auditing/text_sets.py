@@ -15,7 +15,7 @@ from ltmia.records import Texts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSets:
-    """Texts to judge come first, known non-members after them."""
+    """Both sets of texts of an audit: the texts to judge, then the known non-members."""
 
     texts: Texts
     n_judged: int

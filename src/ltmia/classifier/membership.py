@@ -77,7 +77,7 @@ class MembershipClassifier:
         report: Callable[[EpochRecord], None] = lambda _record: None,
         on_step: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> "MembershipClassifier":
-        """Train on labelled combinations; whole held-out ones choose the epoch.
+        """Train on labelled combinations; held-out combinations choose the epoch whose weights are kept.
 
         Args:
             training: Combinations to learn from.
@@ -141,7 +141,7 @@ class MembershipClassifier:
         return logits
 
     def predict_proba(self, features: FeatureBatch) -> Float64[np.ndarray, " batch"]:
-        """Return the logistic of the logit. To rank texts, use the logit, because this saturates at 1."""
+        """Return the logistic function of the logit. To rank texts use the logit: this rounds to 1 for many texts."""
         return 1.0 / (1.0 + np.exp(-self.predict_logit(features)))
 
     def save_pretrained(

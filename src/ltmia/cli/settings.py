@@ -53,7 +53,7 @@ class Commands(TyperGroup):
 
 
 def read_settings() -> tuple[str, dict[str, Any]]:
-    """Return where the settings stand, and what they say; nothing where there is no such file.
+    """Return the place and the content of the settings; both are empty if there is no settings file.
 
     Raises:
         ConfigError: If the file is not TOML.

@@ -53,7 +53,7 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
 
 
 def missing(row: Row, column: str, option: str) -> str:
-    """Say that a row lacks a column."""
+    """Return the error message for a row that lacks a column."""
     names = [name for name in row.columns if COLUMN_NAME.fullmatch(name)]
     found = ", ".join(map(repr, names[:20])) or "none"
     if hidden := len(row.columns) - len(names):

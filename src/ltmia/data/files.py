@@ -61,7 +61,7 @@ def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Ite
 
 
 def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) -> Iterator[Row]:
-    """Yield one row for each `.txt` file under a folder, by their relative paths, or the rows of the shards in it.
+    """Yield the rows of a folder: one for each `.txt` file, in the order of the relative paths, or those of its shards.
 
     Args:
         folder: Holds, at any depth, `.txt` files, or files of one of the kinds `SHARDS`.
@@ -69,7 +69,7 @@ def folder_rows(folder: Path, required: Sequence[str], wanted: Sequence[str]) ->
         wanted: See `file_rows`.
 
     Raises:
-        DataError: If there is neither, there are several kinds or splits, a shard is missing, or one cannot be read.
+        DataError: If the folder holds neither, or several kinds or splits, or if a shard is missing or unreadable.
     """
     found = _visible_files(folder)
     kinds = sorted(kind for kind in found if kind == ".txt" or kind in SHARDS)

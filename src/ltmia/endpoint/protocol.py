@@ -50,16 +50,16 @@ class Completion(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server says of one prompt."""
+    """The numbers that a server gives for one prompt."""
 
     statistics: ModelStatistics
-    """Of every token but the first."""
+    """Of every token except the first."""
     tokens: tuple[str | None, ...]
     """The server's own text of each of those tokens; None where it gives none."""
 
 
 class Form(Protocol):
-    """One way to ask."""
+    """One form of request for log-probabilities."""
 
     @property
     def name(self) -> str:

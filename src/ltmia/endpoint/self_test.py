@@ -42,14 +42,14 @@ class Noise:
 
     @classmethod
     def between(cls, ours: Sequence[ModelStatistics], theirs: Sequence[ModelStatistics]) -> "Noise":
-        """Compare statistics text by text; all are known."""
+        """Compare statistics text by text; no value is missing."""
         parts = [np.abs(a.logp.astype(np.float64) - b.logp) for a, b in zip(ours, theirs, strict=True)]
         found = np.concatenate(parts)
         return cls(mean=float(found.mean()), largest=float(found.max()))
 
     @property
     def is_small(self) -> bool:
-        """Whether number formats and batches explain it."""
+        """Whether number formats and batch sizes alone can cause such differences."""
         return self.mean <= MEAN_NOISE and self.largest <= LARGEST_NOISE
 
     def __str__(self) -> str:

@@ -58,7 +58,7 @@ def flag(p_values: Float64[np.ndarray, " _"], fdr: float) -> RecordDecisions:
 def fewest_flags(n_tests: int, smallest_p: float, fdr: float) -> int | None:
     """Return how many tests must have the smallest possible p-value before any is flagged; None if no number is enough.
 
-    Benjamini-Hochberg flags k tests of the smallest p if that is at most k fdr / tests.
+    Benjamini-Hochberg flags k tests that have the smallest possible p-value if this is at most k fdr / tests.
     """
     fewest = max(math.ceil(n_tests * smallest_p / fdr - 1e-9), 1) if fdr else n_tests + 1
     return fewest if fewest <= n_tests else None

@@ -209,7 +209,7 @@ def write_tokens(columns: Mapping[str, Any], run: Run) -> pa.Table:
 
 
 def forget_revealed(run: Run) -> None:
-    """Delete the results of the run before, which were set aside, if they may show texts."""
+    """Delete the results of the previous run, which were set aside, if they may show texts."""
     previous = run.private.path / PREVIOUS_FOLDER
     try:
         shows = "text" in pq.read_schema(previous / RECORDS_FILE).names

@@ -32,7 +32,7 @@ class GroupDecisions:
 
     @property
     def smallest_p(self) -> float:
-        """Smallest p-value that any of them could have."""
+        """Smallest p-value that any group could have."""
         return 1 / (int(self.n_calibration.max(initial=0)) + 1)
 
 

@@ -88,7 +88,7 @@ class Policy(BaseModel):
 
     @property
     def limits(self) -> list[Limit]:
-        """Its limits."""
+        """Limits of the policy."""
         return [Limit.of(figure, most) for figure, most in self.max.items()]
 
 

@@ -89,7 +89,7 @@ class Positions:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Positions"]) -> "Positions":
-        """Join several runs of texts, in order."""
+        """Join the positions of several lists of texts, in order."""
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Positions:
 
     @property
     def pair(self) -> Int64[np.ndarray, " pred"]:
-        """One number for the pair of the token and the previous one."""
+        """A number that identifies the pair of the token and the previous token."""
         return self.previous * 2**31 + self.token
 
     def take(self, rows: np.ndarray) -> "Positions":
@@ -117,10 +117,10 @@ class Positions:
 
 
 class ExpectedLogRatio:
-    """Predicts D_t at any position of the same target, for a text of one fold from texts of the two others.
+    """Predicts D_t of one target: for the texts of each fold, from the texts of the two other folds.
 
-    Attributes set by `fit` end in an underscore: `spreads_`, (bands,), are the standard deviations of the excess over
-    the texts it was fitted on, by band of positions: the excess is measured in these units.
+    `fit` sets `spreads_`, (bands,): for each band of positions, the standard deviation of D_t minus its expected value
+    over the texts of `fit`. The excess is divided by this spread.
     """
 
     def fit(self, positions: Positions) -> "ExpectedLogRatio":

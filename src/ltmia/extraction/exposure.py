@@ -34,7 +34,7 @@ class Tried:
 
     @property
     def exposure(self) -> float:
-        """Exposure in bits; with a sample, the secret's rank among the alternatives tried stands for its rank."""
+        """Exposure in bits, computed from the secret's rank among the alternatives that were tried."""
         return math.log2((self.n + 1) / (self.n_better + 1))
 
     @property

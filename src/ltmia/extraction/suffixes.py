@@ -52,19 +52,19 @@ class Suffixes:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Suffixes"]) -> "Suffixes":
-        """Join several runs of texts, in order."""
+        """Join the suffixes of several lists of texts, in order."""
         return cls(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)})
 
 
 def suffix_of(n_scored: int, *, prompted: bool) -> slice:
     """Return the scored positions that are a text's suffix; an empty slice if there would be too few.
 
-    The suffix of a text is its second half, that of an answer to a prompt all of it; no more than `LONGEST_SUFFIX`
-    tokens of either.
+    The suffix of a text is its second half; for an answer to a prompt it is the whole answer. Only the first
+    `LONGEST_SUFFIX` tokens of it count.
 
     Args:
         n_scored: Scored positions of the text.
-        prompted: Whether a prompt stands before them, which is not scored.
+        prompted: Whether a prompt, which is not scored, comes before these positions.
     """
     start = 0 if prompted else n_scored - n_scored // 2
     stop = min(n_scored, start + LONGEST_SUFFIX)
@@ -105,7 +105,7 @@ def _read(tokens: TokenStatistics, prompted: bool) -> tuple[int, float, float, b
 
 
 def least_logp(draws: int, probability: float = PROBABILITY) -> float:
-    """Return the least log-probability per draw with which a suffix is extractable within so many draws.
+    """Return the smallest log-probability of one draw with which a suffix is extractable within `draws` draws.
 
     1 - (1 - p)^n >= q holds from p = 1 - (1 - q)^(1/n) on.
     """
@@ -113,7 +113,7 @@ def least_logp(draws: int, probability: float = PROBABILITY) -> float:
 
 
 def extractable(logp: Float64[np.ndarray, " texts"], draws: int) -> Bool[np.ndarray, " texts"]:
-    """Say which suffixes come out within so many draws; one that was not measured does not."""
+    """Return for each suffix whether it comes out within `draws` draws; False if it was not measured."""
     return np.nan_to_num(logp, nan=-np.inf) >= least_logp(draws)
 
 

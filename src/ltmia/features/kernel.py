@@ -189,7 +189,7 @@ def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers
 
 
 def use_threads(n: int) -> int:
-    """Let the kernel use as many threads as the models do, if it has them; return how many."""
+    """Let the kernel use n threads, or as many as numba has if these are fewer; return how many."""
     allowed = min(n, config.NUMBA_NUM_THREADS)
     set_num_threads(allowed)
     return allowed

@@ -91,7 +91,7 @@ def log_rank(rank: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def segment_sums(values: Any, offsets: np.ndarray) -> np.ndarray:
-    """Sum each text's run of values; an empty text sums to 0."""
+    """Sum the values of each text; an empty text sums to 0."""
     # reduceat does not take empty runs, and cumulative sums would spread one text's NaN to all later texts.
     filled = np.diff(offsets) > 0
     sums = np.zeros(len(filled), values.dtype)

@@ -78,7 +78,7 @@ def _insert(best_keys: Any, best_ids: Any, key: np.int32, v: int) -> None:
 def extreme_ids(row: Any, bounds: Any, sign: np.int32, best_keys: Any, best_ids: Any) -> None:
     """Find the k highest (sign = 1) or lowest (sign = -1) keys, best first, ties by id.
 
-    The k-th best block bound is a floor under the k-th best key, so only blocks that reach it are scanned.
+    The k-th best bound of a block is never better than the k-th best key, so only blocks that reach it are scanned.
     """
     k = best_keys.shape[0]
     n_blocks = bounds.shape[0]

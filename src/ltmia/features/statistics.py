@@ -42,7 +42,7 @@ def token_statistics(
     truth: Int64[Tensor, " pred"],
     k: int,
 ) -> TokenStatistics:
-    """Reduce one run of position pairs to their statistics.
+    """Reduce the logits of some positions to their statistics.
 
     Args:
         target: Raw logits of the target over the shared ids.

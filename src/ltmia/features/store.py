@@ -191,7 +191,7 @@ class FeatureStore:
 
     @property
     def sha256(self) -> str:
-        """Hash of its content, without the manifest's notes on how it was made."""
+        """Hash of the store's content, without the manifest's notes on how the store was made."""
         return sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property

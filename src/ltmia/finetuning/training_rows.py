@@ -27,7 +27,7 @@ class TextRow:
         return len(self.ids)
 
     def tensors(self) -> Row:
-        """Return it as `RightPadding` takes it."""
+        """Return the row in the form that `RightPadding` takes."""
         return {"input_ids": torch.tensor(self.ids), "n_prompt": torch.tensor(self.n_prompt)}
 
 

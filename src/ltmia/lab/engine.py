@@ -86,7 +86,7 @@ class Schedule:
         self._waiting.insert(0, step)
 
     def failed(self, step: Step) -> tuple[Step, ...]:
-        """Take away, and return, all steps that need the failed one, directly or not."""
+        """Remove and return all steps that need the failed one, directly or through other steps."""
         lost, keys = [], {step.key}
         for other in self._waiting:  # in order: what a step needs stands before it
             if keys.intersection(other.needs):

@@ -232,7 +232,7 @@ class Recipe(Table):
     """Keep the fine-tuned models; otherwise each is deleted when its store is finished."""
 
     def all_combinations(self) -> tuple[Listed, ...]:
-        """Return grids and list as one list, each combination once."""
+        """Return the combinations of the grids and of the list, each once."""
         expanded = [combination for grid in self.grid for combination in _expand(grid)]
         return tuple({c.name: c for c in [*expanded, *self.combinations]}.values())
 

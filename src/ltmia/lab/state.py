@@ -63,7 +63,7 @@ class PlannedStep(BaseModel):
 
 
 class PlanFile(BaseModel):
-    """`plan.json`."""
+    """Content of `plan.json`."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -36,12 +36,12 @@ class CorpusSource:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is a local file, so that reading it downloads nothing."""
+        """Whether the corpus is a local file, so that reading it downloads nothing."""
         return not self.path.startswith(HUB)
 
     @property
     def content(self) -> dict[str, str]:
-        """Everything that determines its texts."""
+        """Everything that determines the texts of the corpus."""
         return {
             "sha256": self.sha256,
             "role": self.role,

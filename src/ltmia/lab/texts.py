@@ -40,7 +40,7 @@ def corpus_texts(corpus: CorpusSource, buckets: tuple[int, ...]) -> Texts:
 
 
 def pool_buckets(corpus: CorpusSource) -> tuple[int, ...]:
-    """Return the buckets of documents for fine-tuning; no base was pretrained on a test corpus, so it has more."""
+    """Return the buckets for fine-tuning; a test corpus has more, because no base was pretrained on it."""
     return (*PRETRAINING_BUCKETS, *POOL_BUCKETS) if corpus.role == "test" else POOL_BUCKETS
 
 

@@ -106,7 +106,7 @@ def base_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def continues(source: ModelSource, earlier: ModelSource) -> bool:
-    """Say whether an adapter is another one trained further, and not a new one put on top of it.
+    """Say whether an adapter is a later state of another one, and not a new adapter on top of it.
 
     The correlation of their tensors decides, because the configs of both kinds name the same base. Tensors that start
     at zero do not correlate between two independent trainings, even if both used the same seed.

@@ -113,7 +113,7 @@ def pass_stops(lengths: Sequence[int], most: int) -> list[int]:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the memory that is free on a device, a container's limit included; None if it does not say."""
+    """Return the memory that is free on a device, a container's limit included; None if it is unknown."""
     if device.type == "cpu":
         found = [psutil.virtual_memory().available]
         for limit, used in CGROUP_FILES:

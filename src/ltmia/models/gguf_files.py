@@ -20,7 +20,7 @@ CURE = "give the folder with safetensors that the file was made from"
 
 
 def check_gguf(path: Path, model: Any) -> None:
-    """Refuse a file with tensors or a scaling of positions that did not get into the model.
+    """Refuse a GGUF file if the loaded model lacks one of its tensors or its scaling of positions.
 
     Args:
         path: The file.

@@ -26,7 +26,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 def float32_head(head: nn.Module) -> Head:
-    """Return an output head whose result is float32, not float32 rounded from less.
+    """Return an output head that computes in float32; nothing is rounded to half precision first.
 
     (pred, hidden) states of any dtype to (pred, vocab) raw logits, which may lie in a buffer that the next call
     overwrites: fresh memory for logits costs as much as half the product itself. The function may hold a float32 copy
@@ -47,7 +47,7 @@ def float32_head(head: nn.Module) -> Head:
 
 
 def copy_bytes(n_parameters: int, dtype: torch.dtype) -> int:
-    """Return the most bytes that the float32 copy of a head, or of a slice of it, takes."""
+    """Return the largest number of bytes that the float32 copy of a head, or of a slice of it, takes."""
     return min(4 * n_parameters, COPY_BYTES) if dtype in HALF else 0
 
 

@@ -101,12 +101,12 @@ class Pair:
 
     @property
     def target(self) -> Any:
-        """The fine-tuned model; loaded now if it is its turn."""
+        """The fine-tuned model; if only one model is in memory at a time, this loads it."""
         return self._target if self._sequential is None else self._sequential("target")
 
     @property
     def reference(self) -> Any:
-        """The base, loaded now if it is its turn; None if it is the target with its adapter switched off."""
+        """The base, loaded like `target`; None if it is the target with its adapter switched off."""
         return self._reference if self._sequential is None else self._sequential("reference")
 
     @property

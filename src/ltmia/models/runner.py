@@ -81,18 +81,18 @@ class ModelRunner:
     def hidden_states(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
         """Run the model without its head; (batch, seq) ids to (batch, seq, hidden).
 
-        For a model that is run whole these are the logits themselves.
+        If the head cannot be run separately, these are the logits themselves.
 
         Args:
             ids: Token ids.
-            mask: 1 for each of them that is no padding, and for each token before them.
-            past: What the model remembers of the tokens before them, by `remember`; the pass adds these to it.
+            mask: 1 for each token of `past`, then for each id 1, or 0 if it is padding.
+            past: Cache of the tokens before `ids`, made by `remember`; the pass appends `ids` to it.
         """
         return self.states_with_graph(ids, mask, past)
 
     @torch.inference_mode()
     def remember(self, ids: Tensor) -> DynamicCache | None:
-        """Run the model over (1, seq) ids and return its keys and values; None if it has no memory of this kind."""
+        """Run the model over (1, seq) ids and return its cache of keys and values; None if it has no such cache."""
         with self._context():
             found = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
         past = getattr(found, "past_key_values", None)

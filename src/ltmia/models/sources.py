@@ -65,17 +65,17 @@ class ModelSource:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a GGUF file."""
+        """Whether the model is a GGUF file."""
         return self.path is not None and is_gguf_name(self.path)
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is a PEFT adapter's folder."""
+        """Whether the model is a PEFT adapter's folder."""
         return self.path is not None and (self.path / ADAPTER_CONFIG).is_file()
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Arguments that point `from_pretrained` here; nothing local ever asks the network."""
+        """Arguments of `from_pretrained` for this model; a local model never asks the network."""
         if self.path is None:
             return {"pretrained_model_name_or_path": self.hub_id, "revision": self.revision}
         if self.is_gguf:

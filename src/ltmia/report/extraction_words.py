@@ -18,12 +18,12 @@ class Row(NamedTuple):
 
 
 def shown(results: Results) -> Extractable | None:
-    """Return the shares of the one line; None if nothing was measured."""
+    """Return the shares that the one-line summary shows; None if nothing was measured."""
     return None if results.extraction is None else results.extraction.within.get(SHOWN_DRAWS)
 
 
 def extraction_line(results: Results) -> str | None:
-    """Say in one line which share of the texts comes out; None in files from before it was measured."""
+    """Say in one line which share of the texts comes out; None if the file is older than this figure."""
     found = results.extraction
     if found is None:
         return None

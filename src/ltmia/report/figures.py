@@ -154,7 +154,7 @@ def evaluation_figure(groups: Mapping[str, Sequence[Contest]], own: str, best: s
 
 
 def plot_evaluation(axes: Axes, groups: Mapping[str, Sequence[Contest]], own: str, best: str) -> None:
-    """Draw it onto axes; see `evaluation_figure`."""
+    """Draw the same figure onto axes; see `evaluation_figure`."""
     rows: list[tuple[str, Contest | None]] = []
     for heading, contests in groups.items():
         rows += [(heading, None), *((contest.combination, contest) for contest in contests)]

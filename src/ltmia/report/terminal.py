@@ -57,7 +57,7 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
 
 
 def group_table(groups: pa.Table) -> list[str]:
-    """Lay out a heading and one line per group, those least like unused ones first.
+    """Lay out a heading and one line per group, groups with the smallest p-values first.
 
     Args:
         groups: Of `groups.parquet`.

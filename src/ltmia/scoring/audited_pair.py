@@ -28,7 +28,7 @@ class AuditedPair(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Ids that both models know."""
+        """Number of token ids that both models know."""
         ...
 
     @property
@@ -77,7 +77,7 @@ class LoadedPair:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that both models know."""
+        """Number of token ids that both models know."""
         return self.models.vocab_size
 
     @property

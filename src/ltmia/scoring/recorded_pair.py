@@ -74,16 +74,16 @@ class RecordedPair:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that both models know."""
+        """Number of token ids that both models know."""
         return min(recording.header.vocab_size for recording in (self.target, self.reference))
 
     @property
     def k(self) -> int:
-        """Top tokens kept per position."""
+        """Number of top tokens kept per position."""
         return LITE_TOP
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
-        """Refuse what needs the models.
+        """Refuse attacks and options that need the models.
 
         Raises:
             ConfigError: If anything is refused; the message names it and says what to do.

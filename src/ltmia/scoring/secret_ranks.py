@@ -33,7 +33,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedBy:
-    """What one model says of a secret."""
+    """Probability and rank of a secret under one model."""
 
     logp: float
     """Log-probability of the secret's tokens given the text before them, in nats."""
@@ -42,7 +42,7 @@ class RankedBy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedSecret:
-    """What both models say of a secret, or why it could not be ranked."""
+    """Probability and rank of a secret under both models, or why it could not be ranked."""
 
     target: RankedBy | None = None
     reference: RankedBy | None = None

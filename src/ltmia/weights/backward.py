@@ -57,7 +57,7 @@ class MatrixPlaces:
         return cls(name=matrix.name, layout=matrix.layout, shape=tuple(matrix.target.shape), flat=flat, rows=rows)
 
     def outputs_and_inputs(self) -> tuple[Int64[np.ndarray, " coordinate"], Int64[np.ndarray, " coordinate"]]:
-        """Return the layer's output index, and its input index or that in the subspace, of each coordinate."""
+        """Return for each coordinate the index of the layer's output, and the index of its input or of the subspace."""
         if self.rows is not None:
             return np.divmod(self.flat, len(self.rows))
         first, second = np.divmod(self.flat, self.shape[1])

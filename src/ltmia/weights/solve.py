@@ -60,11 +60,11 @@ class NormalEquations:
 
     @property
     def n_texts(self) -> int:
-        """Texts."""
+        """Number of texts."""
         return len(self.match) // self.n_kinds
 
     def take(self, texts: Int64[np.ndarray, " text"], n_kinds: int) -> "NormalEquations":
-        """Return the equations of some texts with the first kinds of coefficient alone."""
+        """Return the equations of some texts, with only the first kinds of coefficient."""
         columns = (np.arange(n_kinds)[:, None] * self.n_texts + texts).ravel()
         return NormalEquations(
             products=self.products[np.ix_(columns, columns)],
