@@ -47,7 +47,7 @@ def claim_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> Itera
         overwrite: Allow it to hold results of the same kind with other settings.
 
     Raises:
-        ConfigError: If it holds anything else (`check_folder`), or cannot be locked (`hold_folder`).
+        ConfigError: If `check_folder` refuses it, or it cannot be locked (`hold_folder`).
     """
     check_folder(out, marker, overwrite=overwrite)
     with hold_folder(out):
@@ -197,7 +197,7 @@ def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, ov
         overwrite: Replace what was made with other settings.
 
     Raises:
-        ConfigError: If the folder holds anything else, see `check_folder`.
+        ConfigError: If `check_folder` refuses the folder.
         StoreError: If there is no room, or no right to write.
     """
     check_folder(out, marker, overwrite=overwrite)

@@ -49,7 +49,7 @@ def check_folder(out: Path, marker: Marker, *, overwrite: bool = False) -> None:
     The folder may be missing, empty, or ours with the same settings. With `overwrite` the settings may differ.
 
     Raises:
-        ConfigError: If something is in the way, or a file of ours was changed since; the message names it.
+        ConfigError: If the folder holds something else, or a file of ours that was changed since; the message names it.
     """
     if not (strangers := content_of(out)):
         return

@@ -25,7 +25,7 @@ def hold_for(
     texts: tuple[Texts, Texts],
     config: JudgeConfig,
 ) -> AbstractContextManager[Run]:
-    """Lock a folder for an audit or a score; refuse it if it holds anything else. No model is loaded.
+    """Lock a folder for an audit or a score; refuse it if `check_folder` does. No model is loaded.
 
     Models are compared by name: if the files behind a name changed, the same command scores again.
 

@@ -155,7 +155,7 @@ class MembershipClassifier:
             overwrite: Replace a classifier that was trained with other settings; files that are not ours stay.
 
         Raises:
-            ConfigError: If the folder holds anything else.
+            ConfigError: If the folder holds files of yours, or another kind of results.
         """
         config = {
             "format_version": FORMAT_VERSION,

@@ -90,7 +90,7 @@ def finetune(
 
     Raises:
         ConfigError: If the best epoch is wanted without validation texts, if an adapter would have to name a base that
-            was built in memory, or if `out` holds anything else.
+            was built in memory, or if `out` is refused (`ownership.check_folder`).
         DataError: If no training text, or no validation text, has a token.
         ModelError: If the training diverged; nothing is written.
     """

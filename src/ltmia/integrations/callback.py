@@ -258,7 +258,7 @@ def _claimed(folder: Path) -> PrivateFolder:
     """Mark a folder as that of an audit, and return its private part.
 
     Raises:
-        ConfigError: If the folder holds anything else.
+        ConfigError: If the folder holds files of yours, or results of other settings.
     """
     with claim_folder(folder, Marker(kind=MARKED["audit"]), overwrite=True):
         return PrivateFolder.of(folder)

@@ -84,7 +84,7 @@ def evaluate(
         report: Called with progress.
 
     Raises:
-        ConfigError: If `out` holds anything else.
+        ConfigError: If `out` holds files of yours, or an evaluation with other settings.
         StoreError: If the classifier was trained on one of the stores, or a store lacks columns that it reads.
     """
     known = set(classifier.domain_.names)
