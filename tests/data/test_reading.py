@@ -222,7 +222,7 @@ def test_files_of_one_split_or_of_none_are_one_set(tmp_path):
 def test_a_file_beside_its_packed_copy_is_refused(tmp_path, name):
     (tmp_path / name).write_text("text\nx\n")
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"text\nx\n"))
-    with pytest.raises(DataError, match=rf"{name}\.gz: is there uncompressed as well, as {name}"):
+    with pytest.raises(DataError, match=rf"{name}\.gz: the folder also holds this file uncompressed, as {name}"):
         read_texts(tmp_path)
 
 

@@ -173,7 +173,7 @@ def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokeniz
     figures = [json.loads((tmp_path / f"{n}-audit" / "results.json").read_text("utf-8")) for n in ("whole", "killed")]
     assert figures[0]["attacks"] == figures[1]["attacks"]
     assert figures[0]["target"]["sha256"] == figures[1]["target"]["sha256"]
-    with pytest.raises(StoreError, match="training goes on from step 9, but what step 4"):
+    with pytest.raises(StoreError, match="training goes on from step 9, but the rows of step 4"):
         TrainedRows.open(tmp_path / "killed-audit" / "private" / "trained.jsonl", step=9)
 
 

@@ -104,7 +104,7 @@ def prepared_update(
     started = time.perf_counter()
     try:
         if not isinstance(pair, LoadedPair):
-            raise ModelError("the models are not at hand: recordings hold log-probabilities only")
+            raise ModelError("there are no weights to read: recordings hold log-probabilities only")
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
         attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
     except (ModelError, DataError) as error:

@@ -285,7 +285,7 @@ def _download(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"{repo_id}: no such folder, and not to be had from the hub ({error}); expected a folder with "
+            f"{repo_id}: no such folder, and the hub does not give it ({error}); expected a folder with "
             f"{CONFIG_FILE} and {WEIGHTS_FILE}, or a hub id"
         ) from error
 

@@ -97,9 +97,7 @@ def _plan(target: str, base: str, planned: PlanOptions, loading: dict[str, Any])
     if (None in given and (any(given) or planned.n_devices is not None)) or (
         None not in given and loading["device"] != "auto"
     ):
-        raise ConfigError(
-            "a device that is not at hand needs both `device_memory` and `device_tflops`, and no `device`"
-        )
+        raise ConfigError("to plan for another device, give both `device_memory` and `device_tflops`, and no `device`")
     accelerators = None
     if planned.device_memory is not None and planned.device_tflops is not None:
         accelerators = Accelerators(

@@ -118,15 +118,15 @@ def _model_known_here(model: str | None, server: EndpointOptions, tokenizer: str
             if getattr(server, name) is not None:
                 raise ConfigError(f"`{name}` is about a server; name it with `endpoint`, or leave it out")
         if model is None:
-            raise ConfigError("name the model to record, or a server that has it with `endpoint`")
+            raise ConfigError("name the model to record, or give `endpoint`, the URL of a server that runs it")
         return tokenizer or model
     if model is not None:
-        raise ConfigError(f"{model}: a model and `endpoint` were given; the server's own is named by `served_model`")
+        raise ConfigError(f"{model}: a model and `endpoint` were given: `served_model` names the model on the server")
     if server.served_model is None:
         raise ConfigError("`endpoint`: name the model on the server with `served_model`")
     if tokenizer is None:
         raise ConfigError(
-            "`endpoint`: name a folder or hub id that has the served model's tokenizer and config.json with `tokenizer`"
+            "`endpoint`: also name the tokenizer and config.json of the served model, with `tokenizer=FOLDER_OR_HUB_ID`"
         )
     return tokenizer
 

@@ -133,7 +133,9 @@ def _refuse_packed_twice(paths: Sequence[Path]) -> None:
     there = set(paths)
     for path in paths:
         if path.suffix.lower() in PACKED and path.with_suffix("") in there:
-            raise DataError(f"{path}: is there uncompressed as well, as {path.stem}. Remove one of the two.")
+            raise DataError(
+                f"{path}: the folder also holds this file uncompressed, as {path.stem}. Remove one of the two."
+            )
 
 
 def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
@@ -156,8 +158,8 @@ def _check_shards(folder: Path, paths: Sequence[Path]) -> None:
     there = {int(match["number"]) for match in matches if match}
     missing = [number for number in range(max(counts, default=0)) if number not in there]
     if missing or len(counts) > 1 or (counts and len(paths) != max(counts)):
-        which = f"number {missing[0]:05d}" if missing else "the number in their names"
+        wrong = f"number {missing[0]:05d} is missing" if missing else "their names give another number of shards"
         raise DataError(
-            f"{folder}: the {len(paths)} shards are not those of one whole set ({which} does not fit). Fetch it again, "
+            f"{folder}: the {len(paths)} shards are not those of one whole set ({wrong}). Fetch the set again, "
             "or name a folder that holds all of it and nothing else."
         )

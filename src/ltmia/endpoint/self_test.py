@@ -156,7 +156,7 @@ class SelfTest:
             noise = Noise.between([before.slice(0, n_shared)], [now.slice(0, n_shared)])
             if not noise.is_small:
                 raise ModelError(
-                    f"{_place(server)}: two texts with the same beginning get other log-probabilities there: they "
+                    f"{_place(server)}: two texts with the same beginning get different log-probabilities there: they "
                     f"differ by {noise}. {CACHE_CURE}"
                 )
             rest = before.slice(n_shared, n_both), now.slice(n_shared, n_both)

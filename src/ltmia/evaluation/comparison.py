@@ -95,7 +95,7 @@ def compare_audits(
     attack = attack or first[0].decisions.attack
     if same_texts is False:
         raise ConfigError(
-            "the two audits are of other texts, or of the same ones in another order: audit the same texts"
+            "the two audits are of different texts, or of the same texts in another order: audit the same texts"
         )
     texts = _same_texts(first[1], second[1], ("label",) if same_texts else ("id", "label"))
     scores = [_scores(audit, attack, name) for audit, name in ((first, "first"), (second, "second"))]
@@ -118,7 +118,7 @@ def compare_audits(
 
 def _refuse_other_settings(first: Results, second: Results) -> None:
     if not first.kind == second.kind == "audit":
-        raise ConfigError("only audits can be compared: where membership is not known there is nothing to compare")
+        raise ConfigError("only audits can be compared: the results of `score` do not say which texts are members")
     names = sorted((first.settings.keys() | second.settings.keys()) - set(WITHOUT_EFFECT))
     for name in names:
         was, now = first.settings.get(name), second.settings.get(name)

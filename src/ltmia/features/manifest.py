@@ -37,7 +37,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise StoreError(f"{folder}: no manifest.json, so no finished store; run the extraction again to go on with it")
+        raise StoreError(f"{folder}: no manifest.json, so no finished store; run the extraction again to finish it")
     try:
         manifest = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

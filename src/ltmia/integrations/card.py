@@ -285,7 +285,7 @@ def _section_place(text: str, card: Path) -> tuple[int, int] | None:
         return None
     if [name for *_, name in marks] != [BEGIN, END]:
         raise DataError(
-            f"{card}: expected one {BEGIN!r} and one {END!r} behind it, found {len(marks)} such marks; remove them, "
+            f"{card}: expected one {BEGIN!r} and one {END!r} after it, found {len(marks)} such marks; remove them, "
             "and a new section is written. Nothing was changed."
         )
     return marks[0][0], marks[1][1]

@@ -140,7 +140,7 @@ class TrainedRows:
         self.rows = {key: row for key, row in self.rows.items() if key in used}
         if missing := sorted(set(range(before)) - set(self.steps)):
             raise StoreError(
-                f"{self.file}: training goes on from step {before}, but what step {missing[0]} trained on is not in "
+                f"{self.file}: training goes on from step {before}, but the rows of step {missing[0]} are not in "
                 "this file: train from the beginning, or use the folder of the run that is resumed"
             )
 

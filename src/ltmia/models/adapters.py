@@ -184,9 +184,9 @@ def _refuse_unrepeatable(config: PeftConfig, source: ModelSource) -> None:
     start = str(getattr(config, "init_lora_weights", "")).lower()
     if start.startswith(UNREPEATABLE_STARTS):
         raise ModelError(
-            f"{source.given}: {ADAPTER_CONFIG} says init_lora_weights = {start!r}: what was taken out of the base "
-            "before training cannot be found again, so the model cannot be put together; save the adapter with "
-            "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes plain LoRA of it"
+            f"{source.given}: {ADAPTER_CONFIG} says init_lora_weights = {start!r}: before training, this changed the "
+            "base in a way that cannot be computed again, so the model cannot be put together; save the adapter as "
+            "plain LoRA, with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
 
 
@@ -278,5 +278,5 @@ def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, source: Mode
         there = loaded[name].cpu()
         if not torch.equal(there.nan_to_num(), tensor.cpu().to(there.dtype).nan_to_num()):
             raise ModelError(
-                f"{source.given}: {name} of {ADAPTER_WEIGHTS} did not reach the model as it is in the file"
+                f"{source.given}: after loading, {name} has other values in the model than in {ADAPTER_WEIGHTS}"
             )

@@ -63,7 +63,7 @@ def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     changed = [m for m in found if not _is_same(m)]
     if not changed:
         raise ModelError(
-            "target and base hold the same matrices, so there is no update to read: give the fine-tuned one"
+            "target and base hold the same matrices, so there is no update to read: give the fine-tuned model as target"
         )
     return changed
 

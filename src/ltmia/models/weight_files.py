@@ -92,7 +92,7 @@ def _read_files(source: ModelSource, folder: Path) -> list[str]:
     if other := [name for name in shards if name != whole]:
         raise ModelError(
             f"{source.given}: holds a model twice, as {whole} and as the parts that {index} names ({other[0]} and so "
-            "on), and which of the two was trained is not known; take one of them away"
+            "on), and which of the two was trained is not known; remove one of them"
         )
     return [whole]
 

@@ -145,7 +145,7 @@ class _Job:
         limit = (facts.models or {}).get(endpoint.model)
         if limit is not None and longest + 1 > limit:
             raise ConfigError(
-                f"{endpoint.base}: reads {limit} tokens, one of which it writes, and the longest text has {longest}. "
+                f"{endpoint.base}: takes {limit} tokens, one of which it writes, but the longest text has {longest}. "
                 f"Set `max_length={limit - 1}`, or start the server with a larger context (`--max-model-len`)"
             )
 

@@ -138,8 +138,8 @@ def _fitting(queries: PairQueries, shots: Shots) -> Shots:
     ):
         if given and not chosen:
             raise ConfigError(
-                f"no {kind} text fits before another in the models' longest input: lower max_length, or leave out "
-                "recall and con_recall"
+                f"the models' longest input has no room for a {kind} text before the text to score: lower max_length, "
+                "or leave out recall and con_recall"
             )
     return fitting
 

@@ -135,8 +135,8 @@ class UpdateAttack:
         n_scorable = self._n_scorable
         if n_scorable < FEWEST_TEXTS:
             raise DataError(
-                f"{n_scorable} texts can be scored: reading an update needs {FEWEST_TEXTS} at least, and better some "
-                "hundreds, of which most need not be asked about: add texts of the same kind"
+                f"{n_scorable} texts can be scored, but reading an update needs at least {FEWEST_TEXTS}, better some "
+                "hundreds: add texts of the same kind, which may also be known non-members"
             )
         self._coordinates = choose_coordinates(
             pair, n_coordinates=self._config.n_coordinates, n_layers=self._config.n_layers, seed=self._config.seed
