@@ -42,10 +42,10 @@ def distribution_check(distance: float | None, limit: float) -> Check:
         return Check(status="ok", sentence=sentence, measure=measure)
     found = f"This target differs from the classifier's training models (distance {distance:.2f}, limit {limit:.2f})"
     if distance <= TESTED_TIMES * limit:
-        sentence = f"{found}, but not more than other models on which it found more than any published attack."
+        sentence = f"{found}, but not more than models on which the classifier was better than any published attack."
         return Check(status="ok", sentence=sentence, measure=measure)
     sentence = (
-        f"{found}, more than any model that it was tested on. It may miss members: compare it with "
+        f"{found}, more than any model on which the classifier was tested. It may miss members: compare it with "
         "the other attacks. Its flags keep the stated error rate, because the target's own non-members calibrate it."
     )
     return Check(status="warning", sentence=sentence, measure=measure)

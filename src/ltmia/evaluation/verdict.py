@@ -82,7 +82,7 @@ def _found(decisions: Decisions) -> str:
         f"{d.fdr:.3g}, judged by {d.attack} against {d.n_calibration} known non-members."
     )
     if not d.n_flagged and d.fewest_flags is not None and d.fewest_flags > 1:
-        found += f" Fewer than {d.fewest_flags} identifiable records could not have been flagged."
+        found += f" If fewer than {d.fewest_flags} records can be identified, this audit is too small to flag them."
     return found
 
 

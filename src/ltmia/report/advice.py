@@ -140,7 +140,7 @@ def _more_texts(results: Results, _records: Records) -> Advice | None:
         return None
     return Advice(
         title="Add non-members",
-        evidence=f"With {d.n_calibration} to calibrate on no p-value is below {d.smallest_p:.2g}, so none of "
-        f"{d.n_judged} records could be flagged, even if the model leaks.",
+        evidence=f"With {d.n_calibration} non-members for calibration, no p-value is below {d.smallest_p:.2g}. So none "
+        f"of {d.n_judged} records could be flagged, even if the model leaks.",
         todo="Use a thousand non-members of the same kind, if you can.",
     )
