@@ -90,8 +90,8 @@ def gap_k(evidence: TextEvidence, fraction: float = 0.2, window: int = 3) -> flo
     """Return the mean of the lowest windowed gaps to the most likely token (Gap-K%, arXiv 2601.19936).
 
     g_t = (log p(x_t) - max_v log p(v)) / sigma_t, with sigma_t as in Min-K%++, averaged in sliding windows; the lowest
-    `fraction` of the windows counts. A text shorter than the window is not smoothed. Formula of the authors' project
-    page; window, fraction and the rule for short texts of their code for WikiMIA.
+    `fraction` of the windows counts. A text shorter than the window is not smoothed. The formula is
+    that of the authors' project page; window, fraction and rule for short texts are those of their code for WikiMIA.
     """
     gaps = (evidence.target_logp - evidence.tokens.top_logp[:, 0]) / _spread(evidence)
     if len(gaps) >= window:

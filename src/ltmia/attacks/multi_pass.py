@@ -32,7 +32,7 @@ class TargetQueries(Protocol):
         """Return -log p of each text's tokens, in nats; the prefix comes before them and is not scored.
 
         The same positions are scored with and without a prefix. A text has no losses if it cannot be scored or does
-        not fit behind the prefix; it is never cut.
+        not fit after the prefix; it is never cut.
         """
         ...
 

@@ -55,7 +55,8 @@ def audit(
     """Audit a fine-tuned model: which of its training texts can be told from texts it never saw?
 
     Running again with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
-    `report.html` into `out`; these may be passed on. Files that may not go into `out/private`.
+    `report.html` into `out`; these may be passed on. `out/private` holds the
+    files that may not.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.

@@ -66,7 +66,8 @@ class TextSets:
     def once_in_group(self, scores: Float64[np.ndarray, " texts"]) -> Float64[np.ndarray, " texts"]:
         """Return the scores that groups are judged by: a text that two groups to judge hold counts for both.
 
-        Copies within a group are NaN, and so are all repeats among the non-members: they are not more evidence.
+        Copies within a group are NaN, and so are all repeats among the non-members, because copies are no more
+        evidence.
         """
         kept = self.originals == np.arange(len(self.texts))
         if self.groups is not None:

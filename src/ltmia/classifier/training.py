@@ -79,8 +79,8 @@ class TrainingConfig:
 
         Published: cross-entropy alone with labels smoothed by 0.02, 80 epochs, AdamW at 9.88e-4 with weight decay 0.028
         and gradients clipped to norm 1, 10 epochs of warm-up, then a cosine, in batches of 16,384 texts of all
-        combinations. Here a step takes 64 texts of a combination at a time, and as many of these as give the published
-        number of steps per epoch, `PUBLISHED_STEPS`; with fewer epochs the warm-up keeps its share.
+        combinations. Here a step takes several batches of 64 texts, each of one combination: as many as give the
+        published number of steps per epoch, `PUBLISHED_STEPS`. With fewer epochs the warm-up keeps its share.
 
         Args:
             n_texts: Number of texts in an epoch.

@@ -37,7 +37,7 @@ def from_prompt_logprobs(
         truncated: Whether the text continues after these tokens; None if it is not known.
 
     Raises:
-        DataError: If an entry lacks the true token, or as many of the most likely ones.
+        DataError: If an entry lacks the true token, or has fewer than `n_top` of the most likely ones.
     """
     found = prompt_statistics(name, token_ids, prompt_logprobs, n_top=n_top, start=start)
     return RecordedText.of(name, np.asarray(token_ids), found, text, start=start, truncated=truncated)
@@ -54,7 +54,7 @@ def prompt_statistics(
     """Read the numbers of each token from `start` on; see `from_prompt_logprobs`. Empty entries give missing numbers.
 
     Raises:
-        DataError: If an entry lacks the true token, or as many of the most likely ones.
+        DataError: If an entry lacks the true token, or has fewer than `n_top` of the most likely ones.
     """
     if len(prompt_logprobs) != len(token_ids):
         raise DataError(

@@ -51,12 +51,12 @@ def read_texts(
     """Read texts from a file, a folder, a dataset or standard input.
 
     Args:
-        source: A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.txt` file (one text a line), each also with `.gz`
-            or `.zst` behind it, a `.parquet` file, a folder of `.txt` files (ids are their relative paths) or of
-            shards of one kind and split, a folder written by `save_to_disk`, `hf:name:config[split]` for the hub, or
-            `-` for standard input (JSON lines where it starts with `{`, else one text a line).
-        text_column: Column of the texts. A null is an empty text. If `text` is missing, `prompt` and `completion` are
-            read, of which only the completion is scored, or `messages`.
+        source: A `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.txt` file (one text a line), also with `.gz` or
+            `.zst` added to its name; a `.parquet` file; a folder of `.txt` files (ids are their relative paths) or of
+            shards of one kind and split; a folder written by `save_to_disk`; `hf:name:config[split]` for the hub; or
+            `-` for standard input (JSON lines if it starts with `{`, else one text a line).
+        text_column: Column of the texts. A null is an empty text. If `text` is missing, `messages` are read, or
+            `prompt` and `completion`, of which only the completion is scored.
         id_column: Column of the ids; by default `id` if there is one. A text without an id gets 16 hex digits,
             computed from it and all other texts; see `content_ids`.
         group_column: Column of the patient, author or document of each text.

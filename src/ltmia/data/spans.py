@@ -107,8 +107,8 @@ class SpanFile:
 def read_spans(path: Path | str) -> SpanFile:
     """Read a file of spans: JSON lines with `id`, `start`, `end` and perhaps `kind`, or lines `name: expression`.
 
-    If an expression has a group, the first group is the span, and otherwise all that it matches. Empty lines are
-    skipped.
+    If an expression has a part in parentheses, the first such part is the span; otherwise the whole match is. Empty
+    lines are skipped.
 
     Raises:
         DataError: If the file is empty, or a line is of neither kind; the message names it.

@@ -51,7 +51,7 @@ def draw_membership(texts: Texts, *, n_members: int, n_nonmembers: int, n_valida
     """Draw members, non-members and validation texts, disjoint by group and by content.
 
     Whole groups go to one of the three sides, in proportion to the numbers wanted; then texts are drawn from each side.
-    Texts without a word, and those equal to an earlier one but for case and white space, are never drawn.
+    Texts without a word, and those that differ from an earlier one only in case and white space, are never drawn.
 
     Raises:
         ConfigError: If a number is negative.

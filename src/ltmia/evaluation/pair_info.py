@@ -9,7 +9,7 @@ class AdapterInfo(Section):
     """The adapter of a model."""
 
     active: list[str]
-    """Names of those that take part; empty for a reference that is the target with its adapter switched off."""
+    """Names of the adapters in use; empty for a reference that is the target with its adapter switched off."""
     sha256: str
     """Hash of the adapters' configs as loaded: rank, alpha, variant, targets."""
 
@@ -18,25 +18,25 @@ class ModelInfo(Section):
     """Identity of one of the two models."""
 
     source: str
-    """Path, hub id or `memory`; what the recording calls it."""
+    """Path, hub id or `memory`; for a recording, the name in its header."""
     revision: str | None = None
     sha256: str
-    """Hash of the weights as loaded, with their names and dtypes; of the recording where there is one."""
+    """Hash of the weights as loaded, with their names and dtypes; for a recording, the hash of its file."""
     config_sha256: str | None = None
-    """Hash of the config as loaded, without paths and versions. Null, as the next two, for a recording."""
+    """Hash of the config as loaded, without paths and versions. Null for a recording, like the next two fields."""
     modules_sha256: str | None = None
-    """Hash of what neither weights nor config hold: attributes of modules, other buffers, code of the model's own."""
+    """Hash of everything else in the model: attributes of modules, other buffers, the model's own code."""
     adapter: AdapterInfo | None = None
-    """Null for a model without an adapter as well."""
+    """Also null for a model without an adapter."""
     architecture: str | None
-    """Null, as the next two, for a model that was only recorded."""
+    """Null for a recording, like the next two fields."""
     n_parameters: Count | None
     dtype: str | None
     trust_remote_code: bool = False
     remarks: list[str] = Field(default_factory=list)
-    """What had to be done to its weights when they were loaded, such as unpacking them."""
+    """Changes that were needed to load the weights, such as unpacking them."""
     recorded_by: str | None = None
-    """What recorded its log-probabilities; null if it was run for this audit."""
+    """Program that recorded the log-probabilities; null if the model ran for this audit."""
 
 
 class TokenizerInfo(Section):

@@ -41,7 +41,7 @@ class DataInfo(Section):
     n_candidates: Count = 0
     n_unscorable: Count = 0
     n_repeats: Count = 0
-    """Texts equal to an earlier one of their set, but for case and white space: each text counts once in decisions."""
+    """Texts that differ from an earlier text of their set only in case and white space; decisions count them once."""
     n_nonmember_repeats: Count = 0
     """Number of these repeats among the non-members."""
     n_usable_nonmembers: Count | None = None
@@ -80,7 +80,7 @@ class Decisions(Section):
     smallest_p: Share
     """1 / (n_calibration + 1): no p-value can be smaller."""
     fewest_flags: Annotated[int, Field(ge=1)] | None = None
-    """Records that must score above nearly all of these before any is flagged; null when no number is enough."""
+    """Records that must score above nearly all calibration texts before any is flagged; null if no number is enough."""
     n_calibration_groups: Count | None = None
     """Groups that the calibration non-members come from; null without groups."""
     realized_fdp: ShareMeasure = Field(default_factory=Measure)
@@ -90,7 +90,7 @@ class Decisions(Section):
     n_groups_judged: Count | None = None
     """Groups judged as a whole; null without groups."""
     fewest_group_flags: Annotated[int, Field(ge=1)] | None = None
-    """Groups that must stand out before any is flagged; null when no number would do, and without groups."""
+    """Groups that must stand out before any group is flagged; null if no number is enough, and without groups."""
 
     @model_validator(mode="after")
     def _no_more_than_judged(self) -> "Decisions":
@@ -139,7 +139,7 @@ class Extractable(Section):
     nonmembers_by_base: ShareMeasure
     difference: Measure
     n_new: Count
-    """Members or candidates that the target gives and the base does not."""
+    """Members or candidates that come out of the target and not of the base."""
 
 
 class Extraction(Section):
@@ -148,7 +148,7 @@ class Extraction(Section):
     n_judged: Count = 0
     n_nonmembers: Count = 0
     n_without_suffix: Count = 0
-    """Members or candidates too short for one, or not scorable: nothing is said of them."""
+    """Members or candidates that are too short for a suffix, or could not be scored; they are not measured."""
     suffix_tokens: Amount | None = None  # median
     within: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Extractable] = Field(default_factory=dict)
     """By number of draws: texts that come out at least once with a probability of at least one half."""
@@ -158,7 +158,7 @@ class Extraction(Section):
 
 
 class SecretValues(Section):
-    """Exposures of the secret values of one side, in bits; see docs/extraction.md."""
+    """Exposures of the secret values of one side, in bits; see docs/secrets.md."""
 
     n_values: Count = 0
     """Different values; `n_ranked` of them could be ranked among alternatives."""
@@ -174,7 +174,7 @@ class SecretValues(Section):
 
     @property
     def largest_by_chance(self) -> float:
-        """Largest exposure of so many values that a model knows nothing of, in bits: the median of its distribution."""
+        """Median of the largest exposure, in bits, if the model knows none of the ranked values."""
         return -math.log2(-math.expm1(math.log(0.5) / max(self.n_ranked, 1)))
 
 
@@ -186,9 +186,9 @@ class Secrets(Section):
     nonmembers: SecretValues
     """In non-members alone."""
     n_alternatives: Count
-    """Alternatives to each value at most."""
+    """Largest number of alternatives to a value."""
     reach: Count
-    """Exposure that a value which no alternative beats would show, in whole bits, rounded up."""
+    """Largest exposure that so many alternatives can show, in whole bits, rounded up."""
 
 
 class SetTest(Section):
@@ -252,7 +252,7 @@ class Results(Section):
 
     schema_version: Literal[2] = 2
     run_id: str = Field(pattern=r"^[0-9a-f]{16}$")
-    """Drawn at random by the run that wrote this file; its records and its report carry the same."""
+    """Random id of the run that wrote this file; the records and the report of the run have the same id."""
     content_sha256: str | None = None
     """Hash of the rest of the file, so that an edited file is refused; null in older files."""
     ltmia_version: str
@@ -260,7 +260,7 @@ class Results(Section):
     created: datetime
     command: str
     settings: dict[str, str | int | float | bool | None]
-    """Options that decide the numbers: seed, max_length, dtype, classifier, feature version, ..."""
+    """Options that determine the numbers: seed, max_length, dtype, classifier, feature version, ..."""
     environment: dict[str, str]
     """Versions of python and the libraries, hardware, threads."""
     target: ModelInfo

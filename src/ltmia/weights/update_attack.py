@@ -116,7 +116,7 @@ class UpdateAttack:
         config: Options.
 
     Raises:
-        ModelError: If the update cannot be read, or nothing moved.
+        ModelError: If the update cannot be read, or fine-tuning changed nothing.
         DataError: If there are too few texts.
         StoreError: If the disk has no room.
     """
