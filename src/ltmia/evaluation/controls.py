@@ -29,8 +29,9 @@ def bag_of_words(
 ) -> ControlScores:
     """Score texts by their words alone, with random forests that never saw the text's fold.
 
-    Word counts (in at least 5 % of texts) into a random forest of 100 trees of depth 2, 5-fold cross-validation,
-    groups kept together (after arXiv 2406.17975). Any AUC above chance here is distribution shift, not membership.
+    A random forest of 100 trees of depth 2 reads how often each word occurs that is in at least 5 % of the texts. It is
+    cross-validated in 5 folds, groups kept together (after arXiv 2406.17975). An AUC above chance means that the two
+    sets of texts differ, not that there is membership.
 
     Args:
         texts: All texts, members and non-members.

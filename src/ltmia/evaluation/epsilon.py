@@ -20,8 +20,8 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
     One-run audit (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846, theorem 5.2 at delta = 0): if each record was
     trained on by the toss of a fair coin and training is epsilon-DP, then of r guesses at most
     Binomial(r, e^eps / (1 + e^eps)) are right. The bound is the Clopper-Pearson limit of the share of right guesses,
-    turned into epsilon. The highest scores are guessed to be members, with or without the lowest as non-members; the
-    confidence is divided among all numbers of guesses.
+    turned into epsilon. The texts with the highest scores are guessed to be members; in half of the tries, those with
+    the lowest are also guessed to be non-members. The confidence is divided among all numbers of guesses.
 
     Members and non-members must have been drawn at random from one pool. The larger set is cut at random to the size
     of the smaller one.

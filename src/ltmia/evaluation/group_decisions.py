@@ -39,7 +39,7 @@ class GroupDecisions:
 def judge_groups(
     scores: Scores, groups: Groups, calibration: Scores, calibration_groups: Groups, fdr: float, seed: int = 0
 ) -> GroupDecisions:
-    """Judge each group by the mean score of its texts, against means of as many texts of known non-members' groups.
+    """Judge each group by the mean score of its texts, against means of equally many texts of unused groups.
 
     The mean of few texts varies more than that of many, so only means over equal numbers of texts are comparable.
     For a group of s texts, k = min(s, m), where half of the calibration groups have m texts or more. k texts drawn from

@@ -11,13 +11,13 @@ from ltmia.evaluation.results import Measure
 def share_of(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarray, " texts"] | None = None) -> Measure:
     """Return the share of hits with its interval.
 
-    The interval is that of Clopper and Pearson for as many independent texts as the texts at hand are worth: n divided
-    by the design effect of the groups, with their correction for few groups (Korn and Graubard 1998). If all texts or
-    none are hits, the design effect cannot be seen, and each group counts as one text.
+    The interval is that of Clopper and Pearson for the effective number of independent texts: n divided by the design
+    effect of the groups, corrected for few groups (Korn and Graubard 1998). If all texts or none are hits, the design
+    effect cannot be estimated, and each group counts as one text.
 
     Args:
         hits: Whether each text is a hit.
-        groups: Group of each text; every text is its own when None, and where there is only one group.
+        groups: Group of each text. With None, or with a single group, every text counts as a group of its own.
     """
     n = len(hits)
     if not n:

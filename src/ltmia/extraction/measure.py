@@ -21,14 +21,14 @@ def measure_extraction(
 ) -> Extraction:
     """Measure how many texts can be drawn out.
 
-    Copies of a text may differ in case and white space, and then one may come out where another does not. They count
-    once, as drawn out if any of them is.
+    Copies of a text may differ in case and white space, so one copy may come out and another not. They count as one
+    text, which comes out if any of its copies does.
 
     Args:
         suffixes: Of all texts.
         judged: Which texts are to be judged; the others are non-members.
         originals: Row of the first copy of each text; its own row if there is none before it.
-        units: Independent unit of each text, such as its group; every text is one when None.
+        units: Independent unit of each text, such as its group; None: every text is independent.
     """
     taken = _of_any_copy(suffixes.measured, originals)
     parts = [np.flatnonzero(taken & side) for side in (judged, ~judged)]

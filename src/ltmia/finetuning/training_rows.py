@@ -70,8 +70,8 @@ def training_rows(
 ) -> list[TextRow]:
     """Return the ids of each text that has a token to learn, in order.
 
-    The tokenizer's own special tokens, then EOS unless the text fills `max_length`. A text that is cut off gets none:
-    it does not end there. A row of one id teaches nothing and is left out.
+    A row has the tokenizer's own special tokens, and EOS at its end unless the text fills `max_length`. A text that is
+    cut off gets no EOS, because it does not end there. A row of one id teaches nothing and is left out.
 
     Args:
         tokenizer: Tokenizer of the model.
