@@ -114,8 +114,8 @@ def test_an_input_is_no_output(name: str, out: str, work: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
-        ("audit", ("--members", "candidates.jsonl"), "of other texts (other texts, ids)."),
-        ("audit", ("--group-column", "document"), "of other texts (other groups)."),
+        ("audit", ("--members", "candidates.jsonl"), "of other texts, ids."),
+        ("audit", ("--group-column", "document"), "of other groups."),
         ("audit", ("--base", "my-model"), 'other settings: base ("../my-base" there, "../my-model" now).'),
         ("audit", ("--seed", "1"), "other settings: seed (0 there, 1 now)."),
         ("finetune", ("--texts", "held-out.jsonl"), "other settings: texts."),

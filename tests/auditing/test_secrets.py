@@ -14,10 +14,11 @@ from scipy.stats import kstest
 from typer.testing import CliRunner
 
 from ltmia.auditing.audit import AuditConfig, audit
-from ltmia.auditing.question import Question
+from ltmia.auditing.question import JudgeConfig, Question
 from ltmia.auditing.score import ScoreConfig
-from ltmia.auditing.secrets import find_secrets, secrets_of, span_columns, wanted_spans
-from ltmia.auditing.text_sets import join_sets
+from ltmia.auditing.secrets import FoundSecrets, find_secrets, private_span_columns, secrets_of, span_columns
+from ltmia.auditing.spans import wanted_spans
+from ltmia.auditing.text_sets import TextSets, join_sets
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.files import read_results, read_spans_table
@@ -29,10 +30,11 @@ from ltmia.models.loading import LoadOptions, load_alone, load_pair
 from ltmia.models.pair import Pair
 from ltmia.progress import silent
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import LoadedPair
+from ltmia.scoring import secret_ranks
+from ltmia.scoring.audited_pair import LoadedPair, PairToLoad
 from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
-from ltmia.scoring.secret_ranks import Secret, rank_secrets
+from ltmia.scoring.secret_ranks import RankConfig, Secret, rank_secrets
 
 REPEATS, EACH, N_NONMEMBERS, N_ALTERNATIVES, VOCAB = (1, 4, 16, 64), 4, 20, 64, 330
 RULE = r"code: the code of \w+ is (\d+)"
@@ -150,7 +152,7 @@ def test_a_plain_loop_over_all_alternatives_finds_the_same_rank(planted: Planted
     """All 1,000 numbers of three digits, in the middle of a text, where the tokens at both borders may merge."""
     text, start = "the code of abcd is 12345.", len("the code of abcd is 1")
     secret = Secret(text=text, start=start, end=start + 3)
-    [found] = rank_secrets(planted.pair, [secret], n_alternatives=999, max_length=64, seed=0)
+    [found] = rank_secrets(planted.pair, [[secret]], RankConfig(n_alternatives=999, max_length=64, seed=0))
     tokenizer = planted.pair.tokenizer
     assert len({len(tokenizer(f"{text[:start]}{i:03}{text[start + 3 :]}")["input_ids"]) for i in range(1000)}) > 1
     for model, ranked in ((planted.pair.target, found.target), (planted.pair.reference, found.reference)):
@@ -182,6 +184,12 @@ def test_what_is_handed_on_tells_no_value_and_only_whole_bits(planted: Planted) 
     assert all(row["span"] == 1 and row["kind"] == "code" and row["n_copies"] == 1 for row in planted.spans)
     exact = pq.read_table(planted.folder / "audit" / "private" / "spans.parquet").to_pylist()
     assert [row["exposure"] for row in planted.spans] == [math.ceil(round(row["exposure"], 9)) for row in exact]
+    for side, label in ((planted.results.secrets.judged, 1), (planted.results.secrets.nonmembers, 0)):
+        rows = [row for row in planted.spans if row["label"] == label]
+        bits, by_base = (np.array([row[name] for row in rows]) for name in ("exposure", "exposure_by_base"))
+        medians = np.median(bits), np.median(by_base), np.median(bits - by_base)
+        assert (side.median, side.median_by_base, side.median_rise) == medians  # nothing finer
+        assert (side.largest.value, side.largest_by_base.value) == (bits.max(), by_base.max())
     values = [re.search(r"\d{5}", text)[0] for part in planted.texts for text in part.texts]
     for path in (planted.folder / "audit").glob("*.*"):
         content = path.read_text("utf-8") if path.suffix != ".parquet" else repr(pq.read_table(path).to_pylist())
@@ -191,16 +199,20 @@ def test_what_is_handed_on_tells_no_value_and_only_whole_bits(planted: Planted) 
     assert 'id="secrets"' in page
 
 
+def found_in(planted: Planted, sets: TextSets, given: tuple[Texts, Texts], config: JudgeConfig) -> FoundSecrets:
+    spans = wanted_spans(config.spans, given, sets)
+    question = Question(kind="score", sets=sets, config=config, attacks=(), spans=spans)
+    found = find_secrets(LoadedPair(planted.pair), question, silent)
+    assert found is not None
+    return found
+
+
 def test_each_value_counts_once(planted: Planted) -> None:
     first, second = planted.texts
     again = Texts(texts=(*first.texts[:3], first.texts[1] + " " + first.texts[0]), ids=("a", "b", "c", "d"))
     known = Texts(texts=(*second.texts[:2], first.texts[2]), ids=("x", "y", "z"))
     config = ScoreConfig(spans=str(planted.folder / "rules.txt"), most_values=2, alternatives=20)
-    question = Question(
-        kind="score", sets=join_sets(again, known, "candidates"), config=config, attacks=(),
-        spans=wanted_spans(config, (again, known)),
-    )  # fmt: skip
-    found = find_secrets(LoadedPair(planted.pair), question, silent)
+    found = found_in(planted, join_sets(again, known, "candidates"), (again, known), config)
     rows = [(value.span.row, value.number, value.n_copies) for value in found.values]
     assert rows == [(0, 1, 2), (1, 1, 2), (2, 1, 1), (4, 1, 1), (5, 1, 1)]
     results = secrets_of(found, config)
@@ -208,9 +220,59 @@ def test_each_value_counts_once(planted: Planted) -> None:
     assert (results.nonmembers.n_values, results.nonmembers.n_ranked) == (2, 2)
     assert [value.found.reason is None for value in found.values].count(False) == 1
     assert results.reach == 5
-    columns = span_columns(found, question.sets, [*again.ids, *known.ids], reveal=True)
+    columns = span_columns(found, b"", reveal=True)
+    assert columns["id"].to_pylist() == ["a", "b", "c", "x", "y"]
     values = [re.search(r"\d{5}", text)[0] for text in (*again.texts[:3], *known.texts[:2])]
     assert columns["value"].to_pylist() == values
+
+
+def test_a_value_is_ranked_at_the_first_place_that_allows_it(planted: Planted, tmp_path: Path) -> None:
+    """It stands at the start of one text and behind what is read of the next one: these copies say nothing."""
+    (tmp_path / "rules").write_text(r"code: (\d{5})", "utf-8")
+    texts = ("12345 is first", "the code of " * 20 + "12345", "12345. the code of abcd is 12345.")
+    given = Texts(texts=texts, ids=("a", "b", "c")), Texts(texts=("code 9.",), ids=("x",))
+    config = ScoreConfig(spans=str(tmp_path / "rules"), alternatives=20, max_length=32)
+    found = found_in(planted, join_sets(*given, "candidates"), given, config)
+    [value] = found.judged
+    assert (value.span.row, value.span.start, value.number, value.n_copies) == (2, 27, 2, 4)
+    alone = Secret(text=texts[2], start=27, end=32)
+    [expected] = rank_secrets(planted.pair, [[alone]], RankConfig(n_alternatives=20, max_length=32, seed=0))
+    assert (value.found.target, value.found.reference) == (expected.target, expected.reference)
+
+
+def test_secrets_in_members_left_out_as_repeats_are_ranked(planted: Planted) -> None:
+    """Letters that differ in nothing but their code are repeats of one another."""
+    letter = " ".join(f"word{i}" for i in range(80))
+    texts = [f"the code of {name} is {number}. {letter}" for name, number in (("a", 10001), ("b", 20002))]
+    given = Texts(texts=tuple(texts), ids=("a", "b")), Texts(texts=(f"{texts[0]} 33333", "code"), ids=("x", "y"))
+    config = planted.config(alternatives=20)
+    sets = join_sets(*given, "members", deduplicate=True)
+    assert sets.texts.ids == ("a", "y")
+    found = found_in(planted, sets, given, config)
+    columns = span_columns(found, b"", reveal=True)
+    assert [columns[name].to_pylist() for name in ("id", "label", "value")] == [["a", "b"], [1, 1], ["10001", "20002"]]
+    assert private_span_columns(found, sets)["row"].to_pylist() == [0, None]
+    assert secrets_of(found, config).judged.n_ranked == 2
+
+
+def test_a_value_as_long_as_a_book_draws_no_alternatives(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret_ranks, "alternatives_to", None)
+    text = "the code " + "a1 " * 30_000
+    [found] = rank_secrets(
+        planted.pair,
+        [[Secret(text=text, start=9, end=len(text))]],
+        RankConfig(n_alternatives=2000, max_length=64, seed=0),
+    )
+    assert "behind the first 64 tokens" in found.reason
+
+
+def test_the_reach_is_that_of_secrets_to_judge(planted: Planted, tmp_path: Path) -> None:
+    """Five digits in a non-member do not show that an exposure of 6 bits would have been seen in the members."""
+    (tmp_path / "rules").write_text(r"code: is (\d+)", "utf-8")
+    given = tuple(Texts(texts=(f"the code of abcd is {number}.",), ids=(number,)) for number in ("7", "12345"))
+    config = planted.config(spans=str(tmp_path / "rules"))
+    found = found_in(planted, join_sets(*given, "members"), given, config)
+    assert secrets_of(found, config).reach == 4
 
 
 @pytest.mark.parametrize(
@@ -229,7 +291,7 @@ def test_each_value_counts_once(planted: Planted) -> None:
 def test_what_cannot_be_ranked_says_why(planted: Planted, text: str, value: str, said: str) -> None:
     start = text.index(value)
     secret = Secret(text=text, start=start, end=start + len(value))
-    [found] = rank_secrets(planted.pair, [secret], n_alternatives=20, max_length=32, seed=0)
+    [found] = rank_secrets(planted.pair, [[secret]], RankConfig(n_alternatives=20, max_length=32, seed=0))
     assert found.target is None
     assert said in found.reason
 
@@ -251,10 +313,13 @@ def test_recordings_and_wrong_files_are_refused_before_anything_is_run(planted: 
     (tmp_path / "places.jsonl").write_text(
         '{"id": "t0", "start": 0, "end": 2}\n{"id": "u0", "start": 0, "end": 2}', "utf-8"
     )
+    wrong = planted.config(spans=str(tmp_path / "places.jsonl"))
+    unloaded = PairToLoad(sources=("target", "base"), load=lambda: pytest.fail("a model was loaded"))
     with pytest.raises(DataError, match="line 2: no text has this id"):
-        audit(
-            planted.pair, *planted.texts, tmp_path / "out", config=planted.config(spans=str(tmp_path / "places.jsonl"))
-        )
+        audit(unloaded, *planted.texts, tmp_path / "out", config=wrong)
+    (tmp_path / "places.jsonl").write_text('{"id": "t0", "start": 0, "end": 200}', "utf-8")
+    with pytest.raises(DataError, match="line 1: start 0, end 200 in a text of"):
+        audit(unloaded, *planted.texts, tmp_path / "out", config=wrong)
 
 
 def test_the_command_line_prints_the_largest_exposure(planted: Planted) -> None:

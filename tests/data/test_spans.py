@@ -27,6 +27,13 @@ def test_expressions_find_all_they_match_or_their_first_group(tmp_path: Path) ->
     assert found(tmp_path, said) == [("555-0199", "phone"), ("555-0100", "phone"), ("12", "number"), ("12", "number")]
 
 
+def test_an_expression_that_finds_nothing_is_named(tmp_path: Path) -> None:
+    said = "phone: \\d{3}-\\d{4}\nword: nothing\nempty: x*\nno-part: call(never)?\nlate: ü 12$\ntypo: \\d{3} -\\d{4}\n"
+    assert read(tmp_path, said).unmatched(TEXTS.texts) == ["empty", "no-part", "typo"]
+    assert read(tmp_path, said).unmatched(TEXTS.texts[1:2]) == ["phone", "empty", "no-part", "late", "typo"]
+    assert read(tmp_path, '{"id": "a", "start": 1, "end": 2}').unmatched(TEXTS.texts) == []
+
+
 def test_places_are_characters_of_the_text_with_the_id_and_stand_in_order_once(tmp_path: Path) -> None:
     said = (
         '{"id": 7, "start": 7, "end": 9, "kind": "number", "score": 0.5}\n'

@@ -39,6 +39,7 @@ def test_folder_of_an_audit(materials: Path) -> None:
         "private/gradients",
         "private/previous",
         "private/spans.parquet",
+        "private/ranks",
         "spans.parquet",
     }
 

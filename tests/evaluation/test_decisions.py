@@ -191,7 +191,8 @@ def test_comparison_refuses_other_texts() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "refused"),
     [("max_length", 512, True), ("seed", 1, True), ("attacks", "loss", True), ("classifier", "lite", True),
-     ("deduplicate", True, True), ("fdr", 0.1, True), ("batch_size", 4, False), ("reveal", True, False)],
+     ("deduplicate", True, True), ("fdr", 0.1, True), ("batch_size", 4, False), ("reveal", True, False),
+     ("spans", "rules.txt", False), ("most_values", 100, False)],
 )  # fmt: skip
 def test_comparison_refuses_other_settings_by_name(name: str, value: object, *, refused: bool) -> None:
     a = np.arange(30.0)

@@ -244,6 +244,11 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     "no spans given": (EXPOSED, put("secrets", None), "no spans were given"),
     "no secret ranked": (EXPOSED, put("secrets|judged|largest", measure(None)), "could not be measured"),
     "secrets not ranked": (EXPOSED, put("secrets|judged|n_ranked", 37), "37 of 40 secrets were ranked"),
+    "an expression that finds nothing": (
+        EXPOSED,
+        put("secrets|unmatched", ["phone"]),
+        "nothing in the texts to judge: phone",
+    ),
     "too few alternatives": (("exposure:11", "exposure:12"), lambda _: None, "more alternatives are needed"),
     "a secret that no alternative beats": (("exposure:11",), put("secrets|judged", secrets(11, 20)), "11 [10, 20]"),
     "the base is wrong for secrets": (

@@ -187,8 +187,8 @@ def _write_tables(
         groups = group_columns(sets, hashed, measured.decisions.groups, records, measured.judge)
         write_groups(groups, run.folder, run.run_id)
     if scored.secrets is not None:
-        spans = span_columns(scored.secrets, sets, ids, reveal=question.reveal)
-        write_spans(spans, private_span_columns(scored.secrets), run)
+        spans = span_columns(scored.secrets, run.private.salt(), reveal=question.reveal)
+        write_spans(spans, private_span_columns(scored.secrets, sets), run)
     else:
         forget_spans(run)
     if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics

@@ -14,7 +14,7 @@ from ltmia.auditing.folder import hold_for
 from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores, strongest
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
-from ltmia.auditing.secrets import wanted_spans
+from ltmia.auditing.spans import wanted_spans
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError
 from ltmia.evaluation.controls import bag_of_words
@@ -83,7 +83,7 @@ def audit(
             config=config,
             attacks=names,
             shots=_shots(sets, config.seed),
-            spans=wanted_spans(config, texts),
+            spans=wanted_spans(config.spans, texts, sets),
             reveal=config.reveal,
         )
         models = audited(pair)

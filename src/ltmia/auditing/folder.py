@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from ltmia.auditing.question import JudgeConfig
-from ltmia.evaluation.audit_folder import MARKED, Run, run_in
+from ltmia.data.lines import open_bytes
+from ltmia.evaluation.audit_folder import MARKED, Run, run_in, set_aside_on_failure
 from ltmia.models.pair import Pair
 from ltmia.ownership import Marker, refuse_inputs
 from ltmia.records import Texts, hash_strings
@@ -27,7 +28,8 @@ def hold_for(
 ) -> AbstractContextManager[Run]:
     """Lock a folder for an audit or a score; refuse it if `check_folder` does. No model is loaded.
 
-    Models are compared by name: if the files behind a name changed, the same command scores again.
+    Models are compared by name: if the files behind a name changed, the same command scores again. Texts and spans are
+    compared by content.
 
     Args:
         out: The folder.
@@ -38,14 +40,19 @@ def hold_for(
 
     Raises:
         ConfigError: If the folder is one of the inputs or lies inside one; else when it is entered, see `run_in`.
+        DataError: If the file of spans cannot be read.
     """
     sources = (LoadedPair(pair) if isinstance(pair, Pair) else pair).sources
     refuse_inputs(out, [*sources, *(part.source for part in texts), config.spans or ""])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
+    with set_aside_on_failure(out):
+        hashes = hashes_of(texts) | hash_of_spans(config.spans)
     options = {name: value for name, value in config.settings.items() if name not in WITHOUT_EFFECT}
+    if config.spans is not None:
+        options["spans"] = True  # which ones, the hash says
     loading = dict(pair.settings) if isinstance(pair, PairToLoad) else {}
     marker = Marker(kind=MARKED[kind], settings=names | options | loading)
-    return run_in(out, marker, hashes_of(texts), overwrite=config.overwrite)
+    return run_in(out, marker, hashes, overwrite=config.overwrite)
 
 
 def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
@@ -58,6 +65,18 @@ def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
         "ids": _sha256(part.ids for part in texts),
         "groups": _sha256(part.groups or () for part in texts),
     }
+
+
+def hash_of_spans(path: str | None) -> dict[str, str]:
+    """Hash the file of spans; empty if there is none.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if path is None:
+        return {}
+    with open_bytes(Path(path)) as stream:
+        return {"spans": sha256(stream.read()).hexdigest()}
 
 
 def _sha256(columns: Iterable[Sequence[str]]) -> str:

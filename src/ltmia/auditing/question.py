@@ -9,9 +9,9 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
+from ltmia.auditing.spans import WantedSpans
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.update import ObserverChoice
-from ltmia.data.spans import SpanFile
 from ltmia.evaluation.results import Results
 from ltmia.models.batching import BatchSize
 from ltmia.report.notebook import results_html, roc_axes
@@ -89,7 +89,7 @@ class Question:
     """Attacks that only the checks need."""
     shots: Shots | None = None
     """Texts of known membership for attacks that take several passes; None leaves these attacks out."""
-    spans: SpanFile | None = None
+    spans: WantedSpans | None = None
     """Secrets in the texts."""
     reveal: bool = False
     """Write texts and tokens into the files."""

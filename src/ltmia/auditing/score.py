@@ -11,7 +11,7 @@ from ltmia.auditing.folder import hold_for
 from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
-from ltmia.auditing.secrets import wanted_spans
+from ltmia.auditing.spans import wanted_spans
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.controls import bag_of_words
@@ -75,7 +75,7 @@ def score(
             config=config,
             attacks=(config.attack,),
             also_scored=("difference",),
-            spans=wanted_spans(config, texts),
+            spans=wanted_spans(config.spans, texts, sets),
         )
         models = audited(pair)
         scored = score_sets(models, question, run, scorer=scorer, report=report)

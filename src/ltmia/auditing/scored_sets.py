@@ -21,6 +21,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair
 from ltmia.scoring.extraction import ExtractionConfig, usable_length
 from ltmia.scoring.identity import PairIdentity
+from ltmia.scoring.kept_ranks import KeptRanks
 from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
 from ltmia.weights.combination import add_output_score
@@ -71,7 +72,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
         update = prepared.read(report)
     scores = {**texts.scores, **_several_passes(pair, question, texts, run, report)}
     scores |= _weights_scores(update, scores.get(LEARNED))
-    secrets = find_secrets(pair, question, report)
+    secrets = _ranked_secrets(pair, question, texts, run, identity, report)
     return ScoredSets(
         scores={name: published(values) for name, values in scores.items()},
         texts=texts,
@@ -82,6 +83,18 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
         lengths=lengths,
         started=started,
     )
+
+
+def _ranked_secrets(
+    pair: AuditedPair, question: Question, texts: ScoredTexts, run: Run, identity: PairIdentity, report: Report
+) -> FoundSecrets | None:
+    """Rank the secrets; each rank is kept in the private folder as soon as it is known."""
+    if question.spans is None:
+        return None
+    kept = KeptRanks(run.private.ranks, identity.key)
+    found = find_secrets(pair, question, report, kept)
+    kept.finish(texts.clock, report)
+    return found
 
 
 def lengths_read(pair: AuditedPair, texts: Texts, asked: int) -> dict[str, int | None]:

@@ -10,15 +10,18 @@ import numpy as np
 import pyarrow as pa
 
 from ltmia.auditing.question import JudgeConfig, Question
+from ltmia.auditing.record_table import published_ids
+from ltmia.auditing.spans import WantedSpans
 from ltmia.auditing.text_sets import TextSets
-from ltmia.data.spans import Span, SpanFile, read_spans
+from ltmia.data.spans import Span
 from ltmia.errors import ConfigError
 from ltmia.evaluation.results import Measure, Secrets, SecretValues
 from ltmia.extraction.exposure import CONFIDENCE, Tried
 from ltmia.progress import Report
-from ltmia.records import Texts, without_surrogates
+from ltmia.records import without_surrogates
 from ltmia.scoring.audited_pair import AuditedPair
-from ltmia.scoring.secret_ranks import RankedBy, RankedSecret, Secret, rank_secrets
+from ltmia.scoring.kept_ranks import KeptRanks
+from ltmia.scoring.secret_ranks import RankConfig, RankedBy, RankedSecret, Secret, rank_secrets
 
 DIGITS = 9
 """Bits are rounded to so many decimals before they are rounded up, so that log2(1024) is 10."""
@@ -26,7 +29,7 @@ DIGITS = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A secret value: the first span that holds it, and what both models say of it there."""
+    """A secret value: the first span with it that can be ranked, and what both models say of it there."""
 
     span: Span
     number: int
@@ -40,6 +43,7 @@ class Value:
 class FoundSecrets:
     """The secret values of an audit. Values in the texts to judge come first."""
 
+    wanted: WantedSpans
     judged: tuple[Value, ...]
     nonmembers: tuple[Value, ...]
 
@@ -47,19 +51,6 @@ class FoundSecrets:
     def values(self) -> tuple[Value, ...]:
         """All values."""
         return (*self.judged, *self.nonmembers)
-
-
-def wanted_spans(config: JudgeConfig, texts: Sequence[Texts]) -> SpanFile | None:
-    """Read the file of spans, if one was given.
-
-    Raises:
-        DataError: If something in it is wrong, or it names a text that is not there.
-    """
-    if config.spans is None:
-        return None
-    spans = read_spans(config.spans)
-    spans.check_ids(texts)
-    return spans
 
 
 def refuse_without_models(pair: AuditedPair, question: Question) -> None:
@@ -72,76 +63,85 @@ def refuse_without_models(pair: AuditedPair, question: Question) -> None:
         raise ConfigError("`spans` needs the models themselves: recordings hold no other values than the true ones")
 
 
-def find_secrets(pair: AuditedPair, question: Question, report: Report) -> FoundSecrets | None:
+def find_secrets(
+    pair: AuditedPair, question: Question, report: Report, kept: KeptRanks | None = None
+) -> FoundSecrets | None:
     """Rank the secrets in the texts of an audit; return None if the audit has no spans.
 
-    Each value counts once, at the first place where it occurs. A value that occurs in both sets counts for the texts to
-    judge. The values to rank are drawn at random, before a model reads any of them.
+    Each value counts once, at the first place where it can be ranked. A value that occurs in both sets counts for the
+    texts to judge. The values to rank are drawn at random, before a model reads any of them.
     """
     if question.spans is None or pair.models is None:
         return None
-    sets, config = question.sets, question.config
-    sides = _distinct(question.spans.find(sets.texts), sets)
+    wanted, config = question.spans, question.config
+    sides = _distinct(wanted)
     rng = np.random.default_rng(config.seed)
-    drawn = [sorted(rng.permutation(len(side))[: config.most_values].tolist()) for side in sides]
-    first = [side[i][0][0] for side, rows in zip(sides, drawn, strict=True) for i in rows]
+    drawn = [set(rng.permutation(len(side))[: config.most_values].tolist()) for side in sides]
     ranked = iter(
         rank_secrets(
             pair.models,
-            [Secret(text=sets.texts.texts[span.row], start=span.start, end=span.end) for span in first],
-            n_alternatives=config.alternatives,
-            max_length=config.max_length,
-            seed=config.seed,
+            [
+                [_secret(wanted, span) for span, _ in places]
+                for side, rows in zip(sides, drawn, strict=True)
+                for i, places in enumerate(side)
+                if i in rows
+            ],
+            RankConfig(n_alternatives=config.alternatives, max_length=config.max_length, seed=config.seed),
+            kept=kept,
             report=report,
         )
     )
-    left_out = RankedSecret(reason=f"not drawn: {config.most_values} values of each side are ranked")
+    not_drawn = RankedSecret(reason=f"not drawn: {config.most_values} values of each side are ranked")
     judged, nonmembers = (
-        tuple(
-            Value(
-                span=copies[0][0],
-                number=copies[0][1],
-                n_copies=len(copies),
-                found=next(ranked) if i in rows else left_out,
-            )
-            for i, copies in enumerate(side)
-        )
+        tuple(_valued(places, next(ranked) if i in rows else not_drawn) for i, places in enumerate(side))
         for side, rows in zip(sides, drawn, strict=True)
     )
-    return FoundSecrets(judged=judged, nonmembers=nonmembers)
+    return FoundSecrets(wanted=wanted, judged=judged, nonmembers=nonmembers)
 
 
-def _distinct(spans: Sequence[Span], sets: TextSets) -> list[list[list[tuple[Span, int]]]]:
-    """Gather the spans of each value, numbered within their texts: those in texts to judge, and of the other values."""
+Places = list[tuple[Span, int]]
+"""The spans with one value, each with its number in its text."""
+
+
+def _distinct(wanted: WantedSpans) -> list[list[Places]]:
+    """Gather the spans of each value: in the texts to judge, and of the other values in the non-members."""
     numbers: dict[int, int] = {}
-    sides: list[dict[str, list[tuple[Span, int]]]] = [{}, {}]
-    for span in spans:
+    judged: dict[str, Places] = {}
+    others: dict[str, Places] = {}
+    for span in wanted.spans:
         numbers[span.row] = numbers.get(span.row, 0) + 1
-        side = sides[0] if span.row < sets.n_judged else sides[1]
-        value = _value(sets, span)
-        if side is sides[0] or value not in sides[0]:  # texts to judge come first
-            side.setdefault(value, []).append((span, numbers[span.row]))
-    return [list(side.values()) for side in sides]
+        side = others if wanted.labels[span.row] == 0 else judged
+        side.setdefault(_value(wanted, span), []).append((span, numbers[span.row]))
+    return [list(judged.values()), [places for value, places in others.items() if value not in judged]]
 
 
-def _value(sets: TextSets, span: Span) -> str:
-    return sets.texts.texts[span.row][span.start : span.end]
+def _valued(places: Places, found: RankedSecret) -> Value:
+    span, number = places[found.place]
+    return Value(span=span, number=number, n_copies=len(places), found=found)
+
+
+def _secret(wanted: WantedSpans, span: Span) -> Secret:
+    return Secret(text=wanted.texts.texts[span.row], start=span.start, end=span.end)
+
+
+def _value(wanted: WantedSpans, span: Span) -> str:
+    return wanted.texts.texts[span.row][span.start : span.end]
 
 
 def secrets_of(found: FoundSecrets | None, config: JudgeConfig) -> Secrets | None:
     """Summarise the exposures of both sides.
 
-    All bits are whole numbers: exposures and upper ends are rounded up, and lower ends down. With the models and the
-    text before a secret, exact figures would tell it.
+    All figures follow from whole bits: exposures and upper ends are rounded up, and lower ends down. With the models
+    and the text before a secret, exact figures would tell it.
     """
     if found is None:
         return None
-    ranked = [value.found.target.tried for value in found.values if value.found.target is not None]
     return Secrets(
         judged=_summary(found.judged),
         nonmembers=_summary(found.nonmembers),
         n_alternatives=config.alternatives,
-        reach=max((_up(tried.reach) for tried in ranked), default=0),
+        reach=max((_up(tried.reach) for tried in _tried(found.judged, "target")), default=0),
+        unmatched=list(found.wanted.unmatched),
     )
 
 
@@ -149,15 +149,15 @@ def _summary(values: Sequence[Value]) -> SecretValues:
     target, reference = (_tried(values, name) for name in ("target", "reference"))
     if not target:
         return SecretValues(n_values=len(values), largest=_none(values), largest_by_base=_none(values))
-    rises = [mine.exposure - its.exposure for mine, its in zip(target, reference, strict=True)]
+    bits, by_base = ([_up(tried.exposure) for tried in ranked] for ranked in (target, reference))
     return SecretValues(
         n_values=len(values),
         n_ranked=len(target),
         largest=_largest(target),
         largest_by_base=_largest(reference),
-        median=_middle([tried.exposure for tried in target]),
-        median_by_base=_middle([tried.exposure for tried in reference]),
-        median_rise=_middle(rises),
+        median=median(bits),
+        median_by_base=median(by_base),
+        median_rise=median(np.subtract(bits, by_base).tolist()),
     )
 
 
@@ -179,22 +179,18 @@ def _largest(tried: Sequence[Tried]) -> Measure:
     )
 
 
-def _middle(bits: Sequence[float]) -> float | None:
-    """Return the median to a tenth of a bit; None for one value, because it would be that value's own figure."""
-    return round(median(bits), 1) + 0.0 if len(bits) > 1 else None  # adding 0 turns -0 into 0
-
-
 def _up(bits: float) -> int:
     return ceil(round(bits, DIGITS))
 
 
-def span_columns(found: FoundSecrets, sets: TextSets, ids: Sequence[str], *, reveal: bool) -> dict[str, Any]:
-    """Lay out `spans.parquet`: one row per value, by id and number of its first span; the values only on request."""
-    values = found.values
+def span_columns(found: FoundSecrets, salt: bytes, *, reveal: bool) -> dict[str, Any]:
+    """Lay out `spans.parquet`: one row per value, by id and number of its span; the values only on request."""
+    values, wanted = found.values, found.wanted
+    ids = published_ids(wanted.texts, salt)
     columns: dict[str, Any] = {
         "id": pa.array([ids[value.span.row] for value in values], pa.string()),
         "span": pa.array([value.number for value in values], pa.int64()),
-        "label": pa.array([sets.labels[value.span.row] for value in values], pa.int64()),
+        "label": pa.array([wanted.labels[value.span.row] for value in values], pa.int64()),
         "kind": pa.array([value.span.kind for value in values], pa.string()),
         "n_copies": pa.array([value.n_copies for value in values], pa.int64()),
         "exposure": pa.array([_whole(value.found.target) for value in values], pa.int64()),
@@ -202,7 +198,7 @@ def span_columns(found: FoundSecrets, sets: TextSets, ids: Sequence[str], *, rev
         "reason": pa.array([value.found.reason for value in values], pa.string()),
     }
     if reveal:
-        columns["value"] = pa.array([without_surrogates(_value(sets, value.span)) for value in values], pa.string())
+        columns["value"] = pa.array([without_surrogates(_value(wanted, value.span)) for value in values], pa.string())
     return columns
 
 
@@ -210,11 +206,14 @@ def _whole(ranked: RankedBy | None) -> int | None:
     return None if ranked is None else _up(ranked.tried.exposure)
 
 
-def private_span_columns(found: FoundSecrets) -> dict[str, Any]:
+def private_span_columns(found: FoundSecrets, sets: TextSets) -> dict[str, Any]:
     """Lay out `private/spans.parquet`: exact figures of the values that were ranked."""
     values = [value for value in found.values if value.found.target is not None]
+    rows = [value.span.row if value.span.row < len(sets.texts) else None for value in values]
     columns: dict[str, Any] = {
-        name: pa.array([getattr(value.span, name) for value in values], pa.int64()) for name in ("row", "start", "end")
+        "row": pa.array(rows, pa.int64()),
+        "start": pa.array([value.span.start for value in values], pa.int64()),
+        "end": pa.array([value.span.end for value in values], pa.int64()),
     }
     for model, ending in (("target", ""), ("reference", "_by_base")):
         ranked: list[RankedBy] = [getattr(value.found, model) for value in values]

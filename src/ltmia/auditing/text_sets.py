@@ -25,9 +25,11 @@ class TextSets:
     groups: Int64[np.ndarray, " texts"] | None
     originals: Int64[np.ndarray, " texts"]
     """Row of the first text of the same set that each text equals; its own row if there is none."""
-    n_left_out: int | None = None
+    n_left_out: int | None
     """Number of texts left out because they repeat others or share long passages with members; None if that was not
     asked for."""
+    left_out: Texts
+    """Those of them that are texts to judge."""
 
     @property
     def n_nonmembers(self) -> int:
@@ -40,9 +42,23 @@ class TextSets:
         return np.repeat([1, 0], [self.n_judged, self.n_nonmembers])
 
     @property
+    def with_left_out(self) -> Texts:
+        """All texts, then the repeats to judge that were left out: these were trained on too."""
+        return Texts.concatenate([self.texts, self.left_out])
+
+    @property
     def labels(self) -> list[int | None]:
         """1 for known members, 0 for known non-members, None for candidates."""
-        return [1 if self.judged == "members" else None] * self.n_judged + [0] * self.n_nonmembers
+        return [self._judged_label] * self.n_judged + [0] * self.n_nonmembers
+
+    @property
+    def labels_with_left_out(self) -> list[int | None]:
+        """The same of each text of `with_left_out`."""
+        return self.labels + [self._judged_label] * len(self.left_out)
+
+    @property
+    def _judged_label(self) -> int | None:
+        return 1 if self.judged == "members" else None
 
     @property
     def repeats(self) -> Bool[np.ndarray, " texts"]:
@@ -110,11 +126,12 @@ def join_sets(
     """
     if not len(judged) and not len(nonmembers):
         raise DataError(f"neither {kind} nor non-members were given: nothing to audit")
-    n_given = len(judged) + len(nonmembers)
+    n_given, left_out = len(judged) + len(nonmembers), judged.take(())
     if deduplicate:
         kept = kept_rows(compare_sets(judged.texts, nonmembers.texts))
         overlaps = ngram_overlap(nonmembers.texts, judged.texts).shares[kept.nonmembers]
         apart = kept.nonmembers[~(overlaps > OVERLAP_SHARE)]
+        left_out = judged.take(np.setdiff1d(np.arange(len(judged)), kept.members))
         judged, nonmembers = judged.take(kept.members), nonmembers.take(apart)
     texts = Texts.concatenate([judged, nonmembers])
     groups = None if texts.groups is None else np.unique(texts.groups, return_inverse=True)[1]
@@ -125,6 +142,7 @@ def join_sets(
         groups=groups,
         originals=np.concatenate([_originals(judged), len(judged) + _originals(nonmembers)]),
         n_left_out=n_given - len(texts) if deduplicate else None,
+        left_out=left_out,
     )
 
 

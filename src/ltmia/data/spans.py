@@ -95,13 +95,25 @@ class SpanFile:
                 )
             yield Span(row=row, start=place.start, end=place.end, kind=place.kind)
 
+    def unmatched(self, texts: Sequence[str]) -> list[str]:
+        """Return the names of the expressions that find nothing in any of these texts."""
+        return [
+            name for name, expression in self.rules if not any(True for text in texts for _ in _parts(expression, text))
+        ]
+
     def _matching(self, texts: Texts) -> Iterator[Span]:
         for row, text in enumerate(texts.texts):
             for name, expression in self.rules:
-                for match in expression.finditer(text):
-                    start, end = match.span(min(expression.groups, 1))
-                    if start < end:  # a group that took no part is at (-1, -1)
-                        yield Span(row=row, start=start, end=end, kind=name)
+                for start, end in _parts(expression, text):
+                    yield Span(row=row, start=start, end=end, kind=name)
+
+
+def _parts(expression: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of what an expression finds: of its first group, or of all that it matches."""
+    for match in expression.finditer(text):
+        start, end = match.span(min(expression.groups, 1))
+        if start < end:  # a group that took no part is at (-1, -1)
+            yield start, end
 
 
 def read_spans(path: Path | str) -> SpanFile:

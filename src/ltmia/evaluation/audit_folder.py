@@ -28,6 +28,7 @@ SIGNS = {
 """What stands in each of these files if a run wrote it."""
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
+RANKS_FILE = "ranks"
 STORE_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "multi_pass", "gradients", "previous"
 SALT_BYTES = 32
 README = """# Private: do not pass on
@@ -39,6 +40,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `store/` | statistics of every token under both models |
 | `tokens.parquet` | two numbers per token, for the records with the highest scores |
 | `spans.parquet` | exact figures on each secret |
+| `ranks` | ranks of secrets, written as soon as they are known |
 | `multi_pass/` | scores of attacks that take several passes |
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | random bytes in ids and hashes of groups; with them, a guess at a text or a group can be confirmed |
@@ -92,6 +94,11 @@ class PrivateFolder:
         """Folder of the gradients of each text."""
         return self.path / GRADIENTS_FOLDER
 
+    @property
+    def ranks(self) -> Path:
+        """File of the ranks of secrets, from which a run that was killed goes on."""
+        return self.path / RANKS_FILE
+
     def salt(self) -> bytes:
         """Return the random salt of this folder; it is made once, so that later runs give the same ids.
 
@@ -123,7 +130,7 @@ class Run:
     marker: Marker
     """What the folder will hold."""
     hashes: Mapping[str, str]
-    """Hashes of the texts, of their ids and of their groups."""
+    """Hashes of the texts, of their ids, of their groups, and of the file of spans if there is one."""
 
     def begin_scoring(self) -> None:
         """Note the settings and texts of the folder, because it will now hold work worth keeping."""
@@ -131,7 +138,7 @@ class Run:
         self.note(self.hashes)
 
     def note(self, hashes: Mapping[str, str]) -> None:
-        """Note this run as the last one, and the hashes of the folder's texts."""
+        """Note this run as the last one, and the hashes of what the folder's results are about."""
         note = {"run_id": self.run_id, "begun": self.begun, "sha256": dict(hashes)}
         write_whole(self.private.path / RUN_FILE, lambda part: part.write_text(json.dumps(note), "utf-8"))
 
@@ -147,7 +154,8 @@ def run_in(
     Args:
         folder: Missing, empty, or one that ltmia made for results of this kind.
         marker: Kind and settings of the run.
-        hashes: Hashes of its texts, their ids and their groups; None takes the folder of an audit of any texts.
+        hashes: Hashes of its texts, their ids, their groups and the file of spans; None takes the folder of an audit of
+            any texts.
         overwrite: Take a folder with any settings and texts.
 
     Raises:
@@ -160,7 +168,7 @@ def run_in(
         known: Mapping[str, str] = {} if earlier is None else earlier["sha256"]
         if known and hashes and (other := differing(known, hashes)):
             raise ConfigError(
-                f"{folder}: holds {marker.kind} of other texts (other {', '.join(other)}). Nothing was changed. Choose "
+                f"{folder}: holds {marker.kind} of other {', '.join(other)}. Nothing was changed. Choose "
                 "another folder, or replace what is there with `overwrite=True`."
             )
         _refuse_links(folder / name for name in SHAREABLE)

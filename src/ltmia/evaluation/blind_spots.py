@@ -10,7 +10,7 @@ from typing import Literal
 from ltmia.evaluation.epsilon import largest_bound
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
 from ltmia.evaluation.results import Measure, Results
-from ltmia.evaluation.wording import percent
+from ltmia.evaluation.wording import percent, unmatched
 
 CONTROL = "bag_of_words"
 """Name of the control, which sees no model: its figures say nothing about leakage."""
@@ -155,6 +155,14 @@ def _few_ranked(results: Results, figure: LimitedFigure) -> str | None:
     )
 
 
+def _unmatched(results: Results, figure: LimitedFigure) -> str | None:
+    """An expression with a mistake in it finds nothing."""
+    names = results.secrets.unmatched if figure.kind == "exposure" and results.secrets else []
+    if not names:
+        return None
+    return f"{unmatched(names)}: correct them, or leave out those whose secrets are surely not there."
+
+
 def _shared_texts(results: Results, figure: LimitedFigure) -> str | None:
     if figure.kind in DRAWN_OUT:
         return None
@@ -231,6 +239,6 @@ def _control(_: Results, figure: LimitedFigure) -> str | None:
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _few_suffixes, _few_ranked, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms, _out_of_reach,
-    _control,
+    _few_suffixes, _few_ranked, _unmatched, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms,
+    _out_of_reach, _control,
 )  # fmt: skip

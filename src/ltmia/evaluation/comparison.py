@@ -20,8 +20,8 @@ N_RESAMPLES = 1000
 FEWEST_FALSE_POSITIVES = 10
 FPR_TARGETS = (0.1, 0.01, 0.001)
 
-WITHOUT_EFFECT = ("batch_size", "reveal")
-"""Settings that do not affect the figures."""
+WITHOUT_EFFECT = ("batch_size", "reveal", "spans", "alternatives", "most_values")
+"""Settings that do not affect the figures that are compared."""
 
 Answer = Literal["yes", "no", "cannot tell"]
 

@@ -185,7 +185,8 @@ def write_spans(shareable: Mapping[str, Any], private: Mapping[str, Any], run: R
 
 def forget_spans(run: Run) -> None:
     """Delete the exact figures on secrets of an earlier run, which do not belong to this one."""
-    (run.private.path / SPANS_FILE).unlink(missing_ok=True)
+    for path in (run.private.path / SPANS_FILE, run.private.ranks):
+        path.unlink(missing_ok=True)
 
 
 def read_spans_table(folder: Path) -> pa.Table | None:

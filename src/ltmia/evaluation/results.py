@@ -168,9 +168,10 @@ class SecretValues(Section):
     of all values hold together with 95 %."""
     largest_by_base: Measure
     median: Amount | None = None
+    """Median of the exposures in whole bits, rounded up."""
     median_by_base: Amount | None = None
     median_rise: float | None = None
-    """Median of the exposure under the target minus that under the base."""
+    """Median of the exposure under the target minus that under the base, both in whole bits."""
 
     @property
     def largest_by_chance(self) -> float:
@@ -188,7 +189,10 @@ class Secrets(Section):
     n_alternatives: Count
     """Largest number of alternatives to a value."""
     reach: Count
-    """Largest exposure that so many alternatives can show, in whole bits, rounded up."""
+    """Largest exposure that their alternatives can show in members or candidates, in whole bits, rounded up."""
+    unmatched: list[str] = Field(default_factory=list)
+    """Names of the expressions that find nothing in members or candidates; empty if there are none, or places were
+    given."""
 
 
 class SetTest(Section):
@@ -231,9 +235,9 @@ class Reused(Section):
     """Work of an earlier run in the same folder that this run reused."""
 
     what: str
-    """`store`, `scores` of a cluster, or an attack that takes several passes."""
+    """`store`, `scores` of a cluster, `secrets`, or an attack that takes several passes."""
     n_texts: Count
-    """Texts whose scores were there already."""
+    """Texts whose scores were there already, or secrets that at least one model had ranked."""
     since: datetime
     """When the earlier run began that work."""
 

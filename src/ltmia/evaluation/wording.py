@@ -1,5 +1,7 @@
 """Writes figures in one way for the terminal, the report, the gate and evaluations."""
 
+from collections.abc import Sequence
+
 from ltmia.evaluation.results import Measure
 
 
@@ -23,6 +25,11 @@ def whole_bits(measure: Measure) -> str:
     if measure.value is None or measure.low is None or measure.high is None:
         return measure.reason or "not measured"
     return f"{measure.value:.0f} [{measure.low:.0f}, {measure.high:.0f}]"
+
+
+def unmatched(names: Sequence[str]) -> str:
+    """Name the expressions of a file of spans that find nothing."""
+    return f"These expressions find nothing in the texts to judge: {', '.join(names)}"
 
 
 def number(value: float, *, signed: bool = False) -> str:

@@ -32,7 +32,7 @@ from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Measure, Results
 from ltmia.evaluation.roc import Scores, measurable
 from ltmia.evaluation.summary import summarise
-from ltmia.evaluation.wording import number, percent, whole_bits
+from ltmia.evaluation.wording import number, percent, unmatched, whole_bits
 from ltmia.folders import write_whole
 from ltmia.ownership import refuse_stranger
 from ltmia.report import extraction_words, figures, secret_words, words
@@ -100,6 +100,7 @@ def render_report(
     environment.filters["signed"] = partial(number, signed=True)
     environment.filters["number"] = _number
     environment.filters["bits"] = whole_bits
+    environment.filters["unmatched"] = unmatched
     environment.filters["short"] = lambda text: text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
     cut = Records.of(records, results.decisions.attack)
     template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")

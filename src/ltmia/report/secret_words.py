@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from ltmia.evaluation.results import Results, SecretValues
-from ltmia.evaluation.wording import whole_bits
+from ltmia.evaluation.wording import unmatched, whole_bits
 from ltmia.report.extraction_words import asked
 
 MOST_SHOWN = 20
@@ -25,13 +25,14 @@ def secrets_line(results: Results) -> str | None:
     if found is None:
         return None
     judged, others = found.judged, found.nonmembers
+    missing = f" {unmatched(found.unmatched)}." if found.unmatched else ""
     if judged.largest.value is None:
-        return f"No secret in the {asked(results)} was ranked: {judged.largest.reason}."
+        return f"No secret in the {asked(results)} was ranked: {judged.largest.reason}.{missing}"
     control = f", {whole_bits(others.largest)} in {others.n_ranked} secrets of non-members" if others.n_ranked else ""
     return (
         f"Secrets: {judged.n_ranked} of {judged.n_values} in the {asked(results)} were ranked; their largest exposure "
         f"is {whole_bits(judged.largest)} bits ({whole_bits(judged.largest_by_base)} by the base{control}). "
-        f"By chance it would be about {judged.largest_by_chance:.0f}."
+        f"By chance it would be about {judged.largest_by_chance:.0f}.{missing}"
     )
 
 
