@@ -110,7 +110,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for lines, message in (
         ((LINE, LINE), r"line 3: the id 'a' was already used in line 2"),
         ((LINE, '{"id": "b", "tok'), r"line 3: Invalid JSON"),
-        ((LINE, json.dumps(LINE).replace('"id"', '"id": "b", "id"') + "\n"), r"line 3: the key 'id' stands twice"),
+        ((LINE, json.dumps(LINE).replace('"id"', '"id": "b", "id"') + "\n"), r"line 3: the key 'id' occurs twice"),
         ((LINE, "\n"), r"line 3: Invalid JSON"),
         ((LINE, "[" * 100_000), r"line 3: Invalid JSON"),
         (('{"id": "' + "a" * MAX_TEXT_BYTES + '"}\n',), r"line 2: longer than 16 MiB"),

@@ -59,7 +59,7 @@ def test_places_are_characters_of_the_text_with_the_id_and_stand_in_order_once(t
         ('{"id": "a", "start": 1, "end": 2', "line 1: "),
         ('\n{"id": "a", "start": 1, "end": 26}', "line 2: start 1, end 26 in a text of 25 characters"),
         ('{"id": "a", "start": 2, "end": 2}', "line 1: start 2, end 2"),
-        ('{"id": "a", "start": 1, "start": 2, "end": 4}', "line 1: the key 'start' stands twice"),
+        ('{"id": "a", "start": 1, "start": 2, "end": 4}', "line 1: the key 'start' occurs twice"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_line(tmp_path: Path, content: str, said: str) -> None:

@@ -368,7 +368,7 @@ def test_a_damaged_file_is_refused(name: str, tmp_path: Path) -> None:
 
 def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
     (tmp_path / RESULTS_FILE).write_text(DAMAGES["a key twice"], "utf-8")
-    with pytest.raises(StoreError, match="the key 'n_flagged' stands twice in one object"):
+    with pytest.raises(StoreError, match="the key 'n_flagged' occurs twice in one object"):
         read_results(tmp_path)
 
 

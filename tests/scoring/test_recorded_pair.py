@@ -295,7 +295,7 @@ def test_recordings_of_other_texts_are_refused(
         with pytest.raises(DataError, match=message):
             audit(changed(change, which=which), *sets, tmp_path / "audit", config=config)  # claimed by none
     twice = Texts(texts=sets[0].texts[:2], ids=sets[0].ids[:2])
-    with pytest.raises(DataError, match="stands twice, and recordings know texts by their ids"):
+    with pytest.raises(DataError, match="occurs twice, and recordings know texts by their ids"):
         audit(changed(lambda lines: lines), twice, twice, tmp_path / "twice", config=config)
     with pytest.raises(DataError, match="n_top is 2; expected 3 or more of the target"):
         changed(
@@ -390,7 +390,7 @@ def test_a_model_that_gives_nan_is_recorded_as_such(materials: Path, tmp_path: P
 def test_names_of_recordings_and_ids_of_texts_are_checked(materials: Path, tmp_path: Path) -> None:
     texts = read_texts(materials / "held-out.jsonl").take(range(3))
     with pytest.raises(
-        DataError, match=r"held-out\.jsonl, .*held-out\.jsonl: the id .* stands twice, and recordings know"
+        DataError, match=r"held-out\.jsonl, .*held-out\.jsonl: the id .* occurs twice, and recordings know"
     ):
         record_model(
             load_alone(materials / "my-base", options=OPTIONS), Texts.concatenate([texts, texts]), tmp_path / "r.jsonl"

@@ -1,4 +1,4 @@
-"""Refuses JSON objects in which a key stands twice, because readers of JSON keep the last value without a word."""
+"""Refuses JSON objects in which a key occurs twice, because readers of JSON keep the last value without a word."""
 
 import json
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from ltmia.errors import DataError
 
 
 class RepeatedKeyError(ValueError):
-    """A key stands twice in one object of a JSON text."""
+    """A key occurs twice in one object of a JSON text."""
 
     def __init__(self, key: str) -> None:
         # The repr hides control characters; a long key may be a text.
-        super().__init__(f"the key {key[:80]!r} stands twice in one object")
+        super().__init__(f"the key {key[:80]!r} occurs twice in one object")
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Return one object of a JSON text: the `object_pairs_hook` of Python's `json`.
 
     Raises:
-        RepeatedKeyError: If a key stands twice; the message names it.
+        RepeatedKeyError: If a key occurs twice; the message names it.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -36,7 +36,7 @@ def refuse_repeated_keys(text: str, place: str) -> None:
         place: File and line, for the message.
 
     Raises:
-        DataError: If a key stands twice in one object.
+        DataError: If a key occurs twice in one object.
     """
     try:
         json.loads(text, object_pairs_hook=unique_keys)

@@ -18,7 +18,7 @@ def rows_by_id(texts: Texts) -> dict[str, int]:
     for row, name in enumerate(texts.ids):
         if rows.setdefault(name, row) != row:
             raise DataError(
-                f"{texts.source}: the id {name[:80]!r} stands twice, and recordings know texts by their ids; give each "
+                f"{texts.source}: the id {name[:80]!r} occurs twice, and recordings know texts by their ids; give each "
                 "text its own"
             )
     return rows

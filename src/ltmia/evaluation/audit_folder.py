@@ -25,7 +25,7 @@ SIGNS = {
     RESULTS_FILE: '"run_id"', RECORDS_FILE: "ltmia_run", GROUPS_FILE: "ltmia_run", SPANS_FILE: "ltmia_run",
     REPORT_FILE: 'name="ltmia-run"',
 }  # fmt: skip
-"""What stands in each of these files if a run wrote it."""
+"""Text that each of these files contains if a run wrote it."""
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
 RANKS_FILE = "ranks"

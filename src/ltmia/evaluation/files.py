@@ -295,7 +295,7 @@ def _checked(table: pa.Table, types: Mapping[str, pa.DataType], required: tuple[
     """Convert the columns to the types they were written with, or fail."""
     for name in table.column_names:
         if table.column_names.count(name) > 1:
-            raise ValueError(f"column {name[:80]!r} stands twice")
+            raise ValueError(f"column {name[:80]!r} occurs twice")
         kind = pa.float64() if name.startswith("score_") else types.get(name, table.schema.field(name).type)
         column = table[name].cast(kind)
         column.validate(full=True)  # strings are UTF-8, lists lie inside their values

@@ -62,9 +62,9 @@ def ending_logp(
 
 
 def _agreeing(pair: Pair, runner: ModelRunner, beginning: Ids, ending: Ids) -> Any:
-    """Return what the model remembers of the beginning, but for its last token; None if it cannot go on from there.
+    """Return the model's cache after the beginning without its last token; None if the model cannot go on from a cache.
 
-    Whether it can is tried: two rows must get the log-probability of one that is read as a whole.
+    This is tested: two rows that go on from the cache must get the log-probability of a row that is read as a whole.
     """
     if len(beginning) < 2:
         return None
