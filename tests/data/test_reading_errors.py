@@ -41,7 +41,10 @@ WRONG_JSON = {
     "raw surrogate": (b'{"text": "\xed\xa0\x80"}', r"line 2, byte 11: not UTF-8"),
     "same id": (GOOD, r"line 2: the id 'a' was already used at .*r.jsonl, line 1"),
     "key twice": (b'{"text": "x", "id": "b", "te\\u0078t": "y"}', r"line 2: the key 'text' occurs twice in one object"),
-    "key twice inside": (b'{"text": [{"role": "user", "content": "", "role": "a"}]}', r"line 2: the key 'role' occurs twice"),
+    "key twice inside": (
+        b'{"text": [{"role": "user", "content": "", "role": "a"}]}',
+        r"line 2: the key 'role' occurs twice",
+    ),
     "key twice in tools": (
         b'{"messages": [{"role": "user", "content": "x"}], "tools": "[{\\"a\\": 1, \\"a\\": 2}]"}',
         r"line 2: column 'tools': the key 'a' occurs twice",
