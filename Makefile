@@ -4,12 +4,15 @@ BIN := .venv/bin
 .PHONY: setup demo check test torture docs bench study
 .DELETE_ON_ERROR:
 
+# pip would compile every module of every library; the first import of a module does so for what is used, and keeps it.
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: .venv/ready            ## virtual environment; torch first, so that pip keeps the CPU build
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: setup                   ## the main job: fine-tune an embedded LM, audit it, write demo/report.html

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from commands import run_ltmia
-from ltmia.errors import ConfigError, DataError, StoreError
+from ltmia.cli.app import app
+from ltmia.errors import ConfigError, DataError, LtmiaError, StoreError
+from ltmia.evaluation import controls
 from ltmia.features.store import FeatureStore
 from ltmia.folders import hold_folder
 from ltmia.lab.engine import LocalEngine, Schedule
@@ -22,6 +25,8 @@ from ltmia.lab.reading import line_of, read_recipe
 from ltmia.lab.run import lab_status, plan_lab, run_lab
 from ltmia.lab.steps import Step, TokenizerWork
 from ltmia.lab.texts import corpus_texts, draw_texts, pool_buckets
+from one_process import OneProcess
+from quick import SHIPPED_TREES
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMOKE = RECIPES / "smoke.toml"
@@ -235,7 +240,10 @@ def test_the_smoke_recipe_leaves_four_labelled_stores(lab: Path) -> None:
     assert lab_status(lab).count("done") == 10
 
 
-def test_running_again_does_nothing_and_a_damaged_store_is_made_again(lab: Path, tmp_path: Path) -> None:
+def test_running_again_does_nothing_and_a_damaged_store_is_made_again(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "N_TREES", SHIPPED_TREES)  # as the worker that made the lab
     copy = tmp_path / "copy"
     shutil.copytree(lab, copy)
     # Paths are part of no key, but a lab moved is a lab whose products are found under its new folder.
@@ -245,7 +253,7 @@ def test_running_again_does_nothing_and_a_damaged_store_is_made_again(lab: Path,
     assert {p: p.stat().st_mtime_ns for p in times} == times
     shard = max((copy / "stores" / "tiny.early.quick").iterdir(), key=lambda p: p.stat().st_size)
     shard.write_bytes(shard.read_bytes()[:-100])
-    status = run_lab(SMOKE, copy)
+    status = run_lab(SMOKE, copy, engine=OneProcess())
     assert not status.failed
     assert fingerprint(copy) == before
 
@@ -271,7 +279,7 @@ def test_one_folder_has_one_lab(lab: Path) -> None:
         run_lab(SMOKE, lab)
 
 
-def test_one_failed_combination_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_one_failed_combination_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = SMOKE.read_text("utf-8").replace('bases = ["demo", "tiny"]', 'bases = ["tiny"]')
     text = text.replace('corpora = ["early", "late"]', 'corpora = ["early"]').replace("100_000", "4_000")
     text = text.replace("= 60\n", "= 30\n")
@@ -281,13 +289,14 @@ def test_one_failed_combination_does_not_stop_the_others(tmp_path: Path) -> None
         "[regimes.broken]\nlearning_rate = 1e30\nepochs = 2\nn_members = 30\nn_nonmembers = 30\nmax_length = 64\n\n"
     )
     recipe = written(tmp_path, text.replace("[[grid]]", broken + "[[grid]]"))
-    done = run_ltmia("lab", "run", str(recipe), "-o", str(tmp_path / "lab"), "--workers", "1", "--quiet")
+    monkeypatch.setattr("ltmia.lab.run.LocalEngine", lambda **_: OneProcess())
+    done = CliRunner().invoke(app, ["lab", "run", str(recipe), "-o", str(tmp_path / "lab"), "--quiet"])
     status = lab_status(tmp_path / "lab")
     stores = {path.parent.name for path in (tmp_path / "lab" / "stores").glob("*/manifest.json")}
     assert stores == {"tiny.early.quick"}
     assert status.failed
-    assert done.returncode == 2
-    assert "broken" in done.stderr
+    assert isinstance(done.exception, LtmiaError)
+    assert "broken" in str(done.exception)
 
 
 def test_too_few_texts_are_refused_before_any_work(tmp_path: Path) -> None:

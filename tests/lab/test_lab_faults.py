@@ -4,19 +4,17 @@ import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from disks import mounted, remount
 from ltmia.errors import LtmiaError
-from ltmia.lab.engine import Perform, Schedule, Watcher, attempt, settle
 from ltmia.lab.run import run_lab
 from ltmia.lab.state import LabStatus
-from ltmia.lab.steps import Step
 from ltmia.ownership import MARKER_FILE
+from one_process import OneProcess
 
 RECIPE = """
 keep_models = true
@@ -47,20 +45,8 @@ regime = "quick"
 """
 
 
-class Here:
-    """An engine without processes of its own: these tests are about files."""
-
-    def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
-        schedule = Schedule(steps)
-        while (step := schedule.next()) is not None:
-            watcher.begun(step, 1)
-            started = time.monotonic()
-            answer = attempt(perform, step, folder)
-            settle(step, time.monotonic() - started, answer, schedule, watcher)
-
-
 def run(out: Path, recipe: Path) -> LabStatus:
-    return run_lab(recipe, out, engine=Here())
+    return run_lab(recipe, out, engine=OneProcess())
 
 
 @pytest.fixture(scope="module")

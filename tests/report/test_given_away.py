@@ -42,7 +42,7 @@ class Attacked:
     rows: list[int]
 
 
-@pytest.fixture(scope="module", params=[2048, 8192])
+@pytest.fixture(scope="module", params=[2048, pytest.param(8192, marks=pytest.mark.slow)])
 def attacked(request: pytest.FixtureRequest, tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Attacked:
     work = tmp_path_factory.mktemp(f"attacked-{request.param}")
     texts, base, target = demo_texts().texts, demo_base_path(), tuned

@@ -49,7 +49,7 @@ def test_training_reads_its_data_faster_than_it_learns() -> None:
 
 
 def test_gradients_in_shared_passes_cost_less_than_in_their_own() -> None:
-    work = SMALL | {"n_layers": 12, "hidden_size": 96, "vocab_size": 2000, "n_texts": 16, "n_tokens": 60}
+    work = SMALL | {"n_layers": 12, "hidden_size": 96, "vocab_size": 2000, "n_texts": 8, "n_tokens": 60}
     found = bench_weights(BenchConfig(**work, threads=1))
     assert found["n_layers"] == 4
     assert found["added"] == pytest.approx(
