@@ -7,6 +7,7 @@ of as many texts as the largest recipe wants; all else is written into the folde
 
 import gzip
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -143,6 +144,17 @@ def rising_exposure(_here: Path, printed: str) -> None:
     assert planted == sorted(planted)
     assert means["non-members"] < 3 < planted[-1]
     assert all(float(row[5]) < 3 for row in rows[1:])
+
+
+def extraction_figures(_here: Path, printed: str) -> None:
+    """The figures agree with each other."""
+    found = json.loads(printed)
+    assert found["n_positions"] < 4 * 7
+    overhead = found["total_seconds"] / found["forward_seconds"] - 1
+    assert math.isclose(found["overhead"], overhead, rel_tol=0.5, abs_tol=0.5)
+    assert 0.1 < found["loaded_rss_gb"] <= found["peak_rss_gb"] < 4
+    assert found["ms_per_position_of_full_length"] > 0
+    assert found["kernel_ms_per_position"] > 0
 
 
 def written(*names: str) -> Callable[[Path, str], None]:
@@ -338,7 +350,7 @@ COMMANDS: tuple[SmallRun, ...] = (
         finds=r"corpus late \(2\)",
         check=written("evaluation/evaluation.json"),
     ),
-    SmallRun(arguments=f"bench extract --dtype float32 {WORK}", finds='"peak_rss_gb": 0'),
+    SmallRun(arguments=f"bench extract --dtype float32 --mixed-lengths {WORK}", finds='"peak_rss_gb": 0', check=extraction_figures),
     SmallRun(arguments=f"bench store {WORK}", finds="{"),
     SmallRun(arguments=f"bench train {WORK}", finds="{", is_slow=True),
     SmallRun(arguments=f"bench weights {WORK} --layers 2", finds='"added"'),

@@ -7,7 +7,6 @@ from ltmia.errors import ConfigError
 from ltmia.scoring.bench import (
     BenchConfig,
     _resident_gb,
-    bench_extract,
     bench_store,
     bench_train,
     random_pair,
@@ -17,15 +16,6 @@ from ltmia.scoring.bench_weights import bench_weights
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 
 SMALL = {"vocab_size": 300, "hidden_size": 16, "n_layers": 1, "n_heads": 2, "n_texts": 24, "n_tokens": 20}
-
-
-def test_extraction_figures_agree_with_each_other() -> None:
-    found = bench_extract(BenchConfig(**SMALL, threads=1, mixed_lengths=True))
-    assert found["n_positions"] < 24 * 19
-    assert found["overhead"] == pytest.approx(found["total_seconds"] / found["forward_seconds"] - 1, rel=0.5, abs=0.5)
-    assert 0.1 < found["loaded_rss_gb"] <= found["peak_rss_gb"] < 4
-    assert found["ms_per_position_of_full_length"] > 0
-    assert found["kernel_ms_per_position"] > 0
 
 
 def test_a_text_has_the_tokens_that_are_counted() -> None:
