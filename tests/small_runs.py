@@ -350,7 +350,11 @@ COMMANDS: tuple[SmallRun, ...] = (
         finds=r"corpus late \(2\)",
         check=written("evaluation/evaluation.json"),
     ),
-    SmallRun(arguments=f"bench extract --dtype float32 --mixed-lengths {WORK}", finds='"peak_rss_gb": 0', check=extraction_figures),
+    SmallRun(
+        arguments=f"bench extract --dtype float32 --mixed-lengths {WORK}",
+        finds='"peak_rss_gb": 0',
+        check=extraction_figures,
+    ),
     SmallRun(arguments=f"bench store {WORK}", finds="{"),
     SmallRun(arguments=f"bench train {WORK}", finds="{", is_slow=True),
     SmallRun(arguments=f"bench weights {WORK} --layers 2", finds='"added"'),
