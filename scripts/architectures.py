@@ -311,8 +311,9 @@ def page(outcomes: Sequence[Outcome]) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Every causal LM of transformers {version('transformers')} was built tiny from its config, with random "
-        "weights. This model is the reference, and a copy with slightly changed weights is the target. Written by:",
+        f"Every causal LM of transformers {version('transformers')} was built at a tiny size from its config, with "
+        "random weights. This model is the reference, and a copy with slightly changed weights is the target. This "
+        "command wrote the page:",
         "",
         "```sh",
         "python scripts/architectures.py docs/architectures.md",
@@ -330,10 +331,13 @@ def page(outcomes: Sequence[Outcome]) -> str:
         "## Works",
         "",
         ", ".join(o.name if o.head_apart else f"{o.name} (run whole)" for o in by_state["works"]) + ".",
-        "",
-        "*Run whole*: the model changes its logits after the output head in an unknown way, so the head is not run "
-        "apart in float32.",
     ]
+    if not all(o.head_apart for o in by_state["works"]):
+        lines += [
+            "",
+            "*Run whole*: the model changes its logits after the output head in an unknown way, so the head is not "
+            "run separately in float32.",
+        ]
     for state in ("wrong", "refused", "not built"):
         if by_state[state]:
             lines += ["", f"## {state.capitalize()}", "", "| architecture | reason |", "|---|---|"]
