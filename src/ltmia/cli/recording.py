@@ -143,7 +143,7 @@ def _record_endpoint(
     report: "Report",
 ) -> None:
     try:
-        from ltmia.endpoint.client import API_KEY, Endpoint
+        from ltmia.endpoint.address import API_KEY, Endpoint
         from ltmia.scoring.endpoint_recording import EndpointRecordConfig, record_endpoint
     except ModuleNotFoundError as error:
         from ltmia.errors import ConfigError

@@ -1,9 +1,11 @@
 """The lines of an unfinished recording: written to disk batch by batch in any order, each with a hash."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+
+import numpy as np
 
 from ltmia.data.recordings import RecordedText, as_line
 
@@ -49,8 +51,17 @@ class LinesFile:
     def in_order(self) -> Iterator[str]:
         """Yield the lines by row."""
         for _, place in sorted(self.places.items()):
-            self._file.seek(place)
-            yield _checked(self._file.readline()).decode()
+            yield self._line(place)
+
+    def spread(self, n: int, rows: Collection[int]) -> list[str]:
+        """Return the lines of up to `n` of some rows, evenly spread over the order in which they were written."""
+        places = sorted(self.places[row] for row in rows if row in self.places)
+        picked = np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int)
+        return [self._line(places[i]) for i in picked]
+
+    def _line(self, place: int) -> str:
+        self._file.seek(place)
+        return _checked(self._file.readline()).decode()
 
     def sha256(self) -> str:
         """Hash the lines as a recording has them."""

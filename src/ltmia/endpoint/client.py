@@ -5,20 +5,21 @@ Needs the extra `endpoint`.
 
 import asyncio
 import re
+import time
 import unicodedata
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
+from ltmia.endpoint.address import API_KEY, Endpoint, open_connections
 from ltmia.endpoint.protocol import Answer, Form, read_completion
-from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.errors import DataError, ModelError
 
-API_KEY = "LTMIA_API_KEY"
-"""Environment variable that holds the server's key. There is no option for it: options end up in histories and logs."""
 MOST_SAID = 300
 """Characters of a server's own words that an error shows."""
 LONGEST_WAIT = 60.0
@@ -30,51 +31,11 @@ CURES = {
     413: "set a smaller `max_length`",
 }
 """What to do about a refusal, by its status."""
+CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
+"""Word by which OpenSSL says that it does not trust a server."""
+CERTIFICATE_CURE = "Let the variable SSL_CERT_FILE name the file of the certificate that signed the server's."
 UNKNOWN_KEY = re.compile(r"extra|unknown|unrecogni|unexpected|not permitted|not supported", re.IGNORECASE)
 """Words by which a strict server refuses a key that it does not know."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """A model on a server."""
-
-    url: str
-    """Base of the API, such as http://localhost:8000/v1."""
-    model: str
-    """Name of the model on the server."""
-    api_key: str | None = field(default=None, repr=False)
-    """Key of the server; it is sent, and never written anywhere."""
-    concurrency: int = 8
-    """Largest number of prompts under way at a time."""
-    timeout: float = 300.0
-    """Seconds to wait for an answer."""
-    tries: int = 6
-    """How often a prompt is sent until the server gives an answer."""
-    first_wait: float = 1.0
-    """Seconds before the second try; doubled each time."""
-
-    def __post_init__(self) -> None:
-        """Check the address.
-
-        Raises:
-            ConfigError: If it is no URL of HTTP, or holds a password or a query.
-        """
-        try:
-            url = httpx2.URL(self.url)
-        except httpx2.InvalidURL:
-            url = httpx2.URL()
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ConfigError(f"`endpoint={self.url}`: expected a URL such as http://localhost:8000/v1")
-        if url.userinfo or url.query or url.fragment:
-            raise ConfigError(
-                f"`endpoint`: the URL of {url.host} holds a password, a query or a fragment; leave them out, and put "
-                f"a key into the environment variable {API_KEY}"
-            )
-
-    @property
-    def base(self) -> str:
-        """The URL without a slash at its end, and without /completions."""
-        return self.url.rstrip("/").removesuffix("/completions")
 
 
 class _PassingError(Exception):
@@ -112,10 +73,14 @@ class Server:
     """A connection to a server. Used as a context; all its methods wait for the answers."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        """Prepare the connections.
+
+        Raises:
+            ConfigError: If the environment names a proxy or certificates that cannot be used.
+        """
         self.endpoint = endpoint
+        self._http = open_connections(endpoint)
         self._runner = asyncio.Runner()
-        headers = {} if endpoint.api_key is None else {"Authorization": f"Bearer {endpoint.api_key}"}
-        self._http = httpx2.AsyncClient(headers=headers, timeout=endpoint.timeout)
 
     def __enter__(self) -> "Server":
         return self
@@ -139,12 +104,19 @@ class Server:
         except ValidationError:
             models = None
         try:
-            version = None if said is None else _clean(_Version.model_validate_json(said).version)
+            version = None if said is None else self.shown(_Version.model_validate_json(said).version)
         except ValidationError:
             version = None
         return ServerFacts(
             version=version, models=None if models is None else {model.id: model.max_model_len for model in models}
         )
+
+    def shown(self, words: str) -> str:
+        """Return the server's own words as one short line without control characters, and without the key."""
+        if self.endpoint.api_key is not None:
+            words = words.replace(self.endpoint.api_key, "…")
+        seen = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in words[: 4 * MOST_SAID])
+        return " ".join(seen.split())[:MOST_SAID]
 
     def gives_prompt_logprobs(self, body: dict[str, Any]) -> bool:
         """Say whether the answer to a request for `prompt_logprobs` has them.
@@ -214,9 +186,11 @@ class Server:
 
     async def _answer(self, form: Form, number: int, name: str, ids: Sequence[int], model: str) -> tuple[int, Answer]:
         url = f"{self.endpoint.base}/completions"
-        content = await self._send("POST", url, {"model": model, **form.body(ids)}, self.endpoint.tries)
         try:
+            content = await self._send("POST", url, {"model": model, **form.body(ids)}, self.endpoint.tries)
             return number, form.read(name, ids, read_completion(content))
+        except _RefusedError as error:
+            raise ModelError(f"{name!r}: {error}") from None
         except DataError as error:
             raise DataError(f"{url}: {error}") from None
 
@@ -250,13 +224,18 @@ class Server:
         except httpx2.TimeoutException:
             raise _PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
         except httpx2.RequestError as error:
-            raise _PassingError(f"no connection ({_clean(str(error)) or type(error).__name__})") from None
+            words = self.shown(str(error)) or type(error).__name__
+            if CERTIFICATE in words:
+                raise ModelError(f"{url}: {words}. {CERTIFICATE_CURE}") from None
+            raise _PassingError(f"no connection ({words})") from None
         status = response.status_code
         if response.is_success:
             return response.content
-        words = _clean(response.content[: 4 * MOST_SAID].decode("utf-8", "replace"), self.endpoint.api_key)
+        words = self.shown(response.content.decode("utf-8", "replace"))
         if status in (408, 425, 429) or status >= 500:
             raise _PassingError(f"status {status}: {words}", _seconds(response.headers.get("Retry-After", "")))
+        if response.has_redirect_location:
+            words = f"it sends to {self.shown(response.headers['Location'])}, which is not followed"
         raise _RefusedError(url, status, words)
 
     def _wait(self, state: RetryCallState) -> float:
@@ -284,14 +263,11 @@ def _cure(status: int, words: str) -> str:
     return f"{cure[0].upper()}{cure[1:]}."
 
 
-def _clean(words: str, secret: str | None = None) -> str:
-    """Return a server's words as one short line without control characters, and without the key."""
-    if secret:
-        words = words.replace(secret, "…")
-    seen = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in words)
-    return " ".join(seen.split())[:MOST_SAID]
-
-
 def _seconds(said: str) -> float:
-    """Read the header Retry-After; a date in it counts as nothing."""
-    return float(said) if said.isdecimal() else 0.0
+    """Read the header Retry-After: seconds, or a date; anything else counts as nothing."""
+    if said.isdecimal():
+        return float(said)
+    try:
+        return parsedate_to_datetime(said).timestamp() - time.time()
+    except ValueError:
+        return 0.0

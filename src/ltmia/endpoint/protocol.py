@@ -11,16 +11,17 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from ltmia.data.prompt_logprobs import prompt_statistics
-from ltmia.data.recordings import SLACK
+from ltmia.data.recordings import IMPOSSIBLE, SLACK
 from ltmia.errors import DataError
 from ltmia.records import ModelStatistics
 
-MOST_IN_ALL = 1.01
-"""Largest sum that the probabilities of the most likely tokens may have; servers round."""
+LEAST_IN_ALL, MOST_IN_ALL = 0.98, 1.01
+"""Smallest sum that the probabilities of the whole vocabulary may have, and largest sum of any; servers round."""
+OVER_ONE = "these are no log-probabilities of the model: the probabilities add up to over 1"
 
 
 class _PromptToken(BaseModel):
-    logprob: float
+    logprob: float | None
     rank: int | None = None
     decoded_token: str | None = None
 
@@ -99,6 +100,7 @@ class PromptLogprobs:
         if entries is None:
             raise DataError(f"{name!r}: the answer has no prompt_logprobs")
         _check_count(name, ids, len(entries), completion)
+        _check_first(name, entries[0])
         if choice.prompt_token_ids is not None and choice.prompt_token_ids != list(ids):
             raise DataError(f"{name!r}: the server reports other token ids (prompt_token_ids) than it was sent")
         found = prompt_statistics(name, ids, entries, n_top=self.n_top)
@@ -131,6 +133,7 @@ class EchoedLogprobs:
         if len(lengths) > 1:
             raise DataError(f"{name!r}: tokens, token_logprobs and top_logprobs have different lengths")
         _check_count(name, ids, min(len(said.tokens), len(ids)), completion)
+        _check_first(name, said.token_logprobs[0])
         found = ModelStatistics(
             logp=np.full(len(ids) - 1, np.nan, np.float32),
             rank=np.zeros(len(ids) - 1, np.int32),
@@ -146,12 +149,20 @@ class EchoedLogprobs:
         return Answer(statistics=_complete(name, found), tokens=tuple(said.tokens[1 : len(ids)]))
 
     def _rank(self, place: str, logp: float, values: np.ndarray) -> int:
-        """Count the more likely tokens. If less likely ones are listed too, none of the more likely is left out."""
-        if len(values) < self.n_top or (len(values) < self.vocab_size and values.min() >= logp):
+        """Count the more likely tokens.
+
+        Tokens of the same text share an entry, so a few may be missing; but no likely ones, or the ranks and the most
+        likely tokens would be others.
+        """
+        in_all = float(np.exp(np.minimum(values, 1.0)).sum())
+        is_cut = len(values) < self.vocab_size / 2 and values.min() >= logp
+        if len(values) < self.n_top or in_all < LEAST_IN_ALL or is_cut:
             raise DataError(
-                f"{place}: only the {len(values)} most likely tokens are given, and the true one is not among them; "
-                f"its rank needs all {self.vocab_size}"
+                f"{place}: only the {len(values)} most likely tokens are given, with probabilities that add up to "
+                f"{in_all:.2g}; the rank of the true one needs all {self.vocab_size}"
             )
+        if in_all > MOST_IN_ALL:
+            raise DataError(f"{place}: {OVER_ONE}")
         return 1 + int((values > logp).sum())
 
 
@@ -180,12 +191,27 @@ def _check_count(name: str, ids: Sequence[int], n_said: int, completion: Complet
             )
 
 
+def _check_first(name: str, said: object) -> None:
+    """Refuse numbers of the first token: nothing comes before it, so a model says nothing of it.
+
+    Raises:
+        DataError: If there are some.
+    """
+    if said:
+        raise DataError(
+            f"{name!r}: the answer has a log-probability of the first token, which nothing comes before; the server "
+            "put a token before the text, or shifted the numbers by one"
+        )
+
+
 def _complete(name: str, found: ModelStatistics) -> ModelStatistics:
-    """Return the statistics if they are log-probabilities, and none is missing.
+    """Return the statistics if they are log-probabilities, and none is missing. Minus infinity becomes a number.
 
     Raises:
         DataError: If not.
     """
+    for values in (found.logp, found.top_logp):
+        np.maximum(values, IMPOSSIBLE, out=values)
     if n_missing := int((~found.known).sum()):
         first = int(np.argmin(found.known)) + 1
         raise DataError(
@@ -196,5 +222,5 @@ def _complete(name: str, found: ModelStatistics) -> ModelStatistics:
         max(found.logp.max(), found.top_logp.max()) > SLACK
         or float(np.exp(found.top_logp.astype(np.float64)).sum(axis=1).max()) > MOST_IN_ALL
     ):
-        raise DataError(f"{name!r}: these are no log-probabilities of the model: the probabilities add up to over 1")
+        raise DataError(f"{name!r}: {OVER_ONE}")
     return found

@@ -5,8 +5,7 @@ asked for several times, and the answers are compared with each other, with the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +24,10 @@ MEAN_NOISE, LARGEST_NOISE = 0.1, 2.0
 parameters in bfloat16 differs from itself in float32 by 0.04 and 0.4."""
 OTHER_TOKENS = 0.02
 """Largest share of tokens that a server may write otherwise than the tokenizer, such as bytes of half a character."""
+OTHER_TEXT = 0.5
+"""Largest share of one text's tokens: if more are others, the answer is about another text."""
+LEAST_EFFECT = 1e-3
+"""Differences in nats, on average, that rounding makes between two names of one model."""
 CACHE_CURE = "Start the server without a cache of prompts (`--no-enable-prefix-caching`)."
 
 Local = Callable[[Sequence[EncodedText]], list[ModelStatistics]]
@@ -52,8 +55,50 @@ class Noise:
         """Whether number formats and batch sizes alone can cause such differences."""
         return self.mean <= MEAN_NOISE and self.largest <= LARGEST_NOISE
 
+    def is_explained(self, effect: "Noise | None") -> bool:
+        """Say whether number formats and batches explain it.
+
+        Half of what fine-tuning changed is too much as well: part of an adapter may be missing.
+        """
+        return self.is_small and (effect is None or self.mean <= effect.mean / 2)
+
     def __str__(self) -> str:
         return f"{self.mean:.2g} nats on average and {self.largest:.2g} at most"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passed:
+    """What a self-test found."""
+
+    said: str
+    """All of it in one line, for the recording's header."""
+    effect: Noise | None
+    """How much the target differs from its base; None if no base is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The texts of a tokenizer's tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    _known: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def of(self, token: int) -> tuple[str, ...]:
+        """Return the forms in which servers write a token: decoded, as in the vocabulary, or its id."""
+        if token not in self._known:
+            raw = self.tokenizer.convert_ids_to_tokens(token)
+            self._known[token] = (str(self.tokenizer.decode([token])), str(raw), f"token_id:{token}")
+        return self._known[token]
+
+    def are_of(self, token: int, theirs: str) -> bool:
+        """Say whether a text is of a token; that of half a character is not known, and spaces do not count."""
+        ours = self.of(token)
+        return theirs.strip() in {form.strip() for form in ours} or "\ufffd" in ours[0] + theirs
+
+    def are_of_other_text(self, ids: Sequence[int], answer: Answer) -> bool:
+        """Say whether an answer is about another text than the one that was sent."""
+        said = [(token, their) for token, their in zip(ids[1:], answer.tokens, strict=True) if their is not None]
+        return sum(not self.are_of(token, their) for token, their in said) > OTHER_TEXT * len(said)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +119,8 @@ class SelfTest:
         places = np.linspace(len(scorable) - 1, 0, min(N_TEXTS, len(scorable))).round().astype(int)
         return [replace(scorable[place], start=1) for place in places]
 
-    def run(self, server: Server, form: Form, report: Report) -> str:
-        """Ask, compare, and return what was found in one line, for the recording's header.
+    def run(self, server: Server, form: Form, report: Report) -> "Passed":
+        """Ask, compare, and return what was found.
 
         Raises:
             ModelError: If the server fails; the message says what to set.
@@ -84,7 +129,7 @@ class SelfTest:
         rows = [text.ids.tolist() for text in self.texts]
         first = self._ask(server, form, rows, report)
         self._check_tokens(server, first)
-        self._check_beginnings(server, form, rows, first, report)
+        beginnings = self._check_beginnings(server, form, rows, first, report)
         again = self._ask(server, form, rows[::-1], report)[::-1]
         noise = Noise.between(_numbers(first), _numbers(again))
         if not noise.is_small:
@@ -92,12 +137,12 @@ class SelfTest:
                 f"{_place(server)}: asked again in another order, it gives other log-probabilities to the same texts: "
                 f"they differ by {noise}. {CACHE_CURE}"
             )
-        found = [f"repeated answers differ by {noise}"]
+        found = [f"repeated answers differ by {noise}", beginnings]
         effect = self._check_base(server, form, rows, _numbers(again), noise, report)
         found.append("not compared with the base" if effect is None else f"differs from {self.base_model} by {effect}")
         local = self._check_local(server, _numbers(again), effect)
         found.append("not compared with local weights" if local is None else f"differs from local weights by {local}")
-        return "; ".join(found)
+        return Passed(said="; ".join(found), effect=effect)
 
     def _ask(
         self, server: Server, form: Form, rows: Sequence[Sequence[int]], report: Report, model: str | None = None
@@ -114,45 +159,38 @@ class SelfTest:
 
     def _check_tokens(self, server: Server, answers: Sequence[Answer]) -> None:
         """Compare the server's text of each token with the tokenizer's."""
-        said = {
-            (int(token), their)
+        words = Words(self.tokenizer)
+        pairs = {
+            pair
             for text, answer in zip(self.texts, answers, strict=True)
-            for token, their in zip(text.ids[1:], answer.tokens, strict=True)
-            if their is not None
+            for pair in zip(text.ids[1:].tolist(), answer.tokens, strict=True)
         }
-        other = sorted(
-            (token, ours, their)
-            for token, their in said
-            if not _same_token(ours := str(self.tokenizer.decode([token])), their)
-        )
-        if len(other) > OTHER_TOKENS * len(said):
-            token, ours, their = other[0]
+        other = sorted((token, their) for token, their in pairs if their is not None and not words.are_of(token, their))
+        if len(other) > OTHER_TOKENS * len(pairs):
+            token, their = other[0]
+            ours = words.of(token)[0]
             raise ModelError(
-                f"{_place(server)}: the server has another tokenizer: {len(other)} of {len(said)} tokens have another "
-                f"text there, such as {token}: {their[:40]!r}, here {ours[:40]!r}. Name the served model's own by "
-                "`tokenizer`"
+                f"{_place(server)}: the server has another tokenizer: {len(other)} of {len(pairs)} tokens have another "
+                f"text there, such as {token}: {server.shown(their)[:40]!r}, here {ours[:40]!r}. Name the served "
+                "model's own by `tokenizer`"
             )
 
     def _check_beginnings(
-        self,
-        server: Server,
-        form: Form,
-        rows: Sequence[Sequence[int]],
-        answers: Sequence[Answer],
-        report: Report,
-    ) -> None:
-        """Ask for texts that begin like others and go on differently.
+        self, server: Server, form: Form, rows: Sequence[Sequence[int]], answers: Sequence[Answer], report: Report
+    ) -> str:
+        """Ask for texts that begin like others and go on differently, and return what was found.
 
         The beginning must get the same numbers, and the rest others.
         """
-        mixed = [[*row[: len(row) // 2], *other[len(other) // 2 :]] for row, other in pairwise(rows)]
+        mixed = [[*row[: len(row) // 2], *row[len(row) // 2 :][::-1]] for row in rows]
+        n_compared = 0
         for row, mix, before, now in zip(
-            rows, mixed, _numbers(answers), _numbers(self._ask(server, form, mixed, report)), strict=False
+            rows, mixed, _numbers(answers), _numbers(self._ask(server, form, mixed, report)), strict=True
         ):
-            n_shared = shared_beginning(row, mix) - 1
-            n_both = min(len(row), len(mix)) - 1
+            n_shared, n_both = shared_beginning(row, mix) - 1, len(row) - 1
             if n_shared < 1 or n_both <= n_shared:
                 continue
+            n_compared += 1
             noise = Noise.between([before.slice(0, n_shared)], [now.slice(0, n_shared)])
             if not noise.is_small:
                 raise ModelError(
@@ -165,6 +203,7 @@ class SelfTest:
                     f"{_place(server)}: two texts that only begin alike get the same log-probabilities throughout. "
                     f"{CACHE_CURE}"
                 )
+        return f"{n_compared} texts compared with others that begin alike"
 
     def _check_base(
         self,
@@ -180,23 +219,21 @@ class SelfTest:
             return None
         base = _numbers(self._ask(server, form, rows, report, self.base_model))
         effect = Noise.between(target, base)
-        if effect.mean <= 2 * noise.mean or effect.largest == 0:
+        if effect.mean <= max(2 * noise.mean, LEAST_EFFECT):
             raise ModelError(
                 f"{_place(server)}: the model answers like its base {self.base_model!r}: they differ by {effect}, "
-                f"repeated answers by {noise}. The adapter is not applied: check that the server was started with it "
-                "(`--enable-lora --lora-modules NAME=FOLDER`), or merge it into its base and serve the result"
+                f"repeated answers by {noise}. Fine-tuning has changed nothing, or the adapter is not applied: start "
+                "the server with it (`--enable-lora --lora-modules NAME=FOLDER`), or merge it into its base and serve "
+                "the result"
             )
         return effect
 
     def _check_local(self, server: Server, target: Sequence[ModelStatistics], effect: Noise | None) -> Noise | None:
-        """Return how much the server differs from local weights; None if there are none.
-
-        Half of what fine-tuning changed is too much as well: part of an adapter may be missing.
-        """
+        """Return how much the server differs from local weights; None if there are none."""
         if self.local is None:
             return None
         noise = Noise.between(target, self.local(self.texts))
-        if not noise.is_small or (effect is not None and noise.mean > effect.mean / 2):
+        if not noise.is_explained(effect):
             raise ModelError(
                 f"{_place(server)}: its log-probabilities are not those of the local weights: they differ by {noise}; "
                 f"number formats explain {MEAN_NOISE} and {LARGEST_NOISE}, and less than half of what fine-tuning "
@@ -212,11 +249,6 @@ def _numbers(answers: Sequence[Answer]) -> list[ModelStatistics]:
 
 def _place(server: Server) -> str:
     return f"{server.endpoint.base}, model {server.endpoint.model!r}"
-
-
-def _same_token(ours: str, theirs: str) -> bool:
-    """Say whether two texts are of one token; that of half a character is not known, and spaces do not count."""
-    return ours.strip() == theirs.strip() or "\ufffd" in ours + theirs
 
 
 def _cure(words: str) -> str:

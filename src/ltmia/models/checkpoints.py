@@ -56,19 +56,26 @@ def read_config(source: ModelSource, *, trust_remote_code: bool) -> Any:
         ModelError: If there is none, or the weights are missing, unsafe, or quantised in a way that is not unpacked.
     """
     check_weights(source)
-    return read_config_alone(source, trust_remote_code=trust_remote_code)
+    config = read_config_alone(source, trust_remote_code=trust_remote_code)
+    check_unpackable(source, config)
+    method = _quantised_by(config)
+    package = None if method is None else PACKAGES.get(method)
+    if package is not None and find_spec(package) is None:
+        raise ModelError(
+            f"{source.given}: its weights are quantised ({method}), and a package that unpacks them is missing: "
+            f"pip install {method}"
+        )
+    return config
 
 
 def read_config_alone(source: ModelSource, *, trust_remote_code: bool) -> Any:
-    """Read the config of a model that is not a GGUF file; its weights may be missing.
+    """Read the config of a model that is not a GGUF file; its weights may be missing, or of any kind.
 
     Raises:
-        ModelError: If there is none, or it is damaged, or the weights are quantised in a way that is not unpacked.
+        ModelError: If there is none, or it is damaged.
     """
     keywords = source.keywords | {"trust_remote_code": trust_remote_code}
-    config = refuse_clearly(source, lambda: AutoConfig.from_pretrained(**keywords))
-    _check_quantised(source, _quantised_by(config))
-    return config
+    return refuse_clearly(source, lambda: AutoConfig.from_pretrained(**keywords))
 
 
 def stored_dtype(source: ModelSource, *, trust_remote_code: bool) -> torch.dtype:
@@ -142,22 +149,18 @@ def _quantised_by(config: Any) -> str | None:
     return str(settings.get("quant_method", "config.json does not say how"))
 
 
-def _check_quantised(source: ModelSource, method: str | None) -> None:
-    """Refuse weights that cannot be unpacked, or not without a package that is missing."""
-    if method is None:
-        return
-    known = (*UNPACKED_ON_LOADING, *UNPACKED_AFTERWARDS)
-    if method not in known:
+def check_unpackable(source: ModelSource, config: Any) -> None:
+    """Refuse a config whose weights are quantised in a way that is not unpacked.
+
+    Raises:
+        ModelError: If they are.
+    """
+    method, known = _quantised_by(config), (*UNPACKED_ON_LOADING, *UNPACKED_AFTERWARDS)
+    if method is not None and method not in known:
         raise ModelError(
             f"{source.given}: its weights are quantised ({method}), and are unpacked here only if quantised by "
             f"{', '.join(known)} or in a GGUF file; load it where {method} runs, save it unpacked (model.dequantize() "
             "where there is one) as safetensors, or audit the model it was quantised from"
-        )
-    package = PACKAGES.get(method)
-    if package is not None and find_spec(package) is None:
-        raise ModelError(
-            f"{source.given}: its weights are quantised ({method}), and a package that unpacks them is missing: "
-            f"pip install {method}"
         )
 
 

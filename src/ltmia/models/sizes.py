@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from ltmia.errors import ModelError
 from ltmia.models.adapters import changes_base
-from ltmia.models.checkpoints import dtype_in, read_config, read_config_alone
+from ltmia.models.checkpoints import check_unpackable, dtype_in, read_config_alone
 from ltmia.models.loading import LoadOptions
 from ltmia.models.pair import length_limits
 from ltmia.models.sources import ADAPTER_CONFIG, ModelSource, adapter_stack, base_source, find_source, refuse_clearly
@@ -53,7 +53,7 @@ def model_sizes(source: str, options: LoadOptions) -> ModelSizes:
         ModelError: If there is no config, or it names no vocabulary.
     """
     found = adapter_stack(find_source(source), allow_hub=options.allow_hub)[-1]
-    config: Any = read_config(found, trust_remote_code=options.trust_remote_code)
+    config: Any = read_config_alone(found, trust_remote_code=options.trust_remote_code)
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(vocab_size, int):
         raise ModelError(f"{found.given}: its config.json gives no vocab_size; put the served model's config there")
@@ -190,6 +190,7 @@ def _on_meta(source: ModelSource, options: LoadOptions) -> Any:
         raise ModelError(f"{source.given}: no config.json (nor {ADAPTER_CONFIG}); a plan needs one, but no weights")
     trusted = options.trust_remote_code
     config = read_config_alone(source, trust_remote_code=trusted)
+    check_unpackable(source, config)
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
     if not (isinstance(n_layers, int) and 1 <= n_layers <= MOST_LAYERS):
         raise ModelError(f"{source.given}: num_hidden_layers = {n_layers}: expected 1 to {MOST_LAYERS:,}")

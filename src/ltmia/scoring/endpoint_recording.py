@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ltmia.data.recording_lines import LinesFile
 from ltmia.data.recordings import RecordedText, Recording, RecordingHeader
-from ltmia.endpoint.client import Endpoint, Server, ServerFacts
+from ltmia.endpoint.address import Endpoint
+from ltmia.endpoint.client import Server, ServerFacts
 from ltmia.endpoint.protocol import Answer, EchoedLogprobs, Form, PromptLogprobs
-from ltmia.endpoint.self_test import Noise, SelfTest
+from ltmia.endpoint.self_test import Noise, Passed, SelfTest, Words
 from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.features.columns import LITE_TOP
 from ltmia.models.identity import tokenizer_sha256
@@ -30,8 +31,10 @@ from ltmia.scoring.recording import (
     write_resumably,
 )
 
-N_COMPARED = 5
-"""Texts of an interrupted recording that are asked for again before it goes on."""
+N_COMPARED = 20
+"""Recorded texts that are asked for again, before an interrupted recording goes on and when all are recorded."""
+AT_ONCE = 5
+"""Of these, texts recorded at about the same time that are judged together: a change would drown in the mean of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +96,8 @@ def record_endpoint(
         tokenizer_sha256=tokenizer_sha256(tokenizer),
     )
     known = [endpoint.base, endpoint.model, header.vocab_size, header.tokenizer_sha256, config.max_length, LITE_TOP]
+    # They decide what the self-test compares: a recording that it compared with less is not the same.
+    known += [config.base_model, config.check_against]
     header = header.model_copy(update={"fingerprint": fingerprint_of(known, texts, encoded)})
     with Server(endpoint) as server:
         job = _Job(server=server, texts=texts, encoded=encoded, tokenizer=tokenizer, header=header, config=config)
@@ -122,6 +127,7 @@ class _Job:
         sample = SelfTest.sample(self.encoded)
         said = "no text could be scored, so nothing was asked"
         form: Form = PromptLogprobs(n_top=LITE_TOP)
+        passed = Passed(said="", effect=None)
         if sample:
             facts = self.server.facts()
             self._check_model(facts)
@@ -129,11 +135,11 @@ class _Job:
             local = None if self.config.check_against is None else self._local
             test = SelfTest(texts=sample, tokenizer=self.tokenizer, base_model=self.config.base_model, local=local)
             served_by = "a server" if facts.version is None else f"vLLM {facts.version}"
-            said = f"{form.name}; self-test: {test.run(self.server, form, report)}"
-            self._check_recorded(form, lines)
-            said = f"{served_by}, {said}"
+            passed = test.run(self.server, form, report)
+            said = f"{served_by}, {form.name}; self-test: {passed.said}"
+            self._check_recorded(form, passed, lines)
         header = self.header.model_copy(update={"recorded_by": f"{self.header.recorded_by}, {said}"})
-        return RecordingWork(header=header, batches=self._recorded(form, frozenset(lines.places)))
+        return RecordingWork(header=header, batches=self._recorded(form, passed, lines))
 
     def _check_model(self, facts: ServerFacts) -> None:
         """Refuse a name that the server does not list, and texts that are longer than it reads."""
@@ -141,7 +147,9 @@ class _Job:
         for option, name in (("served_model", endpoint.model), ("base_model", self.config.base_model)):
             if facts.models is not None and name is not None and name not in facts.models:
                 names = ", ".join(map(repr, facts.models)) or "none"
-                raise ConfigError(f"`{option}={name}`: {endpoint.base} has no such model; it has {names}")
+                raise ConfigError(
+                    f"`{option}={name}`: {endpoint.base} has no such model; it has {self.server.shown(names)}"
+                )
         limit = (facts.models or {}).get(endpoint.model)
         if limit is not None and longest + 1 > limit:
             raise ConfigError(
@@ -165,34 +173,39 @@ class _Job:
             )
         return [target_statistics(pair, [text])[0] for text in texts]
 
-    def _check_recorded(self, form: Form, lines: LinesFile) -> None:
-        """Ask again for some texts that an earlier run recorded: the server must not have changed.
+    def _check_recorded(self, form: Form, passed: Passed, lines: LinesFile) -> None:
+        """Ask again for some of the recorded texts, spread over the time: the server must not have changed.
 
         Raises:
             ModelError: If it has.
         """
         places = {name: row for row, name in enumerate(self.texts.ids)}
-        earlier = (RecordedText.model_validate_json(line) for line in lines.in_order())
-        some = {places[line.id]: line for line in islice((line for line in earlier if line.logp), N_COMPARED)}
-        if not some:
-            return
-        now = {row: answer for batch in self._asked(form, some) for row, answer in batch}
-        noise = Noise.between(
-            [line.statistics(LITE_TOP) for line in some.values()], [self._scored(row, now[row]) for row in some]
-        )
-        if not noise.is_small:
-            raise ModelError(
-                f"{self.server.endpoint.base}: texts that were recorded before the interruption get other "
-                f"log-probabilities now: they differ by {noise}. The server holds another model under the name "
-                f"{self.server.endpoint.model!r}, or has other settings. Restore it, or record under another name"
-            )
+        earlier = (RecordedText.model_validate_json(line) for line in lines.spread(N_COMPARED, self._scorable))
+        some = {places[line.id]: line.statistics(LITE_TOP) for line in earlier}
+        now = {row: self._scored(row, answer) for batch in self._asked(form, some) for row, answer in batch}
+        for rows in filter(len, np.array_split(list(some), max(1, len(some) // AT_ONCE))):
+            noise = Noise.between([some[row] for row in rows.tolist()], [now[row] for row in rows.tolist()])
+            if not noise.is_explained(passed.effect):
+                raise ModelError(
+                    f"{self.server.endpoint.base}: texts that were recorded before get other log-probabilities now: "
+                    f"they differ by {noise}. The server has got another model under the name "
+                    f"{self.server.endpoint.model!r}, or other settings. Restore it, or record under another name"
+                )
 
-    def _recorded(self, form: Form, done: frozenset[int]) -> Batches:
+    @property
+    def _scorable(self) -> list[int]:
+        return [row for row, text in enumerate(self.encoded) if text.n_scored]
+
+    def _recorded(self, form: Form, passed: Passed, lines: LinesFile) -> Batches:
+        done = frozenset(lines.places)
         unscorable = [row for row, text in enumerate(self.encoded) if text.reason and row not in done]
         yield [(row, recorded_line(self.texts, row, self.encoded[row], None)) for row in unscorable]
-        rows = [row for row, text in enumerate(self.encoded) if text.n_scored and row not in done]
+        words = Words(self.tokenizer)
+        rows = [row for row in self._scorable if row not in done]
         for batch in self._asked(form, rows):
-            yield [(row, self._line(row, answer)) for row, answer in batch]
+            yield [(row, self._line(row, answer, words)) for row, answer in batch]
+        if rows:
+            self._check_recorded(form, passed, lines)
 
     def _asked(self, form: Form, rows: Iterable[int]) -> Iterator[list[tuple[int, Answer]]]:
         return self.server.ask(form, ((row, self.texts.ids[row], self.encoded[row].ids.tolist()) for row in rows))
@@ -202,7 +215,12 @@ class _Job:
         text = self.encoded[row]
         return answer.statistics.slice(text.start - 1, len(text.ids) - 1)
 
-    def _line(self, row: int, answer: Answer) -> RecordedText:
+    def _line(self, row: int, answer: Answer, words: Words) -> RecordedText:
+        if words.are_of_other_text(self.encoded[row].ids.tolist(), answer):
+            raise DataError(
+                f"{self.server.endpoint.base}: the answer to {self.texts.ids[row][:80]!r} is about another text: most "
+                "of its tokens are others. The server, or a proxy before it, mixes answers up; try `concurrency=1`"
+            )
         line = recorded_line(self.texts, row, self.encoded[row], self._scored(row, answer))
         if mistake := line.mistake(self.header):
             raise DataError(f"{self.server.endpoint.base}: the answer to {line.id[:80]!r}: {mistake}")

@@ -18,12 +18,13 @@ from ltmia.data.recordings import RecordedText, Recording, RecordingHeader, reco
 from ltmia.errors import ConfigError, DataError
 from ltmia.features.columns import LITE_TOP
 from ltmia.features.served import model_statistics
-from ltmia.folders import named_errors, remove_work_folder, work_folder
+from ltmia.folders import named_errors, remove_work_folder, work_folder, work_path
 from ltmia.models.batching import BatchSize, Halving
 from ltmia.models.forward import batches_to_run, forward_target
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText, hash_encoded
+from ltmia.ownership import read_marker
 from ltmia.progress import Report, silent
 from ltmia.records import ModelStatistics, Texts, hash_strings
 from ltmia.runtime import dtype_name
@@ -110,7 +111,7 @@ def write_resumably(
         texts: Texts with unique ids.
         fingerprint: Fingerprint of the header.
         work: Given the lines that an earlier run recorded, returns what is left to do.
-        overwrite: Replace a recording with another fingerprint.
+        overwrite: Replace a recording with another fingerprint, finished or not.
         report: Called with progress.
 
     Raises:
@@ -121,6 +122,7 @@ def write_resumably(
     if _is_done(out, fingerprint, overwrite):
         remove_work_folder(out)
         return Recording(out)
+    _refuse_other_lines(out, fingerprint, overwrite)
     with work_folder(out, {"fingerprint": fingerprint}) as folder:
         with named_errors(out), closing(LinesFile(folder / LINES_FILE, rows)) as lines:
             if lines.damage:
@@ -189,6 +191,23 @@ def _is_done(out: Path, fingerprint: str | None, overwrite: bool) -> bool:
         f"{out}: a recording of another model, other texts or other settings. Nothing was changed. Choose another "
         "name, or replace it with `overwrite=True`."
     )
+
+
+def _refuse_other_lines(out: Path, fingerprint: str | None, overwrite: bool) -> None:
+    """Refuse to empty the folder of an unfinished recording of other work: its lines may have cost days.
+
+    Raises:
+        ConfigError: If it holds lines, and may not be replaced.
+    """
+    folder = work_path(out)
+    found, lines = read_marker(folder), folder / LINES_FILE
+    is_other = found is not None and found.settings.get("fingerprint") != fingerprint
+    if is_other and not overwrite and lines.is_file() and lines.stat().st_size:
+        raise ConfigError(
+            f"{out}: an unfinished recording of another model, other texts or other settings lies in {folder.name}. "
+            "Nothing was changed. Finish it with its own command, choose another name, or replace it with "
+            "`overwrite=True`."
+        )
 
 
 def _damage(recording: Recording) -> str | None:
