@@ -255,7 +255,7 @@ def null(_server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]
 @pytest.mark.parametrize(
     ("twist", "given", "message"),
     [
-        (token_before, {}, r"log-probability of the first token.*put a token before the text"),
+        (token_before, {}, r"log-probability of the first token.*put a token before the text.*such as.*BOS"),
         (nothing_learned, {"base_model": "my-base"}, r"answers like its base.*has changed nothing"),
         (null, {}, r"fewer than the 3 most likely"),
         (stale_cache_lacks, {}, r"no log-probability or rank for 7 of \d+ tokens.*--no-enable-prefix-caching"),

@@ -254,6 +254,8 @@ def _place(server: Server) -> str:
 def _cure(words: str) -> str:
     if "most likely" in words:
         return "Start the server with `--max-logprobs 20` or more; for the form with `echo`, with `--max-logprobs -1`."
+    if "put a token before" in words:
+        return "Stop the server from adding tokens of its own, such as one for the beginning of a text (BOS)."
     if "were sent" in words:
         return "Set a smaller `max_length`, or start the server with a larger context (`--max-model-len`)."
     if "no log-prob" in words and "add up" in words:
