@@ -260,7 +260,7 @@ def null(_server: LiveServer, _body: dict[str, Any], entries: list[Entry | None]
         (null, {}, r"fewer than the 3 most likely"),
         (stale_cache_lacks, {}, r"no log-probability or rank for 7 of \d+ tokens.*--no-enable-prefix-caching"),
         (stale_cache_repeats, {}, r"only begin alike get the same.*--no-enable-prefix-caching"),
-        (other_model_for_known_beginnings, {}, r"same beginning get other.*--no-enable-prefix-caching"),
+        (other_model_for_known_beginnings, {}, r"same beginning get different.*--no-enable-prefix-caching"),
         (other_model_later, {}, r"asked again in another order.*--no-enable-prefix-caching"),
         (adapter_dropped, {"base_model": "my-base"}, r"answers like its base 'my-base'.*--lora-modules"),
         (adapter_dropped, {"check_against": True}, r"not those of the local weights.*merge an adapter"),
