@@ -533,7 +533,7 @@ def test_a_refusal_is_told_without_the_key(record: Record, server: LiveServer) -
 
 def test_what_the_server_cannot_give_is_said_before(record: Record, server: LiveServer) -> None:
     server.max_model_len = 30
-    with pytest.raises(ConfigError, match=r"reads 30 tokens.*`max_length=29`.*--max-model-len"):
+    with pytest.raises(ConfigError, match=r"takes 30 tokens.*`max_length=29`.*--max-model-len"):
         record()
     assert server.asked == []
     record(max_length=29).path.unlink()
