@@ -5,13 +5,15 @@ import gc
 import json
 import re
 from collections import deque
+from copy import copy
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, LlamaConfig, MixtralConfig
 from typer.testing import CliRunner
 
 from ltmia.auditing.cost import LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
@@ -30,6 +32,9 @@ CONFIGS = {
     "gpt2": GPT2Config(n_embd=32, n_layer=5, n_head=4, vocab_size=VOCAB, n_positions=64),
     "llama": LlamaConfig(**SIZES, num_key_value_heads=2, intermediate_size=80, tie_word_embeddings=False),
     "mixtral": MixtralConfig(**SIZES, num_key_value_heads=2, intermediate_size=48, num_local_experts=8),
+    "llama4": Llama4TextConfig(
+        **SIZES, num_key_value_heads=2, head_dim=8, intermediate_size=48, intermediate_size_mlp=80, num_local_experts=8
+    ),
 }
 GIVEN = Accelerators(memory_gib=80, tflops=400)
 
@@ -59,7 +64,8 @@ def test_flops_and_parameters_are_those_of_a_real_model(kind, tmp_path):
     assert flops.layers + flops.attention == pytest.approx(2 * (counter.get_total_flops() - head), rel=2e-3)
     assert flops.head == 2 * 2 * N * (LENGTH - 1) * VOCAB * 32
     assert found.pair.target.n_parameters == sum(p.numel() for p in model.parameters())
-    assert found.pair.target.notes == ()
+    # These experts all read each token, in transformers.
+    assert bool(found.pair.target.notes) is (kind == "llama4")
 
 
 def test_figures_of_seven_billion_parameters_are_those_of_paper_and_pencil(tmp_path):
@@ -169,6 +175,10 @@ def test_the_device_at_hand_is_measured(tmp_path):
         ({"vocab_size": 0}, "a size in it is 0"),
         ({"hidden_size": -8}, "cannot be loaded"),
         ({"hidden_size": "wide"}, "cannot be loaded"),
+        ({"max_position_embeddings": -5}, "-5 as the longest input"),
+        ({"max_position_embeddings": 1}, "1 as the longest input"),
+        ({"num_experts": 8, "num_experts_per_tok": 9}, "a token uses 9 experts, of 8"),
+        ({"is_encoder_decoder": True}, "an encoder with a decoder"),
     ],
 )
 def test_an_impossible_config_is_refused(changes, said, tmp_path):
@@ -176,6 +186,49 @@ def test_an_impossible_config_is_refused(changes, said, tmp_path):
     with pytest.raises(ModelError, match=re.escape(said)) as error:
         plan_audit(folder, None, Work(), GIVEN)
     assert folder in str(error.value)
+
+
+def test_parts_with_too_many_layers_are_refused_at_once(tmp_path):
+    text = {"model_type": "gemma3_text", **SIZES}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": text, "vision_config": {"num_hidden_layers": 10**9}})
+    )
+    with pytest.raises(ModelError, match=r"vision_config\.num_hidden_layers = 1000000000: expected 1 to 10,000"):
+        plan_audit(str(tmp_path), None, Work(), GIVEN)
+
+
+class Largest(TorchDispatchMode):
+    """Measures the largest tensor that is made."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.n_bytes, self.weights = 0, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for part in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(part, torch.Tensor) and part.untyped_storage().data_ptr() not in self.weights:
+                self.n_bytes = max(self.n_bytes, part.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral", "llama4"])
+def test_the_largest_tensor_of_a_pass_fits_into_the_planned_activations(kind, tmp_path):
+    config = copy(CONFIGS[kind])
+    config.num_experts_per_tok = 8
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with Largest(model) as largest, torch.no_grad():
+        model.get_decoder()(torch.arange(N * LENGTH).view(N, LENGTH) % VOCAB, use_cache=False)
+    planned = setting(saved(tmp_path / kind, config), n_texts=N, max_length=LENGTH, batch_size=N)
+    assert 4 * N * LENGTH * 80 <= largest.n_bytes <= count_memory(planned).activations
+
+
+def test_virtual_tokens_are_named(tmp_path):
+    base = saved(tmp_path / "base", CONFIGS["llama"])
+    PromptTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM", base_model_name_or_path=base).save_pretrained(
+        tmp_path / "adapter"
+    )
+    assert "5 virtual tokens" in pair_shape(str(tmp_path / "adapter"), None, LoadOptions()).notes[0]
 
 
 def test_what_has_no_config_is_refused(tmp_path):

@@ -159,7 +159,8 @@ def count_memory(setting: Setting) -> Memory:
         weights = max(target.n_parameters + reference.n_head, reference.n_parameters + target.n_head)
     else:
         weights = target.n_parameters + reference.n_parameters
-    widest = max(product.n_out for shape in setting.models for product in shape.products)
+    # Experts work on a copy of a token for each expert that reads it.
+    widest = max(max(p.n_in, p.n_out) * p.times for shape in setting.models for p in shape.products)
     batch = setting.pass_tokens if work.batch_size == "auto" else work.batch_size * setting.length
     kept = 2 * max(batch, setting.pass_tokens) * target.hidden_size
     activations = width * (kept + setting.pass_tokens * (8 * target.hidden_size + 4 * widest))

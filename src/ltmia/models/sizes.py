@@ -4,7 +4,9 @@ The model is built on torch's "meta" device, where tensors have a shape but no n
 architecture and takes no memory.
 """
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ from ltmia.models.weight_delta import LAYER
 
 MOST_LAYERS = 10_000
 """A config with more layers is taken for damaged: building the model would not end."""
+LAYERS = re.compile(r"(?:layers?|depth)$")
+"""Ends of the names of numbers of layers, of a whole model or of a part such as an encoder of images."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Names in configs of the number of experts of a layer."""
 ACTIVE_EXPERTS = (
@@ -57,7 +61,14 @@ def model_sizes(source: str, options: LoadOptions) -> ModelSizes:
     vocab_size = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(vocab_size, int):
         raise ModelError(f"{found.given}: its config.json gives no vocab_size; put the served model's config there")
-    return ModelSizes(vocab_size=vocab_size, max_positions=min(length_limits(config), default=None))
+    return ModelSizes(vocab_size=vocab_size, max_positions=_max_positions(found, config))
+
+
+def _max_positions(source: ModelSource, config: Any) -> int | None:
+    longest = min(length_limits(config), default=None)
+    if longest is not None and longest < 2:
+        raise ModelError(f"{source.given}: its config.json gives {longest} as the longest input: expected at least 2")
+    return longest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +186,10 @@ def pair_shape(target: str, base: str | None, options: LoadOptions) -> PairShape
     with torch.device("meta"):
         adapted = refuse_clearly(source, lambda: get_peft_model(model, config))
     shape = _shape(source, adapted)
-    notes = () if changed is None else (f"the adapter has {changed}, so its base is loaded as a second model",)
-    return PairShape(target=shape, reference=reference, is_shared=changed is None, notes=notes)
+    notes = [] if changed is None else [f"the adapter has {changed}, so its base is loaded as a second model"]
+    if config.is_prompt_learning:
+        notes.append(f"the adapter's {config.num_virtual_tokens} virtual tokens before each text are not counted")
+    return PairShape(target=shape, reference=reference, is_shared=changed is None, notes=tuple(notes))
 
 
 def _on_meta(source: ModelSource, options: LoadOptions) -> Any:
@@ -191,11 +204,35 @@ def _on_meta(source: ModelSource, options: LoadOptions) -> Any:
     trusted = options.trust_remote_code
     config = read_config_alone(source, trust_remote_code=trusted)
     check_unpackable(source, config)
-    n_layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
-    if not (isinstance(n_layers, int) and 1 <= n_layers <= MOST_LAYERS):
-        raise ModelError(f"{source.given}: num_hidden_layers = {n_layers}: expected 1 to {MOST_LAYERS:,}")
+    _check_config(source, config)
     with torch.device("meta"):
         return refuse_clearly(source, lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trusted))
+
+
+def _check_config(source: ModelSource, config: Any) -> None:
+    """Refuse a config of which no model can be built, or none that could be loaded as a causal LM."""
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
+    if not isinstance(n_layers, int) or n_layers < 1:
+        raise ModelError(f"{source.given}: num_hidden_layers = {n_layers}: expected 1 to {MOST_LAYERS:,}")
+    for name, number in _numbers_of_layers(config.to_dict()):
+        if number > MOST_LAYERS:
+            raise ModelError(f"{source.given}: {name} = {number}: expected 1 to {MOST_LAYERS:,}")
+    text = config.get_text_config()
+    n_experts, active = _number(text, EXPERTS), _number(text, ACTIVE_EXPERTS)
+    # One expert is a plain layer, whatever else the config says.
+    if n_experts is not None and active is not None and active > n_experts > 1:
+        raise ModelError(f"{source.given}: its config.json says that a token uses {active} experts, of {n_experts}")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{source.given}: {config.model_type} is an encoder with a decoder: not a causal LM")
+
+
+def _numbers_of_layers(config: Mapping[Any, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the numbers of layers in a config and its parts."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", number) for inner, number in _numbers_of_layers(value))
+        elif isinstance(value, int) and LAYERS.search(str(name)):
+            yield str(name), value
 
 
 def _shape(source: ModelSource, model: Any) -> ModelShape:
@@ -216,7 +253,7 @@ def _shape(source: ModelSource, model: Any) -> ModelShape:
         n_parameters=n_parameters,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        max_positions=min(length_limits(model.config), default=None),
+        max_positions=_max_positions(source, model.config),
         products=products,
         attention=_attention(body, config, notes),
         notes=tuple(dict.fromkeys(notes)),
@@ -239,12 +276,21 @@ def _products(body: nn.Module, head: nn.Module, config: Any, notes: list[str]) -
                 continue
             shape, times = parameter.shape, 1
             if parts[-1] == "experts" and len(parameter) == n_experts:
-                shape, times = shape[1:], active or n_experts
-                if active is None:
-                    notes.append("the config does not say how many experts a token uses: all of them are counted")
+                shape, times = shape[1:], _times(module, n_experts, active, notes)
             elif "experts" in parts:
                 notes.append("its experts are not stacked in one tensor each: all of them are counted for each token")
             yield Product(n_in=shape[1:].numel(), n_out=shape[0], layer=layer, times=times)
+
+
+def _times(experts: nn.Module, n_experts: int, active: int | None, notes: list[str]) -> int:
+    """Return how many experts work on each token."""
+    if len(inspect.signature(experts.forward).parameters) == 1:
+        # They get the hidden states alone, so they are not told which tokens are theirs.
+        notes.append("each of its experts works on every token, in the code that runs here: all of them are counted")
+        return n_experts
+    if active is None:
+        notes.append("the config does not say how many experts a token uses: all of them are counted")
+    return active or n_experts
 
 
 def _attention(body: nn.Module, config: Any, notes: list[str]) -> Attention:
