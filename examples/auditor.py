@@ -1,4 +1,4 @@
-"""The auditor: two fine-tunes of one model, audited, compared, and held against limits: python examples/auditor.py OUT.
+"""The auditor: audit two fine-tunes of one model, compare them, and apply limits: python examples/auditor.py OUT.
 
 Which of the training texts does each model give away, does the gentler one give away less, and may it be released?
 Works on the embedded texts and base; put your own model and texts in their place.
@@ -33,7 +33,7 @@ def audited(members: "ltmia.Texts", nonmembers: "ltmia.Texts", epochs: int, fold
 
 def main(out: Path) -> None:
     """Audit a model of three epochs and one of a single epoch."""
-    # Drawn before training, whole documents on one side: nothing else decides as much.
+    # Draw the members before training, whole documents at a time: nothing matters more for a valid audit.
     drawn = ltmia.draw_membership(ltmia.demo_texts(), n_members=60, n_nonmembers=120, n_validation=0, seed=1)
     members, nonmembers = ltmia.demo_texts().take(drawn.members), ltmia.demo_texts().take(drawn.nonmembers)
 

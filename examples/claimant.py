@@ -1,7 +1,7 @@
 """The claimant: were my texts used to fine-tune this model? python examples/claimant.py OUT.
 
-Nobody says what was trained on. There are the model, its base, texts that may have been used, and texts of the same
-kind that surely were not. Here a model is made that was trained on one half of the candidates.
+You do not know what the model was trained on. You have the model, its base, texts that may have been used, and texts of
+the same kind that surely were not. Here a model is made that was trained on one half of the candidates.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main(out: Path) -> None:
     )
 
     pair = ltmia.load_pair(target, base, dtype="float32", device="cpu")
-    # One attack, named before looking: choosing the best afterwards would spoil both answers.
+    # Name one attack before you see results: if you choose the best one afterwards, both answers are wrong.
     claim = ltmia.score(
         pair, candidates, unseen, out / "claim", config=ltmia.ScoreConfig(attack="wbc", fdr=0.1, max_length=64)
     )

@@ -1,7 +1,8 @@
 """Write texts and a base model to try the commands on: python examples/materials.py FOLDER.
 
-The texts are the embedded public-domain speeches, cut by speech: train.jsonl to fine-tune on, held-out.jsonl of texts
-that are never trained on, and candidates.jsonl, one half of it in train.jsonl too. my-base/ is the embedded tiny LM.
+The texts are passages of the embedded public-domain speeches; each speech is in one set only. Fine-tune on train.jsonl.
+The texts of held-out.jsonl are never trained on. Half of candidates.jsonl is in train.jsonl too. my-base/ is the
+embedded tiny LM.
 """
 
 import argparse

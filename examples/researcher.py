@@ -1,7 +1,7 @@
-"""The researcher: an attack of one's own beside the others, on one store: python examples/researcher.py OUT.
+"""The researcher: compare an attack of your own with the others, on one store: python examples/researcher.py OUT.
 
-A store holds what both models said of every token, so that an idea is tried in seconds and without the models. The idea
-here: a training text is one where the target gained on many tokens, not one where it gained much on a few.
+A store holds the numbers that both models gave for each token, so you can try an idea in seconds, without the models.
+The idea here: a training text is one where the target gained on many tokens, not one where it gained much on a few.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def shown(measure: "Measure") -> str:
 
 def main(out: Path) -> None:
     """Fill a store by an audit, then measure the new attack with the code that measures all others."""
-    # What is not of the public names; here, so that --help need not wait for them.
+    # These are not public names. They are imported here, so that --help need not wait for them.
     from ltmia.evaluation.intervals import measure_attack
     from ltmia.features.store import FeatureStore
 

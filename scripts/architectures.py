@@ -1,10 +1,10 @@
-"""Run each causal LM architecture of transformers that can be made tiny through the whole pass; write down the outcome.
+"""Test every causal LM architecture of transformers that can be made tiny, and write a page with the outcomes.
 
     python scripts/architectures.py docs/architectures.md [NAME ...] [--limit SECONDS]
 
-Each is built from its config alone (random weights), a perturbed copy is its target, and our batched pass is held
-against a plain loop in float32, one text at a time. Architectures run one after another in a child process; one that
-takes longer than the limit, or dies, costs itself only.
+Each model is built from its config alone (random weights), and a perturbed copy is its target. Our batched pass is
+compared with a plain loop in float32 over single texts. Architectures run one after another in a child process. If one
+takes longer than the limit, or crashes, the others still run.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
     head = model.get_output_embeddings()
     if head is not None and hasattr(head, "weight"):
-        with torch.no_grad():  # logits of some size, so that caps and scales show
+        with torch.no_grad():  # larger logits, so that errors in caps and scales are visible
             head.weight.mul_(0.5 / head.weight.std().clamp_min(1e-6))
     return model
 
@@ -229,7 +229,7 @@ def faults(pair: Pair) -> Iterator[str]:
         )
         if not np.isfinite(first.values).all():
             yield f"{kind} features are not finite"
-        # A rank steps where two logits lie within float noise of each other; nothing else moves.
+        # A rank jumps if two logits differ by float noise only; no other feature changes.
         if np.isclose(first.values, second.values, atol=TOLERANCE, rtol=TOLERANCE).mean() < 0.999:
             yield f"{kind} features depend on the batch"
 
@@ -269,7 +269,7 @@ def _brief(error: Exception) -> str:
 
 def _serve(channel: Connection) -> None:
     torch.set_num_threads(1)
-    run_architecture("gpt2")  # imports and kernels are compiled before the clock of the first one runs
+    run_architecture("gpt2")  # so that imports and compilation do not count as time of the first one
     channel.send(None)
     while name := channel.recv():
         channel.send(run_architecture(name))

@@ -1,7 +1,7 @@
-"""Inputs of an audit of which one thing changes between two runs into the same folder. Used by `torture.py`.
+"""Changes one input of an audit between two runs into the same folder. Used by `torture.py`.
 
-What the audit comes to at last must be that of the last inputs: no score of those before may be left in it. Sometimes
-nothing changes, so that work is also gone on with.
+The final results must be those of the last inputs: no score of earlier inputs may be left in them. Sometimes nothing
+changes, so resuming is tested too.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Work in processes that have the libraries loaded and share no thread with this one; a hang says where it stands.
+"""Start processes that have the libraries loaded and share no thread with this one, and show where a process hangs.
 
 A forked process gets only one thread of its parent. If the parent's libraries computed with several, the child waits
 for ever for the others. So nothing is forked from here: Python's fork server, which loads modules and never computes,
@@ -36,7 +36,7 @@ FAILED = 70
 def preload(*modules: str) -> None:
     """Have the server load modules once, for every process to come; call it before the first `start`."""
     CONTEXT.set_forkserver_preload(list(modules))
-    # The server finds what lies beside this file by this variable only.
+    # Only through this variable does the server find the modules beside this file.
     known = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), known)))
 
@@ -121,13 +121,13 @@ def _begin(work: Callable[..., object], arguments: tuple[Any, ...], log: Path, r
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             sys.stderr.write(f"{end.code}\n")
-    except BaseException:  # noqa: BLE001  the outermost frame of a process: it prints what it would
+    except BaseException:  # noqa: BLE001  the outermost frame of a process: Python would print it too
         traceback.print_exc()
     finally:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)  # at once: a strike on the interpreter's own end says nothing about the work
+        os._exit(code)  # at once: a signal while the interpreter shuts down says nothing about the work
 
 
 def run_command(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""What two runs of a command came to: the same rows and files, or what differs. Used by `torture.py`."""
+"""Compares the rows and files that two runs of a command wrote. Used by `torture.py`."""
 
 import json
 from collections import Counter
@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 TIME_FIELDS = ("created", "seconds", "timing", "command", "environment", "reused", "run_id", "content_sha256", "sha256")
-"""What results.json, manifests and kept scores say of time, machine and run, and of what an earlier run had done."""
+"""Fields of results.json, manifests and kept scores that depend on time, machine or run, or on an earlier run."""
 OF_ONE_RUN = ("records.parquet", "groups.parquet", "tokens.parquet", "report.html", "results.json", "run.json")
-"""Files of an audit that carry the id of their run; what an earlier run left is not compared at all."""
+"""Files of an audit that carry the id of their run. Files that an earlier run left are not compared."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ def compare_files(whole: Path, found: Path, differences: Differences, except_for
 def count_rows(whole: Path, found: Path, differences: Differences) -> None:
     """Count the ids of a Parquet file that are lost, and those that are there too often."""
     if not found.exists():
-        return  # a missing file is told of as such
+        return  # `Differences.files` names a missing file
     wanted, ids = (Counter(pq.read_table(path)["id"].to_pylist()) for path in (whole, found))
     differences.lost += (wanted - ids).total()
     differences.doubled += (ids - wanted).total()

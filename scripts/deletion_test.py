@@ -1,7 +1,8 @@
-"""Which attribution points at the tokens that matter: python scripts/deletion_test.py STORE [STORE ...].
+"""Test which attribution finds the tokens that matter: python scripts/deletion_test.py STORE [STORE ...].
 
-For each attribution the tenth of the tokens it ranks highest is hidden from the classifier, in the texts with the
-highest logits; printed is how far the logit falls, beside tokens hidden at random. More is better.
+The script takes the texts with the highest logits. For each attribution it hides from the classifier the tenth of the
+tokens that the attribution ranks highest. It prints how far the logit falls, and how far it falls for random tokens.
+A larger fall is better.
 """
 
 import sys

@@ -18,7 +18,7 @@ from pathlib import Path
 from clean_process import preload, start
 
 SLOW = {"report": 20}
-"""Times that a case of a reader takes longer than one of the others: it gets as many fewer."""
+"""How many times as long a case takes for this reader; it gets that many times fewer cases."""
 SECONDS, MEBIBYTES, MOST_BYTES = 5, 2048, 4096
 """Bounds of one case; seconds of this process, so that a busy machine breaks nothing."""
 HANG_SECONDS = 60
@@ -63,7 +63,7 @@ def run(reader: str, cases: int) -> bool:
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="ltmia-fuzz-", dir=memory if memory.is_dir() else None))
     began = time.monotonic()
-    code = start(fuzz, (reader, cases, folder), folder / "output").ended(None)  # libFuzzer ends a case that hangs
+    code = start(fuzz, (reader, cases, folder), folder / "output").ended(None)  # libFuzzer stops a case that hangs
     output = (folder / "output").read_text("utf-8", "replace")
     shutil.rmtree(folder, ignore_errors=True)
     figures = dict(re.findall(r"stat::(\w+):\s+(\d+)", output))

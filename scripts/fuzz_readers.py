@@ -1,7 +1,7 @@
-"""What a fuzzer feeds: everything that reads a file, each as a function of one case (bytes).
+"""Everything that reads a file, as functions of one case (bytes), for a fuzzer.
 
-Readers of JSON, Parquet and safetensors also get valid files with one place changed, which bytes alone would rarely
-hit. Used by `fuzz.py` and by the suite.
+Readers of JSON, Parquet and safetensors also get valid files with one place changed, because random bytes are hardly
+ever such a file. Used by `fuzz.py` and by the suite.
 """
 
 import contextlib
@@ -239,7 +239,7 @@ def open_store(folder: Path, manifest: bytes, texts: bytes) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Make the hashes fit, where the manifest can have any: what they protect is to be read."""
+    """Correct the hashes if the manifest has any, so that the reader goes on to read the files."""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         names = ("tokens.f16", "texts.parquet", *EXPECTED_FILES.values())
@@ -251,7 +251,7 @@ def seal(folder: Path) -> None:
 
 
 def go_on_with_store(folder: Path, case: bytes) -> None:
-    """Go on with a store whose journal is damaged, as after a crash."""
+    """Resume a store whose journal is damaged, as after a crash."""
     rows, journal = folder / "tokens.f16", folder / "journal.jsonl"
     for path in (rows, journal):
         path.unlink(missing_ok=True)

@@ -2,8 +2,8 @@
 
     python scripts/make_demo_texts.py CORPORA_DIR [--out FILE]
 
-CORPORA_DIR holds `speeches.jsonl.gz`: one object a line with `id`, `text` and `source`, the address
-a passage is from. The output, `src/ltmia/data/demo/texts.jsonl.gz`, is the same at each run:
+CORPORA_DIR holds `speeches.jsonl.gz`: one object a line with `id`, `text` and `source` (the address
+that the passage comes from). The output, `src/ltmia/data/demo/texts.jsonl.gz`, is the same at each run:
 passages of each address are taken in the order of a hash of their id, cut at a sentence's end to at
 most 130 words, and those that come out under 60 words are passed over.
 """

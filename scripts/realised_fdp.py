@@ -1,8 +1,9 @@
-"""Hold the promise of the flags on stores of known membership: python scripts/realised_fdp.py LAB [--attack A].
+"""Test whether the false discovery rate holds where members are known: python scripts/realised_fdp.py LAB [--attack A].
 
 Members are judged with one half of the non-members against the other half, by the code of `ltmia audit`. The share of
-flags that fall on non-members is the false discovery proportion that was realised; the promise is an average, so beside
-the audit's own split stands the mean over several. The same is done with whole groups, each judged by its mean score.
+flags that fall on non-members is the realised false discovery proportion. The rate promises an average of this share,
+so the table has the audit's own split and the mean over several splits. It has the same for whole groups, each judged
+by its mean score.
 """
 
 import argparse
@@ -27,19 +28,19 @@ N_SPLITS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Realised:
-    """What became of the promise on one combination."""
+    """Realised false discovery proportions on one combination."""
 
     name: str
     trained_on: bool
     decisions: Decisions
-    """Of the audit's own split."""
+    """Decisions on the audit's own split."""
     mean_fdp: float
-    """Over `N_SPLITS` splits; a split that flags nothing counts as 0, as the definition of the rate has it."""
+    """Mean over `N_SPLITS` splits; a split without flags counts as 0, by the definition of the rate."""
     mean_flagged: float
     groups: int
-    """Of the non-members."""
+    """Groups of the non-members."""
     mean_group_fdp: float
-    """The same of flagged groups."""
+    """The same mean for flagged groups."""
     mean_groups_flagged: float
 
     @property

@@ -1,8 +1,9 @@
 """Run what a page of the documentation shows, in the current folder: python scripts/run_page.py PAGE.
 
-What a block is, its fence says; tests/docs/test_docs_blocks.py lists the kinds. Here `python` and `sh {.run}` are run
-from top to bottom, in one process, and `text {.output}` is compared with what the block before it printed ("..." stands
-for anything). The folder must hold what examples/materials.py writes, and a model fine-tuned on it.
+The fence of a block says what kind it is; tests/docs/test_docs_blocks.py lists the kinds. Here `python` and `sh
+{.run}` are run from top to bottom, in one process, and `text {.output}` is compared with what the block before it
+printed ("..." stands for anything). The folder must hold what examples/materials.py writes, and a model fine-tuned on
+it.
 """
 
 import doctest
@@ -28,7 +29,7 @@ class Block:
     line: int
     language: str
     mark: str
-    """What stands in braces behind the language, without the dot."""
+    """The word in braces after the language, without the dot."""
     text: str
 
     @property
@@ -64,7 +65,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def run_page(page: Path) -> None:
-    """Run a page's blocks; the names of a Python block live on to the next.
+    """Run a page's blocks; later Python blocks see the names of earlier ones.
 
     Raises:
         ValueError: If a command fails, or prints something else than the page says.

@@ -1,4 +1,4 @@
-"""What the documentation site takes from outside docs/: the files that pages link to.
+"""Adds to the documentation site the files outside docs/ that its pages link to.
 
 Pages link to files of the repository by `../PATH`, which works where the repository is browsed. On the site such a file
 is copied to `PATH`, so that the same link works there too.
@@ -24,7 +24,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files outside docs/ that pages link to; a link to none is left for the strict build to refuse."""
+    """Add the files outside docs/ that pages link to; the strict build refuses a link to a missing file."""
     linked = {path for page in Path(config.docs_dir).glob("*.md") for path in OUTSIDE.findall(page.read_text("utf-8"))}
     for path in sorted(linked):
         source = ROOT / normpath(path)
@@ -39,5 +39,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _served(path: str) -> str:
-    """Return where a file of the repository stands on the site: Markdown as text, for it is no page of the site."""
+    """Return the path of a repository file on the site; Markdown becomes text, because it is not a page of the site."""
     return path + ".txt" if path.endswith(".md") else path

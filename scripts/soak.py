@@ -1,10 +1,10 @@
-"""Score very many short texts: does memory stay flat, time linear, and does a killed run go on?
+"""Score very many short texts: does memory stay flat, does time grow linearly, and can a killed run be resumed?
 
     python scripts/soak.py OUT --texts 100000
 
-Runs `ltmia score` on a tiny model in a process of its own, which is killed once a third of the token rows are on disk;
-the same command then goes on. Meanwhile its memory and processor time are read. Prints what was found; exits 1 if a row
-is lost or doubled, if a text costs more late than early, or if memory grows with what is already on disk.
+Runs `ltmia score` on a tiny model in a process of its own and kills it once a third of the token rows are on disk; the
+same command then resumes. The script reads memory and processor time all the while, and prints what it found. It exits
+with 1 if a row is lost or doubled, if late texts take more time than early ones, or if memory grows with the store.
 """
 
 import argparse
@@ -49,9 +49,9 @@ N_WORDS = 5
 MOST_BYTES_PER_TEXT = 2_500
 """Memory a text may leave behind: its scores and its place in the store."""
 WARM_UP_BYTES = 64 * 2**20
-"""Growth that is not put down to texts: what is loaded on first use, and what an allocator keeps."""
+"""Growth that the texts do not cause: libraries loaded on first use, and memory that an allocator keeps."""
 FEWEST_READINGS = 9
-"""Three for each third of the run, or no growth can be told."""
+"""Three for each third of the run; with fewer, growth cannot be measured."""
 READING_SECONDS = 0.05
 """Between two readings."""
 END_SECONDS = 300
@@ -59,7 +59,7 @@ END_SECONDS = 300
 IDLE_SECONDS = 600
 """A process that adds no row for so long hangs; evaluation at the end included."""
 MOST_SLOWER = 1.5
-"""Times that a text may cost in the last third of what it costs in the first; a machine is never quite even."""
+"""Limit on the cost of a text in the last third divided by that in the first; a machine is never quite steady."""
 
 
 @dataclass

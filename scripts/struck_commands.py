@@ -1,4 +1,4 @@
-"""The commands that `torture.py` strikes: how each is laid out, begun, struck and judged."""
+"""The commands that `torture.py` interrupts: how each is prepared, started, interrupted and compared."""
 
 import os
 import random
@@ -64,7 +64,7 @@ class Strike:
 
     @property
     def may_end_with(self) -> tuple[int, ...]:
-        """Exit codes: it was done already, or says that it was interrupted, or dies of the signal."""
+        """Exit codes of a command that was done already, that says it was interrupted, or that the signal killed."""
         return (0,) if self.victim == "worker" else (0, 2, -self.signal)
 
 
@@ -87,7 +87,7 @@ class Kind:
     share: float
     """Part of the strikes that it gets."""
     arguments: Callable[[Path, Path], list[str]]
-    """Of the command, given the folder of all work and that of its results."""
+    """Returns the command's arguments, given the folder of all work and that of its results."""
     compare: Callable[[Path, Path, Differences], None]
     lay_out: Callable[[Path, Path], object] = lambda _work, out: out.mkdir()
     """Makes the folder of results that the command begins with; same arguments."""
@@ -126,7 +126,7 @@ def train(work: Path, out: Path) -> list[str]:
 
 
 def with_salt(kind: str, out: Path) -> None:
-    """Lay out a folder for an audit or a score, with the salt of every other one: so their ids can be compared."""
+    """Prepare a folder for an audit or a score. All have the same salt, so their ids can be compared."""
     (out / "private").mkdir(parents=True)
     (out / "private" / "salt").write_text("5a" * 32, "utf-8")
     mark_folder(out, Marker(kind=MARKED[kind]))
@@ -184,7 +184,7 @@ def prepare(work: Path) -> None:
 
 
 def run_quickly(*arguments: str) -> None:
-    """Run a command with few resamples and trees: what intervals and the control rest on is no matter here."""
+    """Run a command with few resamples and trees, because exact intervals and controls do not matter here."""
     import ltmia.evaluation.controls
     import ltmia.evaluation.intervals
 

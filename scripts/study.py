@@ -1,10 +1,10 @@
-"""Where the signature of memorisation carries over, from the stores of a lab: python scripts/study.py LAB OUT.
+"""Measure where a classifier carries over, from the stores of a lab: python scripts/study.py LAB OUT.
 
 LAB is the folder of `ltmia lab run recipes/tiny.toml`. Classifiers are trained on parts of its training stores and
-asked about others; each is kept in OUT/classifiers and each figure in OUT/figures.json, so a second call goes on where
+tested on others. Each is kept in OUT/classifiers and each figure in OUT/figures.json, so a second call continues where
 the first one ended. The tables go to OUT/study.md, the growth curve to OUT/growth.svg.
 
-Figures are AUCs on at most 400 members and 400 non-members of a combination, the same of each for all classifiers, then
+Figures are AUCs on at most 400 members and 400 non-members of a combination, the same texts for all classifiers, then
 averaged over combinations; targets are never pooled. The AUC chooses the best published attack on each combination.
 """
 
@@ -32,7 +32,7 @@ from ltmia.lab.evaluate import find_combinations, recipe_of
 GROWTH = (1, 3, 7, 14, 28)
 """Numbers of training combinations; the shipped classifier saw all."""
 LENGTHS, LONGER = (16, 32, 64, 128), (128, 256, 384)
-"""Tokens left of each text, where targets were trained on as many as in training, and on more."""
+"""Numbers of tokens kept of each text, for targets trained on texts of the usual length and on longer ones."""
 COLUMN_GROUPS = {
     "excess and expectation": ("excess", "expected"),
     "how often token and pair occur in other texts": ("token_count", "pair_count"),
@@ -42,7 +42,7 @@ COLUMN_GROUPS = {
     "entropies, surprises, divergences, spreads": ("entropy", "surprise", "divergence", "spread"),
     "top tokens": ("top_", "hit"),
 }
-"""By words that their columns' names hold; a column belongs to the first group that fits."""
+"""Words in the names of the columns of each group; a column belongs to the first group that fits."""
 
 
 class Asked:
@@ -168,7 +168,7 @@ class Study:
         return [*table, _row("---", "---", "---"), *(_row(n, *_auc_and_ratio(aucs, self.test)) for n, aucs in curve)]
 
     def shorter(self) -> list[str]:
-        """Leave the first tokens of each text of the test set only."""
+        """Keep only the first tokens of each text of the test set."""
         return self._first_tokens(self.test, LENGTHS)
 
     def longer(self) -> list[str]:
@@ -186,7 +186,7 @@ class Study:
         return table
 
     def columns(self) -> list[str]:
-        """Put the training average in place of a group of columns: what is lost tells what the classifier leans on."""
+        """Replace a group of columns by their training average; the loss of AUC shows how much they are used."""
         model = self._whole()
         whole = np.array(self.ask_all(f"growth-{len(self.training)}", model, self.test))
         table = [_row("without", "columns", "AUC on the test set", "change"), _row(*["---"] * 4)]

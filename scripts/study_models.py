@@ -1,8 +1,10 @@
-"""Whether the signature survives other models: python scripts/study_models.py RECIPE LAB CORPORA OUT [options].
+"""Measure the classifier on rounded targets and other references.
+
+    python scripts/study_models.py RECIPE LAB CORPORA OUT [options]
 
 LAB is the folder of `ltmia lab run RECIPE --corpora CORPORA`, run with `keep_models = true`. On some combinations of
-the test set the same texts are scored again with the target's weights rounded, and with another reference than the base
-that was fine-tuned. Means over these combinations go to OUT; each combination stands in it alone as well.
+the test set the same texts are scored again with the target's weights rounded, and with a reference that is not the
+base of the target. The means over these combinations and the figures of each go to OUT.
 """
 
 import argparse

@@ -1,15 +1,14 @@
-"""Interrupt audits, scorings, reports, trainings and labs at random moments, and compare what they come to.
+"""Interrupt audits, scorings, reports, trainings and labs at random moments, and compare their results.
 
     python scripts/torture.py OUT --kills 200 --seed 0
 
-Each round runs one command in an empty folder and strikes it with SIGINT, SIGTERM or SIGKILL again and again, until it
-has got through; then its files are compared with those of an undisturbed run, but for what tells of time. After each
-strike on an audit one thing of its inputs may change (a weight, a text, the dtype and so on); it must then come to what
-an undisturbed audit of the last inputs comes to. Of labs also single workers are killed, or the lab alone. Commands run
-in processes that have the libraries loaded, so that a strike costs work and not imports; only a lab's workers load them
-anew. The work is small, and intervals rest on few resamples: what is asked is whether two runs come to the same. A
-command that hangs is ended and says where it stood.
-Exits 1 unless nothing was found.
+Each round runs one command in an empty folder. It interrupts the command with SIGINT, SIGTERM or SIGKILL and starts it
+again, until the command finishes. Then it compares the files with those of an undisturbed run, except for times. After
+each signal to an audit one of its inputs may change (a weight, a text, the dtype and so on); the results must then
+equal those of an undisturbed audit of the last inputs. In a lab, single workers or only the lab itself may be killed.
+Commands run in processes that have the libraries loaded, so that a signal hits the work and not the imports; only a
+lab's workers load them again. The work is small and intervals come from few resamples, because only equality is
+tested. A command that hangs is ended, and the place where it hung is shown. Exits with 1 if anything was found.
 """
 
 import argparse
@@ -64,7 +63,7 @@ class Torture:
         self.work, self.seed, self.limit = work, seed, limit
         self.tally = Tally()
         self.seconds: dict[str, float] = {}
-        """The shortest time in which each kind of command got through from the beginning: strikes fall within it."""
+        """The shortest time that each kind of command took from the beginning; signals come within it."""
 
     def prepare(self) -> None:
         """Write what the commands read, in a process of its own."""
@@ -109,7 +108,7 @@ class Torture:
         print(f"{name}: {struck} strikes in {rounds} rounds, {whole:.1f} s undisturbed", flush=True)
 
     def _disturb(self, name: str, out: Path, kills: int, chance: random.Random) -> None:
-        """Run one command again after each strike, on changed inputs where it has such, and at last in peace."""
+        """Run one command again after each strike, on changed inputs if it has such, and once more undisturbed."""
         change = KINDS[name].change
         for n in range(kills):
             child, strike, began = self._start(name, out), chance.choice(KINDS[name].strikes), time.monotonic()
@@ -118,7 +117,7 @@ class Torture:
                 code = self._end(name, child, f"after {strike}", strike.may_end_with)
             else:
                 code = self._end(name, child, "before any strike", (0,))
-                if not n:  # nothing was there yet; the undisturbed run may have compiled something, or had to wait
+                if not n:  # this run began from nothing, as the undisturbed one did, which may have compiled or waited
                     self.seconds[name] = min(self.seconds[name], time.monotonic() - began)
             if change is not None:
                 self.tally.changes[change(out, chance)] += 1
@@ -131,7 +130,7 @@ class Torture:
         return start(run_quickly, KINDS[name].arguments(self.work, out), out.with_suffix(".log"))
 
     def _end(self, name: str, child: Child, when: str, right: tuple[int, ...]) -> int | None:
-        """Wait for a command's end, and enter it if it is a wrong one."""
+        """Wait for a command's end, and record it if its exit code is wrong."""
         code = child.ended(self.limit)
         if code is None:
             self.tally.misbehaved.append(self._hang(name, child, when))
@@ -144,7 +143,7 @@ class Torture:
 
     def _judge(self, name: str, out: Path) -> None:
         log = out.with_suffix(".log")
-        # An interrupt inside a callback from C is told of and lost: the command goes on, as if it had not come.
+        # Python reports an interrupt inside a callback from C and then ignores it: the command goes on.
         said = re.sub(r"Exception ignored .*?KeyboardInterrupt", "", log.read_text("utf-8", "replace"), flags=re.DOTALL)
         if "Traceback" in said:
             self.tally.misbehaved.append(f"{log}: a traceback")
@@ -154,7 +153,7 @@ class Torture:
             self.tally.differences.files.append(f"{out}: {error}")
 
     def _whole(self, name: str, out: Path) -> Path:
-        """Return what an undisturbed run comes to on the inputs of a disturbed one."""
+        """Return the results of an undisturbed run on the inputs of a disturbed one."""
         lay_out_anew = KINDS[name].lay_out_anew
         if lay_out_anew is None:
             return self.work / f"whole-{name}"

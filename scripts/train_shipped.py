@@ -1,10 +1,10 @@
 """Train the shipped classifiers on two labs and evaluate each: python scripts/train_shipped.py LAB REAL OUT.
 
 LAB is the folder of `ltmia lab run recipes/tiny.toml`, REAL that of `ltmia lab run recipes/real.toml`. A classifier
-first learns from all combinations of LAB with training corpora (OUT/full-tiny), then goes on with those of REAL
-(OUT/full); the combinations of LAB with test corpora, of architectures never trained on, are scored once, and
-OUT/full-evaluation holds every figure. `lite` is trained in the same way. Names after OUT choose which of the two to
-train. A second call resumes where the first one was interrupted.
+first learns from all combinations of LAB with training corpora (OUT/full-tiny), then from those of REAL (OUT/full). It
+scores the combinations of LAB with test corpora and new architectures once; OUT/full-evaluation holds every figure.
+`lite` is trained in the same way. Names after OUT choose which of the two to train. A second
+call resumes where the first one was interrupted.
 """
 
 import argparse

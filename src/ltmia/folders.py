@@ -193,7 +193,7 @@ def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, ov
     Args:
         out: Final name. If it is a folder of ours, our files in it are replaced and all others stay.
         write: Fills the temporary folder that it is given.
-        marker: What the folder holds; the files are filled in.
+        marker: Says what the folder holds. This function fills in names and hashes of its files.
         overwrite: Replace what was made with other settings.
 
     Raises:

@@ -12,9 +12,10 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of the attacks to run, each once, in the table's order.
 
     Args:
-        wanted: "fast" (the attacks of the shared pass, the classifier and the control), "recorded" (attacks that need
-            only recorded log-probabilities), "all" (neither group includes the attacks on weights, which an audit adds
-            by its observer), or names in a list or separated by commas; "fast,recall" adds one to a group.
+        wanted: Names of attacks or groups, in a list or separated by commas, such as "fast,recall". The groups are
+            "fast" (the attacks of the shared pass, the classifier and the control), "recorded" (attacks that need only
+            recorded log-probabilities) and "all". None of them includes the attacks on weights: an audit adds those
+            by its observer.
 
     Raises:
         ConfigError: If a name is unknown, or there is none.

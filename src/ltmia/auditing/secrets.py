@@ -184,7 +184,7 @@ def _up(bits: float) -> int:
 
 
 def span_columns(found: FoundSecrets, salt: bytes, *, reveal: bool) -> dict[str, Any]:
-    """Lay out `spans.parquet`: one row per value, by id and number of its span; the values only on request."""
+    """Lay out `spans.parquet`: one row per value, named by text id and number of the span; values only on request."""
     values, wanted = found.values, found.wanted
     ids = published_ids(wanted.texts, salt)
     columns: dict[str, Any] = {

@@ -17,7 +17,7 @@ MOST_NONMEMBERS = 2000
 
 
 def share_columns(scored: ScoredTexts, nonmembers: np.ndarray) -> dict[str, Any]:
-    """Compute the columns; all are null if a cluster returned only scores, or if no non-member was scored.
+    """Compute columns of `records.parquet`; all are null if a cluster gave only scores or no non-member was scored.
 
     Args:
         scored: Scored texts.

@@ -36,7 +36,7 @@ DRAWS, TAIL_DF = 600, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoGroups:
-    """Two groups of coefficients: N(0, unused_spread^2) and N(used_mean, used_spread^2), which is at least as wide."""
+    """Two groups of coefficients: N(0, unused_spread^2), and N(used_mean, used_spread^2), at least as wide."""
 
     share: float
     """Share of texts that were used."""
