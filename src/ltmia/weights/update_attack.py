@@ -84,7 +84,7 @@ class UpdateScores:
     n_used: float
     """Estimated number of used texts."""
     n_used_interval: tuple[float, float]
-    """Its 95 % interval."""
+    """Its interval: 95 % in simulations. On real LMs it missed the truth on two of three targets, always too high."""
     explained: float
     """Share of the update that the texts explain."""
     layers: tuple[int, ...]
