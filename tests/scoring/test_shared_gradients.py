@@ -6,8 +6,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from gradient_oracles import TOKENIZER, moved_pair, small, some_texts
+from ltmia.errors import ModelError
 from ltmia.models.pair import Pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun, extract_batches
+from ltmia.weights.backward import TextGradients
 from ltmia.weights.coordinates import choose_coordinates
 from ltmia.weights.gradients import GradientReader
 
@@ -83,6 +85,29 @@ def test_a_killed_run_goes_on_with_what_it_has(tmp_path) -> None:
     for point in range(2):
         name = f"gradients-{point}.f16"
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def one_text_is_too_much(*_):
+    raise torch.OutOfMemoryError
+
+
+def a_layer_mixes_texts(self, rows, starts, real=TextGradients.with_states):
+    self.mixing.add("a.weight")
+    return real(self, rows, starts)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"), [(one_text_is_too_much, "does not fit into memory"), (a_layer_mixes_texts, "texts mixed")]
+)
+def test_gradients_that_cannot_be_read_cost_no_score(fault, message, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log-probabilities are computed all the same; reading the update then says what is wrong."""
+    pair, texts = moved_pair(), some_texts(5)
+    reader = opened(pair, texts, tmp_path)
+    monkeypatch.setattr(TextGradients, "with_states", fault)
+    np.testing.assert_allclose(extracted(pair, texts, reader), extracted(pair, texts), rtol=1e-6, atol=1e-6)
+    with pytest.raises(ModelError, match=message):
+        reader.finish()
+    assert not any(reader.file.is_done(point, row) for point in range(2) for row in range(5))
 
 
 def test_points_between_the_models_have_passes_of_their_own(tmp_path) -> None:

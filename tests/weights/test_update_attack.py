@@ -91,6 +91,24 @@ def test_a_text_without_a_gradient_has_no_score_and_a_reason(trained, tmp_path) 
         assert np.isfinite(np.delete(values, 40)).all()
 
 
+def test_a_gradient_of_zero_gives_no_score_and_a_reason(trained, tmp_path) -> None:
+    pair, texts, _ = trained
+    config = WeightsConfig(n_coordinates=2_000)
+    with UpdateAttack(pair, texts[:30], tmp_path, identity="a", config=config) as attack:
+        nothing = np.zeros((1, attack.gradients.file.shape.n_coordinates), np.float32)
+        for point in range(2):
+            attack.gradients.file.append(point, [7], nothing)
+        found = attack.score()
+        assert "zero" in str(found.reasons[7])
+        assert np.isnan(found.score[7])
+        assert np.isfinite(np.delete(found.score, 7)).all()
+        for row in range(30):
+            for point in range(2):
+                attack.gradients.file.append(point, [row], nothing)
+        with pytest.raises(DataError, match="only 0 of 30 texts have a gradient"):
+            attack.score()
+
+
 def test_the_optimizers_own_moments_are_read_from_safetensors(trained, tmp_path) -> None:
     pair, texts, moments = trained
     save_file(moments, tmp_path / "state.safetensors")

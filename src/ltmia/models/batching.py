@@ -188,7 +188,7 @@ class Halving:
             try:
                 result = work(part)
             except (MemoryError, RuntimeError) as error:
-                if not _ran_out_of_memory(error):
+                if not ran_out_of_memory(error):
                     raise
                 self._learn(part, error)
                 waiting = [*_halves(part), *waiting]
@@ -214,7 +214,8 @@ def _halves(part: list[int]) -> list[list[int]]:
     return [part[: len(part) // 2], part[len(part) // 2 :]]
 
 
-def _ran_out_of_memory(error: Exception) -> bool:
+def ran_out_of_memory(error: Exception) -> bool:
+    """Say whether an error means that memory ran out."""
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
     # oneDNN says no more than this when memory runs out. The head itself is fine: it ran when the model was loaded.
     return known or "could not create a primitive" in str(error)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ltmia.errors import ModelError
+from ltmia.models.identity import active_adapters
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 
@@ -21,6 +22,10 @@ LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 """Finds the first number in a parameter's name, which is the number of its layer."""
 ZERO_AT_FIRST = (True, "gaussian", "eva")
 """Values of PEFT's `init_lora_weights` with which lora_B starts at zero and the base stays as it is."""
+START_AT_ZERO = ("lora_B", "lora_embedding_A")
+"""Parts of an adapter that are zero when its training starts."""
+WRAPPER_NAMES = frozenset({"base_layer", "original_module", "token_adapter"})
+"""Names that PEFT puts between the base's own names."""
 Layout = Literal["linear", "transposed", "other"]
 
 
@@ -57,7 +62,7 @@ def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     """
     if pair.is_sequential:
         raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
-    found = _adapter_matrices(pair.target) if is_adapter(pair) else _full_matrices(pair)
+    found = _adapter_matrices(pair) if is_adapter(pair) else _full_matrices(pair)
     if not found:
         raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
     changed = [m for m in found if not _is_same(m)]
@@ -80,11 +85,12 @@ def model_between(pair: Pair, point: float) -> Iterator[ModelRunner]:
     elif point == 0 and not is_adapter(pair):
         yield pair.reference_runner
     else:
-        ends = _adapter_path(pair.target) if is_adapter(pair) else _full_path(pair)
+        ends = _adapter_path(pair) if is_adapter(pair) else _full_path(pair)
         kept = [parameter.data for parameter, _ in ends]
         try:
-            for parameter, base in ends:
-                parameter.data = torch.lerp(base.to(parameter.data), parameter.data, point)
+            with torch.inference_mode(False), torch.no_grad():
+                for parameter, base in ends:
+                    parameter.data = torch.lerp(base.to(parameter.data), parameter.data, point)
             yield pair.target_runner
         finally:
             for (parameter, _), data in zip(ends, kept, strict=True):
@@ -127,8 +133,15 @@ def _vocabulary_weights(model: Any) -> Iterator[nn.Parameter]:
             yield from () if module is None else module.parameters()
 
 
-def _adapter_matrices(model: Any) -> list[ChangedMatrix]:
+def _adapter_matrices(pair: Pair) -> list[ChangedMatrix]:
+    model = pair.target
     _check_adapters(model)
+    for name, weight, _ in _moved_in_the_base(pair):
+        if weight.ndim > 1 and LAYER.search(name):
+            raise ModelError(
+                f"under the target's adapter, {name} differs from the reference, so the adapter is only a part of the "
+                "update: merge it into the target (`merge_and_unload`), or give the model under it as the reference"
+            )
     found = []
     for name, weight in _adapter_weights(model, "lora_B"):
         numbered = LAYER.search(name)
@@ -139,7 +152,7 @@ def _adapter_matrices(model: Any) -> list[ChangedMatrix]:
 
 
 def _check_adapters(model: Any) -> None:
-    for name in model.active_adapters:
+    for name in active_adapters(model):
         config = model.peft_config[name]
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         if kind != "LORA":
@@ -155,9 +168,10 @@ def _check_adapters(model: Any) -> None:
 
 
 def _adapter_weights(model: Any, part: str) -> Iterator[tuple[str, nn.Parameter]]:
+    active = active_adapters(model)
     for name, weight in model.named_parameters():
         pieces = name.split(".")
-        if part in pieces and pieces[pieces.index(part) + 1] in model.active_adapters:
+        if part in pieces and pieces[pieces.index(part) + 1] in active:
             yield name, weight
 
 
@@ -179,12 +193,57 @@ def _full_path(pair: Pair) -> list[tuple[nn.Parameter, Tensor]]:
     return [(weight, base.data) for weight, base in ours if base is not None and base.shape == weight.shape]
 
 
-def _adapter_path(model: Any) -> list[tuple[nn.Parameter, Tensor]]:
-    ends = [(weight, torch.zeros_like(weight.data)) for _, weight in _adapter_weights(model, "lora_B")]
-    for name, weight in _adapter_weights(model, "lora_magnitude_vector"):
-        # DoRA: the length of each row of the base's matrix, from where training starts.
-        layer = model.get_submodule(name.partition(".lora_magnitude_vector")[0])
-        matrix = layer.get_base_layer().weight.data
-        rows = matrix.T if layer.fan_in_fan_out else matrix
-        ends.append((weight, torch.linalg.vector_norm(rows.float(), dim=1)))
+def _adapter_path(pair: Pair) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return all parameters that move while an adapter is trained, except `lora_A`, with their values in the base."""
+    model = pair.target
+    ends = [(weight, base.data) for _, weight, base in _moved_in_the_base(pair)]
+    for part in START_AT_ZERO:
+        ends += [(weight, torch.zeros_like(weight.data)) for _, weight in _adapter_weights(model, part)]
+    for part, start in (
+        ("lora_magnitude_vector", _lengths_of_rows),
+        ("modules_to_save", _saved_module_before),
+        ("trainable_tokens_delta", _tokens_before),
+    ):
+        for name, weight in _adapter_weights(model, part):
+            owner, _, rest = name.partition(f".{part}.")
+            adapter, _, inner = rest.partition(".")
+            ends.append((weight, start(model.get_submodule(owner), adapter, inner)))
     return ends
+
+
+def _lengths_of_rows(layer: Any, _adapter: str, _inner: str) -> Tensor:
+    """Return where DoRA starts: at the length of each row of the base's matrix."""
+    matrix = layer.get_base_layer().weight.data
+    rows = matrix.T if getattr(layer, "fan_in_fan_out", False) else matrix
+    return torch.linalg.vector_norm(rows.float(), dim=1)
+
+
+def _saved_module_before(wrapper: Any, _adapter: str, inner: str) -> Tensor:
+    """Return a parameter of a module that was trained whole, as it is in the base."""
+    before: Tensor = wrapper.original_module.get_parameter(inner).data
+    return before
+
+
+def _tokens_before(layer: Any, adapter: str, _inner: str) -> Tensor:
+    """Return the rows of the base's embedding for the tokens that were trained."""
+    rows: Tensor = layer.get_base_layer().weight.data[layer.token_indices[adapter]]
+    return rows
+
+
+def _moved_in_the_base(pair: Pair) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yield parameters under an adapter that differ from the reference, such as trained biases, and their values there.
+
+    Without a reference of its own, a pair has none.
+    """
+    theirs = {} if pair.reference is None else {_own_name(name): p for name, p in pair.reference.named_parameters()}
+    for name, weight in pair.target.named_parameters():
+        base = theirs.get(_own_name(name))
+        if base is None or base.shape != weight.shape or not weight.is_floating_point():
+            continue
+        if not torch.equal(weight, base.to(weight)):
+            yield name, weight, base
+
+
+def _own_name(name: str) -> str:
+    """Return a parameter's name in the base; names of an adapter's own parameters stay foreign to it."""
+    return ".".join(piece for piece in name.removeprefix("base_model.model.").split(".") if piece not in WRAPPER_NAMES)

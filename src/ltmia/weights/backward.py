@@ -8,6 +8,7 @@ The backward pass ends at the lowest layer that is read: no parameter requires a
 output of that layer. Layers below keep no activations.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -21,10 +22,9 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ltmia.errors import ModelError
 from ltmia.models.forward import pad_ids, positions_at_once, scored_positions
 from ltmia.models.runner import ModelRunner
-from ltmia.models.weight_delta import ChangedMatrix, Layout
+from ltmia.models.weight_delta import ChangedMatrix, Layout, owner_of
 
 DENSE_SHARE = 1 / 50
 """If a larger share of a matrix's coordinates is read, its whole gradient is computed, because one matrix product is
@@ -86,6 +86,7 @@ class TextGradients:
         runner: Runs the model.
         places: Coordinates to read.
         batched: Read linear layers from a batch of texts. Otherwise texts go one by one, and any parameter can be read.
+            If a layer mixes the tokens of several texts, its gradients are NaN, and `mixing` names it.
         pad_id: Id that texts are padded with.
     """
 
@@ -98,34 +99,45 @@ class TextGradients:
         self._batched = batched
         self._pad_id = pad_id
         self._parameters = dict(model.named_parameters())
-        self._required = {name: parameter.requires_grad for name, parameter in self._parameters.items()}
+        self._before = {name: (p.requires_grad, p.grad) for name, p in self._parameters.items()}
         self._n = sum(len(place.flat) for place in places)
         self._batch: tuple[int, int] = (0, 0)
         self._out = torch.zeros(0)
         self._stack = ExitStack()
         self.backward_seconds = 0.0
         """Seconds spent after the forward passes."""
+        self.mixing: set[str] = set()
+        """Names of matrices whose layers were called with tokens of several texts mixed."""
 
     def __enter__(self) -> "TextGradients":
+        with self._stack as stack:
+            stack.callback(self._restore)
+            self._prepare(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def _prepare(self, stack: ExitStack) -> None:
         for name, parameter in self._parameters.items():
+            parameter.grad = None  # those of a training under way are put back
             parameter.requires_grad_(not self._batched and any(place.name == name for place in self._places))
         self._head = self._runner.head_with_graph()
-        if self._batched:
-            start = 0
-            for place in self._places:
-                reader = _LayerReader(self, place, start)
-                handle = self._model.get_submodule(place.name.rpartition(".")[0]).register_forward_hook(reader)
-                self._stack.callback(handle.remove)
-                start += len(place.flat)
-        return self
+        start = 0
+        for place in self._places if self._batched else ():
+            reader = _LayerReader(self, place, start)
+            handle = owner_of(self._model, place.name).register_forward_hook(reader)
+            stack.callback(handle.remove)
+            start += len(place.flat)
+
+    def _restore(self) -> None:
+        for name, parameter in self._parameters.items():
+            required, gradient = self._before[name]
+            parameter.requires_grad_(required)
+            parameter.grad = gradient
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(self._required[name])
-            parameter.grad = None
 
     def __call__(
         self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
@@ -133,6 +145,7 @@ class TextGradients:
         """Return the gradient of each text's mean loss at the coordinates, on the CPU; see `with_states`."""
         return self.with_states(rows, starts)[0]
 
+    @torch.inference_mode(False)
     @torch.enable_grad()
     def with_states(
         self, rows: Sequence[Int64[np.ndarray, " _"]], starts: Sequence[int]
@@ -152,11 +165,12 @@ class TextGradients:
         states = self._runner.states_with_graph(ids.to(device), mask.to(device))[:, :-1][counted]
         started = time.perf_counter()
         pull = _loss_gradient(self._head, states, ids[:, 1:][counted].to(device), shares[counted].to(device))
+        factor = _room_for_float16(pull)
         if states.requires_grad:  # otherwise no layer that is read affects the loss
-            states.backward(pull)
+            states.backward(pull * factor)
         if not self._batched:
             self._take_parameter_gradients()
-        out = self._out.cpu()
+        out = self._out.cpu() / factor
         self.backward_seconds += time.perf_counter() - started
         return out, states.detach()
 
@@ -166,15 +180,16 @@ class TextGradients:
         Args:
             place: Coordinates of the layer's matrix.
             start: First column of the matrix in the result.
-            inputs: Input of the layer, (batch, seq, in).
-            pull: The loss's gradient at the layer's output, (batch, seq, out).
+            inputs: Input of the layer, (batch, seq, in), or with other axes before the last.
+            pull: The loss's gradient at the layer's output, of the same axes.
         """
-        if inputs.shape[:2] != self._batch or inputs.ndim != 3:
-            raise ModelError(
-                f"{place.name}: called with an input of shape {tuple(inputs.shape)} for a batch of {self._batch}: "
-                "tokens of different texts cannot be separated in it"
-            )
         part = self._out[:, start : start + len(place.flat)]
+        if inputs.numel() != self._batch[0] * self._batch[1] * inputs.shape[-1]:
+            self.mixing.add(place.name)
+            part.fill_(torch.nan)
+            return
+        # Some layers get all tokens in one row. If their order is another one, `choose_coordinates` sees it.
+        inputs, pull = (x.reshape(*self._batch, x.shape[-1]) for x in (inputs, pull))
         outputs, columns = (torch.from_numpy(index).to(pull.device) for index in place.outputs_and_inputs())
         if place.rows is not None:
             inputs = inputs.float() @ place.rows.to(inputs.device).T
@@ -215,6 +230,12 @@ class _LayerReader:
         kept = inputs[0].detach()
         output.register_hook(lambda pull: self.owner.collect(self.place, self.start, kept, pull))
         return output
+
+
+def _room_for_float16(pull: Tensor) -> float:
+    """Return the power of two that brings the largest number to about 1: float16 has no digits left for much less."""
+    largest = float(pull.abs().max())
+    return math.ldexp(1.0, 1 - math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0
 
 
 def _loss_gradient(head: Any, states: Tensor, truth: Tensor, shares: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ltmia.errors import ModelError
 from ltmia.models.pair import Pair
-from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, run_model
+from ltmia.models.runner import RUN_ERRORS, ModelRunner
+from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, is_adapter, model_between, run_model
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 from ltmia.weights.low_rank import row_space
 
@@ -73,6 +74,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         ModelError: If nothing changed, or the two models cannot be compared; see `changed_matrices`.
     """
     changed = changed_matrices(pair)
+    _check_begins_at_base(pair)
     layers = sorted({matrix.layer for matrix in changed})[-n_layers:]
     near = [matrix for matrix in changed if matrix.layer in layers]
     readable = _read_in_batches(pair, [matrix for matrix in near if matrix.layout != "other"])
@@ -86,6 +88,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         places.append(place)
         change.append(_change(matrix, place))
         rounding.append(_rounding(matrix, place))
+    _check_update(change, places, int(sizes.sum()))
     return Coordinates(
         places=tuple(places),
         batched=bool(readable),
@@ -95,6 +98,44 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
         n_available=int(sizes.sum()),
         digest=_digest(places),
     )
+
+
+def _check_update(
+    change: Sequence[Float64[np.ndarray, " _"]], places: Sequence[MatrixPlaces], n_available: int
+) -> None:
+    for values, place in zip(change, places, strict=True):
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"target minus base is not a finite number at {int((~np.isfinite(values)).sum())} of "
+                f"{len(values)} coordinates of {place.name}: the weights of one of the two are broken"
+            )
+    if not any(values.any() for values in change):
+        raise ModelError(
+            f"target and base are the same at all {sum(map(len, change))} coordinates drawn out of {n_available}: too "
+            "few weights changed for an update to be read"
+        )
+
+
+def _check_begins_at_base(pair: Pair) -> None:
+    """Refuse an adapter that is not the base when its path begins, because a part of it was trained that is unknown."""
+    if not is_adapter(pair):
+        return
+    with model_between(pair, 0.0) as runner:
+        start = _trial_logits(pair, runner)
+    base = _trial_logits(pair, pair.reference_runner)
+    error, size = (torch.linalg.vector_norm(x).item() for x in (start - base, base))
+    tolerance = HALF_TRIAL_TOLERANCE if pair.dtype in MANTISSA_BITS else TRIAL_TOLERANCE
+    if error > tolerance * size:  # NaN passes: broken weights are found by their gradients
+        raise ModelError(
+            f"the target with an adapter of zeros is not the base: its logits differ by {error / size:.1g} of their "
+            "size, so the adapter trains a part that is not known: merge it into the target (`merge_and_unload`)"
+        )
+
+
+def _trial_logits(pair: Pair, runner: ModelRunner) -> Float32[Tensor, "pred vocab"]:
+    ids = (torch.arange(TRIAL_LENGTH, device=pair.device) % pair.vocab_size)[None]
+    states = runner.hidden_states(ids, torch.ones_like(ids))[0]
+    return runner.float32_head()(states)[:, : pair.vocab_size].clone()
 
 
 def _shares(sizes: Int64[np.ndarray, " matrix"], total: int) -> Int64[np.ndarray, " matrix"]:
@@ -162,11 +203,7 @@ def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[Chan
     draws = [rng.choice(matrix.target.numel(), min(matrix.target.numel(), TRIED), replace=False) for matrix in matrices]
     places = [MatrixPlaces.of(matrix, np.sort(flat)) for matrix, flat in zip(matrices, draws, strict=True)]
     texts = [np.arange(TRIAL_LENGTH) % pair.vocab_size, np.arange(TRIAL_LENGTH - 1)[::-1] % pair.vocab_size]
-    model, runner = run_model(pair, 1.0), pair.target_runner
-    with TextGradients(model, runner, places, batched=True) as gradients:
-        together = gradients(texts, [1, 1])
-    with TextGradients(model, runner, places, batched=False) as gradients:
-        alone = torch.cat([gradients([text], [1]) for text in texts])
+    together, alone = _trial_gradients(pair, places, texts)
     kept, start = [], 0
     for matrix, place in zip(matrices, places, strict=True):
         part = slice(start, start + len(place.flat))
@@ -178,3 +215,25 @@ def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[Chan
     if not kept and any(matrix.layout == "linear" for matrix in matrices) and not bool(alone.isfinite().all()):
         raise ModelError("the gradients of a short text are not finite numbers: the target's weights are broken")
     return kept
+
+
+def _trial_gradients(
+    pair: Pair, places: Sequence[MatrixPlaces], texts: Sequence[Int64[np.ndarray, " _"]]
+) -> tuple[Float32[Tensor, "text coordinate"], Float32[Tensor, "text coordinate"]]:
+    """Return the gradients of the target from one batch, and from each text alone.
+
+    Raises:
+        ModelError: If the target cannot be differentiated.
+    """
+    model, runner = run_model(pair, 1.0), pair.target_runner
+    try:
+        with TextGradients(model, runner, places, batched=True) as gradients:
+            together = gradients(texts, [1] * len(texts))
+        with TextGradients(model, runner, places, batched=False) as gradients:
+            alone = torch.cat([gradients([text], [1]) for text in texts])
+    except RUN_ERRORS as error:
+        raise ModelError(
+            f"the target gives no gradients: {type(error).__name__}: {str(error)[:300]}; load it as plain float32 or "
+            "bfloat16 weights, outside of `torch.inference_mode`"
+        ) from error
+    return together, alone

@@ -41,11 +41,15 @@ class GradientShape:
 def pack_rows(
     rows: Float32[np.ndarray, "text coordinate"],
 ) -> tuple[np.ndarray, Float64[np.ndarray, " text"]]:
-    """Return rows as float16, and the power of two that each was divided by: NaN if the row is not finite."""
+    """Return rows as float16, and the power of two that each was divided by.
+
+    It is NaN if the row is not finite, and 0 if the row holds nothing but zeros.
+    """
     largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
     usable = np.isfinite(largest)
     scales = np.where(usable, np.exp2(np.ceil(np.log2(np.maximum(largest, 2.0**-100) / LARGEST))), np.nan)
     packed = np.where(usable[:, None], rows / np.where(usable, scales, 1.0)[:, None], 0.0).astype(np.float16)
+    scales[usable & ~packed.any(axis=1)] = 0.0
     return packed, scales
 
 
@@ -66,7 +70,7 @@ class GradientFile:
         self._done = np.zeros((shape.n_points, shape.n_texts), bool)
         make_folder(folder)
         with named_errors(folder):
-            self._recover(json.dumps({"fingerprint": fingerprint, "format": 1}, sort_keys=True))
+            self._recover(json.dumps({"fingerprint": fingerprint, "format": 2}, sort_keys=True))
             self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
 
     def is_done(self, point: int, row: int) -> bool:
@@ -80,8 +84,8 @@ class GradientFile:
             "point": point,
             "rows": list(rows),
             "scales": [None if np.isnan(scale) else float(scale) for scale in scales],
-            "sha256": hashlib.sha256(packed.tobytes()).hexdigest(),
         }
+        entry["sha256"] = _checksum(entry, packed)
         with named_errors(self.folder):
             # Not through a memory map: on a full disk that would end the process without a word.
             with self._path(point).open("r+b") as file:
@@ -151,10 +155,17 @@ class GradientFile:
             known = 0 <= point < self.shape.n_points and all(0 <= row < self.shape.n_texts for row in rows)
             if not known or len(entry["scales"]) != len(rows):
                 return None
-            found = hashlib.sha256(np.ascontiguousarray(self._map(point)[rows]).tobytes()).hexdigest()
+            found = _checksum(entry, self._map(point)[rows])
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
         return entry if found == entry["sha256"] else None
+
+
+def _checksum(entry: Mapping[str, Any], packed: np.ndarray) -> str:
+    """Hash a batch: its entry of the journal too, because a damaged scale is as wrong as a damaged row."""
+    digest = hashlib.sha256(json.dumps([entry[name] for name in ("point", "rows", "scales")]).encode())
+    digest.update(np.ascontiguousarray(packed).tobytes())
+    return digest.hexdigest()
 
 
 def check_room(folder: Path, shape: GradientShape) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ltmia.models.batching import Halving, length_batches, most_tokens
+from ltmia.errors import ModelError
+from ltmia.models.batching import Halving, length_batches, most_tokens, ran_out_of_memory
 from ltmia.models.forward import KnownStates, pad_id_of, passes
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
@@ -67,6 +69,7 @@ class GradientReader:
         self._encoded = encoded
         self._coordinates = coordinates
         self._points = tuple(points)
+        self._failure: ModelError | None = None
 
     def run_pair(self, rows: Sequence[int]) -> KnownStates:
         """Read gradients of some texts in the passes that compute their log-probabilities.
@@ -77,21 +80,33 @@ class GradientReader:
         Returns:
             Hidden states of target and base at the scored positions; None for a model whose gradients need a pass of
             their own, or are in the folder. For an adapter, the base counts as such: gradients need an adapter of
-            zeros, log-probabilities none at all.
+            zeros, log-probabilities none at all. Log-probabilities can be had without gradients, so if these cannot be
+            read, or do not fit into memory for one text alone, both are None, and `finish` says why.
         """
         shared = {TARGET} if is_adapter(self._pair) else {TARGET, BASE}
-        if not self._coordinates.batched:
-            shared = set()
-        target, base = (self._run(point, rows) if point in shared else None for point in (TARGET, BASE))
-        return target, base
+        if not self._coordinates.batched or self._failure is not None:
+            return None, None
+        try:
+            target, base = (self._run(point, rows) if point in shared else None for point in (TARGET, BASE))
+        except ModelError as error:
+            self._failure = error.with_traceback(None)  # the traceback holds tensors
+        except (MemoryError, RuntimeError) as error:
+            if len(rows) > 1 or not ran_out_of_memory(error):
+                raise
+        else:
+            return target, base
+        clear_device_cache(garbage_collection=True)
+        return None, None
 
     def finish(self, report: Report = silent) -> GradientFile:
         """Read the gradients that are missing yet.
 
         Raises:
             StoreError: If the disk has no room.
-            ModelError: If one text alone does not fit into memory.
+            ModelError: If one text alone does not fit into memory, or a layer mixes the tokens of several texts.
         """
+        if self._failure is not None:
+            raise self._failure
         started = time.perf_counter()
         batches = _batches(self._pair, self._encoded, self._coordinates.batched)
         total = len(self._points) * sum(map(len, batches))
@@ -146,7 +161,13 @@ class GradientReader:
 
 
 def _of(gradients: TextGradients, texts: Sequence[EncodedText]) -> tuple[Tensor, Tensor]:
-    return gradients.with_states([text.ids for text in texts], [text.start for text in texts])
+    found = gradients.with_states([text.ids for text in texts], [text.start for text in texts])
+    if gradients.mixing:
+        raise ModelError(
+            f"{', '.join(sorted(gradients.mixing))}: the layer was called with tokens of several texts mixed, so the "
+            "gradients of single texts cannot be read"
+        )
+    return found
 
 
 def _batches(pair: Pair, encoded: Sequence[EncodedText], batched: bool) -> list[list[int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from ltmia.errors import ConfigError, DataError
 from ltmia.models.pair import Pair
@@ -26,6 +26,7 @@ FEWEST_TEXTS = 10
 TRIED_TEXTS = 300
 """Texts on which the kind of optimiser is chosen."""
 NO_GRADIENT = "its gradient is not a finite number"
+ZERO_GRADIENT = "its gradient is zero at all weights that are read"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,14 +164,28 @@ class UpdateAttack:
             StoreError: If the disk has no room.
         """
         file, config, coordinates = self.gradients.finish(report), self._config, self._coordinates
-        rows = np.flatnonzero(np.isfinite(file.scales).all(axis=0))
+        finite = np.isfinite(file.scales).all(axis=0)
+        rows = np.flatnonzero(finite & file.scales.any(axis=0))
         if len(rows) < FEWEST_TEXTS:
-            raise DataError(f"only {len(rows)} of {self._n_scorable} texts have a gradient of finite numbers")
+            raise DataError(
+                f"only {len(rows)} of {self._n_scorable} texts have a gradient of finite numbers that is not zero: do "
+                "the weights that changed affect the log-probabilities?"
+            )
         state = config.optimizer_state
         moments = second_moments(file, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
         metric = _pick_metric(file, rows, moments, coordinates, config)
         equations = normal_equations(file, rows, coordinates.change, metric, report)
-        return _scores(equations, coordinates, metric, rows, self._encoded, config.points)
+        found = _scores(equations, coordinates, metric, rows, self._reasons(finite, rows), config.points)
+        if not np.isfinite(found.score[rows]).all():
+            raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
+        return found
+
+    def _reasons(self, finite: Bool[np.ndarray, " text"], rows: Int64[np.ndarray, " scored"]) -> tuple[str | None, ...]:
+        scored = set(rows.tolist())
+        return tuple(
+            None if row in scored else text.reason or (ZERO_GRADIENT if finite[row] else NO_GRADIENT)
+            for row, text in enumerate(self._encoded)
+        )
 
     @property
     def _n_scorable(self) -> int:
@@ -200,17 +215,15 @@ def _scores(
     coordinates: Coordinates,
     metric: Metric,
     rows: Int64[np.ndarray, " text"],
-    encoded: Sequence[EncodedText],
+    reasons: tuple[str | None, ...],
     points: tuple[float, ...],
 ) -> UpdateScores:
     ridges = choose_ridges(equations)
     solution = solve(equations, ridges)
     usage = infer_usage(solution.reduced)
-    scored = set(rows.tolist())
-    reasons = [None if row in scored else text.reason or NO_GRADIENT for row, text in enumerate(encoded)]
 
     def spread(values: Float64[np.ndarray, " scored"]) -> Float64[np.ndarray, " text"]:
-        out = np.full(len(encoded), np.nan)
+        out = np.full(len(reasons), np.nan)
         out[rows] = values
         return out
 
@@ -219,7 +232,7 @@ def _scores(
         alpha=spread(solution.alpha),
         standard_error=spread(solution.standard_error),
         posterior=spread(usage.posterior),
-        reasons=tuple(reasons),
+        reasons=reasons,
         n_used=usage.n_used,
         n_used_interval=(usage.n_used_low, usage.n_used_high),
         explained=solution.explained,
