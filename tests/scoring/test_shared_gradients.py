@@ -101,13 +101,13 @@ def a_layer_mixes_texts(self, rows, starts, real=TextGradients.with_states):
 )
 def test_gradients_that_cannot_be_read_cost_no_score(fault, message, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log-probabilities are computed all the same; reading the update then says what is wrong."""
-    pair, texts = moved_pair(), some_texts(5)
+    pair, texts = moved_pair(), some_texts(2)
     reader = opened(pair, texts, tmp_path)
     monkeypatch.setattr(TextGradients, "with_states", fault)
     np.testing.assert_allclose(extracted(pair, texts, reader), extracted(pair, texts), rtol=1e-6, atol=1e-6)
     with pytest.raises(ModelError, match=message):
         reader.finish()
-    assert not any(reader.file.is_done(point, row) for point in range(2) for row in range(5))
+    assert not any(reader.file.is_done(point, row) for point in range(2) for row in range(2))
 
 
 def test_points_between_the_models_have_passes_of_their_own(tmp_path) -> None:

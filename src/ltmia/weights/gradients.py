@@ -95,7 +95,7 @@ class GradientReader:
                 raise
         else:
             return target, base
-        clear_device_cache(garbage_collection=True)
+        clear_device_cache()
         return None, None
 
     def finish(self, report: Report = silent) -> GradientFile:
