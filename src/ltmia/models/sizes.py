@@ -5,8 +5,7 @@ architecture and takes no memory.
 """
 
 import inspect
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +17,11 @@ from transformers import AutoModelForCausalLM
 from ltmia.errors import ModelError
 from ltmia.models.adapters import changes_base
 from ltmia.models.checkpoints import check_unpackable, dtype_in, read_config_alone
+from ltmia.models.config_numbers import ACTIVE_EXPERTS, EXPERTS, check_config, number_in
 from ltmia.models.loading import LoadOptions
 from ltmia.models.pair import length_limits
 from ltmia.models.sources import ADAPTER_CONFIG, ModelSource, adapter_stack, base_source, find_source, refuse_clearly
 from ltmia.models.weight_delta import LAYER
-
-MOST_LAYERS = 10_000
-"""A config with more layers is taken for damaged: building the model would not end."""
-LAYERS = re.compile(r"(?:layers?|depth)$")
-"""Ends of the names of numbers of layers, of a whole model or of a part such as an encoder of images."""
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Names in configs of the number of experts of a layer."""
-ACTIVE_EXPERTS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "top_k_experts",
-)
-"""Names in configs of the number of experts that a token uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,35 +188,9 @@ def _on_meta(source: ModelSource, options: LoadOptions) -> Any:
     trusted = options.trust_remote_code
     config = read_config_alone(source, trust_remote_code=trusted)
     check_unpackable(source, config)
-    _check_config(source, config)
+    check_config(source, config)
     with torch.device("meta"):
         return refuse_clearly(source, lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=trusted))
-
-
-def _check_config(source: ModelSource, config: Any) -> None:
-    """Refuse a config of which no model can be built, or none that could be loaded as a causal LM."""
-    n_layers = getattr(config.get_text_config(), "num_hidden_layers", 1)
-    if not isinstance(n_layers, int) or n_layers < 1:
-        raise ModelError(f"{source.given}: num_hidden_layers = {n_layers}: expected 1 to {MOST_LAYERS:,}")
-    for name, number in _numbers_of_layers(config.to_dict()):
-        if number > MOST_LAYERS:
-            raise ModelError(f"{source.given}: {name} = {number}: expected 1 to {MOST_LAYERS:,}")
-    text = config.get_text_config()
-    n_experts, active = _number(text, EXPERTS), _number(text, ACTIVE_EXPERTS)
-    # One expert is a plain layer, whatever else the config says.
-    if n_experts is not None and active is not None and active > n_experts > 1:
-        raise ModelError(f"{source.given}: its config.json says that a token uses {active} experts, of {n_experts}")
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{source.given}: {config.model_type} is an encoder with a decoder: not a causal LM")
-
-
-def _numbers_of_layers(config: Mapping[Any, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the numbers of layers in a config and its parts."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{inner}", number) for inner, number in _numbers_of_layers(value))
-        elif isinstance(value, int) and LAYERS.search(str(name)):
-            yield str(name), value
 
 
 def _shape(source: ModelSource, model: Any) -> ModelShape:
@@ -262,8 +220,8 @@ def _shape(source: ModelSource, model: Any) -> ModelShape:
 
 def _products(body: nn.Module, head: nn.Module, config: Any, notes: list[str]) -> Iterator[Product]:
     """Yield the matrices of a model without its head; a shared one as often as it is used."""
-    n_experts = _number(config, EXPERTS)
-    active = _number(config, ACTIVE_EXPERTS)
+    n_experts = number_in(config, EXPERTS)
+    active = number_in(config, ACTIVE_EXPERTS)
     left_out = {id(parameter) for parameter in head.parameters()}
     for place, module in body.named_modules(remove_duplicate=False):
         parts = place.split(".")
@@ -297,7 +255,7 @@ def _attention(body: nn.Module, config: Any, notes: list[str]) -> Attention:
     """Count the layers with attention by the names of their modules, and read its sizes from the config."""
     found = [name for name, module in body.named_modules(remove_duplicate=False) if _is_attention(module)]
     outer = [name for name in found if not any(name.startswith(other + ".") for other in found)]
-    n_heads = _number(config, ("num_attention_heads",))
+    n_heads = number_in(config, ("num_attention_heads",))
     if outer and n_heads is None:
         notes.append("its config does not give one number of heads: products of attention are not counted")
     if not outer or n_heads is None:
@@ -309,16 +267,11 @@ def _attention(body: nn.Module, config: Any, notes: list[str]) -> Attention:
         notes.append(
             "it has layers without attention, whose recurrence is slower than the matrix products counted here"
         )
-    size = _number(config, ("head_dim",)) or config.hidden_size // n_heads
-    query, value = _number(config, ("qk_head_dim",)) or size, _number(config, ("v_head_dim",)) or size
+    size = number_in(config, ("head_dim",)) or config.hidden_size // n_heads
+    query, value = number_in(config, ("qk_head_dim",)) or size, number_in(config, ("v_head_dim",)) or size
     return Attention(n_layers=len(outer), n_heads=n_heads, head_sizes=query + value)
 
 
 def _is_attention(module: nn.Module) -> bool:
     name = type(module).__name__
     return "Attention" in name and "Linear" not in name and "Rwkv" not in name
-
-
-def _number(config: Any, names: tuple[str, ...]) -> int | None:
-    found = (getattr(config, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
