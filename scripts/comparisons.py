@@ -52,7 +52,7 @@ def compare_labs(whole: Path, found: Path, differences: Differences) -> None:
 
 
 def compare_files(whole: Path, found: Path, differences: Differences, except_for: Collection[str] = ()) -> None:
-    """Compare all files of two folders byte for byte, but for what manifests say of time."""
+    """Compare all files of two folders byte for byte, except the times in manifests."""
     ours, theirs = (
         {p.relative_to(f) for p in f.rglob("*") if p.is_file() and "previous" not in p.relative_to(f).parts}
         for f in (found, whole)

@@ -20,7 +20,7 @@ from clean_process import preload, start
 SLOW = {"report": 20}
 """How many times as long a case takes for this reader; it gets that many times fewer cases."""
 SECONDS, MEBIBYTES, MOST_BYTES = 5, 2048, 4096
-"""Bounds of one case; seconds of this process, so that a busy machine breaks nothing."""
+"""Bounds of one case. Seconds are processor time, so a busy machine breaks nothing."""
 HANG_SECONDS = 60
 """The same by the clock on the wall."""
 READERS = (
