@@ -208,7 +208,7 @@ def test_too_few_texts_to_learn_from_are_said_and_the_best_other_attack_is_named
     found = audited(pair, *few, tmp_path, "ltmia,excess,wbc,loss")
     check = found.validity.expectation
     assert (check.status, check.details["texts"]) == ("warning", 30), "what cannot be scored teaches nothing"
-    assert check.sentence.startswith("excess and ltmia learned from only 30 texts ")
+    assert check.sentence.startswith("The attacks excess and ltmia learned from only 30 texts ")
     assert check.sentence.endswith("with fewer than 40 the best of the other attacks may find more.")
     assert check.sentence in found.verdict
     auc = {name: found.attacks[name].auc.value for name in ("wbc", "loss")}

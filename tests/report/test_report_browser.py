@@ -324,7 +324,7 @@ def test_the_first_screen_holds_the_verdict_and_the_key_figures(
         )
         assert max(figures) < height
     cautions = opened.page.locator(".badge").all_inner_texts()
-    assert any("The right base" in text for text in cautions) == (name == "broken")
+    assert any("the base looks wrong" in text for text in cautions) == (name == "broken")
     colours = opened.page.evaluate(
         "['--bad', '--ok', '--caution'].map(name => getComputedStyle(document.body).getPropertyValue(name))"
     )

@@ -93,7 +93,12 @@ def _status_of_score(results: Results) -> tuple[Status, str]:
 
 
 def _single(results: Results) -> str:
-    return f"{headline(results.decisions, _asked(results), [])}."
+    decisions = results.decisions
+    said = headline(decisions, _asked(results), [])
+    fewest = decisions.fewest_flags or 0
+    if decisions.can_flag and not decisions.n_flagged and fewest > 1:
+        said += f"; fewer than {fewest} could not be flagged"
+    return f"{said}."
 
 
 def _despite(results: Results) -> tuple[str, str]:
@@ -150,8 +155,14 @@ def _of_limits(gate: GateVerdict, results: Results) -> str:
 
 
 def _named(limits: Sequence[Limit] | None) -> str:
-    named = ", ".join(f"{limit.title} {limit.most:g}" for limit in limits or DEFAULT_LIMITS)
-    return f"Limits of the policy: {named}." if limits else f"Default limits, since no policy was given: {named}."
+    usual = {limit.figure: limit.most for limit in DEFAULT_LIMITS}
+    named = []
+    for limit in limits or DEFAULT_LIMITS:
+        looser = limit.most > usual.get(limit.figure, limit.most)
+        default = f" (default: {usual[limit.figure]:g})" if looser else ""
+        named.append(f"{limit.title} {limit.most:g}{default}")
+    said = ", ".join(named)
+    return f"Limits of the policy: {said}." if limits else f"Default limits, since no policy was given: {said}."
 
 
 def _observer(results: Results) -> str:

@@ -121,11 +121,11 @@ def expectation_check(n_texts: int | None) -> Check:
     details: Details = {"texts": n_texts, "fewest": FEWEST_TO_LEARN_FROM}
     learned = "how fine-tuning changed tokens in general"
     if n_texts >= FEWEST_TO_LEARN_FROM:
-        sentence = f"excess and ltmia learned from {n_texts} texts {learned}."
+        sentence = f"The attacks excess and ltmia learned from {n_texts} texts {learned}."
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
-        f"excess and ltmia learned from only {n_texts} texts {learned}; with fewer than {FEWEST_TO_LEARN_FROM} the "
-        "best of the other attacks may find more."
+        f"The attacks excess and ltmia learned from only {n_texts} texts {learned}; with fewer than "
+        f"{FEWEST_TO_LEARN_FROM} the best of the other attacks may find more."
     )
     return Check(status="warning", sentence=sentence, details=details)
 

@@ -24,6 +24,17 @@ CHECK_NAMES: Mapping[str, str] = {
     "backend": "Numeric noise",
     "power": "Enough texts",
 }
+PROBLEMS: Mapping[str, str] = {
+    "blind": "the sets differ in their words",
+    "length_only": "the sets differ in length",
+    "near_duplicates": "repeated texts",
+    "base": "the base looks wrong",
+    "out_of_distribution": "unlike the classifier's training data",
+    "expectation": "too few texts to learn from",
+    "backend": "numeric noise",
+    "power": "too few texts",
+}
+"""What is wrong if a check warns; the name of a check alone could be read as good news."""
 
 
 class Light(NamedTuple):
@@ -58,8 +69,9 @@ def named_checks(validity: Validity) -> list[tuple[str, Check]]:
 
 
 def cautions(results: Results) -> list[str]:
-    """Return the names of the checks that found a problem."""
-    return [name for name, check in named_checks(results.validity) if check.status in ("warning", "failed")]
+    """Return the problems that the checks found."""
+    checks = results.validity
+    return [said for key, said in PROBLEMS.items() if getattr(checks, key).status in ("warning", "failed")]
 
 
 def headline(results: Results) -> str:
