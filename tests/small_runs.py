@@ -307,6 +307,12 @@ COMMANDS: tuple[SmallRun, ...] = (
         check=written("comparison.html"),
     ),
     SmallRun(
+        arguments="report audit --policy policy.toml",
+        finds="report.html",
+        copies={"audit": "{materials}/audit"},
+        check=written("audit/report.html"),
+    ),
+    SmallRun(
         arguments="gate {materials}/audit --policy policy.toml --junit gate.xml",
         finds="gate passed",
         check=written("gate.xml"),

@@ -39,7 +39,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 HISTORY = {"log.md", "protocol.md"}
 """Dated pages: a command in them was right on its day."""
 LIVING = [page for page in PAGES if page.name not in HISTORY]
-OTHER_PROGRAMS = {"git", "cd", ".", "pip", "ray"}
+OTHER_PROGRAMS = {"head", "git", "cd", ".", "pip", "ray"}
 SERVERS = {
     "--enable-lora",
     "--logprobs-mode",

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "export": "no command of ours",
     "git": "no command of ours",
     "cd": "no command of ours",
+    "head": "no command of ours",
     ".": "no command of ours",
     "ray": "no command of ours",
 }
