@@ -201,4 +201,4 @@ def test_audits_of_other_texts_under_the_same_ids_are_not_compared(pair: Pair, t
         audit(pair, read_texts(tmp_path / f"{name}.jsonl"), texts[60:68], tmp_path / name, config=config)
     refused = run_ltmia("compare", str(tmp_path / "one"), str(tmp_path / "two"))
     assert refused.returncode == 2
-    assert "other texts" in refused.stderr
+    assert "different texts" in refused.stderr
