@@ -43,7 +43,7 @@ def test_a_report_held_against_a_policy_names_its_limits(audited: Path, tmp_path
     policy = tmp_path / "privacy.toml"
     policy.write_text("[max]\nauc = 1\n")
     assert runner.invoke(app, ["report", str(audited), "--policy", str(policy)]).exit_code == 0
-    assert "Limits of the policy: AUC 1." in (audited / "report.html").read_text("utf-8")
+    assert "Limits of the policy: AUC 1 (default: 0.6)." in (audited / "report.html").read_text("utf-8")
     assert runner.invoke(app, ["report", str(audited)]).exit_code == 0
     assert "Default limits, since no policy was given" in (audited / "report.html").read_text("utf-8")
 
