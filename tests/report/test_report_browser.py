@@ -136,6 +136,21 @@ def test_filters_narrow_and_reset(opened: Opened, audited: Path) -> None:
     assert count() == (records["group"] == records["group"][5]).sum()
 
 
+def test_a_group_shows_its_records_and_no_others(opened: Opened, audited: Path) -> None:
+    page, groups = opened.page, read_records(audited).to_pandas()["group"]
+    page.select_option("#f-show", "N")
+    button = page.locator("button.group-records").first
+    name = str(button.get_attribute("data-group"))
+    button.click()
+    assert page.input_value("#f-group") == f'"{name}"'
+    assert opened.count() == (groups == name).sum() > 0
+    assert page.evaluate("document.activeElement.id") == "f-group"
+    page.fill("#f-group", f'"{name[:-1]}"')
+    assert opened.count() == 0
+    page.fill("#f-group", name[:-1])
+    assert opened.count() == groups.str.contains(name[:-1], regex=False).sum()
+
+
 def test_flagged_records_are_marked_and_can_be_chosen(opened: Opened, audited: Path) -> None:
     page, records = opened.page, read_records(audited).to_pandas()
     assert records["flagged"].sum() > N_MEMBERS / 2

@@ -50,6 +50,8 @@
 
   // ---- filters ----
   const low = (text) => text.toLowerCase();
+  // "text" in quotes asks for exactly this text, anything else for a part of it.
+  const fits = (text, asked) => (/^".+"$/.test(asked) ? low(text) === asked.slice(1, -1) : low(text).includes(asked));
   function bound(id, fallback) {
     const input = $(id), text = input.value.trim().replace(",", ".");
     const value = Number(text);
@@ -73,7 +75,7 @@
     const q = bound("f-q", Infinity);
     const rows = [];
     for (let i = 0; i < n; i++) {
-      if (show(i) && (!id || low(data.id[i]).includes(id)) && (!name || low(groupOf(i)).includes(name))
+      if (show(i) && fits(data.id[i], id) && fits(groupOf(i), name)
         && within(columns.score[i], ...score) && within(columns.tokens[i], ...tokens) && within(columns.q[i], -Infinity, q)) rows.push(i);
     }
     return rows;
@@ -154,6 +156,13 @@
   $("controls").addEventListener("input", refresh);
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("controls").addEventListener("reset", () => setTimeout(refresh));
+  document.querySelectorAll("button.group-records").forEach((button) => button.addEventListener("click", () => {
+    $("controls").reset();
+    $("f-group").value = `"${button.dataset.group}"`;
+    refresh();
+    $("records").scrollIntoView();
+    $("f-group").focus({ preventScroll: true });
+  }));
   $("size").addEventListener("change", () => turn(0));
   $("first").addEventListener("click", () => turn(0));
   $("previous").addEventListener("click", () => turn(page - 1));
