@@ -30,7 +30,7 @@ from ltmia.report.page import render_report, write_report
 from ltmia.report.payload import embedded_json
 from ltmia.report.slices import Records, group_slices, length_slices
 from ltmia.report.terminal import print_results
-from ltmia.report.words import CHECK_NAMES, attack_order
+from ltmia.report.words import CHECK_NAMES, PROBLEMS, attack_order
 from report_samples import FIRST_NONMEMBER, HOSTILE, N_MEMBERS, N_NONMEMBERS, made_up_audit
 
 
@@ -237,7 +237,7 @@ def test_files_that_lack_a_part_give_a_page_or_name_it(tmp_path: Path) -> None:
 
 
 def test_every_check_is_shown(audited: Path) -> None:
-    assert set(CHECK_NAMES) == set(Validity.model_fields)
+    assert set(CHECK_NAMES) == set(PROBLEMS) == set(Validity.model_fields)
     page = html.unescape(page_of(audited))
     assert all(f"<h3>{name}</h3>" in page for name in CHECK_NAMES.values())
 

@@ -55,8 +55,7 @@ def audit(
     """Audit a fine-tuned model: which of its training texts can be told from texts it never saw?
 
     Running again with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
-    `report.html` into `out`; these may be passed on. `out/private` holds the
-    files that may not.
+    `report.html` into `out`; these may be passed on. The files in `out/private` may not.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.

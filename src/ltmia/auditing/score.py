@@ -44,8 +44,7 @@ def score(
     """Judge candidates: was each of them, and were they as a whole, used to fine-tune the target?
 
     Running again with the same models, texts and options resumes. Writes `results.json`, `records.parquet` and
-    `report.html` into `out`; these may be passed on. `out/private` holds the
-    files that may not.
+    `report.html` into `out`; these may be passed on. The files in `out/private` may not.
 
     Args:
         pair: Target and reference, by `load_pair` or `load_recorded_pair`.
