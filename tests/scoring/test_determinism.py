@@ -45,7 +45,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (work / other / "private").mkdir(parents=True, exist_ok=True)
             for name in (".ltmia.json", "private/salt"):
                 shutil.copy(work / "first" / name, work / other / name)
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
     quickly = "from quick import grow_fewer_trees; grow_fewer_trees(); from ltmia.__main__ import main; main()"
     command = [sys.executable, "-c", quickly, *AUDIT, "threads"]
     threads["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

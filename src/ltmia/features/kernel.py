@@ -7,14 +7,11 @@ read of both rows gives every sum over the vocabulary. Knows nothing of models, 
 from typing import Any
 
 import numpy as np
-from numba import config, njit, prange, set_num_threads, types
+from numba import njit, types
 from numba.extending import intrinsic
 
 # numba's cache of `fill_statistics` is of this file alone: touch it when that module changes.
 from ltmia.features.ranking import BLOCK, MINUS_INFINITY_KEY, SCANNED_AT_ONCE, bound_blocks, extreme_ids, write_ranks
-
-# OpenMP's workers spin while they wait for the next batch, and take cores from the models.
-config.THREADING_LAYER = "workqueue"
 
 EXPONENT_FLOOR = np.float32(-87.0)
 """Lowest log-probability in sums, because exp of it is the smallest normal float32."""
@@ -133,11 +130,13 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
     broken = a_broken or b_broken
     write_ranks(a, bounds_a, asked_a[:1] if broken else asked_a, found, waiting)
     ranks[i, 0] = 0 if a_broken else found[0]
-    reference_top_rank[i, :] = found[1 : k + 1]
+    for j in range(k):
+        reference_top_rank[i, j] = found[1 + j]
     write_ranks(b, bounds_b, asked_b[:1] if broken else asked_b, found, waiting)
     ranks[i, 1] = 0 if b_broken else found[0]
-    top_rank[i, :] = found[1 : k + 1]
-    low_rank[i, :] = found[k + 1 :]
+    for j in range(k):
+        top_rank[i, j] = found[1 + j]
+        low_rank[i, j] = found[1 + k + j]
     if broken:
         for block in (scalars, top_logp, top_ratio, low_ratio):
             block[i, :] = np.nan
@@ -154,42 +153,36 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
         low_ratio[i, j] = (a[low[j]] - lse_a) - (b[low[j]] - lse_b)
 
 
-@njit(parallel=True, cache=True)
-def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, n_workers: int) -> None:
-    """Write the statistics of every position pair; rows are shared out to `n_workers` threads.
+# Threads call this at the same time, each for its own rows. numba's parallel loops would take twice as long to compile.
+@njit(nogil=True, cache=True)
+def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, first: int, step: int) -> None:
+    """Write the statistics of every `step`-th position pair, from the pair `first` on.
 
     Args:
         target: Float32 logits, (pred, vocab), C-contiguous rows.
         reference: Float32 logits of the same shape.
         truth: Int64 ids of the true tokens, (pred,), inside the vocabulary.
         out: The arrays that `statistics.empty_statistics` lays out.
-        n_workers: Threads to share the rows among.
+        first: Row of the first pair.
+        step: Rows from one pair to the next.
     """
     n, vocab = target.shape
     n_blocks, k = (vocab + BLOCK - 1) // BLOCK, out[1].shape[1]
-    for worker in prange(n_workers):
-        # One set of buffers per worker: allocating per row would cost more in page faults than the row does.
-        waiting = (
-            np.full(SCANNED_AT_ONCE, np.inf, np.float32),
-            np.empty(SCANNED_AT_ONCE, np.int32),
-            np.empty(SCANNED_AT_ONCE, np.int64),
-        )
-        scratch = (
-            np.empty((2, n_blocks), np.int32),
-            np.empty((2, n_blocks), np.int32),
-            np.empty(k, np.int32),
-            np.empty(1 + k, np.int64),
-            np.empty(1 + 2 * k, np.int64),
-            np.empty(1 + 2 * k, np.int32),
-            waiting,
-            np.empty(12, np.float64),
-        )
-        for i in range(worker, n, n_workers):
-            _fill_position(i, target[i], reference[i], truth[i], scratch, out)
-
-
-def use_threads(n: int) -> int:
-    """Let the kernel use n threads, or as many as numba has if these are fewer; return how many."""
-    allowed = min(n, config.NUMBA_NUM_THREADS)
-    set_num_threads(allowed)
-    return allowed
+    # One set of buffers for all rows: allocating per row would cost more in page faults than the row does.
+    waiting = (
+        np.full(SCANNED_AT_ONCE, np.inf, np.float32),
+        np.empty(SCANNED_AT_ONCE, np.int32),
+        np.empty(SCANNED_AT_ONCE, np.int64),
+    )
+    scratch = (
+        np.empty((2, n_blocks), np.int32),
+        np.empty((2, n_blocks), np.int32),
+        np.empty(k, np.int32),
+        np.empty(1 + k, np.int64),
+        np.empty(1 + 2 * k, np.int64),
+        np.empty(1 + 2 * k, np.int32),
+        waiting,
+        np.empty(12, np.float64),
+    )
+    for i in range(first, n, step):
+        _fill_position(i, target[i], reference[i], truth[i], scratch, out)

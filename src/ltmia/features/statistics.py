@@ -5,19 +5,16 @@ finite value, every float is NaN and every rank 0, except the true token's rank 
 model is broken.
 """
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ltmia.features.kernel import fill_statistics, use_threads
+from ltmia.features.kernel import fill_statistics
 from ltmia.features.torch_kernel import fill_statistics_torch
 from ltmia.records import TokenStatistics
-
-_KERNEL_LOCK = threading.Lock()
-"""numba's work queue serves one caller at a time."""
 
 # The order in which both kernels fill the columns of their first output.
 SCALARS = (
@@ -61,8 +58,13 @@ def token_statistics(
     if target.device.type == "cpu":
         arrays = empty_statistics(n, k)
         rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
-        with _KERNEL_LOCK:
-            fill_statistics(*rows, truth.numpy(), arrays, use_threads(torch.get_num_threads()))
+        n_threads = min(torch.get_num_threads(), max(n, 1))
+
+        def fill(first: int) -> None:
+            fill_statistics(*rows, truth.numpy(), arrays, first, n_threads)
+
+        with ThreadPoolExecutor(n_threads) as threads:
+            list(threads.map(fill, range(n_threads)))
     else:
         filled = fill_statistics_torch(target, reference, truth.to(target.device), k)
         arrays = tuple(tensor.cpu().numpy() for tensor in filled)

@@ -142,7 +142,9 @@ def fitting_batch_size(pair: Pair, batch_size: BatchSize, length: int) -> int:
 
 def scored_states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     """Return one model's last hidden states at the scored positions of a batch, with its texts concatenated."""
-    return torch.cat([_states(pair, runner, texts[part]) for part in passes(pair, texts)])
+    states = torch.cat([_states(pair, runner, texts[part]) for part in passes(pair, texts)])
+    trim_heap()
+    return states
 
 
 def passes(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[slice]:
@@ -154,9 +156,7 @@ def passes(pair: Pair, texts: Sequence[EncodedText]) -> Iterator[slice]:
 def _states(pair: Pair, runner: ModelRunner, texts: Sequence[EncodedText]) -> Shaped[Tensor, "pred hidden"]:
     ids, mask = pad_ids([text.ids for text in texts], pad_id_of(pair))
     scored = scored_positions(mask, [text.start for text in texts])
-    states = runner.hidden_states(ids.to(pair.device), mask.to(pair.device))[:, :-1][scored.to(pair.device)]
-    trim_heap()
-    return states
+    return runner.hidden_states(ids.to(pair.device), mask.to(pair.device))[:, :-1][scored.to(pair.device)]
 
 
 def pad_id_of(pair: Pair) -> int:
