@@ -282,6 +282,12 @@ def test_a_hub_id_that_is_not_here_is_refused_offline_without_a_socket(models, n
     assert no_network == []
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(models, no_network, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert "the hub cannot be reached (blocked by the test)" in refused("nobody/nothing", models / "base")
+    assert len(no_network) == 1
+
+
 def test_folders_never_ask_the_network(bases, no_network, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     load_pair(bases / "target", bases / "base", **CPU)
@@ -381,8 +387,6 @@ def test_dtype_and_device_are_as_asked(bases, tmp_path):
 
 
 def test_places(bases, tmp_path):
-    assert find_source("org/name@v2").revision == "v2"
-    assert find_source("gpt2").path is None
     assert find_base(find_source(str(bases / "adapter"))) == str(bases / "base")
     assert not find_source(str(tmp_path)).has_tokenizer
     assert load_tokenizer(str(bases / "base"), LoadOptions()).eos_token_id == 0

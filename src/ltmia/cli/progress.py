@@ -95,8 +95,10 @@ def calm_libraries(*, verbose: bool = False) -> None:
     if verbose:
         return
     warnings.simplefilter("ignore", FutureWarning)
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch").setLevel(logging.ERROR)

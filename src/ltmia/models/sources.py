@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ResolvedRevision, constants, snapshot_download
+from huggingface_hub import ModelCard, ResolvedRevision, constants, resolve_revision, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
     StrictDataclassError,
 )
 from safetensors import SafetensorError
-from transformers.utils.hub import resolve_revision
 from transformers.utils.peft_utils import find_adapter_config_file
 from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are a package of their own
 
@@ -39,7 +38,7 @@ constants.HF_HUB_DISABLE_TELEMETRY = True
 
 LOADING_ERRORS = (
     OSError, ValueError, TypeError, RuntimeError, LookupError, ImportError, AttributeError, NotImplementedError,
-    ZeroDivisionError, SafetensorError, StrictDataclassError, EntryNotFoundError, RevisionResolutionError,
+    ZeroDivisionError, SafetensorError, StrictDataclassError, EntryNotFoundError,
 )  # fmt: skip
 """Exceptions of the libraries for a model that is missing, damaged, or inconsistent."""
 
@@ -124,9 +123,23 @@ def find_source(source: str, *, from_cache: bool = False) -> ModelSource:
             "or a hub id like org/name"
         )
     name, _, revision = source.partition("@")
-    pinned = resolve_revision(name, revision or None, local_files_only=from_cache)
-    found = ModelSource(source, None, name, pinned, from_cache)
+    found = ModelSource(source, None, name, revision or None, from_cache)
+    found = replace(found, revision=refuse_clearly(found, lambda: _pinned(found)))
     return replace(found, path=refuse_clearly(found, lambda: _folder_in_cache(found)))
+
+
+def _pinned(source: ModelSource) -> str | None:
+    """Return the commit of a model of the hub; fails here at once if the hub does not answer and the cache lacks it."""
+    try:
+        return resolve_revision(source.hub_id, revision=source.revision, local_files_only=source.from_cache)
+    except RevisionResolutionError as error:
+        if source.from_cache:
+            return source.revision
+        raise ModelError(
+            f"{source.given}: no folder of that name here, so taken as the hub id {source.hub_id}; that model is not "
+            f"in the cache, and the hub cannot be reached ({str(error.__cause__)[:MESSAGE_LIMIT]}); give a path, or "
+            "download the model"
+        ) from error
 
 
 def _folder_in_cache(source: ModelSource) -> Path | None:
