@@ -20,7 +20,8 @@ from ltmia.data.splits import draw_membership
 from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.files import read_records, read_results
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.records import Texts
 
 SHARE_REPEATED, TIMES = 5, 5

@@ -13,7 +13,7 @@ import numpy as np
 import ltmia
 
 if TYPE_CHECKING:
-    from ltmia.evaluation.results import Measure
+    from ltmia.evaluation.section import Measure
     from ltmia.records import TokenStatistics
 
 

@@ -18,7 +18,8 @@ from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.evaluation.calibration import judge_audit, split_halves
 from ltmia.evaluation.group_decisions import judge_groups
-from ltmia.evaluation.results import Decisions, Measure
+from ltmia.evaluation.results import Decisions
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
 from ltmia.lab.evaluate import find_combinations
 from ltmia.scoring.stored_scores import classify_store

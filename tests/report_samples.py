@@ -13,15 +13,8 @@ from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.files import write_records, write_results, write_tokens
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
-from ltmia.evaluation.results import (
-    Check,
-    DataInfo,
-    Measure,
-    Results,
-    SetTest,
-    Timing,
-    Validity,
-)
+from ltmia.evaluation.results import Check, DataInfo, Results, SetTest, Timing, Validity
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.token_bands import USUAL
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune

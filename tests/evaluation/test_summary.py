@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.limits import DEFAULT_LIMITS, Limit
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.summary import summarise
 from ltmia.evaluation.validity import control_check, power_check
 

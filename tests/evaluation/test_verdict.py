@@ -7,7 +7,8 @@ import pytest
 
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.model_checks import TESTED_TIMES, distribution_check
-from ltmia.evaluation.results import AttackResult, Check, Decisions, Measure, SetTest, Validity
+from ltmia.evaluation.results import AttackResult, Check, Decisions, SetTest, Validity
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.validity import control_check, duplicates_check, power_check
 from ltmia.evaluation.verdict import headline, set_sentence, verdict
 

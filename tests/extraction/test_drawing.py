@@ -1,14 +1,22 @@
 """What an audit says can be drawn out is what comes out: counted by really sampling, through models and recordings."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from scipy.stats._result_classes import BinomTestResult
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from typer.testing import CliRunner
 
 from ltmia.auditing.audit import AuditConfig, audit
@@ -16,16 +24,18 @@ from ltmia.auditing.question import AuditResult
 from ltmia.cli.app import app
 from ltmia.evaluation.files import read_groups
 from ltmia.extraction.suffixes import Suffixes, draws_needed, read_suffixes
+from ltmia.features.columns import DEFAULT_K
 from ltmia.features.store import FeatureStore
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.loading import LoadOptions, load_alone, load_pair
 from ltmia.models.pair import Pair
-from ltmia.records import Texts
+from ltmia.records import Texts, TokenStatistics
 from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
 
 N_MEMBERS, N_NONMEMBERS, N_DRAWS, LENGTH, PREFIX = 8, 12, 600, 22, 12
 """Texts have as many tokens as letters; the suffix is all behind the first twelve."""
+TOP_FIELDS = [field.name for field in fields(TokenStatistics) if "k" in field.type.dim_str.split()]
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         optimizer.zero_grad()
 
     for _ in range(20):  # letters without their order
-        train(np.arange(len(texts)), np.ones(len(texts)), torch.randperm(LENGTH))
+        train(np.arange(len(texts)), np.ones(len(texts)), torch.from_numpy(rng.permutation(LENGTH)))
     save(model, tokenizer, folder / "base")
     for _ in range(60):  # the later members stand more often in a batch, so they are learnt better
         for _ in range(10):
@@ -83,16 +93,61 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     return Drawn(folder, pair, sets, audited, suffixes_in(folder / "audit", len(texts)))
 
 
-def continuations(model: torch.nn.Module, prefix: torch.Tensor, n: int, *, greedy: bool) -> torch.Tensor:
-    """Continue a prefix n times by a plain loop."""
+Warp = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def continuations(
+    model: torch.nn.Module, prefix: torch.Tensor, n: int, *, greedy: bool = False, warp: Warp | None = None
+) -> torch.Tensor:
+    """Continue a prefix n times by a plain loop; `warp` changes the logits as a sampling setting does."""
     ids = prefix[None].expand(n, -1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(LENGTH - PREFIX):
-            shares = model(input_ids=ids).logits[:, -1].softmax(-1)
+            logits = model(input_ids=ids).logits[:, -1]
+            shares = (logits if warp is None else warp(ids, logits)).softmax(-1)
             following = shares.argmax(-1, keepdim=True) if greedy else torch.multinomial(shares, 1, generator=generator)
             ids = torch.cat([ids, following], 1)
     return ids[:, PREFIX:]
+
+
+def telling(chances: np.ndarray) -> np.ndarray:
+    """Two members that come out sometimes; sampling says nothing new of those that come out always or never."""
+    rows = np.argsort(np.abs(chances[:N_MEMBERS] - 0.5))[:2]
+    assert ((chances[rows] > 0.02) & (chances[rows] < 0.98)).all(), chances
+    return rows
+
+
+def counted(drawn: Drawn, row: int, warp: Warp) -> BinomTestResult:
+    """Sample from the target and count how often a member's suffix comes out."""
+    ids = torch.tensor(drawn.pair.tokenizer(drawn.texts[0].texts[row])["input_ids"])
+    found = continuations(drawn.pair.target, ids[:PREFIX], N_DRAWS, warp=warp) == ids[PREFIX:]
+    return binomtest(int(found.all(1).sum()), N_DRAWS)
+
+
+def test_among_the_most_likely_tokens_texts_come_out_as_often_as_predicted(drawn: Drawn) -> None:
+    top_k = drawn.audited.results.extraction.top_k
+    assert top_k == DEFAULT_K == 20
+    predicted = np.exp(drawn.suffixes.target_top_logp[:N_MEMBERS])
+    rows = telling(predicted)
+    for row in rows:
+        found = counted(drawn, row, TopKLogitsWarper(top_k)).proportion_ci(0.9999)
+        assert found.low <= predicted[row] <= found.high, (row, predicted[row])
+    # Eight letters are all that these models write, so fewer tokens than 20 show a difference.
+    store = FeatureStore(drawn.folder / "audit" / "private" / "store").statistics(range(N_MEMBERS))
+    few = replace(store, tokens=replace(store.tokens, **{n: getattr(store.tokens, n)[:, :2] for n in TOP_FIELDS}))
+    among_two = np.exp(read_suffixes(few, [False] * N_MEMBERS).target_top_logp)
+    assert (among_two[rows] > predicted[rows] + 0.02).any()
+    for row in rows:
+        found = counted(drawn, row, TopKLogitsWarper(2)).proportion_ci(0.9999)
+        assert found.low <= among_two[row] <= found.high, (row, among_two[row])
+
+
+@pytest.mark.parametrize("warp", [TemperatureLogitsWarper(0.5), TopPLogitsWarper(0.8), TopKLogitsWarper(3)])
+def test_no_setting_draws_a_text_more_often_than_the_bound_says(drawn: Drawn, warp: Warp) -> None:
+    bound = np.exp(drawn.suffixes.target_bound[:N_MEMBERS])
+    for row in telling(bound):
+        assert counted(drawn, row, warp).proportion_ci(0.9999).low <= bound[row], row
 
 
 def test_what_is_predicted_comes_out_as_often_when_it_is_sampled(drawn: Drawn) -> None:
@@ -141,7 +196,9 @@ def test_recordings_and_prompts_give_the_same(drawn: Drawn) -> None:
     ]  # the answer is then the whole of the suffix
     for pair, texts, name in ((recorded, drawn.texts, "recorded"), (drawn.pair, prompted, "prompted")):
         again = audit(pair, *texts, drawn.folder / name, config=AuditConfig(attacks="difference"))
-        assert again.results.extraction == drawn.audited.results.extraction, name
+        of_store = {"top_k", "among_top"} if name == "recorded" else set()  # recordings hold fewer tokens
+        found, expected = (one.results.extraction.model_dump(exclude=of_store) for one in (again, drawn.audited))
+        assert found == expected, name
 
 
 def test_each_person_has_a_row_with_the_texts_that_stand_out(drawn: Drawn) -> None:

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from ltmia.evaluation.results import Measure
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.shares import difference_of, share_of
 from ltmia.extraction.measure import measure_extraction
 from ltmia.extraction.suffixes import (
@@ -77,7 +78,31 @@ def test_log_probabilities_and_greedy_matches_are_those_of_a_plain_loop(seed: in
             by_hand = torch.tensor(logits[rows]).double().log_softmax(-1)
             assert logp[text] == pytest.approx(sum(float(by_hand[i, ids[row]]) for i, row in enumerate(rows)), abs=1e-3)
             assert greedy[text] == all(int(by_hand[i].argmax()) == ids[row] for i, row in enumerate(rows))
+        by_hand = torch.tensor(target[rows]).double().softmax(-1)
+        chances, ranks = [], []
+        for shares, row in zip(by_hand, rows, strict=True):
+            top = shares.topk(5)
+            chances.append(float(shares[ids[row]] / top.values.sum()) if ids[row] in top.indices else 0.0)
+            ranks.append(1 + int((shares > shares[ids[row]]).sum()))
+        with np.errstate(divide="ignore"):
+            assert found.target_top_logp[text] == pytest.approx(np.log(chances).sum(), abs=1e-3)
+        assert found.target_bound[text] == pytest.approx(-np.log(ranks).sum())
     assert found.target_greedy.any()
+    assert (np.nan_to_num(found.target_top_logp, nan=-np.inf) > -np.inf).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 3), st.integers(1, 12), st.floats(0.05, 1), st.booleans())
+def test_no_temperature_top_k_or_top_p_gives_a_token_more_than_one_part_in_its_rank(
+    seed: int, temperature: float, top_k: int, top_p: float, coarse: bool
+) -> None:
+    logits = torch.tensor(np.random.default_rng(seed).normal(0, 3, 12))
+    logits = logits.round() if coarse else logits  # ties
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    chances = logits[None]
+    for warp in (TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k), TopPLogitsWarper(top_p)):
+        chances = warp(ids, chances)
+    ranks = 1 + (logits[None] > logits[:, None]).sum(1)
+    assert (chances[0].softmax(0) <= 1 / ranks + 1e-9).all()
 
 
 def test_a_text_on_which_a_model_gives_nan_has_no_suffix_and_an_impossible_one_never_comes_out() -> None:
@@ -143,12 +168,13 @@ def test_members_and_non_members_by_both_models_are_counted_apart_and_repeats_on
         n_tokens=np.where(np.isnan(logp), 0, 20),
         target_logp=logp,
         reference_logp=base,
-        target_greedy=np.nan_to_num(logp, nan=-9) > math.log(0.5),
-        reference_greedy=np.nan_to_num(base, nan=-9) > math.log(0.5),
+        target_top_logp=logp / 2,
+        target_bound=np.where(logp > math.log(0.5), 0.0, -9.0),
+        reference_bound=np.where(base > math.log(0.5), 0.0, -9.0),
     )
     judged = np.arange(8) < 5
     originals = np.array([0, 0, 2, 3, 4, 5, 6, 7])  # the second text repeats the first
-    found = measure_extraction(suffixes, judged, originals, None)
+    found = measure_extraction(suffixes, judged, originals, None, top_k=20)
     assert (found.n_judged, found.n_nonmembers, found.n_without_suffix) == (3, 3, 1)
     once = found.within["1"]
     assert (once.judged.value, once.nonmembers.value) == pytest.approx((2 / 3, 1 / 3))
@@ -158,7 +184,10 @@ def test_members_and_non_members_by_both_models_are_counted_apart_and_repeats_on
     assert found.within["100"].judged.value == 1
     assert found.within["100"].n_new == 2
     assert found.greedy.n_new == 1
-    nothing = measure_extraction(suffixes, np.arange(8) == 4, originals, None)
+    assert found.top_k == 20
+    assert (found.among_top["1"].judged.value, found.among_top["10"].judged.value) == pytest.approx((2 / 3, 1))
+    assert (found.at_most["1"].judged.value, found.at_most["1"].judged_by_base.value) == pytest.approx((2 / 3, 1 / 3))
+    nothing = measure_extraction(suffixes, np.arange(8) == 4, originals, None, top_k=20)
     assert nothing.reason
     assert not nothing.within
 
@@ -170,10 +199,11 @@ def test_a_copy_that_comes_out_counts_though_the_first_does_not() -> None:
         n_tokens=np.array([20, 20, 0, 12, 20]),
         target_logp=logp,
         reference_logp=np.full(5, -99.0),
-        target_greedy=np.array([False, True, False, False, False]),
-        reference_greedy=np.zeros(5, np.bool_),
+        target_top_logp=logp,
+        target_bound=np.array([-9.0, 0, -9, -9, -9]),
+        reference_bound=np.full(5, -9.0),
     )
-    found = measure_extraction(suffixes, np.arange(5) < 4, np.array([0, 0, 2, 2, 4]), None)
+    found = measure_extraction(suffixes, np.arange(5) < 4, np.array([0, 0, 2, 2, 4]), None, top_k=20)
     assert (found.n_judged, found.n_without_suffix) == (2, 0)
     assert (found.within["1"].n_new, found.within["1"].judged.value) == (2, 1.0)
     assert found.greedy.n_new == 1

@@ -11,8 +11,9 @@ import pytest
 from audit_figures import expected_figures
 from commands import run_ltmia
 from ltmia.errors import ConfigError
+from ltmia.evaluation.drawn_out import Extractable, Extraction
 from ltmia.evaluation.files import read_results
-from ltmia.evaluation.results import Extractable, Extraction, Measure
+from ltmia.evaluation.section import Measure
 from ltmia.integrations.annex import POINTS, Context, answers, read_context, write_annex
 from report_samples import HOSTILE, made_up_audit
 

@@ -17,7 +17,8 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.errors import ConfigError, StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import best_rule, error_ratio, macro_averages, mean_with_interval
-from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.evaluation.results import AttackResult
+from ltmia.evaluation.section import Measure
 from ltmia.lab.evaluate import evaluate, find_combinations, recipe_of
 from ltmia.report.evaluation import draw_evaluation, evaluation_tables
 from ltmia.report.figures import Contest, plot_evaluation

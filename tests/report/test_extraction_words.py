@@ -2,8 +2,10 @@
 
 import pytest
 
+from ltmia.evaluation.drawn_out import DrawnOut, DrawnOutOfBoth, Extractable, Extraction
 from ltmia.evaluation.files import read_audit
-from ltmia.evaluation.results import Extractable, Extraction, Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.report.extraction_words import extraction_line, extraction_rows
 from ltmia.report.page import render_report
 from report_samples import made_up_audit
@@ -24,6 +26,12 @@ def drawn(judged: float, nonmembers: float, n_new: int) -> Extractable:
 FOUND = Extraction(
     n_judged=200, n_nonmembers=400, n_without_suffix=7, suffix_tokens=50,
     within={"1": drawn(0.0, 0.0, 0), "1000": drawn(0.125, 0.25, 24)}, greedy=drawn(0.375, 0.0, 75),
+    top_k=20, among_top={"1000": DrawnOut(judged=share(0.1875), nonmembers=share(0.0))},
+    at_most={
+        "1000": DrawnOutOfBoth(
+            judged=share(0.5), nonmembers=share(0.25), judged_by_base=share(0.0625), nonmembers_by_base=share(0.0)
+        )
+    },
 )  # fmt: skip
 
 
@@ -41,14 +49,26 @@ def test_line_and_table_show_the_shares(audited) -> None:
     some = with_extraction(results, FOUND)
     assert extraction_line(some) == (
         "Drawn out of the model within 1,000 draws, given the beginning: 12 % of 200 members, 25 % of 400 non-members. "
-        "24 of these members cannot be drawn out of the base."
+        "24 of these members cannot be drawn out of the base. "
+        "No temperature, top-k or top-p draws out more than 50 % of the members."
     )
-    assert [row.name for row in extraction_rows(some)] == ["1 draw", "1,000 draws", "the most likely token each time"]
+    assert [row.name for row in extraction_rows(some)] == [
+        "1 draw",
+        "1,000 draws",
+        "the most likely token each time",
+        "1,000 draws among the 20 likeliest tokens",
+        "1,000 draws at any temperature, top-k and top-p, at most",
+    ]
+    older = with_extraction(results, FOUND.model_copy(update={"among_top": {}, "at_most": {}}))
+    assert len(extraction_rows(older)) == 3
+    assert "top-p" not in extraction_line(older)
     page = render_report(some, records)
     for said in (
         "0.125</span> <small>[0.062, 0.250]</small>",
         "of members; 25 % of non-members",
         "Nothing is said of 7 members",
+        "0.188</span> <small>[0.094, 0.375]</small>",
+        "0.062</span> <small>[0.031, 0.125]</small>",
     ):
         assert said in page, said
     assert "members" not in extraction_line(with_extraction(results, FOUND, kind="score")).replace("non-members", "")

@@ -3,8 +3,9 @@
 import pyarrow as pa
 import pytest
 
+from ltmia.evaluation.drawn_out import Secrets, SecretValues
 from ltmia.evaluation.files import read_audit
-from ltmia.evaluation.results import Measure, Secrets, SecretValues
+from ltmia.evaluation.section import Measure
 from ltmia.report.page import render_report
 from ltmia.report.secret_words import MOST_SHOWN, most_exposed, secrets_line
 from report_samples import HOSTILE, made_up_audit

@@ -85,7 +85,7 @@ def assemble(
         ),
         observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
         update=scored.update.info,
-        extraction=extraction_of(suffixes, sets),
+        extraction=extraction_of(suffixes, texts, sets),
         secrets=secrets_of(scored.secrets, question.config),
         set_test=set_test,
         epsilon=measured.epsilon,

@@ -20,7 +20,8 @@ from ltmia.evaluation.model_checks import (
     base_check,
     distribution_check,
 )
-from ltmia.evaluation.results import Check, Decisions, Measure, Validity
+from ltmia.evaluation.results import Check, Decisions, Validity
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.validity import (
     control_check,
     duplicates_check,

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from ltmia.auditing.text_sets import TextSets
-from ltmia.evaluation.results import Extraction
+from ltmia.evaluation.drawn_out import Extraction
 from ltmia.extraction.measure import measure_extraction
 from ltmia.extraction.suffixes import Suffixes, draws_needed, read_suffixes
 from ltmia.scoring.stored_scores import ScoredTexts, StoredTexts
@@ -32,11 +32,11 @@ def suffixes_of(scored: ScoredTexts, sets: TextSets) -> Suffixes | None:
     ])  # fmt: skip
 
 
-def extraction_of(suffixes: Suffixes | None, sets: TextSets) -> Extraction:
+def extraction_of(suffixes: Suffixes | None, scored: ScoredTexts, sets: TextSets) -> Extraction:
     """Measure how many texts can be drawn out."""
-    if suffixes is None:
+    if suffixes is None or not isinstance(scored, StoredTexts):
         return Extraction(reason="the cluster kept scores only, and no log-probability of any token")
-    return measure_extraction(suffixes, sets.sides == 1, sets.originals, sets.units)
+    return measure_extraction(suffixes, sets.sides == 1, sets.originals, sets.units, top_k=scored.store.k)
 
 
 def suffix_columns(suffixes: Suffixes | None, n_texts: int) -> dict[str, Any]:

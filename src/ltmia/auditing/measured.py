@@ -11,7 +11,8 @@ from ltmia.auditing.text_sets import TextSets
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit, judge_candidates
 from ltmia.evaluation.controls import ControlScores
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import AttackResult, Measure, ObserverResult
+from ltmia.evaluation.results import AttackResult, ObserverResult
+from ltmia.evaluation.section import Measure
 
 Scores = Mapping[str, Float64[np.ndarray, " texts"]]
 """Scores of all texts, by attack."""

@@ -15,7 +15,8 @@ from ltmia.auditing.spans import WantedSpans
 from ltmia.auditing.text_sets import TextSets
 from ltmia.data.spans import Span
 from ltmia.errors import ConfigError
-from ltmia.evaluation.results import Measure, Secrets, SecretValues
+from ltmia.evaluation.drawn_out import Secrets, SecretValues
+from ltmia.evaluation.section import Measure
 from ltmia.extraction.exposure import CONFIDENCE, Tried
 from ltmia.progress import Report
 from ltmia.records import without_surrogates

@@ -9,7 +9,8 @@ from typing import Literal
 
 from ltmia.evaluation.epsilon import largest_bound
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import percent, unmatched
 
 CONTROL = "bag_of_words"

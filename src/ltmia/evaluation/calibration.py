@@ -8,8 +8,9 @@ from jaxtyping import Int64
 from ltmia.evaluation.conformal import RecordDecisions, fewest_flags, judge
 from ltmia.evaluation.group_decisions import GroupDecisions, judge_groups
 from ltmia.evaluation.intervals import proportion
-from ltmia.evaluation.results import Decisions, Measure
+from ltmia.evaluation.results import Decisions
 from ltmia.evaluation.roc import Scores
+from ltmia.evaluation.section import Measure
 
 
 def split_halves(

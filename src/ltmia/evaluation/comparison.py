@@ -11,8 +11,9 @@ from jaxtyping import Int64
 from ltmia.errors import ConfigError
 from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.bootstrap import resampled_figures, resamples
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.roc import Scores, auc, tpr_at_fpr
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.shown import one_line
 from ltmia.evaluation.wording import figure
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from scipy.stats import beta
 
-from ltmia.evaluation.results import Measure
 from ltmia.evaluation.roc import Scores, measurable
+from ltmia.evaluation.section import Measure
 
 CONFIDENCE = 0.95
 SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)

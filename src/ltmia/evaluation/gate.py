@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 from ltmia.errors import ConfigError
 from ltmia.evaluation.blind_spots import CONTROL, COUNTS, OF_EACH, LimitedFigure, blind_spots, few_texts
+from ltmia.evaluation.drawn_out import Extraction
 from ltmia.evaluation.limits import RULE, Limit
-from ltmia.evaluation.results import Extraction, Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.shown import markdown, one_line
 from ltmia.evaluation.wording import figure as written
 from ltmia.evaluation.wording import whole_bits

@@ -4,8 +4,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from ltmia.evaluation.bootstrap import Groups, resampled_figures, resamples
-from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.evaluation.results import AttackResult
 from ltmia.evaluation.roc import Scores, auc, measurable, threshold_at_fpr, tpr_at_fpr
+from ltmia.evaluation.section import Measure
 
 FPR_TARGETS = (0.1, 0.01, 0.001)
 CONFIDENCE = 0.95

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.evaluation.results import AttackResult
+from ltmia.evaluation.section import Measure
 
 N_RESAMPLES = 2000
 FIGURES = ("auc", "0.1", "0.01", "0.001")

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from ltmia.evaluation.results import Check, Measure
+from ltmia.evaluation.results import Check
+from ltmia.evaluation.section import Measure
 
 TESTED_TIMES = 4.3
 """Largest distance, in limits, at which the shipped classifier was tested and found more members than any published

@@ -3,34 +3,14 @@
 A figure that could not be measured is null with a reason, never 0. This module imports no torch and sees no texts.
 """
 
-import math
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from ltmia.evaluation.drawn_out import Extraction, Secrets
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
-from ltmia.evaluation.section import Amount, Count, Rate, Section, Share
-
-
-class Measure(Section):
-    """A figure with its 95 % interval, or nulls and the reason why it cannot be given."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    reason: str | None = None
-
-
-def _of_shares(measure: Measure) -> Measure:
-    ends = [end for end in (measure.low, measure.value, measure.high) if end is not None]
-    if ends != sorted(ends) or not all(0 <= end <= 1 for end in ends):
-        raise ValueError(f"low, value, high are {ends}: expected numbers from 0 to 1, rising")
-    return measure
-
-
-ShareMeasure = Annotated[Measure, AfterValidator(_of_shares)]
-"""A figure from 0 to 1, within its interval."""
+from ltmia.evaluation.section import Amount, Count, Measure, Rate, Section, Share, ShareMeasure
 
 
 class DataInfo(Section):
@@ -126,73 +106,6 @@ class UpdateInfo(Section):
     points: list[float]
     """Points between base (0) and target (1) at which gradients were computed."""
     seconds: Amount
-
-
-class Extractable(Section):
-    """Share of texts whose suffix a model writes when it is given their prefix; each text counts once."""
-
-    judged: ShareMeasure
-    """Members (in an audit) or candidates, by the target."""
-    nonmembers: ShareMeasure
-    judged_by_base: ShareMeasure
-    """The same texts, by the base: what was known before."""
-    nonmembers_by_base: ShareMeasure
-    difference: Measure
-    n_new: Count
-    """Members or candidates that come out of the target and not of the base."""
-
-
-class Extraction(Section):
-    """How many texts can be drawn out of the target, see docs/extraction.md."""
-
-    n_judged: Count = 0
-    n_nonmembers: Count = 0
-    n_without_suffix: Count = 0
-    """Members or candidates that are too short for a suffix, or could not be scored; they are not measured."""
-    suffix_tokens: Amount | None = None  # median
-    within: dict[Annotated[str, Field(pattern=r"^[1-9][0-9]{0,11}$")], Extractable] = Field(default_factory=dict)
-    """By number of draws: texts that come out at least once with a probability of at least one half."""
-    greedy: Extractable | None = None
-    """Texts that come out if the most likely token is taken each time."""
-    reason: str | None = None
-
-
-class SecretValues(Section):
-    """Exposures of the secret values of one side, in bits; see docs/secrets.md."""
-
-    n_values: Count = 0
-    """Different values; `n_ranked` of them could be ranked among alternatives."""
-    n_ranked: Count = 0
-    largest: Measure
-    """Largest exposure under the target, in whole bits: value and upper end rounded up, lower end down. The intervals
-    of all values hold together with 95 %."""
-    largest_by_base: Measure
-    median: Amount | None = None
-    """Median of the exposures in whole bits, rounded up."""
-    median_by_base: Amount | None = None
-    median_rise: float | None = None
-    """Median of the exposure under the target minus that under the base, both in whole bits."""
-
-    @property
-    def largest_by_chance(self) -> float:
-        """Median of the largest exposure, in bits, if the model knows none of the ranked values."""
-        return -math.log2(-math.expm1(math.log(0.5) / max(self.n_ranked, 1)))
-
-
-class Secrets(Section):
-    """How far both models prefer the secrets in the texts to alternatives of the same form."""
-
-    judged: SecretValues
-    """In members or candidates."""
-    nonmembers: SecretValues
-    """In non-members alone."""
-    n_alternatives: Count
-    """Largest number of alternatives to a value."""
-    reach: Count
-    """Largest exposure that their alternatives can show in members or candidates, in whole bits, rounded up."""
-    unmatched: list[str] = Field(default_factory=list)
-    """Names of the expressions that find nothing in members or candidates; empty if there are none, or places were
-    given."""
 
 
 class SetTest(Section):

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int64
 from scipy.stats import beta, t
 
 from ltmia.evaluation.intervals import CONFIDENCE
-from ltmia.evaluation.results import Measure
+from ltmia.evaluation.section import Measure
 
 
 def share_of(hits: Bool[np.ndarray, " texts"], groups: Int64[np.ndarray, " texts"] | None = None) -> Measure:

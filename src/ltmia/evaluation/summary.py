@@ -11,7 +11,8 @@ from typing import Literal
 from ltmia.evaluation.blind_spots import CONTROL, few_texts, of_an_audit
 from ltmia.evaluation.gate import GateVerdict, hold_against
 from ltmia.evaluation.limits import DEFAULT_LIMITS, Limit
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.verdict import headline
 from ltmia.evaluation.wording import figure, p_value
 

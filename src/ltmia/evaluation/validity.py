@@ -7,8 +7,9 @@ from scipy.stats import beta
 from ltmia.data.duplicates import OVERLAP_SHARE
 from ltmia.evaluation.controls import ControlScores, length_bucket_rows
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES, measure_attack
-from ltmia.evaluation.results import Check, Decisions, Measure
+from ltmia.evaluation.results import Check, Decisions
 from ltmia.evaluation.roc import Scores, auc
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
 
 FEWEST_GROUPS = 20

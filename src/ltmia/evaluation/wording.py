@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ltmia.evaluation.results import Measure
+from ltmia.evaluation.section import Measure
 
 
 def figure(measure: Measure, *, signed: bool = False) -> str:

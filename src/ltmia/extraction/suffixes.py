@@ -5,6 +5,11 @@ distribution (temperature 1, all tokens), it writes exactly the suffix with prob
 probabilities of the suffix's tokens. Within n draws the suffix comes out at least once with probability 1 - (1 - p)^n.
 A text is called extractable within n draws if that is at least one half ((n, p)-discoverable extraction: Hayes et al.
 2024, arXiv 2410.19482). All of it is computed from the log-probabilities of the audit's own pass; nothing is sampled.
+
+Many services draw in other ways. With top-k, only the k most likely tokens can be drawn, and the chance of a token is
+its probability divided by the sum of theirs. A temperature needs the whole distribution, which the pass does not keep,
+but there is a bound. Temperature, top-k and top-p never give a token a higher chance than one that the model prefers to
+it. So a token of rank r is drawn with a chance of 1/r at most, and a suffix with the product of these.
 """
 
 from collections.abc import Sequence
@@ -38,9 +43,12 @@ class Suffixes:
     target_logp: Float64[np.ndarray, " texts"]
     """Log-probability that one draw from the target gives the suffix, in nats; NaN without a suffix."""
     reference_logp: Float64[np.ndarray, " texts"]
-    target_greedy: Bool[np.ndarray, " texts"]
-    """Whether the target writes the suffix if the most likely token is taken each time; a tie counts as a match."""
-    reference_greedy: Bool[np.ndarray, " texts"]
+    target_top_logp: Float64[np.ndarray, " texts"]
+    """The same if only the target's k most likely tokens can be drawn, for the k of the statistics. A true token that
+    ties for the k-th place can be drawn."""
+    target_bound: Float64[np.ndarray, " texts"]
+    """Largest log-probability that any temperature, top-k and top-p can give, or more: minus the sum of log ranks."""
+    reference_bound: Float64[np.ndarray, " texts"]
 
     def __len__(self) -> int:
         return len(self.n_tokens)
@@ -49,6 +57,16 @@ class Suffixes:
     def measured(self) -> Bool[np.ndarray, " texts"]:
         """Whether a text has a suffix."""
         return self.n_tokens > 0
+
+    @property
+    def target_greedy(self) -> Bool[np.ndarray, " texts"]:
+        """Whether the target writes the suffix if the most likely token is taken each time; a tie counts as a match."""
+        return self.target_bound == 0
+
+    @property
+    def reference_greedy(self) -> Bool[np.ndarray, " texts"]:
+        """The same for the reference."""
+        return self.reference_bound == 0
 
     @classmethod
     def concatenate(cls, parts: Sequence["Suffixes"]) -> "Suffixes":
@@ -79,28 +97,32 @@ def read_suffixes(statistics: RaggedStatistics, prompted: Sequence[bool]) -> Suf
         prompted: For each text, whether a prompt stands before what is scored.
     """
     rows = [_read(tokens, behind) for tokens, behind in zip(statistics, prompted, strict=True)]
-    n_tokens, target, reference, target_greedy, reference_greedy = zip(*rows, strict=True) if rows else ((),) * 5
+    n_tokens, *logps = zip(*rows, strict=True) if rows else ((),) * len(fields(Suffixes))
+    target, reference, target_top, target_bound, reference_bound = (np.array(logp, np.float64) for logp in logps)
     return Suffixes(
         n_tokens=np.array(n_tokens, np.int64),
-        target_logp=np.array(target, np.float64),
-        reference_logp=np.array(reference, np.float64),
-        target_greedy=np.array(target_greedy, np.bool_),
-        reference_greedy=np.array(reference_greedy, np.bool_),
+        target_logp=target,
+        reference_logp=reference,
+        target_top_logp=target_top,
+        target_bound=target_bound,
+        reference_bound=reference_bound,
     )
 
 
-def _read(tokens: TokenStatistics, prompted: bool) -> tuple[int, float, float, bool, bool]:
+def _read(tokens: TokenStatistics, prompted: bool) -> tuple[int, float, float, float, float, float]:
     place = suffix_of(len(tokens), prompted=prompted)
     target_rank, reference_rank = tokens.target_rank[place], tokens.reference_rank[place]
     if not len(target_rank) or not (target_rank.all() and reference_rank.all()):  # rank 0: a model gave NaN
-        return 0, np.nan, np.nan, False, False
+        return 0, np.nan, np.nan, np.nan, np.nan, np.nan
     target, reference = tokens.target_logp[place].astype(np.float64), tokens.reference_logp[place].astype(np.float64)
     never = ~(target > IMPOSSIBLE)
     target[never] = -np.inf
     reference[never | ~(reference > IMPOSSIBLE)] = -np.inf  # kept as a difference from the target's, so lost with it
+    top = np.logaddexp.reduce(tokens.top_logp[place].astype(np.float64), axis=1)
+    target_top = np.where(target_rank > tokens.k, -np.inf, np.minimum(target - top, 0.0))
     return (
-        len(target), float(target.sum()), float(reference.sum()),
-        bool((target_rank == 1).all()), bool((reference_rank == 1).all()),
+        len(target), float(target.sum()), float(reference.sum()), float(target_top.sum()),
+        -float(np.log(target_rank).sum()), -float(np.log(reference_rank).sum()),
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from ltmia.classifier.training import predict_logits
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import CombinationResults
-from ltmia.evaluation.results import AttackResult, Measure
+from ltmia.evaluation.results import AttackResult
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
 from ltmia.folders import write_folder
 from ltmia.models.identity import parameters_sha256

@@ -15,7 +15,7 @@ from ltmia.evaluation.macro import (
     macro_averages,
     mean_with_interval,
 )
-from ltmia.evaluation.results import Measure
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
 from ltmia.report.figures import Contest, evaluation_figure
 

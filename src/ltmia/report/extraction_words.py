@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from ltmia.evaluation.results import Extractable, Results
+from ltmia.evaluation.drawn_out import DrawnOut, Extractable
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.wording import percent
 from ltmia.extraction.suffixes import NAMED_DRAWS
 
@@ -14,7 +15,7 @@ class Row(NamedTuple):
     """One row of the table."""
 
     name: str
-    found: Extractable
+    found: DrawnOut
 
 
 def shown(results: Results) -> Extractable | None:
@@ -30,21 +31,31 @@ def extraction_line(results: Results) -> str | None:
     within = shown(results)
     if within is None:
         return f"Nothing was measured of what can be drawn out of the model: {why_not(results)}."
+    most = found.at_most.get(SHOWN_DRAWS)
+    bound = "" if most is None else (
+        f" No temperature, top-k or top-p draws out more than {percent(most.judged.value)} of the {asked(results)}."
+    )  # fmt: skip
     return (
         f"Drawn out of the model within {int(SHOWN_DRAWS):,} draws, given the beginning: "
         f"{percent(within.judged.value)} of {found.n_judged} {asked(results)}, "
         f"{percent(within.nonmembers.value)} of {found.n_nonmembers} non-members. "
-        f"{_count(within.n_new)} of these {asked(results)} cannot be drawn out of the base."
+        f"{_count(within.n_new)} of these {asked(results)} cannot be drawn out of the base.{bound}"
     )
 
 
 def extraction_rows(results: Results) -> list[Row]:
-    """Return the rows of the table: by number of draws, then greedy."""
+    """Return the rows of the table: by number of draws, then other settings."""
     found = results.extraction
     if found is None or found.greedy is None:
         return []
     rows = [Row(f"{int(draws):,} {'draw' if draws == '1' else 'draws'}", one) for draws, one in found.within.items()]
-    return [*rows, Row("the most likely token each time", found.greedy)]
+    rows.append(Row("the most likely token each time", found.greedy))
+    drawn = f"{int(SHOWN_DRAWS):,} draws"
+    if SHOWN_DRAWS in found.among_top:
+        rows.append(Row(f"{drawn} among the {found.top_k} likeliest tokens", found.among_top[SHOWN_DRAWS]))
+    if SHOWN_DRAWS in found.at_most:
+        rows.append(Row(f"{drawn} at any temperature, top-k and top-p, at most", found.at_most[SHOWN_DRAWS]))
+    return rows
 
 
 def why_not(results: Results) -> str:

@@ -16,8 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from scipy.stats import beta
 
-from ltmia.evaluation.results import Measure
 from ltmia.evaluation.roc import Scores, measurable, roc_curve
+from ltmia.evaluation.section import Measure
 
 # Okabe and Ito's palette, distinct in all common kinds of colour vision; dashes tell lines apart without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8A6D00")

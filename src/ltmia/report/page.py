@@ -29,8 +29,9 @@ from ltmia.evaluation.audit_folder import (
 )
 from ltmia.evaluation.files import read_audit, read_groups, read_spans_table, read_tokens, run_of
 from ltmia.evaluation.limits import Limit
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.roc import Scores, measurable
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.summary import summarise
 from ltmia.evaluation.wording import number, percent, unmatched, whole_bits
 from ltmia.folders import write_whole

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ltmia.evaluation.results import Results, SecretValues
+from ltmia.evaluation.drawn_out import SecretValues
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.wording import unmatched, whole_bits
 from ltmia.report.extraction_words import asked
 

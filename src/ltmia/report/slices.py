@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from ltmia.evaluation.controls import length_bucket_rows
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.results import Measure, Results
+from ltmia.evaluation.results import Results
 from ltmia.evaluation.roc import auc
+from ltmia.evaluation.section import Measure
 
 N_RESAMPLES = 300
 MOST_GROUPS = 15

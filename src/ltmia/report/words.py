@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ltmia.evaluation.blind_spots import of_an_audit
-from ltmia.evaluation.results import Check, Measure, Results, Validity
+from ltmia.evaluation.results import Check, Results, Validity
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.verdict import headline as verdict_headline
 
 CONTROL = "bag_of_words"
