@@ -83,7 +83,7 @@ def serve() -> None:
 
 
 def _compute_once() -> None:
-    """Load the compiled kernel and matplotlib's fonts, which each command would load anew; starts no thread."""
+    """Load the compiled kernel and matplotlib's fonts, which each command would load anew; leaves no thread."""
     import torch
 
     from ltmia.features.statistics import token_statistics

@@ -105,7 +105,7 @@ def test_a_safe_audit_is_within_the_limits_and_within_other_ones_it_is_not() -> 
     assert strict.word == "Do not release: limit exceeded"
     assert strict.limits == "Limits of the policy: AUC 0.49."
     assert summarise(audit(), [Limit.parse("auc:0.7")]).limits == "Limits of the policy: AUC 0.7 (default: 0.6)."
-    assert summarise(audit()).points[0].endswith("rate of 5 %; fewer than 40 could not be flagged.")
+    assert summarise(audit()).points[0].endswith("rate of 5 %; an audit of this size flags 40 or more, or none.")
     assert summarise(audit(fewest=1)).points[0].endswith("rate of 5 %.")
     assert summarise(audit(), [Limit.parse("auc:0.51")]).word == "Cannot tell"
 

@@ -339,7 +339,7 @@ def test_the_first_screen_holds_the_verdict_and_the_key_figures(
         )
         assert max(figures) < height
     cautions = opened.page.locator(".badge").all_inner_texts()
-    assert any("the base looks wrong" in text for text in cautions) == (name == "broken")
+    assert any("target and base do not fit" in text for text in cautions) == (name == "broken")
     assert opened.page.locator(".key.void").count() == (name == "broken")
     assert ("too few texts to flag any" in opened.page.locator(".key").inner_text()) == (name == "too small")
     colours = opened.page.evaluate(

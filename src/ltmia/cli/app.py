@@ -102,21 +102,21 @@ def audit(
     from ltmia.integrations.trackers import log_audit, require_trackers
 
     require_trackers(log_to or [])
-    with set_aside_on_failure(out):
-        read = loading.reader(target, base)
-        member_texts, nonmember_texts = columns.read(read, members, nonmembers)
-    pair = o.pair_to_load(target, base, **loading.keywords)
-    config = AuditConfig(
-        attacks=attacks,
-        **asdict(judging),
-        seed=seed,
-        deduplicate=deduplicate,
-        reveal=reveal,
-        chat_day=o.day_told(read),
-        overwrite=overwrite,
-    )
-    with progress(quiet=printing.quiet) as report:
-        run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
+    with o.pair_to_load(target, base, **loading.keywords) as pair:
+        with set_aside_on_failure(out):
+            read = loading.reader(target, base)
+            member_texts, nonmember_texts = columns.read(read, members, nonmembers)
+        config = AuditConfig(
+            attacks=attacks,
+            **asdict(judging),
+            seed=seed,
+            deduplicate=deduplicate,
+            reveal=reveal,
+            chat_day=o.day_told(read),
+            overwrite=overwrite,
+        )
+        with progress(quiet=printing.quiet) as report:
+            run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
     log_audit(out, log_to or [])
     _show(out, quiet=printing.quiet, as_json=printing.as_json)
 
@@ -158,27 +158,27 @@ def score(
     from ltmia.models.loading import load_pair
     from ltmia.scoring.stored_scores import score_to_store
 
-    with set_aside_on_failure(out):
-        read = loading.reader(target, base)
-        candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
-        if by_group and (candidate_texts.groups is None or nonmember_texts.groups is None):
-            raise ConfigError("--by-group: the texts have no groups; name their column by --group-column")
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
-    config = ScoreConfig(
-        attack=attack,
-        **asdict(judging),
-        seed=seed,
-        chat_day=o.day_told(read),
-        overwrite=overwrite,
-    )
-    scorer = (
-        _ray_scorer(partial(load_pair, *sources, **loading.keywords), workers)
-        if engine is o.EngineName.ray
-        else score_to_store
-    )
-    pair = o.pair_to_load(*sources, **loading.keywords)
-    with progress(quiet=printing.quiet) as report:
-        run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
+    with o.pair_to_load(*sources, **loading.keywords) as pair:
+        with set_aside_on_failure(out):
+            read = loading.reader(target, base)
+            candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
+            if by_group and (candidate_texts.groups is None or nonmember_texts.groups is None):
+                raise ConfigError("--by-group: the texts have no groups; name their column by --group-column")
+        config = ScoreConfig(
+            attack=attack,
+            **asdict(judging),
+            seed=seed,
+            chat_day=o.day_told(read),
+            overwrite=overwrite,
+        )
+        scorer = (
+            _ray_scorer(partial(load_pair, *sources, **loading.keywords), workers)
+            if engine is o.EngineName.ray
+            else score_to_store
+        )
+        with progress(quiet=printing.quiet) as report:
+            run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
     _show(out, quiet=printing.quiet, as_json=printing.as_json)
     if by_group and not printing.as_json and not printing.quiet:
         _show_groups(out)

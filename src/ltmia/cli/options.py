@@ -221,8 +221,23 @@ def day_told(read: "Callable[..., Texts]") -> str | None:
     return None if chat is None or chat.day_told is None else chat.day_told.isoformat()
 
 
-def pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
-    """Return a loader for both models, or for the recordings of both."""
+@contextmanager
+def pair_to_load(target: str, base: str, **options: Any) -> "Iterator[PairToLoad]":
+    """Give a loader for both models, or for the recordings of both.
+
+    Under a launcher such as torchrun only its first process goes on. The others run batches for it, and end here.
+    """
+    from ltmia.scoring.processes import runs_the_command, serve, shared_out
+
+    pair = _pair_to_load(target, base, **options)
+    if not runs_the_command():
+        serve(pair.load)
+        raise typer.Exit
+    with shared_out(pair) as shared:
+        yield shared
+
+
+def _pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
     from ltmia.data.recordings import is_recording
     from ltmia.models.loading import load_pair
     from ltmia.scoring.audited_pair import PairToLoad

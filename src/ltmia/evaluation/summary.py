@@ -98,7 +98,7 @@ def _single(results: Results) -> str:
     said = headline(decisions, _asked(results), [])
     fewest = decisions.fewest_flags or 0
     if decisions.can_flag and not decisions.n_flagged and fewest > 1:
-        said += f"; fewer than {fewest} could not be flagged"
+        said += f"; an audit of this size flags {fewest} or more, or none"
     return f"{said}."
 
 

@@ -5,6 +5,7 @@ Unless the texts were revealed, it uses only files that may be passed on, and re
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -43,6 +44,8 @@ from ltmia.report.slices import Records, group_slices, length_slices
 
 N_CURVES = 4
 """Number of attacks drawn in the ROC, besides the control."""
+INTERVAL = re.compile(r"(\[[^][ ]+,) ([^][ ]+\])")
+"""An interval in a sentence, in two parts, which stay on one line."""
 
 
 def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
@@ -102,6 +105,7 @@ def render_report(
     environment.filters["number"] = _number
     environment.filters["bits"] = whole_bits
     environment.filters["unmatched"] = unmatched
+    environment.filters["unbroken"] = lambda text: INTERVAL.sub("\\1\u00a0\\2", text)
     environment.filters["short"] = lambda text: text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
     cut = Records.of(records, results.decisions.attack)
     template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")

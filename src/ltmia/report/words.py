@@ -26,14 +26,14 @@ CHECK_NAMES: Mapping[str, str] = {
     "power": "Enough texts",
 }
 PROBLEMS: Mapping[str, str] = {
-    "blind": "the sets differ in their words",
-    "length_only": "the sets differ in length",
+    "blind": "words alone tell the texts apart",
+    "length_only": "length alone tells the texts apart",
     "near_duplicates": "repeated texts",
-    "base": "the base looks wrong",
+    "base": "target and base do not fit",
     "out_of_distribution": "unlike the classifier's training data",
     "expectation": "too few texts to learn from",
     "backend": "numeric noise",
-    "power": "too few texts",
+    "power": "too few texts to tell",
 }
 """What is wrong if a check warns; the name of a check alone could be read as good news."""
 
@@ -163,7 +163,7 @@ def not_shown(results: Results) -> list[str]:
     best = strongest(results, "0.1")
     if not d.n_flagged:
         clue = ""
-        if best is not None:
+        if best is not None and results.validity.base.status != "failed":
             clue = (
                 f" Allowed one false alarm in ten, {best[0]} finds {100 * (best[1].value or 0):.0f} % of the members."
             )
