@@ -122,7 +122,7 @@ def test_torchrun(target, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Records: out/records.parquet") == 1
-    assert pq.read_table(tmp_path / "out/records.parquet").num_rows == 51
+    assert pq.read_table(tmp_path / "out/records.parquet").num_rows == 52
     code = (
         "import os, signal; from ltmia.scoring import processes; rank = os.environ['RANK']\n"
         "extract = processes.extract_batches\n"
