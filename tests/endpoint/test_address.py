@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +10,7 @@ from threading import Barrier, Thread
 
 import pytest
 
+from ltmia.endpoint import client
 from ltmia.endpoint.address import Endpoint
 from ltmia.endpoint.client import Server, _seconds
 from ltmia.endpoint.protocol import PromptLogprobs
@@ -106,6 +107,29 @@ def test_a_redirection_is_told_and_not_followed() -> None:
         with Server(quick(here)) as server, pytest.raises(ModelError, match=rf"307: it sends to {there}/x, which is"):
             server.gives_prompt_logprobs({})
         assert asked == []
+
+
+def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part comes at once, so that no wait for a part is ever too long."""
+
+    def dripping(handler: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], str]:
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):  # the client has left
+            for _ in range(200):
+                handler.wfile.write(b" ")
+                time.sleep(0.01)
+        return 200, {}, ""
+
+    with answering(dripping) as url:
+        with (
+            Server(replace(quick(url), timeout=0.2)) as server,
+            pytest.raises(ModelError, match=r"no answer within 0\.2 s"),
+        ):
+            server.gives_prompt_logprobs({})
+        monkeypatch.setattr(client, "LARGEST_ANSWER", 10)
+        with Server(quick(url)) as server, pytest.raises(ModelError, match="its answer is larger than"):
+            server.gives_prompt_logprobs({})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ MOST_SAID = 300
 """Characters of a server's own words that an error shows."""
 LONGEST_WAIT = 60.0
 """Longest wait between two tries, in seconds."""
+LARGEST_ANSWER = 2**28
+"""Bytes of the largest answer that is read; one for a prompt of 10,000 tokens is some 15 MB."""
 CURES = {
     401: f"set the environment variable {API_KEY} to the server's key",
     403: f"set the environment variable {API_KEY} to a key that may use this model",
@@ -220,8 +222,10 @@ class Server:
 
     async def _send_once(self, method: str, url: str, body: dict[str, Any] | None) -> bytes:
         try:
-            response = await self._http.request(method, url, json=body)
-        except httpx2.TimeoutException:
+            # The client's own limit is for each part of an answer; this one is for all of it.
+            async with asyncio.timeout(self.endpoint.timeout), self._http.stream(method, url, json=body) as response:
+                content = await _content(response, url)
+        except (httpx2.TimeoutException, TimeoutError):
             raise _PassingError(f"no answer within {self.endpoint.timeout:g} s") from None
         except httpx2.RequestError as error:
             words = self.shown(str(error)) or type(error).__name__
@@ -230,8 +234,8 @@ class Server:
             raise _PassingError(f"no connection ({words})") from None
         status = response.status_code
         if response.is_success:
-            return response.content
-        words = self.shown(response.content.decode("utf-8", "replace"))
+            return content
+        words = self.shown(content.decode("utf-8", "replace"))
         if status in (408, 425, 429) or status >= 500:
             raise _PassingError(f"status {status}: {words}", _seconds(response.headers.get("Retry-After", "")))
         if response.has_redirect_location:
@@ -244,6 +248,17 @@ class Server:
         asked = error.wait if isinstance(error, _PassingError) else 0.0
         backed_off = wait_exponential_jitter(multiplier=self.endpoint.first_wait, jitter=self.endpoint.first_wait)
         return min(max(asked, backed_off(state)), LONGEST_WAIT)
+
+
+async def _content(response: httpx2.Response, url: str) -> bytes:
+    content = bytearray()
+    async for part in response.aiter_bytes():
+        content += part
+        if len(content) > LARGEST_ANSWER:
+            raise ModelError(
+                f"{url}: its answer is larger than {LARGEST_ANSWER // 2**20} MiB; is it one of log-probabilities?"
+            )
+    return bytes(content)
 
 
 class _RefusedError(ModelError):
