@@ -34,16 +34,27 @@ class Texts:
     """Patient, author or document of each text; None when the data have no groups."""
     starts: tuple[int, ...] | None = None
     """Index of the first scored character of each text; the prompt before it is only read. None: score everything."""
+    rejected: "Texts | None" = None
+    """Preference pairs: the prompt of each text with the completion that was rejected. `texts` hold the prompt with the
+    chosen one. None: the texts are no preference pairs."""
     source: str = "memory"
     """Source of the rows, for messages and provenance."""
 
     def __post_init__(self) -> None:
         lengths = {len(column) for column in (self.texts, self.ids, self.groups, self.starts) if column is not None}
+        lengths |= set() if self.rejected is None else {len(self.rejected)}
         if len(lengths) > 1:
-            raise ValueError(f"texts, ids, groups and starts of {sorted(lengths)} rows do not align")
+            raise ValueError(f"texts, ids, groups, starts and rejected of {sorted(lengths)} rows do not align")
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        """Everything that was trained on of each record: the text, and after it the rejected one of a pair."""
+        if self.rejected is None:
+            return self.texts
+        return tuple(f"{chosen}\n{other}" for chosen, other in zip(self.texts, self.rejected.texts, strict=True))
 
     def take(self, rows: Sequence[int] | Int64[np.ndarray, " rows"]) -> "Texts":
         """Return the given rows, in the order of `rows`."""
@@ -53,12 +64,14 @@ class Texts:
             made_ids=self.made_ids,
             groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
             starts=None if self.starts is None else tuple(self.starts[i] for i in rows),
+            rejected=None if self.rejected is None else self.rejected.take(rows),
             source=self.source,
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence["Texts"]) -> "Texts":
-        """Join several lists of texts, in order; groups are kept if every list has groups."""
+        """Join several lists of texts, in order; groups and rejected texts are kept if every list has them."""
+        rejected = [part.rejected for part in parts if part.rejected is not None]
         groups = [part.groups for part in parts if part.groups is not None]
         prompted = any(part.starts is not None for part in parts)
         return cls(
@@ -67,8 +80,14 @@ class Texts:
             made_ids=frozenset().union(*(part.made_ids for part in parts)),
             groups=tuple(group for part in groups for group in part) if len(groups) == len(parts) else None,
             starts=tuple(start for part in parts for start in part.starts or (0,) * len(part)) if prompted else None,
+            rejected=cls.concatenate(rejected) if rejected and len(rejected) == len(parts) else None,
             source=", ".join(part.source for part in parts),
         )
+
+
+def rejected_id(name: str) -> str:
+    """Return the id of the rejected text of a preference pair."""
+    return f"{name} (rejected)"
 
 
 def shared_beginning(first: Sequence[Any], second: Sequence[Any]) -> int:

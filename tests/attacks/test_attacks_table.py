@@ -15,17 +15,19 @@ from ltmia.features.statistics import empty_statistics, named_statistics
 FAST = {
     "loss", "zlib", "difference", "ratio", "min_k", "min_k_plus_plus", "dc_pdd", "surp", "gap_k", "ez_mia", "wbc",
 }  # fmt: skip
+PAIRS = {"premia_pair", "premia_chosen", "premia_rejected"}
 SLOW = {"lowercase", "recall", "con_recall", "neighbourhood", "gradient_norm"}
 
 
 def test_every_attack_of_the_method_is_there() -> None:
     groups = {
         group: {n for n, a in ATTACKS.items() if a.group == group}
-        for group in ("fast", "slow", "set", "learned", "weights", "control")
+        for group in ("fast", "slow", "pairs", "set", "learned", "weights", "control")
     }
     assert groups == {
         "fast": FAST,
         "slow": SLOW,
+        "pairs": PAIRS,
         "set": {EXCESS},
         "learned": {LEARNED},
         "weights": set(WEIGHTS),
@@ -51,7 +53,9 @@ def test_titles_tell_attacks_apart() -> None:
 
 def test_groups() -> None:
     assert set(select_attacks("fast")) == FAST | {EXCESS, LEARNED, CONTROL}
-    assert select_attacks("all") == tuple(name for name in ATTACKS if name not in WEIGHTS)
+    assert select_attacks("all") == tuple(name for name in ATTACKS if name not in (*WEIGHTS, *PAIRS))
+    assert set(select_attacks("fast", pairs=True)) == set(select_attacks("fast")) | PAIRS
+    assert select_attacks("recorded", pairs=True) == select_attacks("recorded")
     assert set(fast_attacks(select_attacks("all"))) == FAST
     assert set(select_attacks("recorded")) == {n for n, attack in ATTACKS.items() if attack.recorded}
     assert set(select_attacks("fast,recall")) == FAST | {EXCESS, LEARNED, CONTROL, "recall"}

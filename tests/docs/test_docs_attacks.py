@@ -57,6 +57,12 @@ def test_each_attack_has_a_section_that_says_what_the_table_says() -> None:
         assert name == CONTROL or "**Fails**" in section, f"{name}: say when it fails"
 
 
+def test_formulas_of_preference_pairs_are_what_runs(formulas: dict[str, Any]) -> None:
+    sums = np.array([1.5, -2.0, np.nan]), np.array([-0.5, 3.0, 1.0])
+    for name in [name for name, attack in ATTACKS.items() if attack.pairs]:
+        np.testing.assert_array_equal(formulas[name](*sums), ATTACKS[name].pairs(*sums), err_msg=name)
+
+
 def test_formulas_of_the_shared_pass_are_what_runs(formulas: dict[str, Any], pair: Pair, texts: list[str]) -> None:
     fast = tuple(name for name, attack in ATTACKS.items() if attack.fast)
     encoded = encode_texts(pair.tokenizer, texts, max_length=128, vocab_size=pair.vocab_size)

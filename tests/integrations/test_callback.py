@@ -22,7 +22,8 @@ from ltmia.auditing.audit import AuditConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, StoreError
 from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded, hold_out
-from ltmia.integrations.trained_rows import TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
+from ltmia.integrations.scored_rows import TrainedPair, scored_rows
+from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
 from ltmia.models.loading import load_pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
 from ltmia.scoring.pair_runner import ExtractionClock
@@ -262,6 +263,32 @@ def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_p
         AuditCallback(trainer, tmp_path / "audit", AuditPlan(base=demo_base_path(), log_to=["excel"]))
 
 
+PAIRS = {
+    "input_ids": torch.tensor([[5, 6, 7, 8, 0], [5, 9, 0, 0, 0], [5, 6, 7, 3, 4], [5, 9, 2, 2, 2]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    "completion_mask": torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]),
+}
+
+
+def test_preference_pairs_are_one_row_each_and_survive_the_file(tokenizer: Any, tmp_path: Path) -> None:
+    first, cut = rows_of(PAIRS)
+    assert (first.ids.tolist(), first.spans) == ([5, 6, 7, 8], [(2, 4)])
+    assert (first.rejected.ids.tolist(), first.rejected.spans) == ([5, 6, 7, 3, 4], [(2, 5)])
+    assert len({first.key, cut.key, first.rejected.key}) == 3
+    recorded = TrainedRows.open(tmp_path / "rows", step=0)
+    recorded.record(0, PAIRS)
+    read = TrainedRows.open(tmp_path / "rows", step=1)
+    assert {key: row.all_ids for key, row in read.rows.items()} == {row.key: row.all_ids for row in (first, cut)}
+    assert [row.rejected.spans for row in read.rows.values()] == [[(2, 5)], [(2, 5)]]
+    found = scored_rows({"a": first, "b": cut}, tokenizer, vocab_size=100)
+    assert len(found.texts) == len(found.texts.rejected) == 2
+    encoded = [found.encoded[name] for name in (*found.texts.ids, *found.texts.rejected.ids)]
+    assert [(text.ids.tolist(), text.start) for text in encoded] == [
+        ([5, 6, 7, 8], 2), ([5, 9], 2), ([5, 6, 7, 3, 4], 2), ([5, 9, 2, 2, 2], 2)
+    ]  # fmt: skip
+    assert [text.reason for text in encoded] == [None, "0 token(s) with loss: too few to score", None, None]
+
+
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }} {% endgeneration %}"
     "{% else %}{{ m.content }}: {% endif %}{% endfor %}"
@@ -311,3 +338,40 @@ def test_sft_trainer_with_packing_and_assistant_only_loss(tokenizer: Any, tmp_pa
     assert expected - short <= scored <= expected
     assert counts["tokens_read"] > expected
     assert (tmp_path / "audit" / "report.html").is_file()
+
+
+def test_dpo_trainer_is_audited_on_its_pairs(tokenizer: Any, tmp_path: Path) -> None:
+    """The margin of each pair is that of the trainer's own log-probabilities, of the tokens that its collator keeps."""
+    trl = pytest.importorskip("trl", reason="the extra trl is not installed")
+    texts, groups = demo_texts().texts[:64], demo_texts().groups[:64]
+    pairs = {
+        "prompt": [text[:60] for text in texts],
+        "chosen": [text[60:160] for text in texts],
+        "rejected": [text[160:300] for text in texts],
+        "document": groups,
+    }
+    train, held_out = hold_out(Dataset.from_dict(pairs), share=0.5, group_column="document")
+    arguments = trl.DPOConfig(
+        str(tmp_path / "dpo"), max_length=50, max_steps=3, use_cpu=True, learning_rate=1e-3, report_to=[],
+        per_device_train_batch_size=4, save_strategy="no", bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
+    trainer = trl.DPOTrainer(
+        model, args=arguments, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
+    )
+    plan = AuditPlan(config=AuditConfig(attacks="premia_pair"))
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
+    trainer.train()
+    margins = []
+    for batch in (trainer.data_collator([row]) for row in trainer.eval_dataset):
+        (chosen, rejected), (ref_chosen, ref_rejected) = (
+            trainer.compute_ref_log_probs(which.eval(), batch) for which in (trainer.model, trainer.ref_model)
+        )
+        margins.append((chosen - ref_chosen - rejected + ref_rejected).item())
+    records = pq.read_table(tmp_path / "audit" / "records.parquet").to_pydict()
+    assert any(len(row["prompt_ids"]) + len(row["rejected_ids"]) > 50 for row in trainer.eval_dataset), "some are cut"
+    found = [score for score, label in zip(records["score_premia_pair"], records["label"], strict=True) if label == 0]
+    assert sorted(found) == pytest.approx(sorted(margins), abs=0.06)
+    counts = json.loads((tmp_path / "audit" / "training.json").read_text("utf-8"))
+    assert counts["rows_trained"] == 12
+    assert json.loads((tmp_path / "audit" / "results.json").read_text("utf-8"))["data"]["preference_pairs"]

@@ -8,7 +8,7 @@ from ltmia.attacks.table import ATTACKS
 from ltmia.errors import ConfigError
 
 
-def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
+def select_attacks(wanted: str | Sequence[str], *, pairs: bool = False) -> tuple[str, ...]:
     """Return the names of the attacks to run, each once, in the table's order.
 
     Args:
@@ -16,6 +16,7 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
             "fast" (the attacks of the shared pass, the classifier and the control), "recorded" (attacks that need only
             recorded log-probabilities) and "all". None of them includes the attacks on weights: an audit adds those
             by its observer.
+        pairs: Whether the texts are preference pairs. Without them, no group includes the attacks on pairs.
 
     Raises:
         ConfigError: If a name is unknown, or there is none.
@@ -24,7 +25,7 @@ def select_attacks(wanted: str | Sequence[str]) -> tuple[str, ...]:
     names = [name.strip() for name in names if name.strip()]
     chosen: set[str] = set()
     for name in names:
-        chosen |= _GROUPS[name] if name in _GROUPS else {_known(name)}
+        chosen |= _GROUPS[name] - (set() if pairs else PAIRS) if name in _GROUPS else {_known(name)}
     if not chosen:
         raise ConfigError(f"no attack is named; available: {_available()}")
     return tuple(name for name in ATTACKS if name in chosen)
@@ -57,6 +58,8 @@ def score_evidence(evidence: TextEvidence, names: Sequence[str]) -> dict[str, fl
     return scores
 
 
+PAIRS = {attack.name for attack in ATTACKS.values() if attack.pairs}
+"""Attacks on preference pairs."""
 _GROUPS = {
     "fast": {attack.name for attack in ATTACKS.values() if attack.group not in ("slow", "weights")},
     "recorded": {attack.name for attack in ATTACKS.values() if attack.recorded},

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from ltmia.attacks import likelihood, multi_pass, reference
+from ltmia.attacks import likelihood, multi_pass, preference, reference
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Scores, Shots, TargetQueries
+from ltmia.attacks.preference import LogRatios
 from ltmia.records import SERVED
 
 FastFunction = Callable[[TextEvidence], float]
+PairFunction = Callable[[LogRatios, LogRatios], LogRatios]
 SlowFunction = Callable[[TargetQueries, Sequence[str], Shots], Scores]
 Observer = Literal["logprobs", "weights"]
 """What an attacker sees: log-probabilities of both models, or also their weights."""
-Group = Literal["fast", "slow", "set", "learned", "weights", "control"]
+Group = Literal["fast", "slow", "pairs", "set", "learned", "weights", "control"]
 
 LEARNED = "ltmia"
 """The learned classifier, computed by `ltmia.classifier`."""
@@ -25,6 +27,8 @@ WITH_WEIGHTS = "ltmia_weights"
 """The update's log-odds and the learned classifier together, computed by `ltmia.weights.combination`."""
 WEIGHTS = (WITH_WEIGHTS, UPDATE)
 """Attacks that read the weights, the one that decides first."""
+PREFERENCE = "premia_pair"
+"""The attack that decides about preference pairs, computed by `ltmia.attacks.preference`."""
 CONTROL = "bag_of_words"
 """The control that never sees a model, computed by `ltmia.evaluation`."""
 
@@ -46,8 +50,10 @@ class Attack:
     """Scores one text from the shared pass."""
     slow: SlowFunction | None = None
     """Scores texts with passes of its own."""
+    pairs: PairFunction | None = None
+    """Scores preference pairs from the log-ratios of both completions."""
     reads: frozenset[str] | None = None
-    """Fields of `TokenStatistics` that it reads, for an attack that is neither fast nor slow."""
+    """Fields of `TokenStatistics` that it reads, for an attack without a function."""
 
     @property
     def group(self) -> Group:
@@ -56,6 +62,8 @@ class Attack:
             return "fast"
         if self.slow:
             return "slow"
+        if self.pairs:
+            return "pairs"
         return _GROUP_OF[self.name]
 
     @property
@@ -70,9 +78,14 @@ class Attack:
         return reads is not None and reads <= SERVED
 
     @property
+    def function(self) -> Callable[..., Any] | None:
+        """Function that scores texts or pairs; None if the attack needs more than one module."""
+        return self.fast or self.slow or self.pairs
+
+    @property
     def summary(self) -> str:
         """First line of the function's documentation."""
-        function = self.fast or self.slow
+        function = self.function
         if function is None:
             return _SUMMARIES[self.name]
         return (function.__doc__ or "").strip().splitlines()[0]
@@ -95,6 +108,7 @@ _SUMMARIES = {
 }
 
 _TARGET, _PAIR = "target", "target + reference"
+_PREFERENCE_PAIRS, _PREMIA = "both, preference pairs", "Feng et al. 2024, arXiv 2407.06443"
 
 _ROWS = (
     Attack(
@@ -239,6 +253,30 @@ _ROWS = (
         passes="1/0 + backward",
         source="Wang et al. 2024, arXiv 2402.17012",
         slow=multi_pass.gradient_norm,
+    ),
+    Attack(
+        name=PREFERENCE,
+        title="PREMIA, pair",
+        needs=_PREFERENCE_PAIRS,
+        passes="2/2",
+        source=_PREMIA,
+        pairs=preference.pair,
+    ),
+    Attack(
+        name="premia_chosen",
+        title="PREMIA, chosen",
+        needs=_PREFERENCE_PAIRS,
+        passes="1/1",
+        source=_PREMIA,
+        pairs=preference.chosen_alone,
+    ),
+    Attack(
+        name="premia_rejected",
+        title="PREMIA, rejected",
+        needs=_PREFERENCE_PAIRS,
+        passes="1/1",
+        source=_PREMIA,
+        pairs=preference.rejected_alone,
     ),
     Attack(
         name=WITH_WEIGHTS,

@@ -163,6 +163,7 @@ def data_info(sets: TextSets, scored: ScoredTexts) -> DataInfo:
         n_usable_nonmembers=int((scorable & ~repeated).sum()),
         n_cut=_n_cut(scored.truncated),
         n_groups=None if sets.groups is None else len(np.unique(sets.groups)),
+        preference_pairs=sets.texts.rejected is not None,
     )
 
 

@@ -15,7 +15,7 @@ from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_sc
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
-from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
+from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_without_pairs
 from ltmia.errors import ConfigError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
@@ -74,8 +74,8 @@ def audit(
     config = config or AuditConfig()
     texts = as_texts(members), as_texts(nonmembers)
     with hold_for(Path(out), "audit", pair, texts, config) as run:
-        names = _named_attacks(config)
         sets = join_sets(*texts, "members", deduplicate=config.deduplicate)
+        names = _named_attacks(config, sets)
         question = Question(
             kind="audit",
             sets=sets,
@@ -91,8 +91,9 @@ def audit(
         return assemble(models, question, scored, measured, run, command=command)
 
 
-def _named_attacks(config: AuditConfig) -> tuple[str, ...]:
-    names = select_attacks(config.attacks)
+def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:
+    names = select_attacks(config.attacks, pairs=sets.texts.rejected is not None)
+    refuse_without_pairs(names, sets)
     weights = [name for name in WEIGHTS if name in names]
     if weights and config.observer == "logprobs":
         raise ConfigError(f"{', '.join(weights)}: reads the weights, which the observer logprobs does not see")
@@ -100,7 +101,7 @@ def _named_attacks(config: AuditConfig) -> tuple[str, ...]:
 
 
 def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
-    control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
+    control = bag_of_words(sets.texts.whole, sets.sides, sets.units, config.seed)
     scores = {name: found[name] for name in ATTACKS if name in found and (name in names or name in WEIGHTS)}
     deciding = judges(scores)
     judge = strongest(deciding)

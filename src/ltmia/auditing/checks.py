@@ -105,7 +105,7 @@ def check_validity(
 
 
 def _duplicates(data: TextSets) -> Check:
-    judged, nonmembers = data.split(data.texts.texts)
+    judged, nonmembers = data.split(data.texts.whole)
     found = compare_sets(judged, nonmembers)
     return duplicates_check(
         n_within=len(found.members.rows) + len(found.nonmembers.rows),

@@ -1,7 +1,7 @@
 """Takes the folder of an audit or a score, and notes models, options and texts, so that no other run is replaced."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -61,10 +61,18 @@ def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:
     With a hash anyone can check a guess at a text or a group, so hashes belong in the private folder.
     """
     return {
-        "texts": _sha256(column for part in texts for column in (part.texts, tuple(map(str, part.starts or ())))),
+        "texts": _sha256(column for part in texts for column in _scored(part)),
         "ids": _sha256(part.ids for part in texts),
         "groups": _sha256(part.groups or () for part in texts),
     }
+
+
+def _scored(texts: Texts) -> Iterator[Sequence[str]]:
+    """Yield what is scored: the texts, the place from which each is, and the same of the rejected texts of pairs."""
+    for part in (texts, texts.rejected):
+        if part is not None:
+            yield part.texts
+            yield tuple(map(str, part.starts or ()))
 
 
 def hash_of_spans(path: str | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, Observer
+from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, PREFERENCE, WEIGHTS, Observer
 from ltmia.auditing.text_sets import TextSets
 from ltmia.evaluation.calibration import AuditDecisions, judge_audit, judge_candidates
 from ltmia.evaluation.controls import ControlScores
@@ -59,8 +59,8 @@ def strongest(deciding: Mapping[Observer, str]) -> str:
 
 
 def judges(names: Iterable[str]) -> dict[Observer, str]:
-    """Return the attack that decides for each observer; the learned one if it took part."""
-    order = [name for name in (*WEIGHTS, LEARNED) if name in names]
+    """Return the attack that decides for each observer: that on preference pairs or the learned one if it took part."""
+    order = [name for name in (*WEIGHTS, PREFERENCE, LEARNED) if name in names]
     order += [name for name in names if name not in (*order, CONTROL)]
     found: dict[Observer, str] = {}
     for name in order:

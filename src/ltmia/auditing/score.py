@@ -12,7 +12,7 @@ from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_sc
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
-from ltmia.auditing.text_sets import TextSets, as_texts, join_sets
+from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_without_pairs
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.models.pair import Pair
@@ -68,6 +68,7 @@ def score(
         if not sets.n_judged or not sets.n_nonmembers:
             raise DataError("score needs at least one candidate and at least one text that was surely not used")
         _check_attack(config.attack)
+        refuse_without_pairs([config.attack], sets)
         question = Question(
             kind="score",
             sets=sets,
@@ -84,7 +85,7 @@ def score(
 
 def _check_attack(name: str) -> None:
     chosen = select_attacks(name)
-    if len(chosen) != 1 or not (chosen[0] in (LEARNED, UPDATE) or ATTACKS[chosen[0]].fast):
+    if len(chosen) != 1 or not (chosen[0] in (LEARNED, UPDATE) or ATTACKS[chosen[0]].group in ("fast", "pairs")):
         raise ConfigError(f"{name}: expected one attack that needs a single pass, such as {LEARNED} or difference")
 
 
@@ -92,7 +93,7 @@ def _measure(sets: TextSets, found: Scores, config: ScoreConfig) -> Measured:
     names = [config.attack, *(WEIGHTS if config.attack == LEARNED else ())]
     scores = {name: found[name] for name in names if name in found}
     deciding = judges(scores)
-    control = bag_of_words(sets.texts.texts, sets.sides, sets.units, config.seed)
+    control = bag_of_words(sets.texts.whole, sets.sides, sets.units, config.seed)
     return Measured(
         scores=scores,
         attacks={},

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
 
-from ltmia.attacks.table import LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
+from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
 from ltmia.auditing.secrets import FoundSecrets, find_secrets, refuse_without_models
@@ -25,6 +25,9 @@ from ltmia.scoring.kept_ranks import KeptRanks
 from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
 from ltmia.weights.combination import add_output_score
+
+DIFFERENCE = "difference"
+"""Attack that is the mean of D_t over a text; times the number of tokens, it is the log-ratio of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +70,11 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()
     identity = pair.identity()
+    task = _scoring_task(pair, question, run, identity, classifier, report)
     with _prepared_update(pair, question, identity, run) as prepared:
-        texts = scorer(prepared.pair, _scoring_task(pair, question, run, identity, classifier, report))
+        texts = scorer(prepared.pair, task)
         update = prepared.read(report)
+    texts = _with_pair_scores(pair, question, task, run, texts, scorer)
     scores = {**texts.scores, **_several_passes(pair, question, texts, run, report)}
     scores |= _weights_scores(update, scores.get(LEARNED))
     secrets = _ranked_secrets(pair, question, texts, run, identity, report)
@@ -83,6 +88,28 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
         lengths=lengths,
         started=started,
     )
+
+
+def _with_pair_scores(
+    pair: AuditedPair, question: Question, task: ScoringTask, run: Run, chosen: ScoredTexts, scorer: Scorer
+) -> ScoredTexts:
+    """Add the scores of preference pairs: the rejected texts go through the models as the chosen ones did."""
+    functions = {name: ATTACKS[name].pairs for name in question.attacks}
+    if question.sets.texts.rejected is None or not any(functions.values()):
+        return chosen
+    config = replace(task.config, attacks=(DIFFERENCE,), expectations=())
+    rejected = scorer(
+        pair,
+        replace(task, texts=question.sets.texts.rejected, folder=run.private.rejected, config=config, classifier=None),
+    )
+    chosen.clock.add(rejected.clock)
+    sums = [part.scores[DIFFERENCE] * part.n_tokens for part in (chosen, rejected)]
+    found = {name: function(*sums) for name, function in functions.items() if function is not None}
+    reasons = [
+        reason or (other and f"rejected completion: {other}")
+        for reason, other in zip(chosen.reasons, rejected.reasons, strict=True)
+    ]
+    return replace(chosen, scores={**chosen.scores, **found}, reasons=reasons)
 
 
 def _ranked_secrets(
@@ -123,7 +150,7 @@ def _scoring_task(
         texts=question.sets.texts,
         folder=run.private.store,
         config=extraction_config(
-            (*question.attacks, *question.also_scored),
+            (*question.attacks, *question.also_scored, *((DIFFERENCE,) if question.sets.texts.rejected else ())),
             classifier,
             max_length=config.max_length,
             batch_size=config.batch_size,

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from ltmia.attacks.table import ATTACKS
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap, normalise_text
 from ltmia.data.reading import content_ids
-from ltmia.errors import DataError
+from ltmia.errors import ConfigError, DataError
 from ltmia.records import Texts
 
 
@@ -122,14 +123,17 @@ def join_sets(
             passages, because those were in fact trained on.
 
     Raises:
-        DataError: If there are no texts at all.
+        DataError: If there are no texts at all, or only one of the two sets holds preference pairs.
     """
+    if len(judged) and len(nonmembers) and (judged.rejected is None) != (nonmembers.rejected is None):
+        pairs, texts = (judged, nonmembers) if nonmembers.rejected is None else (nonmembers, judged)
+        raise DataError(f"{pairs.source} holds preference pairs and {texts.source} does not: give pairs in both")
     if not len(judged) and not len(nonmembers):
         raise DataError(f"neither {kind} nor non-members were given: nothing to audit")
     n_given, left_out = len(judged) + len(nonmembers), judged.take(())
     if deduplicate:
-        kept = kept_rows(compare_sets(judged.texts, nonmembers.texts))
-        overlaps = ngram_overlap(nonmembers.texts, judged.texts).shares[kept.nonmembers]
+        kept = kept_rows(compare_sets(judged.whole, nonmembers.whole))
+        overlaps = ngram_overlap(nonmembers.whole, judged.whole).shares[kept.nonmembers]
         apart = kept.nonmembers[~(overlaps > OVERLAP_SHARE)]
         left_out = judged.take(np.setdiff1d(np.arange(len(judged)), kept.members))
         judged, nonmembers = judged.take(kept.members), nonmembers.take(apart)
@@ -146,15 +150,28 @@ def join_sets(
     )
 
 
+def refuse_without_pairs(attacks: Sequence[str], sets: TextSets) -> None:
+    """Refuse attacks on preference pairs if the texts are none.
+
+    Raises:
+        ConfigError: If there is one; the message names it.
+    """
+    if sets.texts.rejected is None and (refused := [name for name in attacks if ATTACKS[name].pairs]):
+        raise ConfigError(
+            f"{', '.join(refused)}: needs preference pairs, files with the columns `chosen` and `rejected` (and "
+            "`prompt`); leave it out"
+        )
+
+
 def _originals(texts: Texts) -> Int64[np.ndarray, " texts"]:
     """Return for each text the row of the first text that equals it.
 
-    Texts are equal if they differ only in case and white space, and are scored from the same place on. A text without
-    a word equals no other.
+    Texts are equal if they differ only in case and white space, and are scored from the same place on; of preference
+    pairs, both texts must be equal. A text without a word equals no other.
     """
     first: dict[tuple[str, int], int] = {}
     rows = np.arange(len(texts))
-    for row, (text, start) in enumerate(zip(texts.texts, texts.starts or (0,) * len(texts), strict=True)):
+    for row, (text, start) in enumerate(zip(texts.whole, texts.starts or (0,) * len(texts), strict=True)):
         if key := normalise_text(text):
             rows[row] = first.setdefault((key, start), row)
     return rows

@@ -105,6 +105,8 @@ def prepared_update(
     try:
         if not isinstance(pair, LoadedPair):
             raise ModelError("there are no weights to read: recordings hold log-probabilities only")
+        if texts.rejected is not None:
+            raise ModelError("the weights are read for single texts, not for preference pairs")
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
         attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
     except (ModelError, DataError) as error:

@@ -52,7 +52,7 @@ def _print_list(chosen: list["Attack"]) -> None:
 
 
 def _print_detail(attack: "Attack") -> None:
-    function = attack.fast or attack.slow
+    function = attack.function
     print(f"{attack.name}: {attack.title}\n")
     print((inspect.getdoc(function) or "").partition("\n\nArgs:")[0] if function else attack.summary)
     print(f"\nGroup:    {attack.group}")

@@ -1,6 +1,7 @@
-"""Reads the text of a row: a text, a prompt and completion, or a conversation. The column names are those of TRL.
+"""Reads the text of a row: a text, a prompt and completion, a preference pair, or a conversation.
 
-A prompt is read but not scored, because fine-tuning does not train on it either; a conversation is scored whole.
+The column names are those of TRL. A prompt is read but not scored, because fine-tuning does not train on it either; a
+conversation is scored whole.
 """
 
 import json
@@ -14,6 +15,7 @@ from ltmia.errors import DataError
 from ltmia.records import Chat, Messages, shared_beginning
 
 TEXT, PROMPT, COMPLETION, MESSAGES = "text", "prompt", "completion", "messages"
+CHOSEN, REJECTED = "chosen", "rejected"
 TOOLS, TEMPLATE_OPTIONS = "tools", "chat_template_kwargs"
 BESIDE_MESSAGES = (TOOLS, TEMPLATE_OPTIONS)
 """Columns that change what a chat template writes of the messages beside them."""
@@ -23,7 +25,7 @@ COLUMN_NAME = re.compile(r"[\w.:;|/-]{1,40}")
 
 def possible_columns(column: str) -> tuple[str, ...]:
     """Return the columns that a text may come from; a column that the user named has no replacements."""
-    return (TEXT, PROMPT, COMPLETION, MESSAGES) if column == TEXT else (column,)
+    return (TEXT, PROMPT, COMPLETION, CHOSEN, REJECTED, MESSAGES) if column == TEXT else (column,)
 
 
 def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
@@ -42,14 +44,38 @@ def text_of(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
     if column in given:
         return _rendered(row, column, chat), 0
     if given & {PROMPT, COMPLETION} and {PROMPT, COMPLETION} <= set(row.columns):
-        return _prompted(row, chat)
+        return _prompted(row, COMPLETION, chat)
     if MESSAGES in given:
         return _conversed(row, chat), 0
     sources = [names for names in ((column,), (PROMPT, COMPLETION), (MESSAGES,)) if set(names) <= set(possible)]
     if any(set(names) <= set(row.columns) for names in sources):
         return "", 0  # the value is null
-    others = f" Or give {PROMPT} and {COMPLETION}, or {MESSAGES}." if column == TEXT else ""
+    others = f" Or give {PROMPT} and {COMPLETION}, {CHOSEN} and {REJECTED}, or {MESSAGES}." if column == TEXT else ""
     raise DataError(missing(row, column, "text_column") + others)
+
+
+def is_pair(row: Row, column: str) -> bool:
+    """Return whether a row is a preference pair: it has the columns `chosen` and `rejected`, and no other text."""
+    return (
+        column == TEXT
+        and {CHOSEN, REJECTED} <= set(row.columns)
+        and all(row.columns.get(name) is None for name in (TEXT, COMPLETION, MESSAGES))
+    )
+
+
+def pair_of(row: Row, chat: Chat | None) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return the chosen and the rejected text of a preference pair, each with the index of its first scored character.
+
+    Without a column `prompt`, what both texts have in common at the beginning is the prompt.
+
+    Raises:
+        DataError: If a value is neither a text nor messages.
+    """
+    if row.columns.get(PROMPT) is not None:
+        return _prompted(row, CHOSEN, chat), _prompted(row, REJECTED, chat)
+    texts = [_rendered(row, name, chat) for name in (CHOSEN, REJECTED)]
+    start = shared_beginning(*texts)
+    return (texts[0], start), (texts[1], start)
 
 
 def missing(row: Row, column: str, option: str) -> str:
@@ -61,10 +87,10 @@ def missing(row: Row, column: str, option: str) -> str:
     return f"{row.place}: no column {column!r}. Columns found: {found}. Name the right one with `{option}`."
 
 
-def _prompted(row: Row, chat: Chat | None) -> tuple[str, int]:
-    prompt, completion = (conversation(row.columns[name], row.place) for name in (PROMPT, COMPLETION))
+def _prompted(row: Row, column: str, chat: Chat | None) -> tuple[str, int]:
+    prompt, completion = (conversation(row.columns[name], row.place) for name in (PROMPT, column))
     if prompt is None or completion is None:
-        before, behind = _plain(row, PROMPT), _plain(row, COMPLETION)
+        before, behind = _plain(row, PROMPT), _plain(row, column)
         return before + behind, len(before)
     asked, whole = (
         _chatted(row, messages, chat, ask) for messages, ask in ((prompt, True), ([*prompt, *completion], False))

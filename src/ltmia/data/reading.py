@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ltmia.data.conversations import TEXT, missing, possible_columns, text_of
+from ltmia.data.conversations import TEXT, is_pair, missing, pair_of, possible_columns, text_of
 from ltmia.data.files import FORMATS, file_rows, folder_rows
 from ltmia.data.lines import MAX_TEXT_BYTES, MAX_TOTAL_BYTES, too_large
 from ltmia.data.rows import Row, stream_rows
@@ -22,7 +22,7 @@ from ltmia.data.tables import (
     saved_dataset_rows,
 )
 from ltmia.errors import ConfigError, DataError
-from ltmia.records import Chat, Texts, hash_strings
+from ltmia.records import Chat, Texts, hash_strings, rejected_id
 
 MAX_TEXTS = 5_000_000
 """Largest number of texts read from one source, because all are held in memory."""
@@ -56,7 +56,8 @@ def read_texts(
             shards of one kind and split; a folder written by `save_to_disk`; `hf:name:config[split]` for the hub; or
             `-` for standard input (JSON lines if it starts with `{`, else one text a line).
         text_column: Column of the texts. A null is an empty text. If `text` is missing, `messages` are read, or
-            `prompt` and `completion`, of which only the completion is scored.
+            `prompt` and `completion`, of which only the completion is scored, or preference pairs: `chosen` and
+            `rejected`, with or without a `prompt`.
         id_column: Column of the ids; by default `id` if there is one. A text without an id gets 16 hex digits,
             computed from it and all other texts; see `content_ids`.
         group_column: Column of the patient, author or document of each text.
@@ -83,6 +84,7 @@ def read_texts(
         made_ids=frozenset(name for name, given in zip(ids, collected.ids, strict=True) if given is None),
         groups=None if group_column is None else tuple(collected.groups),
         starts=tuple(collected.starts) if any(collected.starts) else None,
+        rejected=collected.rejected_texts(ids),
         source=name,
     )
 
@@ -135,6 +137,8 @@ class _Collected:
     chat: Chat | None
     texts: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
+    rejected: list[tuple[str, int]] = field(default_factory=list)
+    """Rejected text of each preference pair, and the index of its first scored character."""
     ids: list[str | None] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
@@ -142,9 +146,9 @@ class _Collected:
     size: int = 0
 
     def add(self, row: Row) -> None:
-        text, start = text_of(row, self.columns.text, self.chat)
+        text, start = self._text_of(row)
         _check_size(text, row)
-        self.size += len(text)
+        self.size += len(text) + (len(self.rejected[-1][0]) if self.rejected else 0)
         if self.size > MAX_TOTAL_BYTES:
             raise DataError(too_large(row.place))
         if len(self.texts) == MAX_TEXTS:
@@ -157,6 +161,27 @@ class _Collected:
             self.groups.append(_label_of(row, self.columns.group, "group_column"))
         self.texts.append(text)
         self.starts.append(start)
+
+    def _text_of(self, row: Row) -> tuple[str, int]:
+        pair = is_pair(row, self.columns.text)
+        if self.texts and pair != bool(self.rejected):
+            raise DataError(
+                f"{row.place}: {'a' if pair else 'no'} preference pair, unlike the rows before it. "
+                "Expected `chosen` and `rejected` in every row or in none."
+            )
+        if not pair:
+            return text_of(row, self.columns.text, self.chat)
+        chosen, rejected = pair_of(row, self.chat)
+        _check_size(rejected[0], row)
+        self.rejected.append(rejected)
+        return chosen
+
+    def rejected_texts(self, ids: Sequence[str]) -> Texts | None:
+        """Return the rejected texts of preference pairs, given the ids of the pairs; None if there are no pairs."""
+        if not self.rejected:
+            return None
+        texts, starts = zip(*self.rejected, strict=True)
+        return Texts(texts=texts, ids=tuple(map(rejected_id, ids)), starts=starts if any(starts) else None)
 
     def _id_of(self, row: Row) -> str | None:
         if self.columns.id is not None:

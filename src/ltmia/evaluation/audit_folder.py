@@ -29,7 +29,9 @@ SIGNS = {
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
 RANKS_FILE = "ranks"
-STORE_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = "store", "multi_pass", "gradients", "previous"
+STORE_FOLDER, REJECTED_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = (
+    "store", "rejected", "multi_pass", "gradients", "previous",
+)  # fmt: skip
 SALT_BYTES = 32
 README = """# Private: do not pass on
 
@@ -41,6 +43,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `tokens.parquet` | two numbers per token, for the records with the highest scores |
 | `spans.parquet` | exact figures on each secret |
 | `ranks` | ranks of secrets, written as soon as they are known |
+| `rejected/` | the same of the rejected completions of preference pairs |
 | `multi_pass/` | scores of attacks that take several passes |
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | random bytes in ids and hashes of groups; with them, a guess at a text or a group can be confirmed |
@@ -83,6 +86,11 @@ class PrivateFolder:
     def store(self) -> Path:
         """Folder of the statistics of each token."""
         return self.path / STORE_FOLDER
+
+    @property
+    def rejected(self) -> Path:
+        """Folder of the statistics of each token of the rejected texts of preference pairs."""
+        return self.path / REJECTED_FOLDER
 
     @property
     def multi_pass(self) -> Path:

@@ -30,6 +30,8 @@ class DataInfo(Section):
     """Texts longer than the part that is read. Null where recordings do not say, and in older files."""
     n_groups: Count | None = None
     """Distinct groups over all texts; null when the data have none."""
+    preference_pairs: bool = False
+    """Whether each text is a preference pair: a prompt, a chosen and a rejected completion."""
 
 
 class AttackResult(Section):

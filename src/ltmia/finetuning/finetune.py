@@ -124,6 +124,11 @@ def _rows(
     tokenizer: PreTrainedTokenizerBase, texts: Texts | Sequence[str], kind: str, max_length: int
 ) -> list[TextRow]:
     if isinstance(texts, Texts):
+        if texts.rejected is not None:
+            raise DataError(
+                f"{texts.source}: holds preference pairs, on which this does not train. Rename `chosen` to "
+                "`completion` to train on the chosen ones, or use TRL's DPOTrainer."
+            )
         rows = training_rows(tokenizer, texts.texts, max_length, texts.starts)
     else:
         rows = training_rows(tokenizer, texts, max_length)

@@ -1,4 +1,4 @@
-"""Audits a model during fine-tuning: a callback for `transformers.Trainer` and TRL's SFTTrainer."""
+"""Audits a model during fine-tuning: a callback for `transformers.Trainer`, and TRL's SFTTrainer and DPOTrainer."""
 
 import hashlib
 import json
@@ -24,8 +24,10 @@ from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.limits import Limit
 from ltmia.folders import claim_folder, write_whole
+from ltmia.integrations.prepared_dataset import groups_of, ids_by_row
+from ltmia.integrations.scored_rows import ScoredRows, TrainedPair, scored_rows
 from ltmia.integrations.trackers import log_audit, require_trackers
-from ltmia.integrations.trained_rows import ScoredRows, TrainedPair, TrainedRow, TrainedRows, rows_of, scored_rows
+from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
 from ltmia.models.loading import load_pair
 from ltmia.ownership import Marker
 
@@ -90,7 +92,8 @@ class AuditCallback(TrainerCallback):
 
     `trainer.add_callback(AuditCallback(trainer, "audit"))`. The rows that the Trainer trains on are the members; its
     `eval_dataset`, which goes through the same preparation and collator, holds the non-members. Only tokens with loss
-    are scored: packed rows separately, without masked prompts and without tokens that were cut off.
+    are scored: packed rows separately, without masked prompts and without tokens that were cut off. Preference pairs of
+    `DPOTrainer` are one record each; their base is the reference policy.
 
     Writes the files of `audit`, and `training.json` with counts of rows that were trained on and rows that were not.
     """
@@ -107,8 +110,7 @@ class AuditCallback(TrainerCallback):
             ConfigError: If the Trainer lacks something, or a tracker or limit is unknown.
         """
         self.trainer, self.out, self.plan = trainer, Path(out), plan or AuditPlan()
-        model: Any = trainer.model
-        self.base = self.plan.base or getattr(model.config, "_name_or_path", "")
+        self.base = self.plan.base or _source_of_reference(trainer)
         self.limits = [Limit.parse(text) for text in self.plan.limits]
         self.rows: TrainedRows | None = None
         require_trackers(self.plan.log_to)
@@ -116,7 +118,7 @@ class AuditCallback(TrainerCallback):
             (trainer.args.world_size > 1, "one process: rows of others are not recorded"),
             (trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict), "one eval_dataset: rows held out"),
             (trainer.processing_class is None, "a processing_class: the tokenizer"),
-            (not self.base, "AuditPlan(base=...): the model does not say what it was loaded from"),
+            (not self.base, "AuditPlan(base=...): the model does not say what the training started from"),
         ):
             if is_missing:
                 raise ConfigError(f"AuditCallback needs {what}")
@@ -230,15 +232,15 @@ class AuditCallback(TrainerCallback):
     def _groups(self, sides: Sequence[tuple[Mapping[str, TrainedRow], Any]]) -> list[dict[str, str] | None]:
         """Return the group of each row of both sides. Without groups, all parts of a row are one group."""
         if self.plan.group_column is not None:
-            return [_groups(rows, dataset, self.plan.group_column) for rows, dataset in sides]
+            return [groups_of(rows, dataset, self.plan.group_column) for rows, dataset in sides]
         if any(len(row.spans) > 1 for rows, _ in sides for row in rows.values()):
             return [{name: name for name in rows} for rows, _ in sides]
         return [None for _ in sides]
 
     def _write_counts(self, folder: Path, members: ScoredRows) -> None:
         trained = self._trained()
-        prepared = _ids_by_row(self.trainer.train_dataset)
-        known = {tuple(row.ids.tolist()) for row in trained.values()}
+        prepared = ids_by_row(self.trainer.train_dataset)
+        known = {row.all_ids for row in trained.values()}
         times = {} if self.rows is None else self.rows.times_trained()
         counts = {
             "rows_trained": len(trained),
@@ -246,12 +248,23 @@ class AuditCallback(TrainerCallback):
             "rows_of_the_dataset_never_trained_on_as_they_are": None
             if prepared is None
             else sum(ids not in known for ids in prepared),
-            "tokens_read": sum(len(row.ids) for row in trained.values()),
-            "tokens_with_loss": sum(int(row.scored.sum()) for row in trained.values()),
+            "tokens_read": sum(row.counted()[0] for row in trained.values()),
+            "tokens_with_loss": sum(row.counted()[1] for row in trained.values()),
             "steps": 0 if self.rows is None else len(self.rows.steps),
             "most_times_a_row_was_trained_on": max(times.values(), default=0),
         }
         write_whole(folder / TRAINING_FILE, lambda part: part.write_text(json.dumps(counts, indent=1) + "\n", "utf-8"))
+
+
+def _source_of_reference(trainer: Any) -> str:
+    """Return the source of the model that training started from: of `DPOTrainer`, the reference policy; "" if unknown.
+
+    A copy of an adapter, which `DPOTrainer` trains on from, has no source.
+    """
+    if "ref" in getattr(trainer.model, "peft_config", {}):
+        return ""
+    model = getattr(trainer, "ref_model", None) or trainer.model
+    return str(getattr(model.config, "_name_or_path", ""))
 
 
 def _claimed(folder: Path) -> PrivateFolder:
@@ -262,32 +275,6 @@ def _claimed(folder: Path) -> PrivateFolder:
     """
     with claim_folder(folder, Marker(kind=MARKED["audit"]), overwrite=True):
         return PrivateFolder.of(folder)
-
-
-def _groups(rows: Mapping[str, TrainedRow], dataset: Any, column: str) -> dict[str, str]:
-    """Find the group of each row by its ids.
-
-    Raises:
-        ConfigError: If a dataset has no such column, or a row is in none of its rows, as after packing.
-    """
-    prepared = _ids_by_row(dataset)
-    if prepared is None or column not in dataset.column_names:
-        raise ConfigError(f"group_column = {column!r}: the Trainer's datasets have no such column beside input_ids")
-    by_ids = dict(zip(prepared, map(str, dataset[column]), strict=True))
-    found = {name: by_ids.get(tuple(row.ids.tolist())) for name, row in rows.items()}
-    if lost := sum(group is None for group in found.values()):
-        raise ConfigError(
-            f"group_column={column!r}: {lost} of {len(found)} rows are not in the dataset as they were trained on, so "
-            "their groups are not known. Packing and a collator that cuts do this: do neither, or leave out the groups."
-        )
-    return {name: str(group) for name, group in found.items()}
-
-
-def _ids_by_row(dataset: Any) -> list[tuple[int, ...]] | None:
-    """Return the token ids of a dataset's rows; None where it holds none, or has no length."""
-    if "input_ids" not in (getattr(dataset, "column_names", None) or []) or not hasattr(dataset, "__len__"):
-        return None
-    return [tuple(ids) for ids in dataset["input_ids"]]
 
 
 def _digest(rows: Mapping[str, TrainedRow]) -> str:

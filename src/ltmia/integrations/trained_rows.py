@@ -1,9 +1,12 @@
-"""Records the token ids that a Trainer trained on, with their loss mask, and prepares these rows for scoring."""
+"""Records the token ids that a Trainer trained on, with their loss mask.
+
+A preference pair, as `DPOTrainer` trains on, is one row: the chosen completion after its prompt, with the rejected one.
+"""
 
 import json
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -11,18 +14,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from transformers import PreTrainedTokenizerBase
 
-from ltmia.attacks.selection import slow_attacks
 from ltmia.errors import ConfigError, StoreError
 from ltmia.folders import named_errors, write_whole
-from ltmia.models.tokens import LEAST_IDS, EncodedText
-from ltmia.records import Texts
-from ltmia.scoring.audited_pair import LoadedPair
-from ltmia.scoring.extraction import ExtractionConfig
 
 WITHOUT_LOSS = -100
 """Label of a token without loss, in `transformers` and TRL."""
+PAIR_MASK = "completion_mask"
+"""Tensor of a batch of TRL's `DPOTrainer` that is 1 at the tokens of the completions, which have a loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,13 +31,31 @@ class TrainedRow:
     ids: Int64[np.ndarray, " seq"]
     scored: Bool[np.ndarray, " seq"]
     """Whether each id had a loss; the first never has, because nothing predicts it."""
+    rejected: "TrainedRow | None" = None
+    """Prompt and rejected completion, if the row is a preference pair."""
 
     @property
     def key(self) -> str:
-        """Hash of ids and loss mask."""
-        digest = sha256(self.ids.astype("<i8").tobytes())
-        digest.update(self.scored.tobytes())
+        """Hash of ids and loss mask, of both completions of a pair."""
+        digest = sha256()
+        for part in self.parts:
+            digest.update(part.ids.astype("<i8").tobytes())
+            digest.update(part.scored.tobytes())
         return digest.hexdigest()[:24]
+
+    @property
+    def parts(self) -> "list[TrainedRow]":
+        """The row alone, or the chosen and the rejected part of a pair."""
+        return [self] if self.rejected is None else [self, self.rejected]
+
+    @property
+    def all_ids(self) -> tuple[int, ...]:
+        """The ids of all parts."""
+        return tuple(int(i) for part in self.parts for i in part.ids)
+
+    def counted(self) -> tuple[int, int]:
+        """Return the number of tokens, and of tokens with loss."""
+        return sum(len(part.ids) for part in self.parts), sum(int(part.scored.sum()) for part in self.parts)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
@@ -48,17 +65,21 @@ class TrainedRow:
 
 
 def rows_of(batch: Mapping[str, Any]) -> Iterator[TrainedRow]:
-    """Split a batch of the collator into sequences.
+    """Split a batch of the collator into sequences, or into preference pairs.
 
     Padding is left out. In packed rows, a new sequence begins where `position_ids` start again.
 
     Raises:
-        ConfigError: If the batch has no `input_ids` and `labels`.
+        ConfigError: If the batch has no `input_ids` and `labels`, and is none of preference pairs either.
     """
+    if {"input_ids", PAIR_MASK} <= set(batch) and "labels" not in batch:
+        yield from _pairs_of(batch)
+        return
     if missing := [name for name in ("input_ids", "labels") if name not in batch]:
         raise ConfigError(
             f"AuditCallback: the batches have no {' and no '.join(missing)} (they have {', '.join(batch)}); it audits "
-            "causal language models whose collator makes both, as DataCollatorForLanguageModeling does"
+            "causal language models whose collator makes both, as DataCollatorForLanguageModeling does, and TRL's "
+            "DPOTrainer"
         )
     names = [name for name in ("input_ids", "labels", "attention_mask", "position_ids") if batch.get(name) is not None]
     arrays = {name: batch[name].detach().cpu().numpy() for name in names}
@@ -72,6 +93,19 @@ def rows_of(batch: Mapping[str, Any]) -> Iterator[TrainedRow]:
             mask[:1] = False
             if stop - start > 1:
                 yield TrainedRow(ids=ids[real][start:stop].astype(np.int64), scored=mask)
+
+
+def _pairs_of(batch: Mapping[str, Any]) -> Iterator[TrainedRow]:
+    """Yield the pairs of a batch of TRL's `DPOTrainer`: first all chosen sequences, then the rejected ones."""
+    ids, real, completion = (batch[name].detach().cpu().numpy() for name in ("input_ids", "attention_mask", PAIR_MASK))
+    sequences = []
+    for row, is_real, is_completion in zip(ids, real.astype(bool), completion.astype(bool), strict=True):
+        scored = is_completion[is_real]
+        scored[:1] = False
+        sequences.append(TrainedRow(ids=row[is_real].astype(np.int64), scored=scored))
+    half = len(sequences) // 2
+    for chosen, rejected in zip(sequences[:half], sequences[half:], strict=True):
+        yield replace(chosen, rejected=rejected)
 
 
 @dataclass(slots=True)
@@ -118,7 +152,10 @@ class TrainedRows:
     def _line(self, step: int, keys: Sequence[str], known: Container[str]) -> str:
         """Return a line for the rows of a step; new rows are given with their ids."""
         new = {key: self.rows[key] for key in keys if key not in known}
-        told = {key: [row.ids.tolist(), np.flatnonzero(row.scored).tolist()] for key, row in new.items()}
+        told = {
+            key: [values for part in row.parts for values in (part.ids.tolist(), np.flatnonzero(part.scored).tolist())]
+            for key, row in new.items()
+        }
         return json.dumps({"step": step, "rows": list(keys), "new": told}) + "\n"
 
     def _read(self, before: int) -> None:
@@ -126,10 +163,9 @@ class TrainedRows:
             lines = self.file.read_text("utf-8").splitlines()
             told = [json.loads(line) for line in lines[:-1]] + _whole(lines[-1:])
             for line in told:
-                for key, (ids, places) in line["new"].items():
-                    scored = np.zeros(len(ids), np.bool_)
-                    scored[places] = True
-                    self.rows[key] = TrainedRow(ids=np.array(ids, np.int64), scored=scored)
+                for key, (ids, places, *pair) in line["new"].items():
+                    rejected = _told_row(*pair) if pair else None
+                    self.rows[key] = replace(_told_row(ids, places), rejected=rejected)
                 self.steps.setdefault(line["step"], []).extend(line["rows"])
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(
@@ -145,81 +181,16 @@ class TrainedRows:
             )
 
 
+def _told_row(ids: list[int], places: list[int]) -> TrainedRow:
+    """Return a row from the lists in the file."""
+    scored = np.zeros(len(ids), np.bool_)
+    scored[places] = True
+    return TrainedRow(ids=np.array(ids, np.int64), scored=scored)
+
+
 def _whole(last: Sequence[str]) -> list[Any]:
     """Read the last line, which a killed run may have left half written."""
     try:
         return [json.loads(line) for line in last]
     except ValueError:
         return []
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoredRows:
-    """Rows as texts for an audit: one text for each run of tokens with loss, after the tokens before it as prompt."""
-
-    texts: Texts
-    encoded: Mapping[str, EncodedText]
-    """Token ids of each text, by id of the text."""
-    n_without_loss: int
-    """Number of rows without a token with loss."""
-
-
-def scored_rows(
-    rows: Mapping[str, TrainedRow],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    vocab_size: int,
-    groups: Mapping[str, str] | None = None,
-) -> ScoredRows:
-    """Make texts from rows. A row with several runs of tokens with loss, such as answers, gives several texts.
-
-    Args:
-        rows: Rows by unique names.
-        tokenizer: Decodes the texts, for attacks that read texts.
-        vocab_size: Number of ids that both models know.
-        groups: Group of each row, by the same names; None if there are none.
-    """
-    spans = [(name, row, n, span) for name, row in rows.items() for n, span in enumerate(row.spans)]
-    names = [f"{name}.{n}" for name, _, n, _ in spans]
-    encoded = {f"{name}.{n}": _encoded(row.ids[:stop], start, vocab_size) for name, row, n, (start, stop) in spans}
-    texts = Texts(
-        texts=tuple(str(tokenizer.decode(row.ids[:stop])) for _, row, _, (_, stop) in spans),
-        ids=tuple(names),
-        made_ids=frozenset(names),
-        groups=None if groups is None else tuple(groups[name] for name, *_ in spans),
-        starts=tuple(
-            len(str(tokenizer.decode(row.ids[:start]))) if start > 1 else 0 for _, row, _, (start, _) in spans
-        ),
-        source="Trainer",
-    )
-    return ScoredRows(texts=texts, encoded=encoded, n_without_loss=sum(not row.spans for row in rows.values()))
-
-
-def _encoded(ids: np.ndarray, start: int, vocab_size: int) -> EncodedText:
-    least = LEAST_IDS["default"] - 1
-    if len(ids) - start < least:
-        return EncodedText(ids=ids, start=start, reason=f"{len(ids) - start} token(s) with loss: too few to score")
-    if ids.max() >= vocab_size:
-        return EncodedText(ids=ids, start=start, reason="a token is unknown to one of the two models")
-    return EncodedText(ids=ids, start=start)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedPair(LoadedPair):
-    """A pair of models that scores texts with the token ids that were trained on."""
-
-    encoded: Mapping[str, EncodedText]
-    """Token ids of each text, by id of the text."""
-
-    def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:  # noqa: ARG002  no version is
-        """Refuse attacks that tokenise texts again.
-
-        Raises:
-            ConfigError: If an attack or option does so; the message names it.
-        """
-        if refused := [*slow_attacks(attacks), *(["reveal"] if reveal else [])]:
-            raise ConfigError(f"{', '.join(refused)}: reads texts, not the tokens that were trained on; leave it out")
-
-    def encode(self, texts: Texts, config: ExtractionConfig) -> list[EncodedText]:  # noqa: ARG002  none is cut
-        """Return the ids of each text as they were trained on."""
-        return [self.encoded[name] for name in texts.ids]

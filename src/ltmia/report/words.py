@@ -132,10 +132,15 @@ def telling_rate(results: Results) -> str:
 
 
 def unread(results: Results) -> str | None:
-    """Say how many texts were cut and how many could not be scored; None if all were read in full."""
+    """Say what was not read: texts that were cut or could not be scored, half of a pair; None if all was read."""
     data = results.data
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     said = []
+    if data.preference_pairs:
+        said.append(
+            "Each record is a preference pair. The attacks `premia_pair` and `premia_rejected` read the rejected "
+            "completion; all others read only the chosen one."
+        )
     if data.n_cut:
         longest = results.settings.get("max_length") == results.settings.get("max_positions")
         cure = (

@@ -43,6 +43,13 @@ class ExtractionClock:
         """Seconds of the models and of the statistics."""
         return self.forward.seconds, self.feature_seconds
 
+    def add(self, other: "ExtractionClock") -> None:
+        """Add the time and the reused work of another extraction."""
+        self.forward.seconds += other.forward.seconds
+        self.feature_seconds += other.feature_seconds
+        self.earlier += other.earlier
+        self.reused += other.reused
+
     def add_earlier(self, seconds: tuple[float, float]) -> None:
         """Add the time of work that an earlier run did, for models and statistics."""
         self.forward.seconds += seconds[0]
