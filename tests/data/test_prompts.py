@@ -130,7 +130,7 @@ def test_the_messages_of_a_prompt_are_asked_and_the_rest_is_scored(tmp_path: Pat
         ({"messages": []}, "'messages' holds a list"),
         (
             {"prompt": "x"},
-            "with `text_column`. Or give prompt and completion, or messages.",
+            "with `text_column`. Or give prompt and completion, chosen and rejected, or messages.",
         ),
         ({"prompt": ASKED, "completion": "y"}, "'prompt' holds a list"),
         ({"prompt": "x", "completion": 3}, "'completion' holds a int"),

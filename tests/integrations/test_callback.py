@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,6 +26,8 @@ from ltmia.errors import ConfigError, StoreError
 from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded, hold_out
 from ltmia.integrations.scored_rows import TrainedPair, scored_rows
 from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
+from ltmia.integrations.trained_tensors import fingerprints, unmoved
+from ltmia.integrations.training_counts import warn_of
 from ltmia.models.loading import load_pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
 from ltmia.scoring.pair_runner import ExtractionClock
@@ -108,6 +112,9 @@ def test_what_was_trained_on_is_counted(finished: tuple[Trainer, Path]) -> None:
     assert counts["tokens_read"] == sum(map(len, train))
     assert counts["most_times_a_row_was_trained_on"] >= 2
     assert counts["steps"] == trainer.state.global_step
+    assert counts["trained_tensors"] == sum(p.requires_grad for p in trainer.model.parameters())
+    assert counts["trained_tensors_without_change"] == 0
+    assert counts["epsilon_spent"] is None
     assert not (folder / "private" / "model").exists()
     told = (folder / "private" / "trained.jsonl").read_text("utf-8").splitlines()
     times = Counter(key for line in map(json.loads, told) for key in line["rows"])
@@ -248,6 +255,22 @@ def test_masked_rows_are_scored_token_by_token_as_they_were_trained(
         loss = trainer.model.eval()(input_ids=torch.tensor(ids)[None], labels=labels[None]).loss.item()
     assert total == pytest.approx(-loss * (int(scored.sum()) - lost), rel=1e-4)
     assert set(found.texts.groups or ()) == {"row"}
+
+
+@pytest.mark.parametrize(("spent", "shown", "warns"), [(1.0, 2.0, True), (2.0, 1.0, False), (None, 2.0, False)])
+def test_more_leakage_than_was_spent_is_a_warning(spent: Any, shown: float, warns: bool, caplog: Any) -> None:
+    with caplog.at_level("WARNING"):
+        warn_of({"trained_tensors_without_change": 0, "epsilon_spent": spent, "epsilon_lower_bound": shown})
+    assert ("leaks more than it guarantees" in caplog.text) == warns
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=5), st.integers(0, 4))
+def test_a_tensor_that_moved_is_told_from_one_that_did_not(values: list[float], place: int) -> None:
+    model = torch.nn.ParameterDict({"a": torch.tensor(values), "b": torch.tensor(values)})
+    before = fingerprints(model)
+    with torch.no_grad():
+        model["a"][place % len(values)] += 1.0
+    assert unmoved(before, model) == ["b"]
 
 
 def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:

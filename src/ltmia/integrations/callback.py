@@ -5,7 +5,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,11 +23,14 @@ from ltmia.evaluation.audit_folder import MARKED, RESULTS_FILE, PrivateFolder
 from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.limits import Limit
+from ltmia.evaluation.results import Results
 from ltmia.folders import claim_folder, write_whole
-from ltmia.integrations.prepared_dataset import groups_of, ids_by_row
+from ltmia.integrations.prepared_dataset import groups_of
 from ltmia.integrations.scored_rows import ScoredRows, TrainedPair, scored_rows
 from ltmia.integrations.trackers import log_audit, require_trackers
 from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
+from ltmia.integrations.trained_tensors import Fingerprints, fingerprints, unmoved
+from ltmia.integrations.training_counts import counts_of_rows, warn_of
 from ltmia.models.loading import load_pair
 from ltmia.ownership import Marker
 
@@ -57,6 +60,9 @@ class AuditPlan:
     """Trackers to log the figures to, see `ltmia.integrations.trackers`."""
     group_column: str | None = None
     """Column of the Trainer's datasets that names patients, authors or documents."""
+    epsilon_spent: Callable[[], float] | None = None
+    """Returns the epsilon that private training has spent so far, such as `lambda: engine.get_epsilon(1e-5)` with
+    Opacus's `PrivacyEngine`. None: the training is not private."""
     config: AuditConfig = field(default_factory=AuditConfig)
     """Options of the audits. `max_length` is ignored: rows are scored in the length that they were trained on."""
 
@@ -95,7 +101,9 @@ class AuditCallback(TrainerCallback):
     are scored: packed rows separately, without masked prompts and without tokens that were cut off. Preference pairs of
     `DPOTrainer` are one record each; their base is the reference policy.
 
-    Writes the files of `audit`, and `training.json` with counts of rows that were trained on and rows that were not.
+    Writes the files of `audit`, and `training.json`: counts of rows that were trained on and rows that were not, of
+    tensors that training left unchanged, and the epsilon spent. It warns of unchanged tensors, and if the audit shows
+    a larger epsilon.
     """
 
     def __init__(self, trainer: Trainer, out: Path | str, plan: AuditPlan | None = None) -> None:
@@ -113,6 +121,7 @@ class AuditCallback(TrainerCallback):
         self.base = self.plan.base or _source_of_reference(trainer)
         self.limits = [Limit.parse(text) for text in self.plan.limits]
         self.rows: TrainedRows | None = None
+        self.before: Fingerprints = {}
         require_trackers(self.plan.log_to)
         for is_missing, what in (
             (trainer.args.world_size > 1, "one process: rows of others are not recorded"),
@@ -147,6 +156,7 @@ class AuditCallback(TrainerCallback):
             )
         private = _claimed(self.out)
         self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
+        self.before = fingerprints(self._model)
         with _random_state_kept():
             note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
         if state.global_step and note.is_file() and note.read_text("utf-8") != digest:
@@ -207,7 +217,6 @@ class AuditCallback(TrainerCallback):
             scored_rows(rows, tokenizer, vocab_size=pair.vocab_size, groups=groups)
             for (rows, _), groups in zip(sides, self._groups(sides), strict=True)
         )
-        self._write_counts(folder, members)
         encoded = {**members.encoded, **nonmembers.encoded}
         longest = max((len(text.ids) for text in encoded.values()), default=2)
         found = audit(
@@ -218,7 +227,13 @@ class AuditCallback(TrainerCallback):
             config=replace(self.plan.config, max_length=max(longest, 2), overwrite=True),  # of this training run
         )
         shutil.rmtree(saved)
+        self._write_counts(folder, members, found.results)
         return found
+
+    @property
+    def _model(self) -> torch.nn.Module:
+        model: torch.nn.Module = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return model
 
     def _trained(self) -> dict[str, TrainedRow]:
         """Return the trained rows, by name."""
@@ -237,22 +252,15 @@ class AuditCallback(TrainerCallback):
             return [{name: name for name in rows} for rows, _ in sides]
         return [None for _ in sides]
 
-    def _write_counts(self, folder: Path, members: ScoredRows) -> None:
-        trained = self._trained()
-        prepared = ids_by_row(self.trainer.train_dataset)
-        known = {row.all_ids for row in trained.values()}
-        times = {} if self.rows is None else self.rows.times_trained()
+    def _write_counts(self, folder: Path, members: ScoredRows, results: Results) -> None:
         counts = {
-            "rows_trained": len(trained),
-            "rows_without_loss": members.n_without_loss,
-            "rows_of_the_dataset_never_trained_on_as_they_are": None
-            if prepared is None
-            else sum(ids not in known for ids in prepared),
-            "tokens_read": sum(row.counted()[0] for row in trained.values()),
-            "tokens_with_loss": sum(row.counted()[1] for row in trained.values()),
-            "steps": 0 if self.rows is None else len(self.rows.steps),
-            "most_times_a_row_was_trained_on": max(times.values(), default=0),
+            **counts_of_rows(self.rows, members, self.trainer.train_dataset),
+            "trained_tensors": len(self.before),
+            "trained_tensors_without_change": len(unmoved(self.before, self._model)),
+            "epsilon_spent": None if self.plan.epsilon_spent is None else self.plan.epsilon_spent(),
+            "epsilon_lower_bound": None if results.epsilon is None else results.epsilon.value,
         }
+        warn_of(counts)
         write_whole(folder / TRAINING_FILE, lambda part: part.write_text(json.dumps(counts, indent=1) + "\n", "utf-8"))
 
 
