@@ -124,7 +124,7 @@ class AuditCallback(TrainerCallback):
         self.before: Fingerprints = {}
         require_trackers(self.plan.log_to)
         for is_missing, what in (
-            (trainer.args.world_size > 1, "one process: rows of others are not recorded"),
+            (trainer.args.world_size > 1, "one process, because rows of others are not recorded: start python itself"),
             (trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict), "one eval_dataset: rows held out"),
             (trainer.processing_class is None, "a processing_class: the tokenizer"),
             (not self.base, "AuditPlan(base=...): the model does not say what the training started from"),
