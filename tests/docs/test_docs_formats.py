@@ -40,6 +40,7 @@ def test_folder_of_an_audit(materials: Path) -> None:
         "private/previous",
         "private/spans.parquet",
         "private/ranks",
+        "private/continuations",
         "spans.parquet",
     }
 

@@ -26,6 +26,7 @@ from ltmia.evaluation.verdict import headline
 Tree = dict[str, Any]
 LIMITS = ("identifiable:0", "auc:0.6", "tpr@fpr=0.01:0.05", "epsilon:2")
 EXPOSED = ("exposure:8",)
+CONTINUED = ("longest_run:10",)
 DRAWN = ("extractable@1000:0", "extractable_share@1000:0.01")
 CHECKS = (
     "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "base", "backend", "power",
@@ -76,6 +77,7 @@ def sound() -> Tree:
             "within": {draws: drawn(0) for draws in ("1", "1000")}, "greedy": drawn(0),
         },
         "secrets": {"judged": secrets(5, 7), "nonmembers": secrets(5, 7), "n_alternatives": 2000, "reach": 11},
+        "near_verbatim": {"n_judged": 50, "n_nonmembers": 50, "longest_suffix": 50, "longest_new_run": 4},
         "set_test": {"p_value": 0.5, "effect": measure(0.5, 0.47, 0.53)},
         "epsilon": measure(0.1, 0.1), "validity": checks, "verdict": "",
         "timing": {"seconds": 1, "texts_per_second": 1, "forward_seconds": 1, "feature_seconds": 1},
@@ -111,7 +113,7 @@ def both(*changes: Callable[[Tree], None]) -> Callable[[Tree], None]:
     return change
 
 
-@pytest.mark.parametrize("limit", [*LIMITS, *DRAWN, *EXPOSED])
+@pytest.mark.parametrize("limit", [*LIMITS, *DRAWN, *EXPOSED, *CONTINUED])
 def test_a_sound_audit_that_found_nothing_passes(limit: str) -> None:
     assert held(sound(), limit)[0] == 0
 
@@ -223,6 +225,7 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
             "identifiable:5000",
             "extractable@1000:1000",
             "extractable_share@1000:1",
+            "longest_run:50",
         ),
         lambda _: None,
         "Nothing could exceed this limit",
@@ -241,6 +244,8 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     ),
     "nothing drawn": (DRAWN, put("extraction", {"reason": "the cluster kept scores only"}), "scores only"),
     "an old file without extraction": (DRAWN, put("extraction", None), "version"),
+    "nothing continued": (CONTINUED, put("near_verbatim", None), "continued no texts"),
+    "flagged records not continued": (CONTINUED, put("near_verbatim|n_flagged_left", 3), "3 flagged records"),
     "no spans given": (EXPOSED, put("secrets", None), "no spans were given"),
     "no secret ranked": (EXPOSED, put("secrets|judged|largest", measure(None)), "could not be measured"),
     "secrets not ranked": (EXPOSED, put("secrets|judged|n_ranked", 37), "37 of 40 secrets were ranked"),
@@ -309,6 +314,15 @@ def test_exposure_is_held_against_whole_bits(limit: str, largest: int, high: int
         assert held(tree, limit)[0] == 1
     with pytest.raises(ConfigError, match="whole bits"):
         Limit.parse("exposure:8.5")
+
+
+@pytest.mark.parametrize(("longest", "code"), [(11, 1), (10, 0)])
+def test_the_longest_run_is_held_against_tokens(longest: int, code: int) -> None:
+    tree = sound()
+    tree["near_verbatim"]["longest_new_run"] = longest
+    found, said = held(tree, "longest_run:10")
+    assert found == code
+    assert f"of 50 records, where the base has none as long is {longest};" in said
 
 
 def test_a_number_of_draws_that_was_not_measured_is_refused_by_name() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ltmia.evaluation.drawn_out import DrawnOut, DrawnOutOfBoth, Extractable, Extraction
+from ltmia.evaluation.drawn_out import DrawnOut, DrawnOutOfBoth, Extractable, Extraction, Nearness, NearVerbatim
 from ltmia.evaluation.files import read_audit
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.section import Measure
-from ltmia.report.extraction_words import extraction_line, extraction_rows
+from ltmia.report.extraction_words import continued_line, continued_rows, extraction_line, extraction_rows
 from ltmia.report.page import render_report
 from report_samples import made_up_audit
 
@@ -85,3 +85,42 @@ def test_why_nothing_was_measured_is_said_and_an_old_file_says_nothing(audited) 
     old = with_extraction(results, None)
     assert extraction_line(old) is None
     assert "an older version" in render_report(old, records)
+
+
+def near(run: int, distance: float) -> Nearness:
+    return Nearness(
+        median_run=run / 2, longest_run=run, median_run_characters=2 * run, longest_run_characters=4 * run,
+        median_distance=1, smallest_distance=distance,
+    )  # fmt: skip
+
+
+def test_how_near_continuations_come_is_shown_beside_base_and_non_members(audited) -> None:
+    results, records = audited
+    found = NearVerbatim(
+        n_judged=10, n_nonmembers=9, n_flagged_left=3, n_continuations=5, longest_suffix=50, longest_new_run=31,
+        judged=near(31, 0.125), judged_by_base=near(4, 0.75),
+        nonmembers=near(6, 0.5), nonmembers_by_base=near(2, 0.875),
+    )  # fmt: skip
+    some = results.model_copy(update={"near_verbatim": found})
+    assert continued_line(some) == (
+        "Continuing the beginnings of the 10 members with the highest scores, the model writes at most 31 tokens in a "
+        "row as they stand in the text (the base at most 4, at most 6 in 9 non-members)."
+    )
+    page = render_report(some, records)
+    for said in (
+        "9 non-members, by the base</th>",
+        "<td>31</td>",
+        "<td>124</td>",
+        "<td>0.12</td>",
+        "3 flagged members",
+    ):
+        assert said in page, said
+    alone = found.model_copy(update={"nonmembers": None, "nonmembers_by_base": None})
+    alone = results.model_copy(update={"near_verbatim": alone})
+    assert continued_line(alone).endswith("(the base at most 4).")
+    assert len(continued_rows(alone)) == 2
+    nothing = results.model_copy(update={"near_verbatim": NearVerbatim(reason="too short")})
+    assert continued_line(nothing) == "No text was continued: too short."
+    assert "No text was continued: too short." in render_report(nothing, records)
+    assert continued_line(results) is None
+    assert "Nearly word for word" not in render_report(results, records)

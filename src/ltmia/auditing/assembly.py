@@ -15,6 +15,7 @@ from ltmia.auditing.checks import MeasuredScores, check_validity
 from ltmia.auditing.drawing_out import extraction_of, suffix_columns, suffixes_of
 from ltmia.auditing.group_table import group_columns
 from ltmia.auditing.measured import Measured
+from ltmia.auditing.near_verbatim import ContinuedTexts, continued_columns, near_verbatim_of
 from ltmia.auditing.question import AuditResult, Question
 from ltmia.auditing.record_table import (
     flagged_hashes,
@@ -39,7 +40,6 @@ from ltmia.evaluation.files import (
 from ltmia.evaluation.results import DataInfo, ObserverResult, Results, SetTest, Timing, Validity
 from ltmia.evaluation.set_test import collection_test
 from ltmia.evaluation.verdict import set_sentence, verdict
-from ltmia.extraction.suffixes import Suffixes
 from ltmia.records import without_surrogates
 from ltmia.report.page import write_report
 from ltmia.runtime import environment
@@ -56,6 +56,7 @@ def assemble(
     measured: Measured,
     run: Run,
     *,
+    continued: ContinuedTexts | None = None,
     command: str | None = None,
 ) -> AuditResult:
     """Check an audit, and write its results, records, tokens and report into the run's folder.
@@ -66,6 +67,7 @@ def assemble(
         scored: Scores of the texts.
         measured: Figures and decisions from these scores.
         run: Folder for the results, held by this process.
+        continued: Texts that were continued, if that was asked for.
         command: Command line to write down; this process's when None.
     """
     sets, texts = question.sets, scored.texts
@@ -74,7 +76,9 @@ def assemble(
     sentence = verdict(measured.attacks, measured.decisions.summary, validity)
     hashed = hashed_groups(sets, run.private.salt())
     suffixes = suffixes_of(texts, sets)
-    records = _write_tables(pair, question, scored, measured, suffixes, hashed, run)
+    columns = suffix_columns(suffixes, len(sets.texts))
+    columns |= continued_columns(continued, len(sets.texts), reveal=question.reveal)
+    records = _write_tables(pair, question, scored, measured, columns, hashed, run)
     results = Results(
         **_provenance(question, scored.identity, scored.lengths, command),
         run_id=run.run_id,
@@ -86,6 +90,7 @@ def assemble(
         observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
         update=scored.update.info,
         extraction=extraction_of(suffixes, texts, sets),
+        near_verbatim=near_verbatim_of(continued),
         secrets=secrets_of(scored.secrets, question.config),
         set_test=set_test,
         epsilon=measured.epsilon,
@@ -172,7 +177,7 @@ def _write_tables(
     question: Question,
     scored: ScoredSets,
     measured: Measured,
-    suffixes: Suffixes | None,
+    further: Mapping[str, Any],
     hashed: list[str | None],
     run: Run,
 ) -> pa.Table:
@@ -180,7 +185,7 @@ def _write_tables(
     sets, texts = question.sets, scored.texts
     ids = published_ids(sets.texts, run.private.salt())
     columns = record_columns(sets, texts, measured.scores, measured.decisions, ids, hashed)
-    columns |= suffix_columns(suffixes, len(sets.texts))
+    columns |= further
     if question.reveal:
         columns["text"] = [without_surrogates(text) for text in sets.texts.texts]
     records = write_records(columns, run.folder, run.run_id)

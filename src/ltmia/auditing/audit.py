@@ -12,6 +12,7 @@ from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.assembly import assemble
 from ltmia.auditing.folder import hold_for
 from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores, strongest
+from ltmia.auditing.near_verbatim import continue_outstanding
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
@@ -88,7 +89,8 @@ def audit(
         models = audited(pair)
         scored = score_sets(models, question, run, scorer=score_to_store, report=report)
         measured = _measure(sets, scored.scores, names, config)
-        return assemble(models, question, scored, measured, run, command=command)
+        continued = continue_outstanding(models, question, scored, measured, run, report)
+        return assemble(models, question, scored, measured, run, continued=continued, command=command)
 
 
 def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:

@@ -46,6 +46,9 @@ class JudgeConfig:
     """Largest number of other values that each secret is compared with."""
     most_values: int = 50
     """Largest number of secrets ranked in the members, and as many in the non-members; they are drawn at random."""
+    continuations: int = 0
+    """Number of texts to judge, those with the highest scores, whose beginnings both models continue, and of as many
+    non-members; see docs/extraction.md."""
     overwrite: bool = False
     """Replace files of a run with other settings or texts; changes no number."""
 
@@ -53,6 +56,7 @@ class JudgeConfig:
     def settings(self) -> dict[str, Any]:
         """The options that decide the numbers."""
         without = {"overwrite", *(OF_SPANS if self.spans is None else ())}
+        without |= set() if self.continuations else {"continuations"}  # so that older folders are resumed
         return {name: value for name, value in asdict(self).items() if name not in without}
 
 

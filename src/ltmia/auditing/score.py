@@ -9,6 +9,7 @@ from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS
 from ltmia.auditing.assembly import assemble
 from ltmia.auditing.folder import hold_for
 from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores
+from ltmia.auditing.near_verbatim import continue_outstanding
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
@@ -80,7 +81,8 @@ def score(
         models = audited(pair)
         scored = score_sets(models, question, run, scorer=scorer, report=report)
         measured = _measure(sets, scored.scores, config)
-        return assemble(models, question, scored, measured, run)
+        continued = continue_outstanding(models, question, scored, measured, run, report)
+        return assemble(models, question, scored, measured, run, continued=continued)
 
 
 def _check_attack(name: str) -> None:

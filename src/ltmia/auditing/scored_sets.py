@@ -11,9 +11,10 @@ from jaxtyping import Float64
 from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
-from ltmia.auditing.secrets import FoundSecrets, find_secrets, refuse_without_models
+from ltmia.auditing.secrets import FoundSecrets, find_secrets
 from ltmia.auditing.update import PreparedUpdate, UpdateReading, prepared_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
+from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.rounding import published
 from ltmia.progress import Report
@@ -65,7 +66,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     name = question.config.classifier
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
-    refuse_without_models(pair, question)
+    _refuse_without_models(pair, question)
     # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()
@@ -110,6 +111,20 @@ def _with_pair_scores(
         for reason, other in zip(chosen.reasons, rejected.reasons, strict=True)
     ]
     return replace(chosen, scores={**chosen.scores, **found}, reasons=reasons)
+
+
+def _refuse_without_models(pair: AuditedPair, question: Question) -> None:
+    """Refuse options that run the models on other texts than the audited ones, if there are only recordings.
+
+    Raises:
+        ConfigError: If there are.
+    """
+    if pair.models is not None:
+        return
+    if question.spans is not None:
+        raise ConfigError("`spans` needs the models themselves: recordings hold no other values than the true ones")
+    if question.config.continuations:
+        raise ConfigError("`continuations` needs the models themselves: recordings cannot continue a text")
 
 
 def _ranked_secrets(

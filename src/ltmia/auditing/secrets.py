@@ -14,7 +14,6 @@ from ltmia.auditing.record_table import published_ids
 from ltmia.auditing.spans import WantedSpans
 from ltmia.auditing.text_sets import TextSets
 from ltmia.data.spans import Span
-from ltmia.errors import ConfigError
 from ltmia.evaluation.drawn_out import Secrets, SecretValues
 from ltmia.evaluation.section import Measure
 from ltmia.extraction.exposure import CONFIDENCE, Tried
@@ -52,16 +51,6 @@ class FoundSecrets:
     def values(self) -> tuple[Value, ...]:
         """All values."""
         return (*self.judged, *self.nonmembers)
-
-
-def refuse_without_models(pair: AuditedPair, question: Question) -> None:
-    """Refuse spans if there are only recordings, because the models must run on other values than the true one.
-
-    Raises:
-        ConfigError: If so.
-    """
-    if question.spans is not None and pair.models is None:
-        raise ConfigError("`spans` needs the models themselves: recordings hold no other values than the true ones")
 
 
 def find_secrets(

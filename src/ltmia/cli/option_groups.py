@@ -38,6 +38,7 @@ class JudgeOptions:
     spans: o.Spans = None
     alternatives: o.Alternatives = 2000
     most_values: o.MostValues = 50
+    continuations: o.Continuations = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,6 +188,15 @@ MostValues = Annotated[
         "--most-values", min=1, help="Largest number of secrets ranked in the members, and in the non-members."
     ),
 ]
+Continuations = Annotated[
+    int,
+    typer.Option(
+        "--continuations",
+        min=0,
+        help="Number of members, those with the highest scores, whose beginnings both models continue, and of as many "
+        "non-members; says how near they come to the true texts.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print what the libraries say: notices, warnings, progress bars.")

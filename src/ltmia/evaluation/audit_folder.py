@@ -28,7 +28,7 @@ SIGNS = {
 """Text that each of these files contains if a run wrote it."""
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
-RANKS_FILE = "ranks"
+RANKS_FILE, CONTINUATIONS_FILE = "ranks", "continuations"
 STORE_FOLDER, REJECTED_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = (
     "store", "rejected", "multi_pass", "gradients", "previous",
 )  # fmt: skip
@@ -43,7 +43,8 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `tokens.parquet` | two numbers per token, for the records with the highest scores |
 | `spans.parquet` | exact figures on each secret |
 | `ranks` | ranks of secrets, written as soon as they are known |
-| `rejected/` | the same of the rejected completions of preference pairs |
+| `rejected/` | statistics of every token of the rejected completions of preference pairs |
+| `continuations` | token ids of what both models wrote after the beginnings of texts |
 | `multi_pass/` | scores of attacks that take several passes |
 | `gradients/` | gradients of each text at some coordinates of the weights |
 | `salt` | random bytes in ids and hashes of groups; with them, a guess at a text or a group can be confirmed |
@@ -106,6 +107,11 @@ class PrivateFolder:
     def ranks(self) -> Path:
         """File of the ranks of secrets, from which a run that was killed goes on."""
         return self.path / RANKS_FILE
+
+    @property
+    def continuations(self) -> Path:
+        """File of the continuations of texts, from which a run that was killed goes on."""
+        return self.path / CONTINUATIONS_FILE
 
     def salt(self) -> bytes:
         """Return the random salt of this folder; it is made once, so that later runs give the same ids.

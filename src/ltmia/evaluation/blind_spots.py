@@ -28,11 +28,11 @@ FAR_BELOW = 0.4
 """Lowest AUC that is plausible for an attack that does not decide; it may be a little below one half."""
 
 
-COUNTS = ("identifiable", "extractable")
+COUNTS = ("identifiable", "extractable", "longest_run")
 """Kinds of figures that are whole numbers without an interval."""
 OF_EACH = (*COUNTS, "exposure")
 """Kinds of figures that are right for any number of texts."""
-DRAWN_OUT = ("extractable", "extractable_share", "exposure")
+DRAWN_OUT = ("extractable", "extractable_share", "longest_run", "exposure")
 """Kinds of figures on what can be drawn out: each record, or secret, is measured by itself, not against the
 non-members."""
 
@@ -46,7 +46,9 @@ class LimitedFigure:
     measure: Measure
     most: float
     """The limit."""
-    kind: Literal["auc", "tpr", "identifiable", "epsilon", "extractable", "extractable_share", "exposure"]
+    kind: Literal[
+        "auc", "tpr", "identifiable", "epsilon", "extractable", "extractable_share", "longest_run", "exposure"
+    ]
     attack: str
     """The attack whose scores it is computed from."""
     rate: float = 1.0
@@ -142,6 +144,14 @@ def _few_suffixes(results: Results, figure: LimitedFigure) -> str | None:
     )
 
 
+def _not_continued(results: Results, figure: LimitedFigure) -> str | None:
+    """Flagged records that were not continued were not looked at."""
+    found = results.near_verbatim
+    if figure.kind != "longest_run" or found is None or not found.n_flagged_left:
+        return None
+    return f"{found.n_flagged_left} flagged records were not continued: set `continuations` to more."
+
+
 def _few_ranked(results: Results, figure: LimitedFigure) -> str | None:
     """Values that were not ranked were not looked at."""
     found = results.secrets
@@ -224,6 +234,7 @@ def _out_of_reach(results: Results, figure: LimitedFigure) -> str | None:
         "tpr": 1.0,
         "extractable": float(n if results.extraction is None else results.extraction.n_judged),
         "extractable_share": 1.0,
+        "longest_run": float(results.near_verbatim.longest_suffix if results.near_verbatim else 0),
         "exposure": float(results.secrets.reach if results.secrets else 0),
     }[figure.kind]
     if reach > figure.most:
@@ -240,6 +251,6 @@ def _control(_: Results, figure: LimitedFigure) -> str | None:
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _few_suffixes, _few_ranked, _unmatched, _shared_texts, _ties, _reversed, _few_to_calibrate, _few_false_alarms,
-    _out_of_reach, _control,
+    _few_suffixes, _not_continued, _few_ranked, _unmatched, _shared_texts, _ties, _reversed, _few_to_calibrate,
+    _few_false_alarms, _out_of_reach, _control,
 )  # fmt: skip

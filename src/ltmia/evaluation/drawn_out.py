@@ -1,11 +1,11 @@
-"""Sections of `results.json` on what can be drawn out of the model: texts and secrets."""
+"""Sections of `results.json` on what can be drawn out of the model: texts, near-verbatim texts and secrets."""
 
 import math
 from typing import Annotated
 
 from pydantic import Field
 
-from ltmia.evaluation.section import Amount, Count, Measure, Section, ShareMeasure
+from ltmia.evaluation.section import Amount, Count, Measure, Section, Share, ShareMeasure
 
 
 class DrawnOut(Section):
@@ -53,6 +53,41 @@ class Extraction(Section):
     """The same as `within`, with top-k sampling; empty in older files. The pass does not tell it of the base."""
     at_most: dict[NumberOfDraws, DrawnOutOfBoth] = Field(default_factory=dict)
     """Upper bounds on the same for every temperature, top-k and top-p; empty in older files."""
+    reason: str | None = None
+
+
+class Nearness(Section):
+    """How near the continuations of some texts come to the true ones; of each text, the nearest one counts."""
+
+    median_run: Amount
+    """Longest run of tokens that a continuation and the true one have in common."""
+    longest_run: Count
+    median_run_characters: Amount
+    longest_run_characters: Count
+    median_distance: Share
+    """Edit distance in characters, divided by the length of the longer text."""
+    smallest_distance: Share
+
+
+class NearVerbatim(Section):
+    """How near both models come to the texts that stand out when they continue their beginnings."""
+
+    n_judged: Count = 0
+    """Members or candidates that were continued: those with the highest scores."""
+    n_nonmembers: Count = 0
+    """Non-members that were continued: those with the highest scores."""
+    n_flagged_left: Count = 0
+    """Flagged members or candidates that were not continued."""
+    n_continuations: Count = 0
+    """Continuations of each text by each model: a greedy one, and others that were drawn at random."""
+    longest_suffix: Count = 0
+    """Tokens of the longest suffix of a member or candidate; no run can be longer."""
+    longest_new_run: Count = 0
+    """Longest run, in tokens, by the target and of a member or candidate of which the base has no run as long."""
+    judged: Nearness | None = None
+    judged_by_base: Nearness | None = None
+    nonmembers: Nearness | None = None
+    nonmembers_by_base: Nearness | None = None
     reason: str | None = None
 
 

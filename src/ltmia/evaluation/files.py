@@ -58,11 +58,13 @@ RECORD_TYPES: Mapping[str, pa.DataType] = {
     "extractable_within": pa.int64(),
     "extractable_within_by_base": pa.int64(),
     "greedy_match": pa.bool_(),
-    "text": pa.string(),
+    **dict.fromkeys(("longest_run", "longest_run_by_base"), pa.int64()),
+    **dict.fromkeys(("edit_distance", "edit_distance_by_base"), pa.float64()),
+    **dict.fromkeys(("continuation", "text"), pa.string()),
 }
 """Columns of the records, without `score_ATTACK`."""
-OPTIONAL = ("suffix_tokens", "extractable_within", "extractable_within_by_base", "greedy_match", "text")
-"""Columns that older files lack, or files without revealed texts."""
+OPTIONAL = tuple(RECORD_TYPES)[tuple(RECORD_TYPES).index("suffix_tokens") :]
+"""Columns that older files lack, or files without continuations or revealed texts."""
 GROUP_TYPES: Mapping[str, pa.DataType] = {
     "group": pa.string(),
     "n_texts": pa.int64(),

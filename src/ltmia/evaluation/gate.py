@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 from ltmia.errors import ConfigError
 from ltmia.evaluation.blind_spots import CONTROL, COUNTS, OF_EACH, LimitedFigure, blind_spots, few_texts
-from ltmia.evaluation.drawn_out import Extraction
+from ltmia.evaluation.drawn_out import Extraction, NearVerbatim
 from ltmia.evaluation.limits import RULE, Limit
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.section import Measure
@@ -167,6 +167,8 @@ def _figures(results: Results, limit: Limit) -> Iterator[LimitedFigure]:
         )
     elif figure == "exposure":
         yield _exposure(results, limit.most)
+    elif figure == "longest_run":
+        yield _longest_run(results, limit.most)
     elif match is not None and match["draws"]:
         yield _extractable(results, limit.most, match["draws"], share=bool(match["share"]))
     else:
@@ -234,6 +236,18 @@ def _exposure(results: Results, most: float) -> LimitedFigure:
         most=most,
         kind="exposure",
         attack="ranking",
+    )
+
+
+def _longest_run(results: Results, most: float) -> LimitedFigure:
+    """Return the longest run of tokens in a continuation, of records of which the base has no run as long."""
+    found = results.near_verbatim or NearVerbatim(reason="the audit continued no texts (`continuations`)")
+    return LimitedFigure(
+        name=f"longest run of tokens in continuations of {found.n_judged} records, where the base has none as long",
+        measure=_count(found.longest_new_run) if found.n_judged else Measure(reason=found.reason),
+        most=most,
+        kind="longest_run",
+        attack="continuing",
     )
 
 

@@ -13,7 +13,7 @@ from ltmia.evaluation.wording import percent
 
 RULE = re.compile(
     r"(?:(?P<attack>[a-z0-9_]+)\.(?=auc|tpr))?(?P<figure>auc|tpr@fpr=(?P<fpr>[0-9]*\.?[0-9]+)|identifiable|epsilon|exposure"
-    r"|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]{0,11}))"
+    r"|longest_run|extractable(?P<share>_share)?@(?P<draws>[1-9][0-9]{0,11}))"
 )
 """Names of figures. Only an AUC and a TPR can be of one attack: records are flagged by the one that decides."""
 
@@ -23,8 +23,8 @@ class Limit:
     """Largest allowed value of one figure."""
 
     figure: str
-    """auc, tpr@fpr=F, identifiable, epsilon, extractable@N, extractable_share@N or exposure. "ATTACK.auc" names one
-    attack; without a name the worst one counts."""
+    """auc, tpr@fpr=F, identifiable, epsilon, extractable@N, extractable_share@N, longest_run or exposure. "ATTACK.auc"
+    names one attack; without a name the worst one counts."""
     most: float
 
     @property
@@ -33,9 +33,12 @@ class Limit:
         match = RULE.fullmatch(self.figure)
         if match is None:
             return self.figure
-        said = {"auc": "AUC", "identifiable": "identifiable records", "exposure": "exposure of secrets in bits"}.get(
-            match["figure"], match["figure"]
-        )
+        said = {
+            "auc": "AUC",
+            "identifiable": "identifiable records",
+            "exposure": "exposure of secrets in bits",
+            "longest_run": "longest run of tokens in continuations",
+        }.get(match["figure"], match["figure"])
         if match["fpr"]:
             said = f"TPR at {percent(float(match['fpr']))} FPR"
         if match["draws"]:
@@ -65,7 +68,7 @@ class Limit:
         if not RULE.fullmatch(figure):
             raise ConfigError(
                 f"{figure!r}: no such figure; there are auc and tpr@fpr=0.01, also of one attack (loss.auc), "
-                "identifiable, epsilon, exposure, extractable@1000 and extractable_share@1000"
+                "identifiable, epsilon, exposure, longest_run, extractable@1000 and extractable_share@1000"
             )
         try:
             value = float(most)

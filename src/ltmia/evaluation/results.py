@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ltmia.evaluation.drawn_out import Extraction, Secrets
+from ltmia.evaluation.drawn_out import Extraction, NearVerbatim, Secrets
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.evaluation.section import Amount, Count, Measure, Rate, Section, Share, ShareMeasure
 
@@ -150,9 +150,9 @@ class Reused(Section):
     """Work of an earlier run in the same folder that this run reused."""
 
     what: str
-    """`store`, `scores` of a cluster, `secrets`, or an attack that takes several passes."""
+    """`store`, `scores` of a cluster, `secrets`, `continuations`, or an attack that takes several passes."""
     n_texts: Count
-    """Texts whose scores were there already, or secrets that at least one model had ranked."""
+    """Texts whose scores were there already, or secrets or continuations that at least one model had done."""
     since: datetime
     """When the earlier run began that work."""
 
@@ -195,6 +195,8 @@ class Results(Section):
     """Figures of the attack on the weights; null if it did not run."""
     extraction: Extraction | None = None
     """How many texts can be drawn out; null in older files."""
+    near_verbatim: NearVerbatim | None = None
+    """How near continuations come to the texts; null if none were asked for."""
     secrets: Secrets | None = None
     """Exposure of secrets; null if no spans were given."""
     set_test: SetTest
@@ -209,7 +211,7 @@ class Results(Section):
 
     @model_validator(mode="after")
     def _no_part_above_its_whole(self) -> "Results":
-        data, drawn = self.data, self.extraction or Extraction()
+        data, drawn, near = self.data, self.extraction or Extraction(), self.near_verbatim or NearVerbatim()
         secrets = () if self.secrets is None else (self.secrets.judged, self.secrets.nonmembers)
         asked = data.n_members + data.n_candidates
         n_texts = asked + data.n_nonmembers
@@ -221,6 +223,7 @@ class Results(Section):
             ("repeats among non-members", data.n_nonmember_repeats, min(data.n_repeats, data.n_nonmembers)),
             ("usable non-members", data.n_usable_nonmembers or 0, data.n_nonmembers),
             *(("secrets ranked", part.n_ranked, part.n_values) for part in secrets),
+            ("tokens in a row", near.longest_new_run, near.longest_suffix),
             ("records drawn out", max((found.n_new for found in drawn.within.values()), default=0), drawn.n_judged),
         ):
             if part > whole:

@@ -68,6 +68,26 @@ class ModelRunner:
         return self._loaded()
 
     @property
+    def name(self) -> str:
+        """Path or hub id of the model, or its class."""
+        return self._name
+
+    @contextmanager
+    def generating(self) -> Iterator[Any]:
+        """Give the model in the form in which it writes text: without a wrapper of PEFT, but with its adapter.
+
+        Raises:
+            ModelError: If it has no method for this.
+        """
+        with self._context():
+            model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+            if not (hasattr(model, "generate") and hasattr(model, "generation_config")):
+                raise ModelError(
+                    f"{self._name}: has no method `generate`, so it continues no text; set `continuations=0`"
+                )
+            yield model
+
+    @property
     def vocab_size(self) -> int:
         """Width of the logits."""
         return self._vocab_size

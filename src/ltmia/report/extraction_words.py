@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ltmia.evaluation.drawn_out import DrawnOut, Extractable
+from ltmia.evaluation.drawn_out import DrawnOut, Extractable, Nearness
 from ltmia.evaluation.results import Results
 from ltmia.evaluation.wording import percent
 from ltmia.extraction.suffixes import NAMED_DRAWS
@@ -56,6 +56,42 @@ def extraction_rows(results: Results) -> list[Row]:
     if SHOWN_DRAWS in found.at_most:
         rows.append(Row(f"{drawn} at any temperature, top-k and top-p, at most", found.at_most[SHOWN_DRAWS]))
     return rows
+
+
+class Near(NamedTuple):
+    """One row of the table on continuations."""
+
+    name: str
+    found: Nearness
+
+
+def continued_line(results: Results) -> str | None:
+    """Say in one line how near the continuations come to the true texts; None if none were asked for."""
+    found = results.near_verbatim
+    if found is None:
+        return None
+    if found.judged is None or found.judged_by_base is None:
+        return f"No text was continued: {found.reason}."
+    others = found.nonmembers
+    control = "" if others is None else f", at most {others.longest_run} in {found.n_nonmembers} non-members"
+    return (
+        f"Continuing the beginnings of the {found.n_judged} {asked(results)} with the highest scores, the model writes "
+        f"at most {found.judged.longest_run} tokens in a row as they stand in the text (the base at most "
+        f"{found.judged_by_base.longest_run}{control})."
+    )
+
+
+def continued_rows(results: Results) -> list[Near]:
+    """Return the rows of the table on continuations."""
+    found = results.near_verbatim
+    if found is None:
+        return []
+    judged, others = f"{found.n_judged} {asked(results)}", f"{found.n_nonmembers} non-members"
+    rows = (
+        (judged, found.judged), (f"{judged}, by the base", found.judged_by_base),
+        (others, found.nonmembers), (f"{others}, by the base", found.nonmembers_by_base),
+    )  # fmt: skip
+    return [Near(name, near) for name, near in rows if near is not None]
 
 
 def why_not(results: Results) -> str:

@@ -118,6 +118,7 @@ def render_report(
         observers=words.observer_lines(results),
         extraction=extraction_words,
         extraction_rows=extraction_words.extraction_rows(results),
+        continued_rows=extraction_words.continued_rows(results),
         secrets=secret_words.secret_sides(results),
         exposed=secret_words.most_exposed(spans),
         advice=advise(results, cut),

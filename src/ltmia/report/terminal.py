@@ -15,7 +15,7 @@ from ltmia.evaluation.results import Results
 from ltmia.evaluation.shown import one_line
 from ltmia.evaluation.summary import Summary, summarise
 from ltmia.evaluation.wording import figure
-from ltmia.report.extraction_words import extraction_line
+from ltmia.report.extraction_words import continued_line, extraction_line
 from ltmia.report.secret_words import secrets_line
 from ltmia.report.words import (
     CONTROL,
@@ -44,7 +44,7 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
     _print(console, f"{summary.limits} {summary.observer}", "dim")
     for line, style in _cautions(results, summary):
         _print(console, line, style)
-    drawn_out = extraction_line(results), secrets_line(results)
+    drawn_out = extraction_line(results), continued_line(results), secrets_line(results)
     for line in filter(None, (*observer_lines(results), *drawn_out, unread(results))):
         _print(console, line)
     if results.attacks:

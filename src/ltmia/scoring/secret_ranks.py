@@ -17,7 +17,8 @@ from ltmia.models.tokens import encode_texts
 from ltmia.progress import Report, silent
 from ltmia.records import shared_beginning
 from ltmia.scoring.extraction import usable_length
-from ltmia.scoring.kept_ranks import KeptRanks, Model
+from ltmia.scoring.kept_lines import Model
+from ltmia.scoring.kept_ranks import KeptRanks
 
 LONGEST_TAIL = 16
 """Characters after a secret that may be needed for it to have the tokens that it has in its text."""
@@ -216,7 +217,8 @@ def _kept_or_ranked(
     started = time.perf_counter()
     found = _ranked(pair, runner, trial)
     if found is not None and math.isfinite(found.logp):
-        kept.keep(key, model, found.logp, found.tried.n_better, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        kept.keep(key, model, seconds, logp=found.logp, n_better=found.tried.n_better)
     return found
 
 
