@@ -1,6 +1,8 @@
 """The callback on real training runs: what it scores is what the Trainer's own collator gave loss to."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
+from sklearn.metrics import roc_auc_score
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from killed import die, killed
 from ltmia.auditing.audit import AuditConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, StoreError
@@ -30,6 +35,7 @@ from ltmia.integrations.trained_tensors import fingerprints, unmoved
 from ltmia.integrations.training_counts import warn_of
 from ltmia.models.loading import load_pair
 from ltmia.scoring.extraction import ExtractionConfig, ExtractionRun
+from ltmia.scoring.in_memory import score_texts
 from ltmia.scoring.pair_runner import ExtractionClock
 
 LENGTH = 48
@@ -363,8 +369,7 @@ def test_sft_trainer_with_packing_and_assistant_only_loss(tokenizer: Any, tmp_pa
     assert (tmp_path / "audit" / "report.html").is_file()
 
 
-def test_dpo_trainer_is_audited_on_its_pairs(tokenizer: Any, tmp_path: Path) -> None:
-    """The margin of each pair is that of the trainer's own log-probabilities, of the tokens that its collator keeps."""
+def dpo_trainer_of(tokenizer: Any, folder: Path, *, lora: bool = False, **options: Any) -> Any:
     trl = pytest.importorskip("trl", reason="the extra trl is not installed")
     texts, groups = demo_texts().texts[:64], demo_texts().groups[:64]
     pairs = {
@@ -374,23 +379,33 @@ def test_dpo_trainer_is_audited_on_its_pairs(tokenizer: Any, tmp_path: Path) -> 
         "document": groups,
     }
     train, held_out = hold_out(Dataset.from_dict(pairs), share=0.5, group_column="document")
-    arguments = trl.DPOConfig(
-        str(tmp_path / "dpo"), max_length=50, max_steps=3, use_cpu=True, learning_rate=1e-3, report_to=[],
-        per_device_train_batch_size=4, save_strategy="no", bf16=False, gradient_checkpointing=False,
+    arguments = {"max_steps": 3, "per_device_train_batch_size": 4, "save_strategy": "no", **options}
+    return trl.DPOTrainer(
+        AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32),
+        args=trl.DPOConfig(
+            str(folder), max_length=50, use_cpu=True, learning_rate=1e-3, report_to=[], bf16=False,
+            gradient_checkpointing=False, **arguments,
+        ),
+        train_dataset=train, eval_dataset=held_out, processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True) if lora else None,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(demo_base_path(), dtype=torch.float32)
-    trainer = trl.DPOTrainer(
-        model, args=arguments, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
-    )
+
+
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_dpo_trainer_is_audited_on_its_pairs(lora: bool, tokenizer: Any, tmp_path: Path) -> None:
+    """The margin of each pair is that of the trainer's own log-probabilities, of the tokens that its collator keeps."""
+    trainer = dpo_trainer_of(tokenizer, tmp_path / "dpo", lora=lora)
     plan = AuditPlan(config=AuditConfig(attacks="premia_pair"))
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))
     trainer.train()
     margins = []
+    model = trainer.model.eval()
     for batch in (trainer.data_collator([row]) for row in trainer.eval_dataset):
-        (chosen, rejected), (ref_chosen, ref_rejected) = (
-            trainer.compute_ref_log_probs(which.eval(), batch) for which in (trainer.model, trainer.ref_model)
-        )
-        margins.append((chosen - ref_chosen - rejected + ref_rejected).item())
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        with torch.no_grad():
+            logps = model(batch["input_ids"], labels=labels, fused_lm_head=True).log_probs.sum(1)
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.ref_model or model, batch)
+        margins.append((logps[0] - chosen - logps[1] + rejected).item())
     records = pq.read_table(tmp_path / "audit" / "records.parquet").to_pydict()
     assert any(len(row["prompt_ids"]) + len(row["rejected_ids"]) > 50 for row in trainer.eval_dataset), "some are cut"
     found = [score for score, label in zip(records["score_premia_pair"], records["label"], strict=True) if label == 0]
@@ -398,3 +413,104 @@ def test_dpo_trainer_is_audited_on_its_pairs(tokenizer: Any, tmp_path: Path) -> 
     counts = json.loads((tmp_path / "audit" / "training.json").read_text("utf-8"))
     assert counts["rows_trained"] == 12
     assert json.loads((tmp_path / "audit" / "results.json").read_text("utf-8"))["data"]["preference_pairs"]
+
+
+def test_a_second_stage_is_audited_against_the_checkpoint_it_began_from(tokenizer: Any, tmp_path: Path) -> None:
+    """Continual training: texts of the first stage are no members of the second one."""
+    texts = demo_texts().texts
+    first, second, unseen = texts[:40], texts[40:80], texts[80:120]
+
+    def stage(base: str, members: Any, name: str, *, audited: bool) -> None:
+        rows = [
+            Dataset.from_dict({"input_ids": tokenizer(list(part), truncation=True, max_length=LENGTH)["input_ids"]})
+            for part in (members, unseen)
+        ]
+        trainer = Trainer(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            TrainingArguments(
+                str(tmp_path / "out"), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+                num_train_epochs=6, learning_rate=1e-3,
+            ),
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            train_dataset=rows[0], eval_dataset=rows[1], processing_class=tokenizer,
+        )  # fmt: skip
+        if audited:
+            plan = AuditPlan(config=AuditConfig(attacks="difference"))
+            trainer.add_callback(AuditCallback(trainer, tmp_path / name, plan))
+        trainer.train()
+        trainer.save_model(str(tmp_path / f"{name}-model"))
+
+    stage(str(demo_base_path()), first, "first", audited=False)
+    before = str(tmp_path / "first-model")
+    stage(before, second, "second", audited=True)
+    found = json.loads((tmp_path / "second" / "results.json").read_text("utf-8"))
+    assert found["reference"]["source"].endswith("first-model")
+    assert found["attacks"]["difference"]["auc"]["low"] > 0.8
+    auc = {}
+    for base in (str(demo_base_path()), before):
+        pair = load_pair(tmp_path / "second-model", base, dtype="float32", device="cpu")
+        scores = score_texts(pair, [*first, *unseen], attacks="difference", max_length=LENGTH)["difference"]
+        auc[base] = roc_auc_score([1] * len(first) + [0] * len(unseen), scores)
+    assert auc[str(demo_base_path())] > 0.65, "both stages together did learn them"
+    assert auc[before] < 0.5, "the second stage did not: if anything it forgets them"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["training", "audit"])
+@pytest.mark.parametrize("kind", ["trainer", "dpo"])
+def test_a_killed_run_loses_nothing(kind: str, place: str, dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
+    # A whole epoch: if a run ended within one, Trainer makes another step when it is resumed after the last.
+    options = {"max_steps": -1, "num_train_epochs": 1, "save_strategy": "steps", "save_steps": 2}
+
+    def train(name: str, **resumed: Any) -> Trainer:
+        trainer: Any = (
+            dpo_trainer_of(tokenizer, tmp_path / name, **options)
+            if kind == "dpo"
+            else trainer_of(dataset, tokenizer, tmp_path / name, **options)
+        )
+        attacks = "premia_pair" if kind == "dpo" else "loss"
+        plan = AuditPlan(config=AuditConfig(attacks=attacks))
+        trainer.add_callback(AuditCallback(trainer, tmp_path / f"{name}-audit", plan))
+        if name == "killed" and not resumed:
+            step, extract = trainer.training_step, TrainedPair.extract
+
+            def dying_step(*args: Any, **rest: Any) -> Any:
+                loss = step(*args, **rest)
+                return die() if trainer.state.global_step == 3 else loss
+
+            def dying_extract(*args: Any) -> Any:
+                yield next(iter(extract(*args)))
+                die()
+
+            if place == "training":
+                trainer.training_step = dying_step
+            else:
+                TrainedPair.extract = dying_extract  # of the child only
+        trainer.train(**resumed)
+        return trainer
+
+    train("whole")
+    killed(lambda: train("killed"))
+    assert not (tmp_path / "killed-audit" / "results.json").exists()
+    train("killed", resume_from_checkpoint=True)
+    found = [tmp_path / f"{name}-audit" for name in ("whole", "killed")]
+    figures = [json.loads((folder / "results.json").read_text("utf-8")) for folder in found]
+    assert figures[0]["attacks"] == figures[1]["attacks"]
+    assert len({(folder / "private" / "held-out").read_text("utf-8") for folder in found}) == 1
+    counts = [json.loads((folder / "training.json").read_text("utf-8")) for folder in found]
+    assert counts[1].pop("trained_tensors_without_change") == (None if place == "audit" else 0)
+    assert counts[0].pop("trained_tensors_without_change") == 0
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+def test_several_processes_are_refused_before_training(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "trainer.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    assert "AuditCallback needs one process, because rows of others are not recorded" in done.stderr
+    assert "train_runtime" not in done.stdout
+    assert not (tmp_path / "out" / "audit").exists()

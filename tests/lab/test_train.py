@@ -4,17 +4,16 @@ import os
 import pickle
 import re
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
 
 from commands import run_ltmia
+from killed import die, killed
 from ltmia.classifier import checkpoint
 from ltmia.classifier.checkpoint import CHECKPOINT_FILE, EpochRecord, best_epoch
 from ltmia.classifier.combinations import Combination, TrainingData, load_ahead, n_summary, tensors
@@ -68,22 +67,6 @@ def undisturbed(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("undisturbed") / "model"
     run(data, out)
     return out
-
-
-def die(*_arguments: object, **_keywords: object) -> NoReturn:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("survived")
-
-
-def killed(work: Callable[[], object]) -> None:
-    """Run something in a child that is expected to be killed on the way."""
-    child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
 def killed_at_step(data: TrainingData, out: Path, step: int, **how) -> None:

@@ -33,6 +33,7 @@ from ltmia.integrations.trained_tensors import Fingerprints, fingerprints, unmov
 from ltmia.integrations.training_counts import counts_of_rows, warn_of
 from ltmia.models.loading import load_pair
 from ltmia.ownership import Marker
+from ltmia.runtime import DTYPES, dtype_name
 
 ROWS_FILE, MODEL_FOLDER, HELD_OUT_FILE, TRAINING_FILE = "trained.jsonl", "model", "held-out", "training.json"
 GATE_FAILED = 1
@@ -122,6 +123,7 @@ class AuditCallback(TrainerCallback):
         self.limits = [Limit.parse(text) for text in self.plan.limits]
         self.rows: TrainedRows | None = None
         self.before: Fingerprints = {}
+        self.began_at = 0
         require_trackers(self.plan.log_to)
         for is_missing, what in (
             (trainer.args.world_size > 1, "one process, because rows of others are not recorded: start python itself"),
@@ -156,7 +158,7 @@ class AuditCallback(TrainerCallback):
             )
         private = _claimed(self.out)
         self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
-        self.before = fingerprints(self._model)
+        self.before, self.began_at = fingerprints(self._model), state.global_step
         with _random_state_kept():
             note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
         if state.global_step and note.is_file() and note.read_text("utf-8") != digest:
@@ -210,7 +212,7 @@ class AuditCallback(TrainerCallback):
     def _run_audit(self, folder: Path) -> AuditResult:
         saved = _claimed(folder).path / MODEL_FOLDER
         self.trainer.save_model(str(saved))
-        pair = load_pair(saved, self.base)
+        pair = load_pair(saved, self.base, dtype=self._dtype)
         tokenizer: Any = self.trainer.processing_class
         sides = (self._trained(), self.trainer.train_dataset), (self._held_out(), self.trainer.eval_dataset)
         members, nonmembers = (
@@ -229,6 +231,17 @@ class AuditCallback(TrainerCallback):
         shutil.rmtree(saved)
         self._write_counts(folder, members, found.results)
         return found
+
+    @property
+    def _dtype(self) -> str:
+        """Dtype of the model in training; an adapter's folder does not say it, and its base may be saved in another."""
+        dtypes = [dtype_name(value.dtype) for value in self._model.parameters() if value.dtype in DTYPES.values()]
+        return dtypes[0] if dtypes else "auto"
+
+    @property
+    def _trained_here(self) -> bool:
+        """Whether this process made a step: a run resumed after its last step only audits."""
+        return self.trainer.state.global_step > self.began_at
 
     @property
     def _model(self) -> torch.nn.Module:
@@ -256,7 +269,7 @@ class AuditCallback(TrainerCallback):
         counts = {
             **counts_of_rows(self.rows, members, self.trainer.train_dataset),
             "trained_tensors": len(self.before),
-            "trained_tensors_without_change": len(unmoved(self.before, self._model)),
+            "trained_tensors_without_change": len(unmoved(self.before, self._model)) if self._trained_here else None,
             "epsilon_spent": None if self.plan.epsilon_spent is None else self.plan.epsilon_spent(),
             "epsilon_lower_bound": None if results.epsilon is None else results.epsilon.value,
         }

@@ -40,6 +40,6 @@ def warn_of(counts: Mapping[str, Any]) -> None:
     spent, shown = counts["epsilon_spent"], counts["epsilon_lower_bound"]
     if spent is not None and shown is not None and shown > spent:
         log.warning(
-            "the audit shows an epsilon of at least %.2f (95 %% confidence), but the accountant counted only %.2f: the "
-            "training leaks more than it guarantees", shown, spent,
+            "the audit shows an epsilon of at least %.2f (95 %% confidence), but the accountant counted only %.2f: "
+            "unless delta is large, the training leaks more than it guarantees", shown, spent,
         )  # fmt: skip
