@@ -56,7 +56,7 @@ def main() -> None:
     if args.attacks:
         scores |= score_texts(pair, list(texts.texts), attacks=tuple(args.attacks.split(",")))
     if LEARNED in scores:
-        scores[WITH_WEIGHTS] = add_output_score(found.score, scores[LEARNED])
+        scores[WITH_WEIGHTS] = add_output_score(found.alpha, found.standard_error, scores[LEARNED])
     for kind, unused in {"other documents": ~used & ~sibling, "siblings": sibling}.items():
         print(f"members against {kind} ({unused.sum()}):" if unused.any() else f"no {kind}")
         for name, score in scores.items() if unused.any() else ():

@@ -252,6 +252,10 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"(?s)other documents \(30\):.*AUC [01]\.\d{3}.*siblings \(10\):.*AUC [01]\.\d{3}",
         check=written("out/target/config.json"),
     ),
+    "benchmarks/weights_robustness.py": SmallRun(
+        arguments="{corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --rows 'int8 by row, base alike'",
+        finds=r"\| int8 by row, base alike \| 0\.\d{3} \| [01]\.\d{3}",
+    ),
     "benchmarks/what_helps.py": SmallRun(
         arguments="out --members 60 --changes fewer_epochs",
         finds="",

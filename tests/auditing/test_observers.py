@@ -17,7 +17,6 @@ from ltmia.records import Texts
 from ltmia.report.words import observer_lines
 from ltmia.scoring.recorded_pair import load_recorded_pair
 from ltmia.scoring.recording import record_model
-from ltmia.weights.combination import add_output_score
 
 ATTACKS = "ltmia,difference"
 
@@ -47,12 +46,14 @@ def test_both_observers_stand_side_by_side_and_the_stronger_decides(audited: Pat
         "logprobs": "ltmia",
     }
     assert results.decisions.attack == "ltmia_weights"
-    together = add_output_score(np.array(records["score_update"]), np.array(records["score_ltmia"]))
-    np.testing.assert_allclose(np.array(records["score_ltmia_weights"]), together, atol=0.3)  # all are rounded
+    together, alone = (np.array(records[f"score_{name}"]) for name in ("ltmia_weights", "ltmia"))
+    assert np.corrcoef(together, alone)[0, 1] > 0.5
     assert results.update is not None
     assert 0 < results.update.explained < 1
     for name in ("update", "ltmia_weights", "ltmia"):
         assert (results.attacks[name].auc.value or 0) > 0.7, "two epochs at a high rate leave a plain trace"
+    values = {name: results.attacks[name].auc.value or 0 for name in ("update", "ltmia_weights", "ltmia")}
+    assert values["ltmia_weights"] > max(values["update"], values["ltmia"]) - 0.02
     assert any("weights of both models" in line for line in observer_lines(results))
 
 

@@ -13,7 +13,7 @@ from ltmia.attacks import multi_pass
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.selection import score_evidence
-from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED
+from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, WITH_WEIGHTS
 from ltmia.data.reading import read_texts
 from ltmia.evaluation import controls
 from ltmia.evaluation.controls import _fold_scores
@@ -23,6 +23,7 @@ from ltmia.models.multi_pass import PairQueries
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.scoring.extraction import ExtractionConfig, count_tokens, extract_batches
+from ltmia.weights import combination
 from quick import SHIPPED_TREES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text("utf-8")
@@ -91,6 +92,17 @@ def test_the_formula_of_the_whole_set_is_what_runs(formulas: dict[str, Any], mat
         said = formulas[EXCESS](text.tokens, text.expectation.log_ratio, text.expectation.spread)
         # What is stored was computed before the expectation was rounded to float16.
         np.testing.assert_allclose(said, stored[row], atol=2e-3)
+
+
+def test_the_formula_of_both_observers_is_what_runs(formulas: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=120)
+    alpha, error = score + rng.normal(size=120), np.full(120, 0.4)
+    for share in combination.SHARES:
+        with monkeypatch.context() as patch:
+            patch.setattr(combination, "SHARES", (share,))
+            added = combination.add_output_score(alpha, error, score)
+        np.testing.assert_allclose(formulas[WITH_WEIGHTS](alpha, error, score, share), added, atol=1e-3)
 
 
 def test_formulas_of_the_other_passes_are_what_runs(formulas: dict[str, Any], pair: Pair, texts: list[str]) -> None:

@@ -1,73 +1,132 @@
-"""An output score beside the weights: weighed as if the groups were known, and never by its unit."""
+"""An output score beside the weights: the fit, what it gains with many and with few used texts, and odd inputs."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit
+from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
+from ltmia.weights import combination
 from ltmia.weights.combination import add_output_score
 
-N = 3000
+LOGIT_APART = 1.5
+"""Log-odds of normal scores this many standard deviations apart are this times the score."""
 
 
-def two_scores(strength: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A third of the texts was used; log-odds from a normal of two standard deviations, a score of given strength."""
+def two_scores(n_used: int, n_texts: int, apart: float, seed: int) -> tuple[np.ndarray, ...]:
+    """Membership, coefficients, their errors, and logits; the last is correlated by .25 with the first in both groups.
+
+    Without a distance between the groups, coefficients are noise and nothing else; with one they hold little noise.
+    """
     rng = np.random.default_rng(seed)
-    used = rng.random(N) < 1 / 3
-    evidence = rng.normal(2.0 * used)
-    log_odds = 2.0 * (evidence - 1.0) + np.log(0.5)
-    return used, log_odds, rng.normal(strength * used)
+    used = np.arange(n_texts) < n_used
+    noise = rng.multivariate_normal([0, 0], [[1, 0.25], [0.25, 1]], n_texts)
+    alpha = 3e-5 * (noise[:, 0] + apart * used)
+    error = np.full(n_texts, 3e-5 if apart == 0 else 6e-6)
+    return used, alpha, error, (noise[:, 1] + LOGIT_APART * used) * LOGIT_APART / combination.LOGIT_WORTH
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
-def test_the_weight_is_the_one_that_labels_would_give(strength: float) -> None:
-    used, log_odds, score = two_scores(strength)
-    oracle = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(score[:, None], used)
-    added = add_output_score(log_odds, score) - log_odds
-    slope = np.ptp(added) / np.ptp(score)
-    assert slope == pytest.approx(oracle.coef_[0, 0], rel=0.25, abs=0.1)
-    together = roc_auc_score(used, log_odds + added)
-    assert together >= max(roc_auc_score(used, log_odds), roc_auc_score(used, score)) - 0.003
+@pytest.mark.parametrize("n_used", [20, 100, 500])
+@pytest.mark.parametrize("apart", [0.0, 1.5, 3.5])
+def test_the_sum_is_nearly_the_best_that_labels_would_give(n_used: int, apart: float) -> None:
+    gains, losses = [], []
+    for seed in range(6):
+        used, alpha, error, logit = two_scores(n_used, 1000, apart, seed)
+        both = np.column_stack([alpha / alpha.std(), logit])
+        oracle = LinearDiscriminantAnalysis(priors=[0.5, 0.5]).fit(both, used).decision_function(both)
+        together = roc_auc_score(used, add_output_score(alpha, error, logit))
+        gains.append(together - max(roc_auc_score(used, alpha), roc_auc_score(used, logit)))
+        losses.append(roc_auc_score(used, oracle) - together)
+    assert np.mean(gains) > -0.005
+    assert np.mean(losses) < 0.015
 
 
-def test_what_both_scores_get_wrong_alike_counts_once() -> None:
-    """The score is the log-odds with noise: it says nothing new, however well it ranks by itself."""
-    rng = np.random.default_rng(3)
-    used, log_odds, _ = two_scores(0.0)
-    score = log_odds + rng.normal(size=N)
-    assert roc_auc_score(used, score) > 0.85
-    added = add_output_score(log_odds, score) - log_odds
-    assert np.std(added) < 0.2 * np.std(log_odds)
+def test_few_texts_without_a_trace_in_the_update_are_ranked_as_the_score_does() -> None:
+    losses = []
+    for seed in range(10):
+        used, alpha, error, logit = two_scores(20, 40, 0.0, seed)
+        losses.append(roc_auc_score(used, logit) - roc_auc_score(used, add_output_score(alpha, error, logit)))
+    assert np.mean(losses) < 0.01
 
 
-def test_a_score_of_nothing_changes_next_to_nothing() -> None:
-    used, log_odds, score = two_scores(0.0)
-    assert roc_auc_score(used, add_output_score(log_odds, score)) > roc_auc_score(used, log_odds) - 0.003
+def test_the_log_odds_are_those_of_the_most_likely_lines() -> None:
+    """The same model, maximised by a general optimiser instead of expectation maximisation."""
+    _, alpha, error, logit = two_scores(60, 200, 1.5, seed=1)
+    values, line = (alpha - alpha.mean()) / alpha.std(), (logit - logit.mean()) / logit.std()
+    signal = (1 - (error**2).mean() / alpha.var()) ** 0.5
+    expected = combination.MOST_APART * signal * 200 / (200 + combination.HALF_TEXTS)
+    odds, likely = [], []
+    for share in combination.SHARES:
+        before = combination.LOGIT_WORTH * logit
+        for _ in range(2000):
+            before = before - np.log(expit(before).mean() / share)
 
+        def badness(point: np.ndarray, before: np.ndarray = before) -> float:
+            level, apart, slope, log_sigma = point
+            rest, sigma = values - level - slope * line, np.exp(log_sigma)
+            unused, used = norm.logpdf(rest, 0, sigma), norm.logpdf(rest, apart, sigma)
+            prior = norm.logpdf(apart, expected, combination.APART_SPREAD * signal) + norm.logpdf(
+                slope, combination.COMMON_SLOPE, combination.SLOPE_SPREAD
+            )
+            one_more = norm.logpdf(1.0, 0, sigma)
+            return -(np.logaddexp(log_expit(-before) + unused, log_expit(before) + used).sum() + prior + one_more)
 
-def test_a_score_that_falls_with_the_log_odds_counts_for_nothing() -> None:
-    _, log_odds, score = two_scores(1.5)
-    np.testing.assert_allclose(add_output_score(log_odds, -score), log_odds)
-
-
-def test_unit_and_zero_of_the_score_do_not_matter() -> None:
-    _, log_odds, score = two_scores(1.0)
+        found = minimize(badness, [-share * expected, expected, combination.COMMON_SLOPE, 0.0], tol=1e-9)
+        level, apart, slope, log_sigma = found.x
+        rest = values - level - slope * line
+        odds.append(before + apart / np.exp(2 * log_sigma) * (rest - apart / 2))
+        likely.append(-found.fun)
+    weights = np.exp(np.array(likely) - max(likely))
     np.testing.assert_allclose(
-        add_output_score(log_odds, 1e4 * score - 77), add_output_score(log_odds, score), atol=1e-6
+        add_output_score(alpha, error, logit), weights @ np.array(odds) / weights.sum(), atol=0.02
     )
 
 
-@given(
-    arrays(np.float64, 7, elements=st.floats(-50, 50) | st.just(np.nan)),
-    arrays(np.float64, 7, elements=st.floats(-1e6, 1e6) | st.just(np.nan)),
-)
-def test_a_text_has_a_score_where_it_has_both(log_odds: np.ndarray, score: np.ndarray) -> None:
-    found = add_output_score(log_odds, score)
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(log_odds) & np.isfinite(score))
+def test_unit_and_zero_of_the_coefficients_do_not_matter() -> None:
+    _, alpha, error, logit = two_scores(100, 300, 1.0, seed=0)
+    np.testing.assert_allclose(
+        add_output_score(1e4 * alpha - 77, 1e4 * error, logit),
+        add_output_score(alpha, error, logit),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
-def test_no_text_at_all() -> None:
-    assert len(add_output_score(np.zeros(0), np.zeros(0))) == 0
+def test_coefficients_that_are_all_alike_leave_the_scores_order() -> None:
+    logit = np.random.default_rng(0).normal(size=30)
+    np.testing.assert_array_equal(np.argsort(add_output_score(np.full(30, 2.0), np.ones(30), logit)), np.argsort(logit))
+
+
+def test_scores_that_are_all_alike_leave_the_coefficients_order() -> None:
+    alpha = np.random.default_rng(0).normal(size=30)
+    np.testing.assert_array_equal(
+        np.argsort(add_output_score(alpha, np.full(30, 0.1), np.full(30, 2.0))), np.argsort(alpha)
+    )
+
+
+NUMBERS = st.floats(-1e6, 1e6) | st.just(np.nan) | st.sampled_from([0.0, 1.0])
+
+
+@given(arrays(np.float64, 7, elements=NUMBERS), arrays(np.float64, 7, elements=NUMBERS))
+def test_a_text_has_a_score_where_it_has_both(alpha: np.ndarray, logit: np.ndarray) -> None:
+    found = add_output_score(alpha, np.ones(7), logit)
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(alpha) & np.isfinite(logit))
+
+
+@given(arrays(np.float64, 6, elements=st.sampled_from([0.0, 1.0, 2.0])), st.permutations(range(6)))
+def test_ties_stay_ties_and_the_order_of_texts_does_not_matter(alpha: np.ndarray, order: list[int]) -> None:
+    logit = np.array([1.0, 1.0, 0.0, 0.0, -1.0, -1.0])
+    found = add_output_score(alpha, np.full(6, 0.1), logit)
+    np.testing.assert_allclose(add_output_score(alpha[order], np.full(6, 0.1), logit[order]), found[order], atol=1e-4)
+    for one in range(0, 6, 2):
+        assert (found[one] == found[one + 1]) == (alpha[one] == alpha[one + 1])
+
+
+def test_one_text_and_no_text() -> None:
+    assert np.isfinite(add_output_score(np.array([3.0]), np.array([0.1]), np.array([1.0]))).all()
+    assert len(add_output_score(*np.zeros((3, 0)))) == 0

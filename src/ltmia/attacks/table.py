@@ -103,7 +103,7 @@ _SUMMARIES = {
     EXCESS: "Return the weighted mean of D_t minus its expectation, which is learned from other texts.",
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
     UPDATE: "Return the log-odds that the text's gradient is part of the update, target minus base.",
-    WITH_WEIGHTS: "Return the log-odds of `update` plus what the score of `ltmia` is worth on this target.",
+    WITH_WEIGHTS: "Return the log-odds that the text was used, from its share of the update and the score of `ltmia`.",
     CONTROL: "Control: separate members from non-members by their words alone, without any model.",
 }
 

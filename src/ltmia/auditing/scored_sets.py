@@ -179,9 +179,12 @@ def _scoring_task(
 
 def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
     """Return the scores of the attack on the weights, alone and together with the learned attack."""
-    if update.score is None:
+    found = update.scores
+    if found is None:
         return {}
-    return {UPDATE: update.score} | ({} if learned is None else {WITH_WEIGHTS: add_output_score(update.score, learned)})
+    if learned is None:
+        return {UPDATE: found.score}
+    return {UPDATE: found.score, WITH_WEIGHTS: add_output_score(found.alpha, found.standard_error, learned)}
 
 
 def _prepared_update(

@@ -7,9 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Float64
-
 from ltmia.errors import DataError, ModelError
 from ltmia.evaluation.results import UpdateInfo
 from ltmia.progress import Report
@@ -17,7 +14,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.weights.update_attack import UpdateAttack
+from ltmia.weights.update_attack import UpdateAttack, UpdateScores
 
 ObserverChoice = Literal["auto", "logprobs", "weights"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
@@ -27,8 +24,8 @@ ObserverChoice = Literal["auto", "logprobs", "weights"]
 class UpdateReading:
     """Scores of the texts from the weights, or why there are none."""
 
-    score: Float64[np.ndarray, " texts"] | None = None
-    """Log-odds that each text was used; None if the weights were not read."""
+    scores: UpdateScores | None = None
+    """None if the weights were not read."""
     info: UpdateInfo | None = None
     reason: str | None = None
     """Why the weights were not read."""
@@ -70,7 +67,7 @@ class PreparedUpdate:
             points=list(found.points),
             seconds=self.seconds + time.perf_counter() - started,
         )
-        return UpdateReading(score=found.score, info=info)
+        return UpdateReading(scores=found, info=info)
 
 
 @contextmanager

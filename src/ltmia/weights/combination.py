@@ -1,81 +1,125 @@
-"""Adds an attack on log-probabilities to the attack on the weights, weighed by what the target itself shows.
+"""Adds the score of the learned attack to the attack on the weights, weighed by what the texts show without labels.
 
-How much each of the two says differs from target to target: on some the outputs tell more, on others the weights. The
-texts themselves tell how much, without labels. Texts that the weights call used should score higher than the others;
-how far the two groups lie apart, compared with their spread, is what one unit of the score is worth in log-odds.
+The learned attack was trained on many targets of known membership, so one unit of its score is worth about the same on
+each. How much the coefficients of the update tell differs from target to target. So the learned score says how likely
+each text was used, and a mixture of two regressions finds how far the coefficients of used and unused texts lie apart.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.special import expit
+from scipy.optimize import brentq
+from scipy.special import expit, log_expit
 
+LOGIT_WORTH = 0.5
+"""Log-odds that one unit of the learned attack's score is worth: its logit counts some of the evidence twice."""
+SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
+"""Shares of used texts that are tried, all equally likely beforehand."""
+MOST_APART, HALF_TEXTS, APART_SPREAD = 1.5, 400, 0.4
+"""Prior of the distance of used from unused coefficients, in standard deviations of all coefficients. Its mean is
+MOST_APART with very many texts and half of that with HALF_TEXTS, because few texts cannot take out of the update what
+all texts have in common; APART_SPREAD is its standard deviation. Both are smaller where coefficients hold noise."""
+LEAST_TOLD = 1e-3
+"""Least share of the coefficients' variance that is taken to be more than noise."""
+COMMON_SLOPE, SLOPE_SPREAD = 0.25, 0.07
+"""Prior of the slope, mean and standard deviation: within both groups, coefficients rise with the learned score."""
 MOST_ROUNDS = 200
 """Largest number of rounds of expectation maximisation."""
 SETTLED = 1e-6
 """The rounds end when no probability changes by more than this."""
-LEAST_SIZE = 1e-9
-"""Least number of texts that a group is divided by."""
 
 
 def add_output_score(
-    log_odds: Float64[np.ndarray, " text"], score: Float64[np.ndarray, " text"]
+    alpha: Float64[np.ndarray, " text"],
+    standard_error: Float64[np.ndarray, " text"],
+    logit: Float64[np.ndarray, " text"],
 ) -> Float64[np.ndarray, " text"]:
-    """Return the log-odds that each text was used, from the weights and an output score together.
+    """Return the log-odds that each text was used, from its coefficient and the learned score together.
 
-    Within both groups the score is taken to be normal with one variance, around a line of one slope in the log-odds.
-    This is linear discriminant analysis with unknown labels; the fit is that of Dempster, Laird and Rubin 1977. So only
-    what the log-odds do not say already is added. A score that is no higher among the used texts is given no weight.
-    The scale and the zero of the score do not matter.
+    Model: a text was used with log-odds a + w x logit. Its coefficient is normal with one variance, around a line of
+    slope in the logit; the line of used texts lies higher. For each share of used texts, expectation maximisation finds
+    the most likely lines (Dempster, Laird and Rubin 1977), under a normal prior from validation targets. The log-odds
+    are averaged over the shares by their likelihood. Unit and zero of alpha do not matter.
 
     Args:
-        log_odds: From the weights; NaN where a text has none.
-        score: Score of an attack on log-probabilities, higher for a more likely member; NaN where a text has none.
+        alpha: Coefficient of each text's gradient in the update; NaN where a text has none.
+        standard_error: Standard error of each coefficient: if they vary no more than that, they tell nothing.
+        logit: Score of the learned attack; NaN where a text has none.
 
     Returns:
-        The sum; NaN where one of the two is missing.
+        The log-odds; NaN where one of the two is missing.
     """
-    known = np.isfinite(log_odds) & np.isfinite(score)
-    total = np.full(len(log_odds), np.nan)
-    weights, values = log_odds[known], _standardised(score[known])
-    if len(values):
-        total[known] = weights + _worth(weights, values)
+    known = np.isfinite(alpha) & np.isfinite(logit)
+    total = np.full(len(alpha), np.nan)
+    if known.any():
+        values, score = _standardised(alpha[known]), logit[known]
+        told = _share_beyond_noise(alpha[known], standard_error[known])
+        expected = MOST_APART * told**0.5 * len(values) / (len(values) + HALF_TEXTS)
+        fits = [_fit(values, score, share, (expected, APART_SPREAD * told**0.5)) for share in SHARES]
+        likely = np.array([fit.log_likelihood for fit in fits])
+        weights = np.exp(likely - likely.max())
+        total[known] = weights @ np.stack([fit.log_odds for fit in fits]) / weights.sum()
     return total
 
 
-def _standardised(score: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
-    spread = score.std() if len(score) else 0.0
-    return (score - score.mean()) / spread if spread > 0 else np.zeros(len(score))
+def _standardised(values: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
 
 
-def _worth(
-    log_odds: Float64[np.ndarray, " text"], values: Float64[np.ndarray, " text"]
-) -> Float64[np.ndarray, " text"]:
-    """Return what each standardised score adds to the log-odds."""
-    added = np.zeros(len(values))
-    chance = expit(log_odds)
+def _share_beyond_noise(alpha: Float64[np.ndarray, " text"], standard_error: Float64[np.ndarray, " text"]) -> float:
+    """Return the share of the coefficients' variance that the noise of the update does not explain."""
+    variance = alpha.var()
+    return float(np.clip(1 - np.mean(standard_error**2) / variance, LEAST_TOLD, 1)) if variance > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """The most likely lines of used and unused texts, for one share of used texts."""
+
+    log_odds: Float64[np.ndarray, " text"]
+    log_likelihood: float
+    """With the priors of distance, slope and variance."""
+
+
+def _fit(
+    values: Float64[np.ndarray, " text"],
+    score: Float64[np.ndarray, " text"],
+    share: float,
+    distance: tuple[float, float],
+) -> _Fit:
+    """Fit for one share of used texts; `distance` is the prior's mean and standard deviation."""
+    n, line = len(values), _standardised(score)
+    before = _with_mean(LOGIT_WORTH * (score - score.mean()), share)
+    expected = np.array([0.0, distance[0], COMMON_SLOPE])
+    certainty = np.array([0.0, distance[1] ** -2, SLOPE_SPREAD**-2])
+    level, apart, slope, variance = -share * expected[1], expected[1], expected[2], 1.0
+    chance = np.full(n, share)
     for _ in range(MOST_ROUNDS):
-        sides = np.stack([chance, 1 - chance])
-        off = _from_means(log_odds, sides)
-        # Within a group, the score follows the log-odds by a common slope: that part of it says nothing new.
-        slope = (sides * off * _from_means(values, sides)).sum() / max((sides * off**2).sum(), LEAST_SIZE)
-        rest = values - slope * log_odds
-        used, unused = _means(rest, sides)
-        variance = (sides * _from_means(rest, sides) ** 2).sum() / len(values)
-        worth = max(used - unused, 0.0) / variance if variance > 0 else 0.0
-        added = worth * (rest - (used + unused) / 2)
-        before, chance = chance, expit(log_odds + added)
-        if np.abs(chance - before).max() <= SETTLED:
+        rest = values - level - slope * line
+        odds = before + apart / variance * (rest - apart / 2)
+        last, chance = chance, expit(odds)
+        if np.abs(chance - last).max() <= SETTLED:
             break
-    return added
+        # Least squares for level, distance and slope, where each text counts on both lines by its probability.
+        used, crossed = chance.sum(), chance @ line
+        squares = np.array([[n, used, 0.0], [used, used, crossed], [0.0, crossed, line @ line]])
+        sums = np.array([0.0, chance @ values, line @ values])
+        prior = variance * certainty
+        level, apart, slope = np.linalg.solve(squares + np.diag(prior), sums + prior * expected)
+        apart = max(apart, 0.0)
+        rest = values - level - slope * line
+        # One more text, with the variance of all, keeps the variance of few texts above zero.
+        variance = (1 + (1 - chance) @ rest**2 + chance @ (rest - apart) ** 2) / (n + 1)
+    likelihood = np.logaddexp(
+        log_expit(-before) - rest**2 / (2 * variance), log_expit(before) - (rest - apart) ** 2 / (2 * variance)
+    ).sum()
+    prior_log = -0.5 * (certainty * (np.array([level, apart, slope]) - expected) ** 2).sum() - 0.5 / variance
+    return _Fit(log_odds=odds, log_likelihood=float(likelihood + prior_log - 0.5 * (n + 1) * np.log(variance)))
 
 
-def _means(values: Float64[np.ndarray, " text"], sides: Float64[np.ndarray, "2 text"]) -> Float64[np.ndarray, " 2"]:
-    """Return the mean of each group, given the probability of each text to belong to it."""
-    return sides @ values / np.maximum(sides.sum(axis=1), LEAST_SIZE)
-
-
-def _from_means(
-    values: Float64[np.ndarray, " text"], sides: Float64[np.ndarray, "2 text"]
-) -> Float64[np.ndarray, "2 text"]:
-    """Return the distance of each text from the mean of each group."""
-    return values - _means(values, sides)[:, None]
+def _with_mean(evidence: Float64[np.ndarray, " text"], share: float) -> Float64[np.ndarray, " text"]:
+    """Add one number to log-odds so that their probabilities have a given mean."""
+    edge = 50.0 + np.abs(evidence).max()
+    return evidence + brentq(lambda moved: float(expit(evidence + moved).mean()) - share, -edge, edge)
