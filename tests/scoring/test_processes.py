@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,11 +19,13 @@ import pytest
 from commands import run_ltmia
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
-from ltmia.errors import ModelError
+from ltmia.errors import ConfigError, ModelError
+from ltmia.evaluation.files import read_results
 from ltmia.finetuning.perturbed import save_perturbed
 from ltmia.models.loading import load_pair
+from ltmia.scoring import processes
 from ltmia.scoring.audited_pair import PairToLoad
-from ltmia.scoring.processes import serve, shared_out
+from ltmia.scoring.processes import ProcessEndedError, runs_the_command, serve, shared_out
 
 TEXTS = demo_texts().texts
 MEMBERS, NONMEMBERS = (*TEXTS[:20], "", "one"), TEXTS[300:330]
@@ -74,6 +78,67 @@ def test_processes_give_the_files_of_one_process(target, launched, tmp_path, n_o
     rows = "private/store/tokens.f16"
     assert (shared / rows).read_bytes() == (tmp_path / "one" / rows).read_bytes()
     assert all(child.exitcode is not None or not child.join(30) for child in multiprocessing.active_children())
+    timing = read_results(shared).timing
+    assert timing.forward_seconds + timing.feature_seconds <= timing.seconds  # the mean of the processes, not the sum
+
+
+def test_a_process_without_a_batch_is_not_asked(target, launched, tmp_path):
+    """Six texts make two batches, so process 2 never looks at its models. It would find none there."""
+    with launched(target, [target, tmp_path / "no model"]) as pair:
+        audit(pair, TEXTS[:3], TEXTS[300:303], tmp_path / "out", config=CONFIG)
+    assert pq.read_table(tmp_path / "out/records.parquet").num_rows == 6
+
+
+def _crash() -> None:
+    raise KeyError("oops")
+
+
+def _refuse() -> None:
+    raise ModelError("oops")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("n_batches", [1, None], ids=["between two batches", "after its last batch"])
+@pytest.mark.parametrize(
+    ("end", "error", "message"),
+    [
+        (_crash, RuntimeError, "process 1 of the launcher: KeyError: 'oops'"),
+        (_refuse, ModelError, "process 1 of the launcher: oops"),
+        (_die, ProcessEndedError, "process 1 of the launcher ended before its work was done"),
+    ],
+)
+def test_a_process_that_fails_says_why_in_process_0(
+    target, launched, tmp_path, monkeypatch, n_batches, end, error, message
+):
+    """An error that process 0 does not read would keep both waiting for good."""
+    extract = processes.extract_batches
+
+    def failing(*args):
+        yield from islice(extract(*args), n_batches)
+        end()
+
+    monkeypatch.setattr(processes, "extract_batches", failing)  # process 0 has another name for it
+    with pytest.raises(error, match=message), launched(target, [target]) as pair:
+        audit(pair, MEMBERS, NONMEMBERS, tmp_path / "out", config=CONFIG)
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "many"), ("RANK", "first")])
+def test_a_variable_that_is_no_number_is_named(monkeypatch, name, value):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{name}={value}: launchers such as torchrun set this to a number"):
+        runs_the_command()
+
+
+def test_a_rank_beyond_the_number_of_processes_is_refused_at_once(monkeypatch):
+    """Without this, torch waits five minutes, deaf to Ctrl-C."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ConfigError, match="RANK=2: expected a number from 0 to WORLD_SIZE - 1 = 1"):
+        serve(_crash)
 
 
 def test_batches_that_are_done_are_not_run_again(target, launched, tmp_path):

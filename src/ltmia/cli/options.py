@@ -240,8 +240,7 @@ def pair_to_load(target: str, base: str, **options: Any) -> "Iterator[PairToLoad
 
     pair = _pair_to_load(target, base, **options)
     if not runs_the_command():
-        serve(pair.load)
-        raise typer.Exit
+        raise typer.Exit(0 if serve(pair.load) else 2)
     with shared_out(pair) as shared:
         yield shared
 
