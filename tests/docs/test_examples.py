@@ -12,6 +12,7 @@ FOUND = {
     "auditor": r"Lower leakage: yes\.(?s:.*)gate (passed|failed)|inconclusive",
     "claimant": r"All candidates together: p = 0\.0(?s:.*)of which ([3-9]\d) were",
     "trainer": r"failed: AUC of \w+ is (1|0\.[6-9])(?s:.*)train_runtime",
+    "sft_trainer": r"failed: AUC of \w+ is (1|0\.[6-9])(?s:.*)train_runtime",
     "researcher": r"share_gained: AUC 0\.[6-9](?s:.*)difference: AUC 0\.[6-9]",
 }
 
@@ -22,6 +23,8 @@ def test_every_example_is_tested() -> None:
 
 @pytest.mark.parametrize("name", FOUND)
 def test_example_runs(name: str, tmp_path: Path) -> None:
+    if name == "sft_trainer":
+        pytest.importorskip("trl", reason="the extra trl is not installed")
     script = EXAMPLES / f"{name}.py"
     done = run_script(script, "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
