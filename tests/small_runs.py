@@ -226,6 +226,11 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| 1 \| [01]\.\d\d \| [01]\.\d\d \| 0\.00 \| 0\.00 \|[^$]*\| 1 \| 2 non-members, by the base \|",
         check=written("out/epochs-1/audit/report.html"),
     ),
+    "benchmarks/extraction_cost.py": SmallRun(
+        arguments="out --texts 3 --audits 1 --attacks difference",
+        finds=r"\| difference \| \d+\.\d\d \| 0\.\d{3} \| \d+\.\d%",
+        check=written("out/difference-1/report.html"),
+    ),
     "benchmarks/exposure.py": SmallRun(
         arguments="out --values 2 --nonmembers 2 --repeats 1 40 --epochs 1 --alternatives 40 --digits 4",
         finds=r"\| 1 x \| \d\.\d \| \d \| \d \|",
