@@ -127,6 +127,9 @@ def test_scores_are_sums_of_log_ratios_of_plain_forward_passes(
     assert found.results.data.preference_pairs
     assert found.results.decisions.attack == "premia_pair"
     assert "Each record is a preference pair" in unread(found.results)
+    decisions = found.results.decisions.model_copy(update={"attack": "loss"})
+    alone = found.results.model_copy(update={"attacks": {}, "decisions": decisions})
+    assert "only the chosen completion was read" in unread(alone)
     records = read_records(tmp_path / "audit").to_pydict()
     both = Texts.concatenate(texts)
     for row in (0, 7, 41):  # scores are published with one decimal, see `rounding.published`

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ltmia.attacks.table import ATTACKS
 from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.results import Check, Results, Validity
 from ltmia.evaluation.section import Measure
@@ -137,9 +138,12 @@ def unread(results: Results) -> str | None:
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     said = []
     if data.preference_pairs:
+        both = any(name in ATTACKS and ATTACKS[name].pairs for name in (*results.attacks, results.decisions.attack))
         said.append(
             "Each record is a preference pair. The attacks `premia_pair` and `premia_rejected` read the rejected "
             "completion; all others read only the chosen one."
+            if both
+            else "Each record is a preference pair, of which only the chosen completion was read."
         )
     if data.n_cut:
         longest = results.settings.get("max_length") == results.settings.get("max_positions")
