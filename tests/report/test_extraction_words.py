@@ -56,8 +56,8 @@ def test_line_and_table_show_the_shares(audited) -> None:
         "1 draw",
         "1,000 draws",
         "the most likely token each time",
-        "1,000 draws among the 20 likeliest tokens",
-        "1,000 draws at any temperature, top-k and top-p, at most",
+        "1,000 draws, top-20",
+        "1,000 draws, any setting, at most",
     ]
     older = with_extraction(results, FOUND.model_copy(update={"among_top": {}, "at_most": {}}))
     assert len(extraction_rows(older)) == 3

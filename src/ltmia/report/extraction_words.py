@@ -52,9 +52,9 @@ def extraction_rows(results: Results) -> list[Row]:
     rows.append(Row("the most likely token each time", found.greedy))
     drawn = f"{int(SHOWN_DRAWS):,} draws"
     if SHOWN_DRAWS in found.among_top:
-        rows.append(Row(f"{drawn} among the {found.top_k} likeliest tokens", found.among_top[SHOWN_DRAWS]))
+        rows.append(Row(f"{drawn}, top-{found.top_k}", found.among_top[SHOWN_DRAWS]))
     if SHOWN_DRAWS in found.at_most:
-        rows.append(Row(f"{drawn} at any temperature, top-k and top-p, at most", found.at_most[SHOWN_DRAWS]))
+        rows.append(Row(f"{drawn}, any setting, at most", found.at_most[SHOWN_DRAWS]))
     return rows
 
 
