@@ -226,6 +226,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| 1 \| [01]\.\d\d \| [01]\.\d\d \| 0\.00 \| 0\.00 \|[^$]*\| 1 \| 2 non-members, by the base \|",
         check=written("out/epochs-1/audit/report.html"),
     ),
+    "benchmarks/preference.py": SmallRun(
+        arguments="out --pairs 60 --epochs 1",
+        finds=r"\| premia_pair \| [01]\.\d{3}",
+        check=written("out/audit/report.html"),
+        needs="trl",
+    ),
     "benchmarks/extraction_cost.py": SmallRun(
         arguments="out --texts 3 --audits 1 --attacks difference",
         finds=r"\| difference \| \d+\.\d\d \| 0\.\d{3} \| \d+\.\d%",
