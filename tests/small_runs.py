@@ -204,7 +204,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/results_schema.py": SmallRun(arguments="", finds="properties", check=published_schema),
     "scripts/run_page.py": SmallRun(arguments="{materials}/../page.md", finds="two and two make 4"),
     "scripts/site_hooks.py": None,
-    "scripts/soak.py": SmallRun(arguments="out --texts 1000", finds="faults: 0", is_fresh=True),
+    "scripts/soak.py": SmallRun(arguments="out --texts 2000", finds="faults: 0", is_fresh=True),
     "scripts/struck_commands.py": None,
     "scripts/study.py": SmallRun(
         arguments="{lab} out --texts 20 --epochs 1", finds="One family to learn from", check=study_tables

@@ -319,7 +319,8 @@ SETS = ("--members", "members.jsonl", "--nonmembers", "nonmembers.jsonl", "--att
 
 
 def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -> None:
-    done = run_ltmia("audit", "target", "--base", "base", *SETS, "-o", "audit", "--reveal", cwd=work)
+    exactly = ("--dtype", "float32")
+    done = run_ltmia("audit", "target", "--base", "base", *SETS, "-o", "audit", "--reveal", *exactly, cwd=work)
     assert done.returncode == 0, done.stderr
     results = read_results(work / "audit")
     assert results.attacks["difference"].auc.value > 0.8
@@ -334,7 +335,7 @@ def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -
 
     for model in ("target", "base"):
         files = ("--texts", "members.jsonl", "--texts", "nonmembers.jsonl")
-        done = run_ltmia("record", model, *files, "-o", f"{model}.jsonl.gz", cwd=work)
+        done = run_ltmia("record", model, *files, "-o", f"{model}.jsonl.gz", *exactly, cwd=work)
         assert done.returncode == 0, done.stderr
     refused = run_ltmia("audit", "target.jsonl.gz", "--base", "base.jsonl.gz", *SETS, "-o", "recorded", cwd=work)
     assert refused.returncode == 2

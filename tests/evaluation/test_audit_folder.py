@@ -80,8 +80,11 @@ def test_a_dtype_that_is_named_is_a_setting_of_the_folder(tmp_path: Path) -> Non
     texts, options = (as_texts(["a"]), as_texts(["b"])), {"device": "cpu"}
 
     def begin(dtype: Dtype, *, overwrite: bool = False) -> None:
-        pair = pair_to_load("target", "base", dtype=dtype, **options)
-        with hold_for(tmp_path / "out", "audit", pair, texts, JudgeConfig(overwrite=overwrite)) as run:
+        config = JudgeConfig(overwrite=overwrite)
+        with (
+            pair_to_load("target", "base", dtype=dtype, **options) as pair,
+            hold_for(tmp_path / "out", "audit", pair, texts, config) as run,
+        ):
             run.begin_scoring()
 
     begin(Dtype.auto)
