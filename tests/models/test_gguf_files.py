@@ -172,10 +172,11 @@ def test_what_a_file_holds_and_the_model_does_not_is_refused(tmp_path, options, 
     assert expected in refused(tmp_path / "model.gguf")
 
 
-def test_an_adapter_of_a_gguf_file_names_the_file(tmp_path):
+def test_an_adapter_of_a_gguf_file_names_the_file(tmp_path, capfd):
     model = small()
     write(tmp_path / "base.gguf", model)
     base, _ = load_model(str(tmp_path / "base.gguf"), LoadOptions(dtype="float32", device="cpu"))
+    assert "Converting" not in capfd.readouterr().err
     tuned = add_lora(base, rank=2, alpha=4, seed=0)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():

@@ -6,12 +6,13 @@ ordinary weights of one dtype.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, modeling_gguf_pytorch_utils
 from transformers.utils.quantization_config import GgufConfig
 
 from ltmia.errors import ModelError
@@ -121,7 +122,8 @@ def read_model(
         if method in UNPACKED_ON_LOADING:
             config.quantization_config = {**config.quantization_config, "dequantize": True}
         keywords["config"] = config
-    model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
+    with _without_gguf_bar():
+        model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
     remarks = [*_check_report(source, model, report)]
     if source.path is not None and source.is_gguf:
         check_gguf(source.path, model)
@@ -129,6 +131,17 @@ def read_model(
         remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
     refuse_clearly(source, lambda: _unpack(model, method, dtype))
     return model.to(device=device), tuple(remarks)
+
+
+@contextmanager
+def _without_gguf_bar() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar while it unpacks a GGUF file: the bar has no switch."""
+    tools: Any = modeling_gguf_pytorch_utils
+    bar, tools.tqdm = tools.tqdm, lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        tools.tqdm = bar
 
 
 def _own_name(name: str) -> str:
