@@ -169,6 +169,11 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
         ),
         "too few",
     ),
+    "few scored by an attack": (
+        ("auc:0.6", "tpr@fpr=0.01:0.05"),
+        both(put("attacks|difference|n_members", 300), put("attacks|difference|n_nonmembers", 19)),
+        "difference could score 300 members and 19 non-members only",
+    ),
     "one score for all": (
         ("auc:0.6", "tpr@fpr=0.01:0.05", "identifiable:0", "epsilon:2"),
         put("attacks|difference|auc", measure(0.5, 0.5, 0.5)),
@@ -335,6 +340,16 @@ def test_every_reason_stands_in_the_docs_and_every_one_there_has_a_case() -> Non
     rows = [line for line in page.splitlines() if line.startswith("|") and "`test_gate" in line]
     named = {name for line in rows for name in line.rsplit("|", 2)[1].split("`")[1::2] if name != "test_gate"}
     assert set(REASONS) | set(DAMAGES) == {name for name in named if not name.startswith("test_")}
+
+
+def test_an_attack_that_scored_few_texts_does_not_fail() -> None:
+    tree = sound()
+    tree["attacks"]["loss"] |= {"auc": measure(0.9, 0.7, 1.0), "n_members": 6, "n_nonmembers": 60}
+    code, said = held(tree, "auc:0.6")
+    assert code == 3
+    assert "AUC of loss is 0.9" in said
+    assert "loss could score 6 members and 60 non-members only" in said
+    assert held(tree, "difference.auc:0.6")[0] == 0
 
 
 def test_a_few_shared_texts_and_a_few_empty_ones_do_no_harm() -> None:

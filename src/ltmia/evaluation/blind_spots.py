@@ -103,6 +103,19 @@ def few_texts(results: Results) -> str | None:
     return f"{n} records and {m} non-members are too few; at least {FEWEST_TEXTS} of each are needed."
 
 
+def few_scored(results: Results, figure: LimitedFigure) -> str | None:
+    """Return a sentence if an attack scored too few texts for its figures, as one that needs certain tokens may."""
+    attack = results.attacks.get(figure.attack)
+    if figure.kind not in ("auc", "tpr") or attack is None or attack.n_members is None or attack.n_nonmembers is None:
+        return None
+    n, m = attack.n_members, attack.n_nonmembers
+    if min(n, m) >= FEWEST_TEXTS:
+        return None
+    return (
+        f"{figure.attack} could score {n} members and {m} non-members only; at least {FEWEST_TEXTS} of each are needed."
+    )
+
+
 def _usable_nonmembers(results: Results) -> int:
     """Return how many different non-members were scored; all of them in a file from before that was counted."""
     usable = results.data.n_usable_nonmembers
@@ -251,6 +264,6 @@ def _control(_: Results, figure: LimitedFigure) -> str | None:
 
 
 OF_A_FIGURE: Sequence[Callable[[Results, LimitedFigure], str | None]] = (
-    _few_suffixes, _not_continued, _few_ranked, _unmatched, _shared_texts, _ties, _reversed, _few_to_calibrate,
-    _few_false_alarms, _out_of_reach, _control,
+    few_scored, _few_suffixes, _not_continued, _few_ranked, _unmatched, _shared_texts, _ties, _reversed,
+    _few_to_calibrate, _few_false_alarms, _out_of_reach, _control,
 )  # fmt: skip

@@ -38,17 +38,17 @@ def measure_attack(
     (members, member_groups), (nonmembers, nonmember_groups) = (
         _measurable(scores, groups) for scores, groups in ((members, member_groups), (nonmembers, nonmember_groups))
     )
-    if not len(members) or not len(nonmembers):
-        missing = "members" if not len(members) else "non-members"
-        nothing = Measure(reason=f"no scorable {missing}")
-        return AttackResult(auc=nothing, tpr_at_fpr={str(f): nothing for f in FPR_TARGETS})
+    n, m = len(members), len(nonmembers)
+    if not n or not m:
+        nothing = Measure(reason=f"no scorable {'non-members' if n else 'members'}")
+        tpr = {str(fpr): nothing for fpr in FPR_TARGETS}
+        return AttackResult(auc=nothing, tpr_at_fpr=tpr, n_members=n, n_nonmembers=m)
     resampled = [
         resampled_figures(members, nonmembers, counts, FPR_TARGETS)
         for counts in resamples([member_groups, nonmember_groups], n_resamples, seed)
     ]
     low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975], axis=0)
     points = [auc(members, nonmembers), *(tpr_at_fpr(members, nonmembers, fpr) for fpr in FPR_TARGETS)]
-    n, m = len(members), len(nonmembers)
     measures = [
         _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n) for i, point in enumerate(points)
     ]
@@ -57,6 +57,8 @@ def measure_attack(
         auc=measures[0],
         tpr_at_fpr=tpr,
         realized_fpr={str(fpr): realized_fpr(nonmembers, fpr) for fpr in FPR_TARGETS},
+        n_members=n,
+        n_nonmembers=m,
     )
 
 

@@ -42,6 +42,9 @@ class AttackResult(Section):
     """Largest true-positive rate whose false-positive rate is at most the key: "0.1", "0.01", "0.001"."""
     realized_fpr: dict[Rate, ShareMeasure] = Field(default_factory=dict)
     """Actual false-positive rate at each of those thresholds, with its Clopper-Pearson interval."""
+    n_members: Count | None = None
+    """Members that the attack scored; null in older files."""
+    n_nonmembers: Count | None = None
 
     def tpr(self, fpr: Rate) -> Measure:
         """Return the true-positive rate at a false-positive rate; null with the reason if the file lacks it."""
