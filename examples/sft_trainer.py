@@ -10,7 +10,8 @@ from ltmia.integrations.callback import AuditCallback, AuditPlan, hold_out
 
 out, base = "out", demo_base_path()  # put your own model and conversations in their place
 tokenizer = hf.AutoTokenizer.from_pretrained(base)
-tokenizer.chat_template = """{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}
+tokenizer.chat_template = """{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}
+{{ m.content }}{{ eos_token }}
 {% endgeneration %}{% else %}{{ m.content }}: {% endif %}{% endfor %}"""
 halves = [{"user": text[:60], "assistant": text[60:300]} for text in demo_texts().texts[:120]]
 chats = [{"messages": [{"role": role, "content": said} for role, said in half.items()]} for half in halves]

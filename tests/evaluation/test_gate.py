@@ -327,7 +327,7 @@ def test_the_longest_run_is_held_against_tokens(longest: int, code: int) -> None
     tree["near_verbatim"]["longest_new_run"] = longest
     found, said = held(tree, "longest_run:10")
     assert found == code
-    assert f"of 50 records, where the base has none as long is {longest};" in said
+    assert f"(longer than the base's) in continuations of 50 records is {longest};" in said
 
 
 def test_a_number_of_draws_that_was_not_measured_is_refused_by_name() -> None:

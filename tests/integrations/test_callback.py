@@ -360,6 +360,10 @@ def test_sft_trainer_with_packing_and_assistant_only_loss(tokenizer: Any, tmp_pa
     records = pq.read_table(tmp_path / "audit" / "records.parquet").to_pydict()
     counts = json.loads((tmp_path / "audit" / "training.json").read_text("utf-8"))
     assert counts["tokens_with_loss"] == expected
+    packed = [length for lengths in trainer.train_dataset["seq_lengths"] for length in lengths]
+    assert len(packed) > len(trainer.train_dataset)
+    unseen = counts["rows_of_the_dataset_never_trained_on_as_they_are"]
+    assert unseen + counts["rows_trained"] == len(packed)
     scored = sum(n for n, label in zip(records["n_tokens"], records["label"], strict=True) if label == 1)
     short = sum(
         label == 1 and reason is not None for label, reason in zip(records["label"], records["reason"], strict=True)

@@ -244,7 +244,7 @@ def _longest_run(results: Results, most: float) -> LimitedFigure:
     """Return the longest run of tokens in a continuation, of records of which the base has no run as long."""
     found = results.near_verbatim or NearVerbatim(reason="the audit continued no texts (`continuations`)")
     return LimitedFigure(
-        name=f"longest run of tokens in continuations of {found.n_judged} records, where the base has none as long",
+        name=f"longest run of tokens (longer than the base's) in continuations of {found.n_judged} records",
         measure=_count(found.longest_new_run) if found.n_judged else Measure(reason=found.reason),
         most=most,
         kind="longest_run",

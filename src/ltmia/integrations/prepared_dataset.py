@@ -1,6 +1,7 @@
 """Finds trained rows in the dataset that a Trainer prepared, by their token ids."""
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from ltmia.errors import ConfigError
@@ -8,6 +9,8 @@ from ltmia.integrations.trained_rows import TrainedRow
 
 PAIR_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 """Columns of the dataset that TRL's `DPOTrainer` prepares."""
+PACKED_LENGTHS = "seq_lengths"
+"""Column of the dataset that TRL's `SFTTrainer` packs: the lengths of the rows of which each packed row consists."""
 
 
 def groups_of(rows: Mapping[str, TrainedRow], dataset: Any, column: str) -> dict[str, str]:
@@ -27,6 +30,15 @@ def groups_of(rows: Mapping[str, TrainedRow], dataset: Any, column: str) -> dict
             "their groups are not known. Packing and a collator that cuts do this: do neither, or leave out the groups."
         )
     return {name: str(group) for name, group in found.items()}
+
+
+def unpacked_ids(dataset: Any) -> list[tuple[int, ...]] | None:
+    """Return `ids_by_row` with each packed row split into the rows of which it consists."""
+    prepared = ids_by_row(dataset)
+    if prepared is None or PACKED_LENGTHS not in dataset.column_names:
+        return prepared
+    rows = ((iter(ids), lengths) for ids, lengths in zip(prepared, dataset[PACKED_LENGTHS], strict=True))
+    return [tuple(islice(ids, length)) for ids, lengths in rows for length in lengths]
 
 
 def ids_by_row(dataset: Any) -> list[tuple[int, ...]] | None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ltmia.integrations.prepared_dataset import ids_by_row
+from ltmia.integrations.prepared_dataset import unpacked_ids
 from ltmia.integrations.scored_rows import ScoredRows
 from ltmia.integrations.trained_rows import TrainedRows
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def counts_of_rows(trained: TrainedRows | None, members: ScoredRows, dataset: Any) -> dict[str, int | None]:
     """Count rows and tokens that were trained on, and rows of the Trainer's dataset that were not."""
     rows = {} if trained is None else trained.rows
-    prepared, known = ids_by_row(dataset), {row.all_ids for row in rows.values()}
+    prepared, known = unpacked_ids(dataset), {row.all_ids for row in rows.values()}
     times = {} if trained is None else trained.times_trained()
     return {
         "rows_trained": len(rows),

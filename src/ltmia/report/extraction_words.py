@@ -33,13 +33,13 @@ def extraction_line(results: Results) -> str | None:
         return f"Nothing was measured of what can be drawn out of the model: {why_not(results)}."
     most = found.at_most.get(SHOWN_DRAWS)
     bound = "" if most is None else (
-        f" No temperature, top-k or top-p draws out more than {percent(most.judged.value)} of the {asked(results)}."
+        f" At any temperature, top-k and top-p, at most {percent(most.judged.value)} of the {asked(results)} come out."
     )  # fmt: skip
     return (
         f"Drawn out of the model within {int(SHOWN_DRAWS):,} draws, given the beginning: "
         f"{percent(within.judged.value)} of {found.n_judged} {asked(results)}, "
         f"{percent(within.nonmembers.value)} of {found.n_nonmembers} non-members. "
-        f"{_count(within.n_new)} of these {asked(results)} cannot be drawn out of the base.{bound}"
+        f"{asked(results).capitalize()} that come out of the model and not of the base: {within.n_new:,}.{bound}"
     )
 
 
@@ -104,7 +104,3 @@ def why_not(results: Results) -> str:
 def asked(results: Results) -> str:
     """Return what the texts to judge are called."""
     return "members" if results.kind == "audit" else "candidates"
-
-
-def _count(n: int) -> str:
-    return f"{n:,}" if n else "None"

@@ -141,7 +141,7 @@ def unread(results: Results) -> str | None:
         both = any(name in ATTACKS and ATTACKS[name].pairs for name in (*results.attacks, results.decisions.attack))
         said.append(
             "Each record is a preference pair. The attacks `premia_pair` and `premia_rejected` read the rejected "
-            "completion; all others read only the chosen one."
+            "completion; the other attacks read only the chosen one, and the control counts the words of both."
             if both
             else "Each record is a preference pair, of which only the chosen completion was read."
         )
