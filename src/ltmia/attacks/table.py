@@ -108,7 +108,7 @@ _SUMMARIES = {
 }
 
 _TARGET, _PAIR = "target", "target + reference"
-_PREFERENCE_PAIRS, _PREMIA = "both, preference pairs", "Feng et al. 2024, arXiv 2407.06443"
+_PREFERENCE_PAIRS, _PREMIA = "target + reference, pairs", "Feng et al. 2024, arXiv 2407.06443"
 
 _ROWS = (
     Attack(
