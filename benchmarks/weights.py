@@ -3,7 +3,8 @@
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
 TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model, with
 95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on;
-with --merge, an adapter is merged into the weights first. Fine-tuning and gradients resume.
+with --merge, an adapter is merged into the weights first; with --round, the target is rounded to another format, and
+the gradients are still those of the exact target. Fine-tuning and gradients resume.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 
 import numpy as np
 from real_target import arguments, fine_tuned
+from weights_robustness import HALVES, INTEGERS, rounded
 
 from ltmia.attacks.table import LEARNED, UPDATE, WITH_WEIGHTS
 from ltmia.evaluation.controls import bag_of_words
@@ -31,6 +33,9 @@ def main() -> None:
     args = _arguments()
     target = fine_tuned(args)
     pair = merged(target.pair, args) if args.merge else target.pair
+    identity = PairIdentity.of(pair).key
+    if args.round:
+        pair = load_pair(rounded(pair.target, args.round), pair.reference, tokenizer=pair.tokenizer)
     members = target.members.take(range(args.known or args.members))
     siblings = target.siblings.take(range(min(args.siblings, len(target.siblings))))
     others = target.nonmembers.take(range(args.others or args.nonmembers))
@@ -42,7 +47,7 @@ def main() -> None:
         pair,
         encoded,
         args.out / ("gradients-merged" if args.merge else "gradients"),
-        identity=PairIdentity.of(pair).key,
+        identity=identity,
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
     ) as attack:
         found = attack.score()
@@ -77,6 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=WeightsConfig().n_layers)
     parser.add_argument("--points", type=_numbers, default=WeightsConfig().points, help="such as 0,0.5,1")
     parser.add_argument("--merge", action="store_true", help="merge the adapter (--lora) into the weights")
+    parser.add_argument("--round", choices=[*HALVES, *INTEGERS], help="format of the target; weights stay float32")
     parser.add_argument("--known", type=int, help="members that are among the texts; default: all of them")
     parser.add_argument("--others", type=int, help="non-members that are among the texts; default: all of them")
     parser.add_argument("--siblings", type=int, default=0, help="texts of the members' documents, not trained on")
