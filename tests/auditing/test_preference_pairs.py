@@ -171,7 +171,7 @@ def test_what_pairs_are_needed_for_or_do_not_serve_is_said(
     with pytest.raises(ConfigError, match="premia_pair: needs preference pairs, files with the columns `chosen`"):
         audit(pair, plain, plain, tmp_path / "plain", config=AuditConfig(attacks="loss,premia_pair"))
     assert "premia_pair" not in select_attacks("fast")
-    with pytest.raises(Exception, match="single texts, not for preference pairs"):
+    with pytest.raises(ConfigError, match="observer `weights`: it reads single texts, not preference pairs"):
         audit(pair, *map(read_texts, files), tmp_path / "w", config=AuditConfig(attacks="loss", observer="weights"))
     with pytest.raises(DataError, match="holds preference pairs, on which this does not train"):
         finetune(pair.reference, pair.tokenizer, read_texts(files[0]), FinetuneConfig(), tmp_path / "model")

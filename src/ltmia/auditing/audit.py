@@ -16,7 +16,7 @@ from ltmia.auditing.near_verbatim import continue_outstanding
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
-from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_without_pairs
+from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_other_kind
 from ltmia.errors import ConfigError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.epsilon import epsilon_lower_bound
@@ -95,7 +95,7 @@ def audit(
 
 def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:
     names = select_attacks(config.attacks, pairs=sets.texts.rejected is not None)
-    refuse_without_pairs(names, sets)
+    refuse_other_kind(names, config.observer, sets)
     weights = [name for name in WEIGHTS if name in names]
     if weights and config.observer == "logprobs":
         raise ConfigError(f"{', '.join(weights)}: reads the weights, which the observer logprobs does not see")

@@ -13,7 +13,7 @@ from ltmia.auditing.near_verbatim import continue_outstanding
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
-from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_without_pairs
+from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_other_kind
 from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.models.pair import Pair
@@ -69,7 +69,7 @@ def score(
         if not sets.n_judged or not sets.n_nonmembers:
             raise DataError("score needs at least one candidate and at least one text that was surely not used")
         _check_attack(config.attack)
-        refuse_without_pairs([config.attack], sets)
+        refuse_other_kind([config.attack], config.observer, sets)
         question = Question(
             kind="score",
             sets=sets,
