@@ -352,6 +352,14 @@ def test_an_attack_that_scored_few_texts_does_not_fail() -> None:
     assert held(tree, "difference.auc:0.6")[0] == 0
 
 
+def test_an_attack_that_scored_few_texts_does_not_mean_swapped_files() -> None:
+    tree = sound()
+    tree["attacks"]["loss"] |= {"auc": measure(0.1, 0.0, 0.3)}
+    assert "swapped" in held(tree, "difference.auc:0.6")[1]
+    tree["attacks"]["loss"] |= {"n_members": 6, "n_nonmembers": 60}
+    assert held(tree, "difference.auc:0.6")[0] == 0
+
+
 def test_a_few_shared_texts_and_a_few_empty_ones_do_no_harm() -> None:
     tree = sound()
     tree["validity"]["near_duplicates"] = {

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ltmia.evaluation.epsilon import largest_bound
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
-from ltmia.evaluation.results import Results
+from ltmia.evaluation.results import AttackResult, Results
 from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import percent, unmatched
 
@@ -106,14 +106,17 @@ def few_texts(results: Results) -> str | None:
 def few_scored(results: Results, figure: LimitedFigure) -> str | None:
     """Return a sentence if an attack scored too few texts for its figures, as one that needs certain tokens may."""
     attack = results.attacks.get(figure.attack)
-    if figure.kind not in ("auc", "tpr") or attack is None or attack.n_members is None or attack.n_nonmembers is None:
-        return None
-    n, m = attack.n_members, attack.n_nonmembers
-    if min(n, m) >= FEWEST_TEXTS:
+    if figure.kind not in ("auc", "tpr") or attack is None or not _scored_few(attack):
         return None
     return (
-        f"{figure.attack} could score {n} members and {m} non-members only; at least {FEWEST_TEXTS} of each are needed."
+        f"{figure.attack} could score {attack.n_members} members and {attack.n_nonmembers} non-members only; at least "
+        f"{FEWEST_TEXTS} of each are needed."
     )
+
+
+def _scored_few(attack: AttackResult) -> bool:
+    """Say whether an attack scored too few texts; older files do not tell."""
+    return any(n is not None and n < FEWEST_TEXTS for n in (attack.n_members, attack.n_nonmembers))
 
 
 def _usable_nonmembers(results: Results) -> int:
@@ -124,7 +127,7 @@ def _usable_nonmembers(results: Results) -> int:
 
 def _swapped(results: Results) -> str | None:
     """Return a sentence if members score below non-members: the files were swapped, or the scores are worthless."""
-    aucs = {name: attack.auc for name, attack in results.attacks.items() if name != CONTROL}
+    aucs = {name: attack.auc for name, attack in results.attacks.items() if name != CONTROL and not _scored_few(attack)}
     deciding = results.decisions.attack
     if results.kind == "score":
         aucs[deciding] = results.set_test.effect

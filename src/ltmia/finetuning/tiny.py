@@ -130,7 +130,7 @@ def _gpt2(shape: TinyConfig) -> dict[str, Any]:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        # The function of "gelu_new" in one operation; in six it takes half of the time of a pass through a tiny model.
+        # The function of "gelu_new" in one operation; six of them take a third of the time of a pass.
         "activation_function": "gelu_pytorch_tanh",
     }
 
