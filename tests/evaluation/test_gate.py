@@ -352,6 +352,15 @@ def test_an_attack_that_scored_few_texts_does_not_fail() -> None:
     assert held(tree, "difference.auc:0.6")[0] == 0
 
 
+@pytest.mark.parametrize("limit", LIMITS)
+def test_nothing_passes_if_the_attack_that_decides_scored_few_texts(limit: str) -> None:
+    tree = sound()
+    tree["attacks"]["difference"] |= {"auc": measure(0.001, 0.0, 0.002), "n_members": 300, "n_nonmembers": 10}
+    code, said = held(tree, limit)
+    assert code == 3
+    assert "10 non-members are too few" in said
+
+
 def test_an_attack_that_scored_few_texts_does_not_mean_swapped_files() -> None:
     tree = sound()
     tree["attacks"]["loss"] |= {"auc": measure(0.1, 0.0, 0.3)}

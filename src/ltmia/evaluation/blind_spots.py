@@ -96,8 +96,11 @@ def _unscored(results: Results) -> str | None:
 
 
 def few_texts(results: Results) -> str | None:
-    """Return a sentence if there are too few texts for figures with intervals; None if there are enough."""
+    """Return a sentence if too few texts were scored by the attack that decides; None if there are enough."""
     n, m = results.decisions.n_judged, _usable_nonmembers(results)
+    deciding = results.attacks.get(results.decisions.attack)
+    if deciding is not None and deciding.n_members is not None and deciding.n_nonmembers is not None:
+        n, m = min(n, deciding.n_members), min(m, deciding.n_nonmembers)
     if min(n, m) >= FEWEST_TEXTS:
         return None
     return f"{n} records and {m} non-members are too few; at least {FEWEST_TEXTS} of each are needed."
@@ -116,7 +119,8 @@ def few_scored(results: Results, figure: LimitedFigure) -> str | None:
 
 def _scored_few(attack: AttackResult) -> bool:
     """Say whether an attack scored too few texts; older files do not tell."""
-    return any(n is not None and n < FEWEST_TEXTS for n in (attack.n_members, attack.n_nonmembers))
+    n, m = attack.n_members, attack.n_nonmembers
+    return n is not None and m is not None and min(n, m) < FEWEST_TEXTS
 
 
 def _usable_nonmembers(results: Results) -> int:
