@@ -70,10 +70,10 @@ def serve() -> None:
     """Run requests, one a line, until there are no more."""
     for module in MODULES:
         __import__(module)
-    from quick import grow_fewer_trees
+    from quick import be_quick
 
     _compute_once()
-    grow_fewer_trees()
+    be_quick()
     for line in sys.stdin:
         child = os.fork()
         if not child:
@@ -83,15 +83,17 @@ def serve() -> None:
 
 
 def _compute_once() -> None:
-    """Load the compiled kernel and matplotlib's fonts, which each command would load anew; leaves no thread."""
+    """Load kernel, fonts and page template, which each command would load anew; leaves no thread."""
     import torch
 
     from ltmia.features.statistics import token_statistics
     from ltmia.report.figures import calibration_figure
+    from ltmia.report.page import template_environment
 
     torch.set_num_threads(1)
     token_statistics(torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), k=1)
     calibration_figure({}, 0.01)
+    template_environment().get_template("report.html.j2")
 
 
 def _child(request: dict[str, Any]) -> NoReturn:

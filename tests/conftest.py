@@ -17,7 +17,7 @@ import hypothesis
 import pytest
 import torch
 
-from commands import run_ltmia
+from commands import run_ltmia, run_script
 from sharing import made_once
 
 ROOT = Path(__file__).parent.parent
@@ -52,11 +52,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _fewer_trees() -> None:
-    """Tests of the control itself set the number of trees back."""
-    from quick import grow_fewer_trees
+def _quick() -> None:
+    """Tests of the control itself set the number of trees back, those of reports the drawing."""
+    from quick import be_quick
 
-    grow_fewer_trees()
+    be_quick()
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +82,10 @@ def materials(shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_lab(shared_folder: Path) -> Path:
-    """The lab of recipes/smoke.toml, made once; nobody may change it."""
+    """The lab of recipes/smoke.toml, made once and without workers; nobody may change it."""
 
     def make(folder: Path) -> None:
-        done = run_ltmia("lab", "run", str(ROOT / "recipes" / "smoke.toml"), "-o", str(folder), "--workers", "1")
+        done = run_script(ROOT / "tests" / "one_process.py", str(ROOT / "recipes" / "smoke.toml"), str(folder))
         assert done.returncode == 0, done.stderr
 
     return made_once(shared_folder / "smoke-lab", make)

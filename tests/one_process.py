@@ -1,5 +1,9 @@
-"""An engine of the lab that starts no processes: loading the libraries in each takes longer than a small lab's work."""
+"""An engine of the lab that starts no processes: loading the libraries in each takes longer than a small lab's work.
 
+python tests/one_process.py RECIPE OUT     runs a lab with it
+"""
+
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,3 +23,9 @@ class OneProcess:
             started = time.monotonic()
             answer = attempt(perform, step, folder)
             settle(step, time.monotonic() - started, answer, schedule, watcher)
+
+
+if __name__ == "__main__":
+    from ltmia.lab.run import run_lab
+
+    run_lab(Path(sys.argv[1]), Path(sys.argv[2]), engine=OneProcess())

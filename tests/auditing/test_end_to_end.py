@@ -27,16 +27,20 @@ from ltmia.scoring.in_memory import score_texts
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
+MEMBERS, NONMEMBERS = range(40), range(60, 120)
+"""Of the embedded texts."""
+
+
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return run_ltmia(*arguments, cwd=cwd, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fine-tuned tiny LM, its members and as many non-members, made with the commands."""
+    """A fine-tuned tiny LM, its members and more non-members, made with the commands."""
     folder = tmp_path_factory.mktemp("work")
     texts = demo_texts()
-    for name, rows in (("members", range(0, 60)), ("nonmembers", range(60, 180))):
+    for name, rows in (("members", MEMBERS), ("nonmembers", NONMEMBERS)):
         lines = [json.dumps({"id": texts.ids[i], "text": texts.texts[i], "document": texts.groups[i]}) for i in rows]
         (folder / f"{name}.jsonl").write_text("\n".join(lines), "utf-8")
     done = run(
@@ -70,38 +74,22 @@ def test_audit_writes_its_three_files(work: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "bag_of_words" in done.stdout
     results = read_results(work / "audit")
-    assert results.data.n_members == 60
+    assert results.data.n_members == len(MEMBERS)
     assert set(results.attacks) >= {"ltmia", "loss", "difference", "ez_mia", "wbc", "bag_of_words"}
     assert results.attacks["difference"].auc.value > 0.75
     assert results.attacks["loss"].tpr_at_fpr["0.001"].value is None
     records = pq.read_table(work / "audit" / "records.parquet")
-    assert records.num_rows == 180
-    assert records["label"].to_pylist() == [1] * 60 + [0] * 120
+    assert records.num_rows == len(MEMBERS) + len(NONMEMBERS)
+    assert records["label"].to_pylist() == [1] * len(MEMBERS) + [0] * len(NONMEMBERS)
     assert not np.isnan(records["score_ltmia"].to_numpy()).any()
 
 
 def test_no_candidate_text_is_left_behind(work: Path) -> None:
-    passages = [text[20:60] for text in demo_texts().texts[:180]]
+    passages = [demo_texts().texts[i][20:60] for i in (*MEMBERS, *NONMEMBERS)]
     for path in (work / "audit").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             assert not any(passage.encode() in content for passage in passages), path
-
-
-def test_running_again_gives_the_same_numbers(work: Path) -> None:
-    before = read_results(work / "audit")
-    done = run("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit", "--json", cwd=work)
-    assert done.returncode == 0, done.stderr
-    after, first = json.loads(done.stdout), json.loads(before.model_dump_json())
-    for results in (after, first):
-        del results["attacks"][CONTROL]  # the first run had all its trees, see `quick`
-    assert after["attacks"] == first["attacks"]
-    assert after["decisions"] == first["decisions"]
-    # Nothing was run again: the times are those of the run that did the work.
-    assert after["reused"]
-    for name in ("forward_seconds", "feature_seconds"):
-        assert after["timing"][name] == pytest.approx(getattr(before.timing, name), rel=0.01, abs=0.1)
-    assert after["timing"]["seconds"] >= before.timing.forward_seconds
 
 
 def test_report_is_rendered_from_files_alone_and_without_torch(work: Path) -> None:
@@ -119,6 +107,22 @@ def test_report_is_rendered_from_files_alone_and_without_torch(work: Path) -> No
     assert page.read_bytes() == before
     assert b"http://" not in before.replace(b"http://www.w3.org/", b"")
     assert b"https://" not in before
+
+
+def test_running_again_gives_the_same_numbers(work: Path) -> None:
+    before = read_results(work / "audit")
+    done = run("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "audit", "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    after, first = json.loads(done.stdout), json.loads(before.model_dump_json())
+    for results in (after, first):
+        del results["attacks"][CONTROL]  # the first run had all its trees, see `quick`
+    assert after["attacks"] == first["attacks"]
+    assert after["decisions"] == first["decisions"]
+    # Nothing was run again: the times are those of the run that did the work.
+    assert after["reused"]
+    for name in ("forward_seconds", "feature_seconds"):
+        assert after["timing"][name] == pytest.approx(getattr(before.timing, name), rel=0.01, abs=0.1)
+    assert after["timing"]["seconds"] >= before.timing.forward_seconds
 
 
 def test_hostile_ids_cannot_leave_the_page(work: Path) -> None:
@@ -250,7 +254,7 @@ def test_texts_are_written_only_when_asked(work: Path) -> None:
     arguments = ("audit", "target", "--base", str(demo_base_path()), *AUDIT, "-o", "revealed", "--attacks", "loss")
     assert run(*arguments, "--reveal", cwd=work).returncode == 0
     records = pq.read_table(work / "revealed" / "records.parquet")
-    assert records["text"].to_pylist() == list(demo_texts().texts[:180])
+    assert records["text"].to_pylist() == [demo_texts().texts[i] for i in (*MEMBERS, *NONMEMBERS)]
     assert "text" not in pq.read_table(work / "audit" / "records.parquet").column_names
 
 
@@ -282,7 +286,7 @@ def test_candidates_are_scored_without_labels(work: Path) -> None:
     assert results.set_test.p_value < 0.05
     assert "a candidate scores above" in results.verdict
     records = pq.read_table(work / "score" / "records.parquet")
-    assert records["label"].to_pylist() == [None] * 60 + [0] * 120
+    assert records["label"].to_pylist() == [None] * len(MEMBERS) + [0] * len(NONMEMBERS)
     assert "<html" in (work / "score" / "report.html").read_text("utf-8")
     gate = run("gate", "score", "--max", "auc:0.6", cwd=work)
     assert gate.returncode == 3, gate.stderr

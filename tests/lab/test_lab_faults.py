@@ -4,15 +4,18 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from disks import mounted, remount
+from killed import die, killed
 from ltmia.errors import LtmiaError
+from ltmia.lab.engine import Perform, Result, Watcher
 from ltmia.lab.run import run_lab
 from ltmia.lab.state import LabStatus
+from ltmia.lab.steps import Step
 from ltmia.ownership import MARKER_FILE
 from one_process import OneProcess
 
@@ -121,10 +124,34 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip])
+class Killed(OneProcess):
+    """Is killed when its first step has made its product and nobody has noted it."""
+
+    def run(self, steps: Sequence[Step], perform: Perform, folder: Path, watcher: Watcher) -> None:
+        def perform_and_die(step: Step, folder: Path) -> Result:
+            perform(step, folder)
+            die()
+
+        super().run(steps, perform_and_die, folder, watcher)
+
+
+def test_a_lab_that_is_killed_at_each_step_comes_to_the_same(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lab"
+    for _ in range(3):
+        killed(lambda: run_lab(recipe, out, engine=Killed()))
+    status = run(out, recipe)
+    assert status.count("done") == len(status.steps) == 4
+    assert products(out) == products(whole)
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["stores/*/tokens.f16", "stores/*/texts.parquet", "targets/*/model/model.safetensors", "bases/*/model.safetensors"],
+    ("name", "damage"),
+    [
+        ("stores/*/tokens.f16", flip),
+        ("stores/*/texts.parquet", cut),
+        ("targets/*/model/model.safetensors", cut),
+        ("bases/*/model.safetensors", flip),
+    ],
 )
 def test_what_was_damaged_is_made_again(name: str, damage: object, whole: Path, recipe: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"

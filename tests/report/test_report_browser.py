@@ -278,7 +278,7 @@ def test_hostile_strings_cannot_run_nor_break_the_layout(browser: Any, pair: Pai
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
         rows = opened.page.evaluate("[...document.querySelectorAll('#table tbody tr')].map(r => r.offsetHeight)")
         assert max(rows) < 80, "a cell stays within its row"
-        for i in range(0, 25, 2):
+        for i in range(0, 25, 2 if width == 360 else 6):  # dialogs are as wide as the page only where it is narrow
             opened.page.locator("#table tbody button").nth(i).click()
             assert opened.page.evaluate("document.getElementById('record').scrollWidth") <= width
             assert opened.page.evaluate("document.querySelector('.bar').offsetHeight") < 200

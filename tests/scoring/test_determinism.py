@@ -46,7 +46,7 @@ def audits(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for name in (".ltmia.json", "private/salt"):
                 shutil.copy(work / "first" / name, work / other / name)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
-    quickly = "from quick import grow_fewer_trees; grow_fewer_trees(); from ltmia.__main__ import main; main()"
+    quickly = "from quick import be_quick; be_quick(); from ltmia.__main__ import main; main()"
     command = [sys.executable, "-c", quickly, *AUDIT, "threads"]
     threads["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, cwd=work, env=os.environ | threads, capture_output=True, text=True, check=False)

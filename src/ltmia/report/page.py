@@ -7,7 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -98,7 +98,47 @@ def render_report(
         groups: Of `groups.parquet`, where the texts have groups.
         spans: Of `spans.parquet`, where spans were given.
     """
-    environment = template_environment()
+    cut = Records.of(records, results.decisions.attack)
+    template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")
+    return (
+        template_environment()
+        .get_template("report.html.j2")
+        .render(
+            results=results,
+            words=words,
+            order=words.attack_order(results),
+            summary=summarise(results, limits),
+            cautions=words.cautions(results),
+            observers=words.observer_lines(results),
+            extraction=extraction_words,
+            extraction_rows=extraction_words.extraction_rows(results),
+            continued_rows=extraction_words.continued_rows(results),
+            secrets=secret_words.secret_sides(results),
+            exposed=secret_words.most_exposed(spans),
+            advice=advise(results, cut),
+            reasons=_reasons(results),
+            figures=_figures(results, records),
+            lengths=length_slices(cut),
+            groups=group_slices(cut, results, groups),
+            n_groups=len(set(cut.asked_groups)),
+            helps=json.loads((files("ltmia.report") / "what_helps.json").read_text("utf-8")),
+            data=embedded_json(page_data(records, tokens, results.decisions.attack)),
+            script=Markup(template),  # noqa: S704  our own
+            script_hash=base64.b64encode(sha256(template.encode()).digest()).decode(),
+        )
+    )
+
+
+@cache
+def template_environment() -> Environment:
+    """Return what renders the pages, made once: strings are escaped, and a name that is missing is an error."""
+    environment = Environment(
+        loader=PackageLoader("ltmia.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["percent"] = percent
     environment.filters["figure"] = number
     environment.filters["signed"] = partial(number, signed=True)
@@ -107,42 +147,7 @@ def render_report(
     environment.filters["unmatched"] = unmatched
     environment.filters["unbroken"] = lambda text: INTERVAL.sub("\\1\u00a0\\2", text)
     environment.filters["short"] = lambda text: text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
-    cut = Records.of(records, results.decisions.attack)
-    template = (files("ltmia.report") / "templates" / "report.js").read_text("utf-8")
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        words=words,
-        order=words.attack_order(results),
-        summary=summarise(results, limits),
-        cautions=words.cautions(results),
-        observers=words.observer_lines(results),
-        extraction=extraction_words,
-        extraction_rows=extraction_words.extraction_rows(results),
-        continued_rows=extraction_words.continued_rows(results),
-        secrets=secret_words.secret_sides(results),
-        exposed=secret_words.most_exposed(spans),
-        advice=advise(results, cut),
-        reasons=_reasons(results),
-        figures=_figures(results, records),
-        lengths=length_slices(cut),
-        groups=group_slices(cut, results, groups),
-        n_groups=len(set(cut.asked_groups)),
-        helps=json.loads((files("ltmia.report") / "what_helps.json").read_text("utf-8")),
-        data=embedded_json(page_data(records, tokens, results.decisions.attack)),
-        script=Markup(template),  # noqa: S704  our own
-        script_hash=base64.b64encode(sha256(template.encode()).digest()).decode(),
-    )
-
-
-def template_environment() -> Environment:
-    """Return what renders the pages; strings are escaped, and a name that is missing is an error."""
-    return Environment(
-        loader=PackageLoader("ltmia.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    return environment
 
 
 def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:
