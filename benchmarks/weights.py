@@ -3,6 +3,7 @@
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
 TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model, with
 95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on;
+with --checkpoints, also of the attack on states from within the training;
 with --merge, an adapter is merged into the weights first; with --round, the target is rounded to another format, and
 the gradients are still those of the exact target. Fine-tuning and gradients resume.
 """
@@ -14,7 +15,7 @@ import numpy as np
 from real_target import arguments, fine_tuned
 from weights_robustness import HALVES, INTEGERS, rounded
 
-from ltmia.attacks.table import LEARNED, UPDATE, WITH_WEIGHTS
+from ltmia.attacks.table import CHECKPOINTS, LEARNED, UPDATE, WITH_WEIGHTS
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.wording import figure
@@ -24,6 +25,7 @@ from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
+from ltmia.weights.checkpoints import score_run
 from ltmia.weights.combination import add_output_score
 from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
@@ -51,13 +53,22 @@ def main() -> None:
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
     ) as attack:
         found = attack.score()
+        run = None
+        if pair.checkpoints:
+            run = score_run(
+                attack, pair.checkpoints, args.out / "gradients-run", identity=lambda state: PairIdentity.of(state).key
+            )
     kind = "low-rank update" if found.is_low_rank else "update"
     print(f"{time.monotonic() - started:.0f} s, {kind}, layers {found.layers}, {found.n_coordinates} coordinates")
     low, high = found.n_used_interval
     print(f"explained {found.explained:.3f}; used {found.n_used:.0f} [{low:.0f}, {high:.0f}] of {len(texts)}")
+    if run is not None:
+        print(f"{len(run.checkpoints)} checkpoints; explained by interval {[round(x, 3) for x in run.explained]}")
     groups = np.unique(texts.groups, return_inverse=True)[1] if texts.groups else None
     scores = {UPDATE: found.score, "alpha": found.alpha}
     scores["bag_of_words"] = bag_of_words(texts.texts, used.astype(np.int64), groups).scores
+    if run is not None:
+        scores[CHECKPOINTS] = run.score
     if args.attacks:
         scores |= score_texts(pair, list(texts.texts), attacks=tuple(args.attacks.split(",")))
     if LEARNED in scores:

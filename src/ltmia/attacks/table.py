@@ -13,8 +13,9 @@ from ltmia.records import SERVED
 FastFunction = Callable[[TextEvidence], float]
 PairFunction = Callable[[LogRatios, LogRatios], LogRatios]
 SlowFunction = Callable[[TargetQueries, Sequence[str], Shots], Scores]
-Observer = Literal["logprobs", "weights"]
-"""What an attacker sees: log-probabilities of both models, or also their weights."""
+Observer = Literal["logprobs", "weights", "training_run"]
+"""What an attacker sees: log-probabilities of both models, or also their weights, or also checkpoints of the training
+run. From weakest to strongest."""
 Group = Literal["fast", "slow", "pairs", "set", "learned", "weights", "control"]
 
 LEARNED = "ltmia"
@@ -25,8 +26,10 @@ UPDATE = "update"
 """Evidence for a text's gradient in the update of the weights, computed by `ltmia.weights`."""
 WITH_WEIGHTS = "ltmia_weights"
 """The update's log-odds and the learned classifier together, computed by `ltmia.weights.combination`."""
-WEIGHTS = (WITH_WEIGHTS, UPDATE)
-"""Attacks that read the weights, the one that decides first."""
+CHECKPOINTS = "checkpoints"
+"""Evidence for a text's gradient in the updates between checkpoints, computed by `ltmia.weights.checkpoints`."""
+WEIGHTS = (CHECKPOINTS, WITH_WEIGHTS, UPDATE)
+"""Attacks that read weights; of each observer, the one that decides comes first."""
 PREFERENCE = "premia_pair"
 """The attack that decides about preference pairs, computed by `ltmia.attacks.preference`."""
 CONTROL = "bag_of_words"
@@ -54,6 +57,8 @@ class Attack:
     """Scores preference pairs from the log-ratios of both completions."""
     reads: frozenset[str] | None = None
     """Fields of `TokenStatistics` that it reads, for an attack without a function."""
+    observer: Observer = "logprobs"
+    """What an attacker must see to run it."""
 
     @property
     def group(self) -> Group:
@@ -65,11 +70,6 @@ class Attack:
         if self.pairs:
             return "pairs"
         return _GROUP_OF[self.name]
-
-    @property
-    def observer(self) -> Observer:
-        """What an attacker must see to run it: log-probabilities, or the weights of both models."""
-        return "weights" if self.group == "weights" else "logprobs"
 
     @property
     def recorded(self) -> bool:
@@ -96,6 +96,7 @@ _GROUP_OF: dict[str, Group] = {
     EXCESS: "set",
     UPDATE: "weights",
     WITH_WEIGHTS: "weights",
+    CHECKPOINTS: "weights",
     CONTROL: "control",
 }
 
@@ -104,6 +105,7 @@ _SUMMARIES = {
     LEARNED: "Return the logit of the learned classifier over per-token features of both models.",
     UPDATE: "Return the log-odds that the text's gradient is part of the update, target minus base.",
     WITH_WEIGHTS: "Return the log-odds that the text was used, from its share of the update and the score of `ltmia`.",
+    CHECKPOINTS: "Return the log-odds that the text's gradient is part of an update between two checkpoints.",
     CONTROL: "Control: separate members from non-members by their words alone, without any model.",
 }
 
@@ -279,11 +281,20 @@ _ROWS = (
         pairs=preference.rejected_alone,
     ),
     Attack(
+        name=CHECKPOINTS,
+        title="Updates between checkpoints",
+        needs="weights, checkpoints, all texts",
+        passes="1/1 + backward, 1 + backward a checkpoint",
+        source="this project",
+        observer="training_run",
+    ),
+    Attack(
         name=WITH_WEIGHTS,
         title="LT-MIA + update",
         needs="weights, all texts",
         passes="1/1 + backward",
         source="this project",
+        observer="weights",
     ),
     Attack(
         name=UPDATE,
@@ -291,6 +302,7 @@ _ROWS = (
         needs="weights, all texts",
         passes="1/1 + backward",
         source="this project",
+        observer="weights",
     ),
     Attack(
         name=CONTROL,

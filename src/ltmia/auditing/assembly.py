@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
+from ltmia.attacks.table import Observer
 from ltmia.auditing.checks import MeasuredScores, check_validity
 from ltmia.auditing.drawing_out import extraction_of, suffix_columns, suffixes_of
 from ltmia.auditing.group_table import group_columns
@@ -27,6 +28,7 @@ from ltmia.auditing.scored_sets import ScoredSets
 from ltmia.auditing.secrets import private_span_columns, secrets_of, span_columns
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.token_table import token_columns
+from ltmia.auditing.update import UpdateReading
 from ltmia.evaluation.audit_folder import Run
 from ltmia.evaluation.files import (
     forget_revealed,
@@ -87,8 +89,9 @@ def assemble(
         decisions=measured.decisions.summary.model_copy(
             update={"flagged_groups": flagged_hashes(sets, hashed, measured.decisions)}
         ),
-        observers={"weights": ObserverResult(reason=scored.update.reason), **measured.observers},
+        observers={**_not_tried(scored.update), **measured.observers},
         update=scored.update.info,
+        training_run=scored.update.run_info,
         extraction=extraction_of(suffixes, texts, sets),
         near_verbatim=near_verbatim_of(continued),
         secrets=secrets_of(scored.secrets, question.config),
@@ -104,6 +107,12 @@ def assemble(
     if not question.reveal:
         forget_revealed(run)
     return AuditResult(results=results, records=records, folder=run.folder)
+
+
+def _not_tried(update: UpdateReading) -> dict[Observer, ObserverResult]:
+    """Say why an observer was not tried; an attacker with checkpoints is named only if there are any."""
+    reasons: dict[Observer, str | None] = {"weights": update.reason, "training_run": update.run_reason}
+    return {observer: ObserverResult(reason=reason) for observer, reason in reasons.items() if reason is not None}
 
 
 def _check(

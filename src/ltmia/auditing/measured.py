@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -55,7 +56,7 @@ class Measured:
 
 def strongest(deciding: Mapping[Observer, str]) -> str:
     """Return the attack that decides for the strongest observer; the control if no attack takes part."""
-    return deciding.get("weights") or deciding.get("logprobs") or CONTROL
+    return next((deciding[observer] for observer in reversed(get_args(Observer)) if observer in deciding), CONTROL)
 
 
 def judges(names: Iterable[str]) -> dict[Observer, str]:

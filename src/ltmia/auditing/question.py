@@ -33,7 +33,8 @@ class JudgeConfig:
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     observer: ObserverChoice = "logprobs"
-    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "auto": weights if they can be read.
+    """What an attacker sees. "logprobs": an endpoint; "weights": both models; "training_run": checkpoints too; "auto":
+    weights and checkpoints if they can be read.
 
     The default does not read the weights: that takes longer than scoring, and the attack is not yet measured enough."""
     seed: int = 0

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from ltmia.attacks.table import ATTACKS, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
+from ltmia.attacks.table import ATTACKS, CHECKPOINTS, LEARNED, UPDATE, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
 from ltmia.auditing.secrets import FoundSecrets, find_secrets
-from ltmia.auditing.update import PreparedUpdate, UpdateReading, prepared_update
+from ltmia.auditing.update import MUST_READ, PreparedUpdate, UpdateReading, prepared_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import Run
@@ -178,21 +178,24 @@ def _scoring_task(
 
 
 def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"] | None) -> Scores:
-    """Return the scores of the attack on the weights, alone and together with the learned attack."""
+    """Return the scores of the attacks that read weights."""
     found = update.scores
     if found is None:
         return {}
-    if learned is None:
-        return {UPDATE: found.score}
-    return {UPDATE: found.score, WITH_WEIGHTS: add_output_score(found.alpha, found.standard_error, learned)}
+    scores = {UPDATE: found.score}
+    if learned is not None:
+        scores[WITH_WEIGHTS] = add_output_score(found.alpha, found.standard_error, learned)
+    if update.run is not None:
+        scores[CHECKPOINTS] = update.run.score
+    return scores
 
 
 def _prepared_update(
     pair: AuditedPair, question: Question, identity: PairIdentity, run: Run
 ) -> AbstractContextManager[PreparedUpdate]:
-    """Prepare to read the weights if the learned attack takes part or the observer is "weights"."""
+    """Prepare to read the weights if the learned attack takes part or they must be read."""
     config = question.config
-    wanted = config.observer == "weights" or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
+    wanted = config.observer in MUST_READ or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
     return prepared_update(
         pair,
         question.sets.texts,

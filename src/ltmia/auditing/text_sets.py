@@ -151,13 +151,13 @@ def join_sets(
 
 
 def refuse_other_kind(attacks: Sequence[str], observer: str, sets: TextSets) -> None:
-    """Refuse attacks on preference pairs if the texts are none, and the observer "weights" if they are.
+    """Refuse attacks on preference pairs if the texts are none, and observers that read weights if they are.
 
     Raises:
         ConfigError: If there is one; the message names it.
     """
-    if sets.texts.rejected is not None and observer == "weights":
-        raise ConfigError("observer `weights`: it reads single texts, not preference pairs; leave it out")
+    if sets.texts.rejected is not None and observer in ("weights", "training_run"):
+        raise ConfigError(f"observer `{observer}`: it reads single texts, not preference pairs; leave it out")
     if sets.texts.rejected is None and (refused := [name for name in attacks if ATTACKS[name].pairs]):
         raise ConfigError(
             f"{', '.join(refused)}: needs preference pairs, files with the columns `chosen` and `rejected` (and "

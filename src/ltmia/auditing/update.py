@@ -1,4 +1,4 @@
-"""The weights observer of an audit: scores texts by how much of their gradient is in the update of the weights."""
+"""Reads the weights for an audit: scores texts by how much of their gradient is in the update of the weights."""
 
 import time
 from collections.abc import Iterator
@@ -7,17 +7,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ltmia.errors import DataError, ModelError
-from ltmia.evaluation.results import UpdateInfo
+from ltmia.attacks.table import CHECKPOINTS
+from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.evaluation.pair_info import ModelInfo
+from ltmia.evaluation.results import TrainingRunInfo, UpdateInfo
+from ltmia.models.pair import Pair
 from ltmia.progress import Report
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
+from ltmia.weights.checkpoints import RunScores, score_run
 from ltmia.weights.update_attack import UpdateAttack, UpdateScores
 
-ObserverChoice = Literal["auto", "logprobs", "weights"]
+ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
+MUST_READ = ("weights", "training_run")
+"""Observers with which an audit fails if the weights cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +33,13 @@ class UpdateReading:
     scores: UpdateScores | None = None
     """None if the weights were not read."""
     info: UpdateInfo | None = None
+    run: RunScores | None = None
+    """Scores from the checkpoints of the training run; None if there are none."""
+    run_info: TrainingRunInfo | None = None
     reason: str | None = None
     """Why the weights were not read."""
+    run_reason: str | None = None
+    """Why checkpoints that are at hand were not read."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +49,8 @@ class PreparedUpdate:
     pair: AuditedPair
     """The pair, which reads gradients too when it runs."""
     observer: ObserverChoice
+    folder: Path
+    """Folder for the gradients."""
     attack: UpdateAttack | None = None
     reason: str | None = None
     """Why the weights are not read; then there is no attack."""
@@ -48,18 +61,19 @@ class PreparedUpdate:
         """Score the texts by the update of the weights.
 
         Raises:
-            ModelError: If the observer is "weights" and a text does not fit into memory.
-            DataError: If the observer is "weights" and too few texts have a gradient.
+            ModelError: If weights or checkpoints must be read, and one of them cannot be, or a text does not fit into
+                memory.
+            DataError: If they must be read and too few texts have a gradient.
         """
         if self.attack is None:
-            return UpdateReading(reason=self.reason)
+            return self._unread(self.reason)
         started = time.perf_counter() - self.attack.gradients.seconds
         try:
             found = self.attack.score(report)
         except (ModelError, DataError) as error:
-            if self.observer == "weights":
+            if self.observer in MUST_READ:
                 raise
-            return UpdateReading(reason=str(error))
+            return self._unread(str(error))
         info = UpdateInfo(
             explained=found.explained,
             n_coordinates=found.n_coordinates,
@@ -67,7 +81,37 @@ class PreparedUpdate:
             points=list(found.points),
             seconds=self.seconds + time.perf_counter() - started,
         )
-        return UpdateReading(scores=found, info=info)
+        return replace(self._read_run(self.attack, report), scores=found, info=info)
+
+    def _unread(self, reason: str | None) -> UpdateReading:
+        return UpdateReading(reason=reason, run_reason=reason if _has_checkpoints(self.pair) else None)
+
+    def _read_run(self, attack: UpdateAttack, report: Report) -> UpdateReading:
+        """Score the texts by the updates between checkpoints, if there are any."""
+        models = self.pair.models
+        if models is None or not models.checkpoints:
+            return UpdateReading()
+        started = time.perf_counter()
+        read: list[ModelInfo] = []
+
+        def identity(pair: Pair) -> str:
+            found = PairIdentity.of(pair)
+            read.append(found.target)
+            return found.key
+
+        try:
+            run = score_run(attack, models.checkpoints, self.folder / CHECKPOINTS, identity=identity, report=report)
+        except (ModelError, DataError) as error:
+            if self.observer in MUST_READ:
+                raise
+            return UpdateReading(run_reason=str(error))
+        info = TrainingRunInfo(
+            checkpoints=read,
+            n_unchanged=len(run.unchanged),
+            explained=list(run.explained),
+            seconds=time.perf_counter() - started,
+        )
+        return UpdateReading(run=run, run_info=info, run_reason=None)
 
 
 @contextmanager
@@ -85,18 +129,21 @@ def prepared_update(
     Args:
         pair: Target and reference.
         texts: All texts of the audit; the non-members remove effects that all texts of this kind share.
-        observer: "logprobs" does not read the weights, "weights" must read them, "auto" reads them if possible and
-            otherwise says why not.
+        observer: "logprobs" does not read the weights, "weights" must read them, "training_run" must read checkpoints
+            too, "auto" reads what it can and otherwise says why not.
         max_length: Token ids read of each text.
         identity: Hashes of both models: gradients of other models in the folder are not read.
         folder: Folder for the gradients, so that a killed run can resume.
 
     Raises:
-        ModelError: If the observer is "weights" and the weights cannot be read.
-        DataError: If the observer is "weights" and there are too few texts.
+        ConfigError: If observer and checkpoints do not go together.
+        ModelError: If weights must be read and cannot be.
+        DataError: If they must be read and there are too few texts.
     """
+    _check_observer(pair, observer)
     if observer == "logprobs":
-        yield PreparedUpdate(pair=pair, observer=observer, reason="not asked for; the observer `weights` reads them")
+        reason = "not asked for; the observer `weights` reads them"
+        yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=reason)
         return
     started = time.perf_counter()
     try:
@@ -107,14 +154,29 @@ def prepared_update(
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
         attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
     except (ModelError, DataError) as error:
-        if observer == "weights":
+        if observer in MUST_READ:
             raise
-        yield PreparedUpdate(pair=pair, observer=observer, reason=str(error))
+        yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=str(error))
         return
     with attack:
         yield PreparedUpdate(
             pair=replace(pair, gradients=attack.gradients),
             observer=observer,
+            folder=folder,
             attack=attack,
             seconds=time.perf_counter() - started,
         )
+
+
+def _check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
+    if observer == "training_run" and not _has_checkpoints(pair):
+        raise ConfigError("observer `training_run`: give the checkpoints of the training run (`--checkpoints`)")
+    if observer in ("logprobs", "weights") and _has_checkpoints(pair):
+        raise ConfigError(
+            f"observer `{observer}`: it does not see the checkpoints that were given; leave them out, or take the "
+            "observer `training_run`"
+        )
+
+
+def _has_checkpoints(pair: AuditedPair) -> bool:
+    return pair.models is not None and bool(pair.models.checkpoints)

@@ -155,7 +155,7 @@ def score(
     from ltmia.auditing.score import score as run_score
     from ltmia.errors import ConfigError
     from ltmia.evaluation.audit_folder import set_aside_on_failure
-    from ltmia.models.loading import load_pair
+    from ltmia.models.training_run import load_training_run
     from ltmia.scoring.stored_scores import score_to_store
 
     sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
@@ -173,7 +173,7 @@ def score(
             overwrite=overwrite,
         )
         scorer = (
-            _ray_scorer(partial(load_pair, *sources, **loading.keywords), workers)
+            _ray_scorer(partial(load_training_run, *sources, **loading.keywords), workers)
             if engine is o.EngineName.ray
             else score_to_store
         )

@@ -51,11 +51,14 @@ class ModelOptions:
     day: o.Day = None
     allow_hub: o.AllowHub = False
     sequential: o.Sequential = False
+    checkpoints: o.Checkpoints = None
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Keywords of `load_pair`."""
-        return {name: value for name, value in asdict(self).items() if name != "day"}
+        """Keywords of `load_training_run`."""
+        return {name: value for name, value in asdict(self).items() if name != "day"} | {
+            "checkpoints": tuple(self.checkpoints or ())
+        }
 
     def reader(self, target: str, base: str) -> "Callable[..., Texts]":
         """Return `read_texts` for a pair of models."""

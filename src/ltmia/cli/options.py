@@ -30,6 +30,7 @@ class ObserverName(StrEnum):
     auto = "auto"
     logprobs = "logprobs"
     weights = "weights"
+    training_run = "training_run"
 
 
 class EngineName(StrEnum):
@@ -123,8 +124,16 @@ Observer = Annotated[
     ObserverName,
     typer.Option(
         "--observer",
-        help="What an attacker sees: logprobs (an endpoint) or weights (both models); auto: weights if they can be "
-        "read.",
+        help="What an attacker sees: logprobs (an endpoint), weights (both models) or training_run (checkpoints too); "
+        "auto: as much as can be read.",
+    ),
+]
+Checkpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoints",
+        help="Earlier state of the target, for the observer training_run: a model or adapter, repeated in the order of "
+        "training, or the output folder of a Trainer.",
     ),
 ]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
@@ -247,14 +256,19 @@ def pair_to_load(target: str, base: str, **options: Any) -> "Iterator[PairToLoad
 
 def _pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
     from ltmia.data.recordings import is_recording
-    from ltmia.models.loading import load_pair
+    from ltmia.errors import ConfigError
+    from ltmia.models.training_run import load_training_run
     from ltmia.scoring.audited_pair import PairToLoad
     from ltmia.scoring.recorded_pair import load_recorded_pair
 
     if is_recording(target) or is_recording(base):
+        if options["checkpoints"]:
+            raise ConfigError("--checkpoints: the training run is read from weights, and a recording holds none")
         return PairToLoad(sources=(target, base), load=partial(load_recorded_pair, target, base))
     named = {} if options["dtype"] == Dtype.auto else {"dtype": options["dtype"].value}
-    return PairToLoad(sources=(target, base), load=partial(load_pair, target, base, **options), settings=named)
+    if options["checkpoints"]:
+        named["checkpoints"] = " ".join(options["checkpoints"])
+    return PairToLoad(sources=(target, base), load=partial(load_training_run, target, base, **options), settings=named)
 
 
 @contextmanager

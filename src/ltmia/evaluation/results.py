@@ -113,6 +113,19 @@ class UpdateInfo(Section):
     seconds: Amount
 
 
+class TrainingRunInfo(Section):
+    """Figures of the attack on the updates between checkpoints of the training run."""
+
+    checkpoints: list[ModelInfo]
+    """Checkpoints that were read, in the order of training."""
+    n_unchanged: Count
+    """Those with the weights of another checkpoint or of the target, which end no interval."""
+    explained: list[float]
+    """Share of the update of each interval that the texts explain; the first begins at the base, the last ends at the
+    target."""
+    seconds: Amount
+
+
 class SetTest(Section):
     """Was this collection used? One p-value for all candidates together."""
 
@@ -192,10 +205,12 @@ class Results(Section):
     attacks: dict[str, AttackResult]
     """Results by attack; empty without labels (score)."""
     decisions: Decisions
-    observers: dict[Literal["logprobs", "weights"], ObserverResult] = Field(default_factory=dict)
+    observers: dict[Literal["logprobs", "weights", "training_run"], ObserverResult] = Field(default_factory=dict)
     """Decisions of each observer; `decisions` are those of the strongest one that was tried."""
     update: UpdateInfo | None = None
     """Figures of the attack on the weights; null if it did not run."""
+    training_run: TrainingRunInfo | None = None
+    """Figures of the attack on checkpoints; null if it did not run."""
     extraction: Extraction | None = None
     """How many texts can be drawn out; null in older files."""
     near_verbatim: NearVerbatim | None = None

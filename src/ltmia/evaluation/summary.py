@@ -32,6 +32,7 @@ WORDS: dict[str, dict[Status, str]] = {
 SEEN: dict[str, str] = {
     "logprobs": "an attacker who sees log-probabilities only",
     "weights": "an attacker who holds the weights of both models",
+    "training_run": "an attacker who also holds checkpoints of the training run",
 }
 """Description of each observer."""
 
@@ -168,6 +169,5 @@ def _named(limits: Sequence[Limit] | None) -> str:
 
 def _observer(results: Results) -> str:
     attack = results.decisions.attack
-    weights = results.observers.get("weights")
-    held = weights is not None and weights.attack == attack
-    return f"Judged by {attack}, as {SEEN['weights' if held else 'logprobs']}."
+    observer = next((name for name, found in results.observers.items() if found.attack == attack), "logprobs")
+    return f"Judged by {attack}, as {SEEN[observer]}."

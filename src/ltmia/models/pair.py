@@ -3,6 +3,7 @@
 Does not know where models come from (`loading`) nor how texts are batched (`forward`).
 """
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,15 @@ class ModelOrigin:
     """Changes made to its weights while loading."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A state of the target from within its training run; loaded when it is needed."""
+
+    source: str
+    load: Callable[[], "Pair"]
+    """Loads it as the target of a pair, with the same base."""
+
+
 IN_MEMORY = ModelOrigin()
 """Origin of a model that was given as a module, not loaded."""
 
@@ -45,6 +55,7 @@ class Pair:
         tokenizer: PreTrainedTokenizerBase,
         target_origin: ModelOrigin = IN_MEMORY,
         reference_origin: ModelOrigin = IN_MEMORY,
+        checkpoints: Sequence[Checkpoint] = (),
     ) -> None:
         """Take both models, and find out how to run them.
 
@@ -56,6 +67,7 @@ class Pair:
             tokenizer: Tokenizer of both.
             target_origin: Origin of the target.
             reference_origin: Origin of the reference.
+            checkpoints: Earlier states of the target, in the order of training.
 
         Raises:
             ModelError: If the two cannot be run, or not together.
@@ -63,6 +75,7 @@ class Pair:
         self.tokenizer = tokenizer
         self.target_origin = target_origin
         self.reference_origin = reference_origin
+        self.checkpoints = tuple(checkpoints)
         self._target, self._reference, self._sequential = target, reference, sequential
         if sequential is None and reference is None and not hasattr(target, "disable_adapter"):
             raise ModelError("a pair needs a reference: give the base model, or a PEFT model as the target")

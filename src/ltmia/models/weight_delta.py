@@ -60,17 +60,26 @@ def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     Raises:
         ModelError: If there are none, or they cannot be compared.
     """
-    if pair.is_sequential:
-        raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
-    found = _adapter_matrices(pair) if is_adapter(pair) else _full_matrices(pair)
-    if not found:
-        raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
-    changed = [m for m in found if not _is_same(m)]
+    changed = [matrix for matrix in shared_matrices(pair) if not _is_same(matrix)]
     if not changed:
         raise ModelError(
             "target and base hold the same matrices, so there is no update to read: give the fine-tuned model as target"
         )
     return changed
+
+
+def shared_matrices(pair: Pair) -> list[ChangedMatrix]:
+    """Return the matrices that fine-tuning could change, whether it did or not; see `changed_matrices`.
+
+    Raises:
+        ModelError: If there are none, or they cannot be compared.
+    """
+    if pair.is_sequential:
+        raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
+    found = _adapter_matrices(pair) if is_adapter(pair) else _full_matrices(pair)
+    if not found:
+        raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
+    return found
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def headline(results: Results) -> str:
 OBSERVERS: Mapping[str, str] = {
     "logprobs": "Attackers who see log-probabilities",
     "weights": "Attackers who hold the weights of both models",
+    "training_run": "Attackers who also hold checkpoints of the training run",
 }
 
 

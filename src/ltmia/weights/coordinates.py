@@ -5,7 +5,7 @@ The coordinates are a random sample with a seed: a hundred thousand of many mill
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,14 @@ from torch import Tensor
 from ltmia.errors import ModelError
 from ltmia.models.pair import Pair
 from ltmia.models.runner import RUN_ERRORS, ModelRunner
-from ltmia.models.weight_delta import ChangedMatrix, changed_matrices, is_adapter, model_between, run_model
+from ltmia.models.weight_delta import (
+    ChangedMatrix,
+    changed_matrices,
+    is_adapter,
+    model_between,
+    run_model,
+    shared_matrices,
+)
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 from ltmia.weights.low_rank import row_space
 
@@ -100,15 +107,42 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
     )
 
 
-def _check_update(
-    change: Sequence[Float64[np.ndarray, " _"]], places: Sequence[MatrixPlaces], n_available: int
-) -> None:
+def read_coordinates(pair: Pair, coordinates: Coordinates) -> Coordinates:
+    """Return the same coordinates with the update of another target of the same base, such as an earlier checkpoint.
+
+    Args:
+        pair: The other target and the base.
+        coordinates: Coordinates that were chosen for the first target.
+
+    Raises:
+        ModelError: If the other target lacks one of the matrices, or holds numbers that are not finite.
+    """
+    found = {matrix.name: matrix for matrix in shared_matrices(pair)}
+    for place in coordinates.places:
+        if place.name not in found or tuple(found[place.name].target.shape) != place.shape:
+            raise ModelError(
+                f"{pair.target_origin.source}: no {place.name} of shape {place.shape}, which the target has: is it a "
+                "checkpoint of the same training run, in the same form (adapter or whole model)?"
+            )
+    change = [_change(found[place.name], place) for place in coordinates.places]
+    _check_finite(change, coordinates.places)
+    rounding = [_rounding(found[place.name], place) for place in coordinates.places]
+    return replace(coordinates, change=np.concatenate(change), rounding=np.concatenate(rounding))
+
+
+def _check_finite(change: Sequence[Float64[np.ndarray, " _"]], places: Sequence[MatrixPlaces]) -> None:
     for values, place in zip(change, places, strict=True):
         if not np.isfinite(values).all():
             raise ModelError(
                 f"target minus base is not a finite number at {int((~np.isfinite(values)).sum())} of "
                 f"{len(values)} coordinates of {place.name}: the weights of one of the two are broken"
             )
+
+
+def _check_update(
+    change: Sequence[Float64[np.ndarray, " _"]], places: Sequence[MatrixPlaces], n_available: int
+) -> None:
+    _check_finite(change, places)
     if not any(values.any() for values in change):
         raise ModelError(
             f"target and base are the same at all {sum(map(len, change))} coordinates drawn out of {n_available}: too "

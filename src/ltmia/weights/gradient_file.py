@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -36,6 +36,19 @@ class GradientShape:
     def n_bytes(self) -> int:
         """Bytes on disk."""
         return 2 * self.n_texts * self.n_points * self.n_coordinates
+
+
+class PathGradients(Protocol):
+    """Gradients of texts at some points of a path."""
+
+    @property
+    def shape(self) -> GradientShape:
+        """Number of texts, points and coordinates."""
+        ...
+
+    def block(self, point: int, rows: Int64[np.ndarray, " text"], part: slice) -> Float32[np.ndarray, "text coord"]:
+        """Return some texts' gradients at a run of coordinates."""
+        ...
 
 
 def pack_rows(
@@ -65,13 +78,18 @@ class GradientFile:
             fingerprint: Hash of everything that the gradients depend on.
         """
         self.folder = folder
-        self.shape = shape
+        self._shape = shape
         self.scales: Float64[np.ndarray, "point text"] = np.full((shape.n_points, shape.n_texts), np.nan)
         self._done = np.zeros((shape.n_points, shape.n_texts), bool)
         make_folder(folder)
         with named_errors(folder):
             self._recover(json.dumps({"fingerprint": fingerprint, "format": 2}, sort_keys=True))
             self._journal = (folder / JOURNAL).open("a", encoding="utf-8")
+
+    @property
+    def shape(self) -> GradientShape:
+        """Number of texts, points and coordinates."""
+        return self._shape
 
     def is_done(self, point: int, row: int) -> bool:
         """Say whether a text's gradient at a point is safely on disk."""

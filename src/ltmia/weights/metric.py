@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ltmia.errors import DataError
 from ltmia.weights.backward import MatrixPlaces
 from ltmia.weights.coordinates import Coordinates
-from ltmia.weights.gradient_file import GradientFile
+from ltmia.weights.gradient_file import PathGradients
 
 BATCH_TEXTS = 8
 """Texts of the batches that v is estimated from."""
@@ -40,7 +40,7 @@ class Metric:
 
 
 def second_moments(
-    file: GradientFile, rows: Int64[np.ndarray, " text"], seed: int = 0
+    file: PathGradients, rows: Int64[np.ndarray, " text"], seed: int = 0
 ) -> Float64[np.ndarray, " coordinate"]:
     """Estimate Adam's v: the mean over random batches of texts of the squared mean gradient, averaged over the points.
 

@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from ltmia.errors import DataError
 from ltmia.models.batching import free_bytes
 from ltmia.progress import Report, silent
-from ltmia.weights.gradient_file import GradientFile
+from ltmia.weights.gradient_file import PathGradients
 from ltmia.weights.metric import Metric, blocks
 
 CONTRASTS = {
@@ -111,7 +111,7 @@ class ReducedEquations:
 
 
 def normal_equations(
-    file: GradientFile,
+    file: PathGradients,
     rows: Int64[np.ndarray, " text"],
     change: Float64[np.ndarray, " coordinate"],
     metric: Metric,

@@ -13,11 +13,11 @@ from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report, silent
 from ltmia.weights.coordinates import Coordinates, choose_coordinates
-from ltmia.weights.gradient_file import GradientFile
+from ltmia.weights.gradient_file import PathGradients
 from ltmia.weights.gradients import GradientReader
 from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
-from ltmia.weights.mixture import infer_usage
-from ltmia.weights.solve import CONTRASTS, NormalEquations, Ridges, choose_ridges, normal_equations, solve
+from ltmia.weights.mixture import Usage, infer_usage
+from ltmia.weights.solve import CONTRASTS, Ridges, RidgeSolution, choose_ridges, normal_equations, solve
 
 POINTS: tuple[float, ...] = (0.0, 1.0)
 """Base and target, for which no other model has to be made."""
@@ -102,6 +102,50 @@ class UpdateScores:
     """Ridges of the regression, and its marginal likelihood."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """An update as a weighted sum of gradients; arrays are over the texts that take part."""
+
+    metric: Metric
+    ridges: Ridges
+    solution: RidgeSolution
+    usage: Usage
+
+
+def explain_update(
+    gradients: PathGradients,
+    rows: Int64[np.ndarray, " scored"],
+    coordinates: Coordinates,
+    config: WeightsConfig,
+    report: Report = silent,
+) -> Explanation:
+    """Find each text's coefficient in an update, and the log-odds that it was used.
+
+    Args:
+        gradients: Gradients of the texts at points along the update.
+        rows: Texts that take part; each has a gradient at all points.
+        coordinates: The update.
+        config: Options; the points are those of `gradients`.
+        report: Called with progress.
+
+    Raises:
+        DataError: If the texts do not fit into memory, or the optimiser's state does not fit the model, or gradients
+            and update do not fit together.
+    """
+    state = config.optimizer_state
+    moments = (
+        second_moments(gradients, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
+    )
+    metric = _pick_metric(gradients, rows, moments, coordinates, config)
+    equations = normal_equations(gradients, rows, coordinates.change, metric, report)
+    ridges = choose_ridges(equations)
+    solution = solve(equations, ridges)
+    usage = infer_usage(solution.reduced)
+    if not np.isfinite(usage.log_odds).all():
+        raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
+    return Explanation(metric=metric, ridges=ridges, solution=solution, usage=usage)
+
+
 class UpdateAttack:
     """Finds the texts that an update was made from; a context that closes the file of gradients.
 
@@ -131,20 +175,21 @@ class UpdateAttack:
         identity: str,
         config: WeightsConfig | None = None,
     ) -> None:
-        self._config = config or WeightsConfig()
-        self._encoded = encoded
+        self.config = config or WeightsConfig()
+        """Options."""
+        self.encoded = encoded
+        """Token ids of the texts."""
         n_scorable = self._n_scorable
         if n_scorable < FEWEST_TEXTS:
             raise DataError(
                 f"{n_scorable} texts can be scored, but reading an update needs at least {FEWEST_TEXTS}, better some "
                 "hundreds: add texts of the same kind, which may also be known non-members"
             )
-        self._coordinates = choose_coordinates(
-            pair, n_coordinates=self._config.n_coordinates, n_layers=self._config.n_layers, seed=self._config.seed
+        self.coordinates = choose_coordinates(
+            pair, n_coordinates=self.config.n_coordinates, n_layers=self.config.n_layers, seed=self.config.seed
         )
-        self.gradients = GradientReader(
-            pair, encoded, self._coordinates, self._config.points, folder, identity=identity
-        )
+        """Coordinates that are read."""
+        self.gradients = GradientReader(pair, encoded, self.coordinates, self.config.points, folder, identity=identity)
         """Reads the texts' gradients; `score` reads those that are missing yet."""
 
     def __enter__(self) -> "UpdateAttack":
@@ -163,7 +208,7 @@ class UpdateAttack:
             DataError: If too few texts have a gradient, or the optimiser's state does not fit the model.
             StoreError: If the disk has no room.
         """
-        file, config, coordinates = self.gradients.finish(report), self._config, self._coordinates
+        file, config, coordinates = self.gradients.finish(report), self.config, self.coordinates
         finite = np.isfinite(file.scales).all(axis=0)
         rows = np.flatnonzero(finite & file.scales.any(axis=0))
         if len(rows) < FEWEST_TEXTS:
@@ -171,29 +216,23 @@ class UpdateAttack:
                 f"only {len(rows)} of {self._n_scorable} texts have a gradient of finite numbers that is not zero: do "
                 "the weights that changed affect the log-probabilities?"
             )
-        state = config.optimizer_state
-        moments = second_moments(file, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
-        metric = _pick_metric(file, rows, moments, coordinates, config)
-        equations = normal_equations(file, rows, coordinates.change, metric, report)
-        found = _scores(equations, coordinates, metric, rows, self._reasons(finite, rows), config.points)
-        if not np.isfinite(found.score[rows]).all():
-            raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
-        return found
+        found = explain_update(file, rows, coordinates, config, report)
+        return _scores(found, coordinates, rows, self._reasons(finite, rows), config.points)
 
     def _reasons(self, finite: Bool[np.ndarray, " text"], rows: Int64[np.ndarray, " scored"]) -> tuple[str | None, ...]:
         scored = set(rows.tolist())
         return tuple(
             None if row in scored else text.reason or (ZERO_GRADIENT if finite[row] else NO_GRADIENT)
-            for row, text in enumerate(self._encoded)
+            for row, text in enumerate(self.encoded)
         )
 
     @property
     def _n_scorable(self) -> int:
-        return sum(bool(text.n_scored) for text in self._encoded)
+        return sum(bool(text.n_scored) for text in self.encoded)
 
 
 def _pick_metric(
-    file: GradientFile,
+    file: PathGradients,
     rows: Int64[np.ndarray, " text"],
     moments: Float64[np.ndarray, " coordinate"],
     coordinates: Coordinates,
@@ -211,16 +250,13 @@ def _pick_metric(
 
 
 def _scores(
-    equations: NormalEquations,
+    found: Explanation,
     coordinates: Coordinates,
-    metric: Metric,
     rows: Int64[np.ndarray, " text"],
     reasons: tuple[str | None, ...],
     points: tuple[float, ...],
 ) -> UpdateScores:
-    ridges = choose_ridges(equations)
-    solution = solve(equations, ridges)
-    usage = infer_usage(solution.reduced)
+    solution, usage = found.solution, found.usage
 
     def spread(values: Float64[np.ndarray, " scored"]) -> Float64[np.ndarray, " text"]:
         out = np.full(len(reasons), np.nan)
@@ -240,6 +276,6 @@ def _scores(
         n_coordinates=len(coordinates),
         points=points,
         is_low_rank=coordinates.is_low_rank,
-        adaptive=metric.adaptive,
-        ridges=ridges,
+        adaptive=found.metric.adaptive,
+        ridges=found.ridges,
     )

@@ -1,0 +1,84 @@
+"""Finds the checkpoints of a training run, which are loaded one at a time as targets beside the same base."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Unpack
+
+from ltmia.errors import ModelError
+from ltmia.models.loading import LoadKeywords, LoadOptions, load_model, load_pair
+from ltmia.models.pair import Checkpoint, Pair
+from ltmia.models.sources import ModelSource, check_adapter, find_source
+from ltmia.models.weight_files import check_weights
+from ltmia.runtime import dtype_name
+from ltmia.shown_names import shown_path
+
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+"""Name of the folders that a Trainer writes during training, with the step."""
+
+
+def load_training_run(
+    target: str | Path,
+    base: str | Path | None = None,
+    checkpoints: Sequence[str | Path] = (),
+    *,
+    sequential: bool = False,
+    **keywords: Unpack[LoadKeywords],
+) -> Pair:
+    """Load a fine-tuned target and its base, and find earlier states of the target.
+
+    Args:
+        target: See `load_pair`.
+        base: See `load_pair`.
+        checkpoints: Models or adapters as for the target, in the order of training. A folder that holds folders
+            `checkpoint-STEP`, as a Trainer writes them, stands for all of these.
+        sequential: See `load_pair`; only without checkpoints.
+        **keywords: `LoadOptions`, for all of them.
+
+    Raises:
+        ModelError: If one of them is missing, unsafe or unusable.
+        ConfigError: If there is no such dtype or device.
+    """
+    if sequential and checkpoints:
+        raise ModelError("checkpoints are read with both models in memory: leave out `sequential=True`")
+    sources = [find_source(name) for name in _expanded(checkpoints)]
+    for source in sources:
+        (check_adapter if source.is_adapter else check_weights)(source)
+    pair = load_pair(target, base, sequential=sequential, **keywords)
+    same = replace(LoadOptions(**keywords), dtype=dtype_name(pair.dtype), device=str(pair.device))
+    pair.checkpoints = tuple(
+        Checkpoint(source=shown_path(source.given), load=partial(_load, pair, base, source, same)) for source in sources
+    )
+    return pair
+
+
+def _expanded(checkpoints: Sequence[str | Path]) -> list[str]:
+    found: list[str] = []
+    for given in checkpoints:
+        folder = Path(given)
+        steps = {int(match[1]): path for path in _folders(folder) if (match := CHECKPOINT.fullmatch(path.name))}
+        found += [str(steps[step]) for step in sorted(steps)] if steps else [str(given)]
+    repeated = sorted({name for name in found if found.count(name) > 1})
+    if repeated:
+        raise ModelError(f"{', '.join(repeated)}: given twice; name each checkpoint once, in the order of training")
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _load(pair: Pair, base: str | Path | None, source: ModelSource, options: LoadOptions) -> Pair:
+    """Load a checkpoint in the form of the target: as an adapter on its base, or as a whole model."""
+    if pair.reference is None:
+        return load_pair(source.given, base, tokenizer=pair.tokenizer, **asdict(options))
+    model, origin = load_model(source, options)
+    return Pair(
+        target=model,
+        reference=pair.reference,
+        tokenizer=pair.tokenizer,
+        target_origin=origin,
+        reference_origin=pair.reference_origin,
+    )
