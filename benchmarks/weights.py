@@ -25,7 +25,7 @@ from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
-from ltmia.weights.checkpoints import score_run
+from ltmia.weights.checkpoints import RunScores, score_run
 from ltmia.weights.combination import add_output_score
 from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
@@ -52,23 +52,14 @@ def main() -> None:
         identity=identity,
         config=WeightsConfig(n_coordinates=args.coordinates, n_layers=args.layers, points=args.points),
     ) as attack:
-        found = attack.score()
-        run = None
-        if pair.checkpoints:
-            run = score_run(
-                attack, pair.checkpoints, args.out / "gradients-run", identity=lambda state: PairIdentity.of(state).key
-            )
+        found, run = attack.score(), run_scores(attack, pair, args)
     kind = "low-rank update" if found.is_low_rank else "update"
     print(f"{time.monotonic() - started:.0f} s, {kind}, layers {found.layers}, {found.n_coordinates} coordinates")
     low, high = found.n_used_interval
     print(f"explained {found.explained:.3f}; used {found.n_used:.0f} [{low:.0f}, {high:.0f}] of {len(texts)}")
-    if run is not None:
-        print(f"{len(run.checkpoints)} checkpoints; explained by interval {[round(x, 3) for x in run.explained]}")
     groups = np.unique(texts.groups, return_inverse=True)[1] if texts.groups else None
-    scores = {UPDATE: found.score, "alpha": found.alpha}
+    scores = {UPDATE: found.score, "alpha": found.alpha} | ({CHECKPOINTS: run.score} if run else {})
     scores["bag_of_words"] = bag_of_words(texts.texts, used.astype(np.int64), groups).scores
-    if run is not None:
-        scores[CHECKPOINTS] = run.score
     if args.attacks:
         scores |= score_texts(pair, list(texts.texts), attacks=tuple(args.attacks.split(",")))
     if LEARNED in scores:
@@ -79,6 +70,15 @@ def main() -> None:
             sides = {} if groups is None else {"member_groups": groups[used], "nonmember_groups": groups[unused]}
             measured = measure_attack(score[used], score[unused], **sides)
             print(f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}")
+
+
+def run_scores(attack: UpdateAttack, pair: Pair, args: argparse.Namespace) -> RunScores | None:
+    """Score the texts by the updates between checkpoints, if there are any."""
+    if not pair.checkpoints:
+        return None
+    found = score_run(attack, pair.checkpoints, args.out / "run-gradients", identity=lambda x: PairIdentity.of(x).key)
+    print(f"{len(found.checkpoints)} checkpoints; explained by interval {[round(x, 3) for x in found.explained]}")
+    return found
 
 
 def merged(pair: Pair, args: argparse.Namespace) -> Pair:

@@ -36,7 +36,7 @@ class RunScores:
     checkpoints: tuple[str, ...]
     """Checkpoints that were read, in the order of training."""
     unchanged: tuple[str, ...]
-    """Checkpoints with the same weights as the state before them, or as the target: they end no interval."""
+    """Checkpoints with the weights of another one, of the base or of the target: they end no interval."""
 
 
 def score_run(
@@ -73,11 +73,16 @@ def score_run(
     path = [_State("base", whole, 0, replace(attack.coordinates, change=np.zeros(len(attack.coordinates))))]
     unchanged = []
     for number, checkpoint in enumerate(checkpoints):
-        state = _read(attack, checkpoint, folder / str(number), identity, report)
-        if any(np.array_equal(state.coordinates.change, other.coordinates.change) for other in (path[-1], target)):
+        pair = checkpoint.load()
+        coordinates = read_coordinates(pair, attack.coordinates)
+        if any(np.array_equal(coordinates.change, state.coordinates.change) for state in (*path, target)):
             unchanged.append(checkpoint.source)
-        else:
-            path.append(state)
+            continue
+        reader = GradientReader(
+            pair, attack.encoded, coordinates, (TARGET,), folder / str(number), identity=identity(pair)
+        )
+        with closing(reader.file):
+            path.append(_State(checkpoint.source, reader.finish(report), 0, coordinates))
     if len(path) == 1:
         raise ModelError(
             f"{', '.join(unchanged) or 'no checkpoints'}: none holds other weights than base and target, so there is "
@@ -117,18 +122,6 @@ class _Interval:
         start, end = (state.coordinates for state in self.ends)
         began = 0.0 if self.ends[0].name == "base" else start.rounding
         return replace(end, change=end.change - start.change, rounding=end.rounding + began)
-
-
-def _read(
-    attack: UpdateAttack, checkpoint: Checkpoint, folder: Path, identity: Callable[[Pair], str], report: Report
-) -> _State:
-    """Read a checkpoint's weights and gradients; the model is freed afterwards."""
-    pair = checkpoint.load()
-    coordinates = read_coordinates(pair, attack.coordinates)
-    reader = GradientReader(pair, attack.encoded, coordinates, (TARGET,), folder, identity=identity(pair))
-    with closing(reader.file):
-        reader.finish(report)
-    return _State(checkpoint.source, reader.file, 0, coordinates)
 
 
 def _score_intervals(
