@@ -160,8 +160,8 @@ def test_a_folder_that_is_not_this_runs_is_refused_before_training(
 def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
     def train(name: str, killed_at: int | None = None, **options: Any) -> list[list[str]]:
         trainer = trainer_of(dataset, tokenizer, tmp_path / name, max_steps=4, save_strategy="steps", save_steps=2)
-        callback = AuditCallback(trainer, tmp_path / f"{name}-audit", LOSS)
-        trainer.add_callback(callback)
+        plan = AuditPlan(config=AuditConfig(attacks="loss"), checkpoints=2)
+        trainer.add_callback(AuditCallback(trainer, tmp_path / f"{name}-audit", plan))
         step = trainer.training_step
 
         def stopping(*args: Any, **rest: Any) -> Any:
@@ -181,11 +181,20 @@ def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokeniz
     undisturbed = train("whole")
     with pytest.raises(KeyboardInterrupt):
         train("killed", killed_at=3)
+    kept = tmp_path / "killed-audit" / "private" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    (kept / "checkpoint-3" / "model.safetensors").write_bytes(b"of steps that are made again")
+    (kept / "unfinished-1").mkdir()
     with (tmp_path / "killed-audit" / "private" / "trained.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "ro')  # the kill came in the middle of a line
     assert train("killed", resume_from_checkpoint=True) == undisturbed
     figures = [json.loads((tmp_path / f"{n}-audit" / "results.json").read_text("utf-8")) for n in ("whole", "killed")]
     assert figures[0]["attacks"] == figures[1]["attacks"]
+    assert set(figures[0]["observers"]) == {"logprobs", "weights", "training_run"}
+    read = [[found["sha256"] for found in figure["training_run"]["checkpoints"]] for figure in figures]
+    assert read[0] == read[1]
+    assert len(set(read[0])) == 2
+    assert not kept.exists(), "the audit is done"
     assert figures[0]["target"]["sha256"] == figures[1]["target"]["sha256"]
     with pytest.raises(StoreError, match="training goes on from step 9, but the rows of step 4"):
         TrainedRows.open(tmp_path / "killed-audit" / "private" / "trained.jsonl", step=9)
@@ -290,6 +299,12 @@ def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_p
         AuditCallback(trainer, tmp_path / "audit")
     with pytest.raises(ConfigError, match="no such tracker"):
         AuditCallback(trainer, tmp_path / "audit", AuditPlan(base=demo_base_path(), log_to=["excel"]))
+    with pytest.raises(ConfigError, match="checkpoints = -1"):
+        AuditPlan(checkpoints=-1)
+    trainer = trainer_of(dataset, tokenizer, tmp_path, max_steps=1)
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", AuditPlan(checkpoints=3)))
+    with pytest.raises(ConfigError, match="training takes only 1 step"):
+        trainer.train()
 
 
 PAIRS = {
@@ -398,6 +413,11 @@ def dpo_trainer_of(tokenizer: Any, folder: Path, *, lora: bool = False, **option
 @pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_dpo_trainer_is_audited_on_its_pairs(lora: bool, tokenizer: Any, tmp_path: Path) -> None:
     """The margin of each pair is that of the trainer's own log-probabilities, of the tokens that its collator keeps."""
+    trainer = dpo_trainer_of(tokenizer, tmp_path / "dpo", lora=lora)
+    refused = AuditPlan(checkpoints=1)
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", refused))
+    with pytest.raises(ConfigError, match="not for preference pairs"):
+        trainer.train()
     trainer = dpo_trainer_of(tokenizer, tmp_path / "dpo", lora=lora)
     plan = AuditPlan(config=AuditConfig(attacks="premia_pair"))
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))

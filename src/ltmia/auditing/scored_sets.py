@@ -12,7 +12,7 @@ from ltmia.attacks.table import ATTACKS, CHECKPOINTS, LEARNED, UPDATE, WEIGHTS, 
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
 from ltmia.auditing.secrets import FoundSecrets, find_secrets
-from ltmia.auditing.update import MUST_READ, PreparedUpdate, UpdateReading, prepared_update
+from ltmia.auditing.update import MUST_READ, PreparedUpdate, UpdateReading, check_observer, prepared_update
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import Run
@@ -67,6 +67,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     _refuse_without_models(pair, question)
+    check_observer(pair, question.config.observer)
     # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
     run.begin_scoring()

@@ -136,11 +136,9 @@ def prepared_update(
         folder: Folder for the gradients, so that a killed run can resume.
 
     Raises:
-        ConfigError: If observer and checkpoints do not go together.
         ModelError: If weights must be read and cannot be.
         DataError: If they must be read and there are too few texts.
     """
-    _check_observer(pair, observer)
     if observer == "logprobs":
         reason = "not asked for; the observer `weights` reads them"
         yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=reason)
@@ -168,7 +166,12 @@ def prepared_update(
         )
 
 
-def _check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
+def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
+    """Refuse an observer that needs checkpoints without them, and one that does not see them with them.
+
+    Raises:
+        ConfigError: If it is refused.
+    """
     if observer == "training_run" and not _has_checkpoints(pair):
         raise ConfigError("observer `training_run`: give the checkpoints of the training run (`--checkpoints`)")
     if observer in ("logprobs", "weights") and _has_checkpoints(pair):

@@ -5,11 +5,11 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +19,26 @@ from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.question import AuditResult
 from ltmia.data.splits import split_by_group
 from ltmia.errors import ConfigError
-from ltmia.evaluation.audit_folder import MARKED, RESULTS_FILE, PrivateFolder
+from ltmia.evaluation.audit_folder import MARKED, PRIVATE_FOLDER, RESULTS_FILE, PrivateFolder
 from ltmia.evaluation.files import read_verdict
 from ltmia.evaluation.gate import hold_against
 from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Results
 from ltmia.folders import claim_folder, write_whole
+from ltmia.integrations.audit_plan import AuditPlan
+from ltmia.integrations.kept_checkpoints import KeptCheckpoints
 from ltmia.integrations.prepared_dataset import groups_of
 from ltmia.integrations.scored_rows import ScoredRows, TrainedPair, scored_rows
 from ltmia.integrations.trackers import log_audit, require_trackers
 from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
 from ltmia.integrations.trained_tensors import Fingerprints, fingerprints, unmoved
 from ltmia.integrations.training_counts import counts_of_rows, warn_of
-from ltmia.models.loading import load_pair
+from ltmia.models.training_run import load_training_run
 from ltmia.ownership import Marker
 from ltmia.runtime import DTYPES, dtype_name
 
-ROWS_FILE, MODEL_FOLDER, HELD_OUT_FILE, TRAINING_FILE = "trained.jsonl", "model", "held-out", "training.json"
+ROWS_FILE, HELD_OUT_FILE, TRAINING_FILE = "trained.jsonl", "held-out", "training.json"
+MODEL_FOLDER, CHECKPOINTS_FOLDER = "model", "checkpoints"
 GATE_FAILED = 1
 
 log = logging.getLogger(__name__)
@@ -43,29 +46,6 @@ log = logging.getLogger(__name__)
 
 class LimitExceeded(ConfigError):
     """A model leaks more than a limit of its training run allows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditPlan:
-    """When and how a training run is audited, and what happens at a limit."""
-
-    base: str | Path | None = None
-    """Base that is fine-tuned: folder or hub id. None: the source that the model in training was loaded from."""
-    every: int | None = None
-    """Steps between audits, each in a folder `step-N`; there is also one at the end. None: only at the end."""
-    limits: Sequence[str] = ()
-    """Limits in the gate's form, such as "auc:0.6" or "identifiable:0"."""
-    at_limit: Literal["stop", "fail"] = "stop"
-    """What to do if a limit is exceeded: stop the training, or raise `LimitExceeded`."""
-    log_to: Sequence[str] = ()
-    """Trackers to log the figures to, see `ltmia.integrations.trackers`."""
-    group_column: str | None = None
-    """Column of the Trainer's datasets that names patients, authors or documents."""
-    epsilon_spent: Callable[[], float] | None = None
-    """Returns the epsilon that private training has spent so far, such as `lambda: engine.get_epsilon(1e-5)` with
-    Opacus's `PrivacyEngine`. None: the training is not private."""
-    config: AuditConfig = field(default_factory=AuditConfig)
-    """Options of the audits. `max_length` is ignored: rows are scored in the length that they were trained on."""
 
 
 def hold_out(dataset: Any, *, share: float, group_column: str | None = None, seed: int = 0) -> tuple[Any, Any]:
@@ -124,6 +104,7 @@ class AuditCallback(TrainerCallback):
         self.rows: TrainedRows | None = None
         self.before: Fingerprints = {}
         self.began_at = 0
+        self.kept = KeptCheckpoints(self.out / PRIVATE_FOLDER / CHECKPOINTS_FOLDER, self.plan.checkpoints)
         require_trackers(self.plan.log_to)
         for is_missing, what in (
             (trainer.args.world_size > 1, "one process, because rows of others are not recorded: start python itself"),
@@ -159,8 +140,11 @@ class AuditCallback(TrainerCallback):
         private = _claimed(self.out)
         self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
         self.before, self.began_at = fingerprints(self._model), state.global_step
+        self._prepare_checkpoints(state)
         with _random_state_kept():
-            note, digest = private.path / HELD_OUT_FILE, _digest(self._held_out())
+            held_out = self._held_out()
+        self._refuse_pairs(held_out)
+        note, digest = private.path / HELD_OUT_FILE, _digest(held_out)
         if state.global_step and note.is_file() and note.read_text("utf-8") != digest:
             raise ConfigError(
                 f"{self.out}: the held-out rows differ from those of the resumed run; draw them with the same seed "
@@ -175,8 +159,9 @@ class AuditCallback(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> TrainerControl:
-        """Audit if the plan asks for it at this step."""
+        """Keep the model, and audit it, if the plan asks for it at this step."""
         step, every = state.global_step, self.plan.every
+        self.kept.save_if_due(self.trainer)
         if every and step % every == 0 and step < state.max_steps and self._audit(self.out / f"step-{step}", step):
             control.should_training_stop = True
         return control
@@ -190,6 +175,7 @@ class AuditCallback(TrainerCallback):
     ) -> None:
         """Audit the finished model."""
         self._audit(self.out, None)
+        shutil.rmtree(self.kept.folder, ignore_errors=True)
 
     def _audit(self, folder: Path, step: int | None) -> bool:
         """Audit the model in its current state; return whether a limit is exceeded.
@@ -212,7 +198,7 @@ class AuditCallback(TrainerCallback):
     def _run_audit(self, folder: Path) -> AuditResult:
         saved = _claimed(folder).path / MODEL_FOLDER
         self.trainer.save_model(str(saved))
-        pair = load_pair(saved, self.base, dtype=self._dtype)
+        pair = load_training_run(saved, self.base, self.kept.paths, dtype=self._dtype)
         tokenizer: Any = self.trainer.processing_class
         sides = (self._trained(), self.trainer.train_dataset), (self._held_out(), self.trainer.eval_dataset)
         members, nonmembers = (
@@ -226,11 +212,39 @@ class AuditCallback(TrainerCallback):
             members.texts,
             nonmembers.texts,
             folder,
-            config=replace(self.plan.config, max_length=max(longest, 2), overwrite=True),  # of this training run
+            config=replace(self._config, max_length=max(longest, 2), overwrite=True),  # of this training run
         )
         shutil.rmtree(saved)
         self._write_counts(folder, members, found.results)
         return found
+
+    @property
+    def _config(self) -> AuditConfig:
+        """Options of the audits: an attacker with checkpoints, as soon as one was kept."""
+        return replace(self.plan.config, observer="training_run") if self.kept.paths else self.plan.config
+
+    def _prepare_checkpoints(self, state: TrainerState) -> None:
+        """Remove states that a resumed training makes again.
+
+        Raises:
+            ConfigError: If the training is too short to keep a state.
+        """
+        self.kept.forget(after=state.global_step)
+        if self.plan.checkpoints and not self.kept.steps(state.max_steps):
+            raise ConfigError(f"checkpoints = {self.plan.checkpoints}: training takes only {state.max_steps} step(s)")
+
+    def _refuse_pairs(self, rows: Mapping[str, TrainedRow]) -> None:
+        """Refuse before training what the audit would refuse after it.
+
+        Raises:
+            ConfigError: If weights would be read for preference pairs.
+        """
+        reads_weights = self.plan.checkpoints or self.plan.config.observer in ("weights", "training_run")
+        if reads_weights and any(row.rejected is not None for row in rows.values()):
+            raise ConfigError(
+                "AuditCallback: the weights are read for single texts, not for preference pairs; leave out "
+                "`checkpoints`, and the observer `weights`"
+            )
 
     @property
     def _dtype(self) -> str:

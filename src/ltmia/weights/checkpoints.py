@@ -1,7 +1,8 @@
-"""The attack on a training run: finds the interval between two checkpoints in which a text was used.
+"""The attack on a training run: finds texts in the updates between its checkpoints.
 
-A text that is seen once leaves its gradient in the update of one interval. It stands out more there than in the update
-of the whole run, because fewer texts share the interval, and because the gradient changes less within it.
+A text that is seen once leaves its gradient in the update of one interval, and by momentum a part of it in the next. It
+stands out more there than in the update of the whole run, because fewer texts share the interval, and because the
+gradient changes less within it.
 """
 
 import itertools

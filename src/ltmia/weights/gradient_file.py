@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -38,6 +38,7 @@ class GradientShape:
         return 2 * self.n_texts * self.n_points * self.n_coordinates
 
 
+@runtime_checkable
 class PathGradients(Protocol):
     """Gradients of texts at some points of a path."""
 
