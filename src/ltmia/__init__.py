@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ltmia.models.chat import chat_template
     from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
     from ltmia.models.pair import Pair
+    from ltmia.models.training_run import load_training_run
     from ltmia.records import Texts
     from ltmia.scoring.in_memory import extract_features, score_texts
     from ltmia.scoring.recorded_pair import load_recorded_pair
@@ -53,6 +54,7 @@ _HOMES = {
     "gate": "ltmia.evaluation.gate",
     "load_model": "ltmia.models.loading",
     "load_pair": "ltmia.models.loading",
+    "load_training_run": "ltmia.models.training_run",
     "load_recorded_pair": "ltmia.scoring.recorded_pair",
     "load_tokenizer": "ltmia.models.loading",
     "read_texts": "ltmia.data.reading",
@@ -89,6 +91,7 @@ __all__ = [
     "load_pair",
     "load_recorded_pair",
     "load_tokenizer",
+    "load_training_run",
     "read_texts",
     "score",
     "score_texts",

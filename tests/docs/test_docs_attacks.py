@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
 from ltmia.attacks import multi_pass
 from ltmia.attacks.evidence import TextEvidence
 from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.selection import score_evidence
-from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED, WITH_WEIGHTS
+from ltmia.attacks.table import ATTACKS, CHECKPOINTS, CONTROL, EXCESS, LEARNED, WITH_WEIGHTS
 from ltmia.data.reading import read_texts
 from ltmia.evaluation import controls
 from ltmia.evaluation.controls import _fold_scores
@@ -103,6 +104,11 @@ def test_the_formula_of_both_observers_is_what_runs(formulas: dict[str, Any], mo
             patch.setattr(combination, "SHARES", (share,))
             added = combination.add_output_score(alpha, error, score)
         np.testing.assert_allclose(formulas[WITH_WEIGHTS](alpha, error, score, share), added, atol=1e-3)
+
+
+def test_the_formula_of_checkpoints_adds_odds(formulas: dict[str, Any]) -> None:
+    log_odds = np.random.default_rng(0).normal(size=(3, 5))
+    np.testing.assert_allclose(formulas[CHECKPOINTS](log_odds), logsumexp(log_odds, axis=0), rtol=1e-12)
 
 
 def test_formulas_of_the_other_passes_are_what_runs(formulas: dict[str, Any], pair: Pair, texts: list[str]) -> None:

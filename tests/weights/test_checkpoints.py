@@ -159,6 +159,16 @@ def test_a_checkpoint_of_another_form_is_refused(run: Run, base, texts, tmp_path
         scored(pair_of(run.states[-1], base), texts, [Checkpoint(source="x", load=lambda: adapter)], tmp_path)
 
 
+def test_checkpoints_of_another_run_or_in_another_order_are_refused(run: Run, base, texts, tmp_path: Path) -> None:
+    pair, (first, second) = pair_of(run.states[-1], base), kept(run, base)
+    with pytest.raises(ModelError, match="state 1: the weights move back after it"):
+        scored(pair, texts, [second, first], tmp_path)
+    others = [EncodedText(ids=np.roll(text.ids, 3)) for text in texts]
+    foreign = Run(copy.deepcopy(base), others, 1e-3).states[-1]
+    with pytest.raises(ModelError, match="foreign: the weights move back after it"):
+        scored(pair, texts, [checkpoint("foreign", foreign, base)], tmp_path)
+
+
 def test_a_text_without_a_gradient_has_no_score(run: Run, base, texts, tmp_path: Path) -> None:
     unscorable = EncodedText(ids=np.array([5]), reason="1 token(s): too few to score")
     _, found = scored(pair_of(run.states[-1], base), [*texts, unscorable], kept(run, base)[:1], tmp_path)

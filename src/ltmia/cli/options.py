@@ -262,11 +262,11 @@ def _pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
     from ltmia.scoring.recorded_pair import load_recorded_pair
 
     if is_recording(target) or is_recording(base):
-        if options["checkpoints"]:
+        if options.get("checkpoints"):
             raise ConfigError("--checkpoints: the training run is read from weights, and a recording holds none")
         return PairToLoad(sources=(target, base), load=partial(load_recorded_pair, target, base))
     named = {} if options["dtype"] == Dtype.auto else {"dtype": options["dtype"].value}
-    if options["checkpoints"]:
+    if options.get("checkpoints"):
         named["checkpoints"] = " ".join(options["checkpoints"])
     return PairToLoad(sources=(target, base), load=partial(load_training_run, target, base, **options), settings=named)
 
