@@ -234,7 +234,8 @@ def test_the_set_test_says_when_groups_are_too_few() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0, 2.0, 4.0])
 @pytest.mark.parametrize("n", [100, 1000])
-def test_the_bound_exceeds_the_true_epsilon_as_rarely_as_promised(epsilon: float, n: int) -> None:
+@pytest.mark.parametrize("by_coins", [False, True])
+def test_the_bound_exceeds_the_true_epsilon_as_rarely_as_promised(epsilon: float, n: int, by_coins: bool) -> None:
     rng = np.random.default_rng(7)
     keep = math.exp(epsilon) / (1 + math.exp(epsilon))
     bounds = []
@@ -242,7 +243,7 @@ def test_the_bound_exceeds_the_true_epsilon_as_rarely_as_promised(epsilon: float
         member = rng.random(n) < 0.5
         # Randomised response: the score is the true bit with the probability that epsilon allows.
         answer = np.where(rng.random(n) < keep, member, ~member).astype(float)
-        bounds.append(epsilon_lower_bound(answer[member], answer[~member], seed=run).value)
+        bounds.append(epsilon_lower_bound(answer[member], answer[~member], by_coins=by_coins, seed=run).value)
     exceeded = int((np.array(bounds) > epsilon + 1e-9).sum())
     assert exceeded <= 20, "5 % of 200 is 10; 20 is three standard deviations above"
     # Nor is it idle: with many records it comes near.

@@ -11,7 +11,7 @@ from torch import nn
 from ltmia.errors import ModelError
 from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
-from ltmia.models.continuation import continue_beginnings
+from ltmia.models.continuation import Sampling, continue_beginnings
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
 from ltmia.progress import silent
@@ -58,6 +58,23 @@ def test_each_token_is_the_likeliest_or_the_one_that_the_number_chooses(kind: st
             by_hand = int(shares.argmax()) if np.isnan(number) else int((sums <= number).sum())
             assert token == by_hand
             ids = np.append(ids, token)
+
+
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 2.5])
+def test_logits_are_divided_by_the_temperature_and_some_tokens_never_drawn(temperature: float) -> None:
+    pair, rng = pair_of("gpt2"), np.random.default_rng(1)
+    beginnings, numbers = rng.integers(0, VOCAB, (4, 3)), rng.random((4, 6))
+    never = tuple(int(token) for token in shares_after(pair.target, beginnings[0]).topk(3).indices)
+    sampling = Sampling(temperature=temperature, never=never)
+    found = continue_beginnings(pair.target_runner, beginnings, numbers, VOCAB, sampling)
+    for beginning, chosen, written in zip(beginnings, numbers, found, strict=True):
+        ids = beginning
+        for number, token in zip(chosen, written, strict=True):
+            powers = shares_after(pair.target, ids) ** (1 / temperature)
+            powers[list(never)] = 0
+            assert token == int((powers.cumsum(0) / powers.sum() <= number).sum())
+            ids = np.append(ids, token)
+    assert not set(never) & set(found.flatten().tolist())
 
 
 def test_tokens_are_drawn_as_often_as_the_model_says() -> None:

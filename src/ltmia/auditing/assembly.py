@@ -75,7 +75,9 @@ def assemble(
     sets, texts = question.sets, scored.texts
     set_test = _set_test(sets, measured.scores[measured.judge], question.config.seed)
     validity = _check(pair, question, scored, measured)
-    sentence = verdict(measured.attacks, measured.decisions.summary, validity)
+    sections = question.subject.sections(sets, measured.scores[measured.judge], question.config.seed)
+    about = [section.sentence for section in sections.values()]
+    sentence = " ".join([*about, verdict(measured.attacks, measured.decisions.summary, validity)])
     hashed = hashed_groups(sets, run.private.salt())
     suffixes = suffixes_of(texts, sets)
     columns = suffix_columns(suffixes, len(sets.texts))
@@ -101,6 +103,7 @@ def assemble(
         verdict=sentence + set_sentence(set_test) if question.kind == "score" else sentence,
         timing=_timing(time.perf_counter() - scored.started + texts.clock.earlier, sets, texts),
         reused=texts.clock.reused,
+        **sections,
     )
     write_results(results, run.folder)
     write_report(run.folder)

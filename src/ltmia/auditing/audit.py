@@ -16,10 +16,10 @@ from ltmia.auditing.near_verbatim import continue_outstanding
 from ltmia.auditing.question import AuditResult, JudgeConfig, Question
 from ltmia.auditing.scored_sets import score_sets
 from ltmia.auditing.spans import wanted_spans
+from ltmia.auditing.subject import PLAIN, Subject
 from ltmia.auditing.text_sets import TextSets, as_texts, join_sets, refuse_other_kind
 from ltmia.errors import ConfigError
 from ltmia.evaluation.controls import bag_of_words
-from ltmia.evaluation.epsilon import epsilon_lower_bound
 from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
@@ -72,9 +72,32 @@ def audit(
         ConfigError: If an attack is unknown or needs more than recordings hold, if another run works in `out`, or if
             `out` holds anything but an audit with the same settings and texts (`config.overwrite`: with any).
     """
-    config = config or AuditConfig()
     texts = as_texts(members), as_texts(nonmembers)
-    with hold_for(Path(out), "audit", pair, texts, config) as run:
+    return audit_of(PLAIN, pair, texts, Path(out), config=config or AuditConfig(), report=report, command=command)
+
+
+def audit_of(
+    subject: Subject,
+    pair: Pair | AuditedPair | PairToLoad,
+    texts: tuple[Texts, Texts],
+    out: Path,
+    *,
+    config: AuditConfig,
+    report: Report = silent,
+    command: str | None = None,
+) -> AuditResult:
+    """Do what `audit` does, for a subject of its own.
+
+    Args:
+        subject: What the audit is of.
+        pair: Target and reference.
+        texts: Members and non-members.
+        out: Folder for the results.
+        config: Options.
+        report: Called with progress.
+        command: See `audit`.
+    """
+    with hold_for(out, "audit", pair, texts, config, subject.hashes()) as run:
         sets = join_sets(*texts, "members", deduplicate=config.deduplicate)
         names = _named_attacks(config, sets)
         question = Question(
@@ -85,10 +108,12 @@ def audit(
             shots=_shots(sets, config.seed),
             spans=wanted_spans(config.spans, texts, sets),
             reveal=config.reveal,
+            subject=subject,
         )
         models = audited(pair)
+        subject.refuse(models)
         scored = score_sets(models, question, run, scorer=score_to_store, report=report)
-        measured = _measure(sets, scored.scores, names, config)
+        measured = _measure(subject, sets, scored.scores, names, config)
         continued = continue_outstanding(models, question, scored, measured, run, report)
         return assemble(models, question, scored, measured, run, continued=continued, command=command)
 
@@ -102,7 +127,7 @@ def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:
     return select_attacks([*names, LEARNED]) if WITH_WEIGHTS in names else names
 
 
-def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
+def _measure(subject: Subject, sets: TextSets, found: Scores, names: Sequence[str], config: AuditConfig) -> Measured:
     control = bag_of_words(sets.texts.whole, sets.sides, sets.units, config.seed)
     scores = {name: found[name] for name in ATTACKS if name in found and (name in names or name in WEIGHTS)}
     deciding = judges(scores)
@@ -119,7 +144,7 @@ def _measure(sets: TextSets, found: Scores, names: Sequence[str], config: AuditC
             name: decide(sets, scores[name], attack=name, fdr=config.fdr, seed=config.seed)
             for name in {*deciding.values(), judge}
         },
-        epsilon=epsilon_lower_bound(*sets.split(sets.once(scores[judge])), seed=config.seed),
+        epsilon=subject.epsilon(sets, scores[judge], config.seed),
     )
 
 

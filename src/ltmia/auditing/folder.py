@@ -1,7 +1,7 @@
 """Takes the folder of an audit or a score, and notes models, options and texts, so that no other run is replaced."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ def hold_for(
     pair: Pair | AuditedPair | PairToLoad,
     texts: tuple[Texts, Texts],
     config: JudgeConfig,
+    further: Mapping[str, str] | None = None,
 ) -> AbstractContextManager[Run]:
     """Lock a folder for an audit or a score; refuse it if `check_folder` does. No model is loaded.
 
@@ -37,6 +38,7 @@ def hold_for(
         pair: Target and reference.
         texts: Texts to judge, and the non-members.
         config: Options.
+        further: Hashes of what else decides the results.
 
     Raises:
         ConfigError: If the folder is one of the inputs or lies inside one; else when it is entered, see `run_in`.
@@ -46,7 +48,7 @@ def hold_for(
     refuse_inputs(out, [*sources, *(part.source for part in texts), config.spans or ""])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
     with set_aside_on_failure(out):
-        hashes = hashes_of(texts) | hash_of_spans(config.spans)
+        hashes = hashes_of(texts) | hash_of_spans(config.spans) | dict(further or {})
     options = {name: value for name, value in config.settings.items() if name not in WITHOUT_EFFECT}
     if config.spans is not None:
         options["spans"] = True  # which ones, the hash says

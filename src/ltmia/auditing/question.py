@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from ltmia.attacks.multi_pass import Shots
 from ltmia.auditing.spans import WantedSpans
+from ltmia.auditing.subject import PLAIN, Subject
 from ltmia.auditing.text_sets import TextSets
 from ltmia.auditing.update import ObserverChoice
 from ltmia.evaluation.results import Results
@@ -98,3 +99,5 @@ class Question:
     """Secrets in the texts."""
     reveal: bool = False
     """Write texts and tokens into the files."""
+    subject: Subject = PLAIN
+    """What the audit is of, which adds figures of its own."""

@@ -1,7 +1,5 @@
 """The `ltmia` command. Each command imports what it needs when it runs, so that --help is instant."""
 
-import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -14,12 +12,14 @@ from ltmia.cli import classifiers, decisions, evidence
 from ltmia.cli import option_groups as g
 from ltmia.cli import options as o
 from ltmia.cli.bench import bench
+from ltmia.cli.canaries import canaries_app
 from ltmia.cli.doctor import doctor
 from ltmia.cli.lab import lab_app
 from ltmia.cli.listing import attacks
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
 from ltmia.cli.settings import Commands
+from ltmia.cli.showing import show
 
 if TYPE_CHECKING:
     from ltmia.models.pair import Pair
@@ -66,7 +66,7 @@ def demo(
 
     with progress(quiet=quiet) as report:
         result = run_demo(out, n_members=members, overwrite=overwrite, report=report)
-    _show(result.folder, quiet=quiet, as_json=False)
+    show(result.folder, quiet=quiet, as_json=False)
 
 
 @app.command(rich_help_panel=AUDIT)
@@ -118,7 +118,7 @@ def audit(
         with progress(quiet=printing.quiet) as report:
             run_audit(pair, member_texts, nonmember_texts, out, config=config, report=report)
     log_audit(out, log_to or [])
-    _show(out, quiet=printing.quiet, as_json=printing.as_json)
+    show(out, quiet=printing.quiet, as_json=printing.as_json)
 
 
 @app.command(rich_help_panel=AUDIT)
@@ -179,7 +179,7 @@ def score(
         )
         with progress(quiet=printing.quiet) as report:
             run_score(pair, candidate_texts, nonmember_texts, out, config=config, scorer=scorer, report=report)
-    _show(out, quiet=printing.quiet, as_json=printing.as_json)
+    show(out, quiet=printing.quiet, as_json=printing.as_json)
     if by_group and not printing.as_json and not printing.quiet:
         _show_groups(out)
 
@@ -235,31 +235,6 @@ def finetune(
         print(f"spent: epsilon {outcome.privacy.epsilon:.3g} at delta {outcome.privacy.delta:.2g}")
 
 
-def _show(folder: Path, *, quiet: bool, as_json: bool) -> None:
-    from rich.console import Console
-
-    from ltmia.evaluation.files import read_records, read_results
-    from ltmia.evaluation.gate import INCONCLUSIVE
-    from ltmia.evaluation.shown import one_line
-    from ltmia.report.terminal import print_results
-
-    results = read_results(folder)
-    if as_json:
-        print(results.model_dump_json(indent=1))
-    elif not quiet:
-        print_results(results, folder, Console())
-    data = results.data
-    n_texts = data.n_members + data.n_candidates + data.n_nonmembers
-    if data.n_unscorable == n_texts:
-        reasons = Counter(read_records(folder)["reason"].to_pylist())
-        print(
-            f"inconclusive: {results.target.source} and its base {results.reference.source} could score none of the "
-            f"{n_texts} texts: {one_line(str(reasons.most_common(1)[0][0]))}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(INCONCLUSIVE)
-
-
 def _show_groups(folder: Path) -> None:
     from ltmia.evaluation.files import read_groups
     from ltmia.report.terminal import group_table
@@ -285,4 +260,5 @@ ELSEWHERE: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in ELSEWHERE.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(canaries_app, name="canaries", rich_help_panel=AUDIT)
 app.add_typer(lab_app, name="lab", rich_help_panel=RESEARCH)

@@ -46,7 +46,7 @@ class Commands(TyperGroup):
         command = super().get_command(ctx, cmd_name)
         if command is not None and not ctx.resilient_parsing:
             place, said = read_settings()
-            check_settings(place, said, dict(_options(ctx.find_root().command)))
+            check_settings(place, said, _options_by_command(ctx.find_root().command))
             _name_variables(command)
             command.context_settings["default_map"] = _defaults(command, cmd_name, said)
         return command
@@ -100,6 +100,14 @@ def _check_key(place: str, key: str, known: set[str]) -> None:
     if name not in known:
         near = get_close_matches(name, sorted(known), 1, 0.0)
         raise ConfigError(f"{place}: {key}: no such option; the nearest is {near[0] if near else 'none'}")
+
+
+def _options_by_command(root: Command) -> dict[str, set[str]]:
+    """Return the names of the options of each command; commands of one name, such as two `audit`, share theirs."""
+    found: dict[str, set[str]] = {}
+    for name, options in _options(root):
+        found.setdefault(name, set()).update(options)
+    return found
 
 
 def _options(command: Command, name: str = "") -> Iterator[tuple[str, set[str]]]:

@@ -52,7 +52,7 @@ def file_rows(path: Path, required: Sequence[str], wanted: Sequence[str]) -> Ite
     Raises:
         DataError: The file is of another kind, or damaged.
     """
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind == PARQUET:
         return parquet_rows(path, required, wanted)
     if kind is None:
@@ -97,7 +97,7 @@ def _text_row(folder: Path, path: Path) -> Row:
     return Row(str(path), {"id": path.relative_to(folder).as_posix(), "text": read_whole(path, str(path))})
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """Return the ending that chooses the reader of a file; None if no reader fits."""
     endings = [suffix.lower() for suffix in path.suffixes]
     if endings and endings[-1] in PACKED:
@@ -112,7 +112,7 @@ def _visible_files(folder: Path) -> dict[str | None, list[Path]]:
     found: dict[str | None, list[Path]] = {}
     n_hidden = 0
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        kind = _kind(path)
+        kind = kind_of(path)
         if kind is None or not path.is_file():
             continue
         if any(name.startswith(".") or name in OF_THE_SYSTEM for name in path.relative_to(folder).parts):

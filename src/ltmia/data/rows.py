@@ -89,7 +89,7 @@ def tsv_rows(path: Path) -> Iterator[Row]:
 def _separated_rows(path: Path, separator: str, called: str) -> Iterator[Row]:
     with open_bytes(path) as stream:
         lines = (line.text for line in iterate_lines(stream, str(path)))
-        records = _records(lines, str(path), separator, called)
+        records = separated_records(lines, str(path), separator, called)
         _, header = next(records, (1, []))
         if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise DataError(
@@ -105,7 +105,7 @@ def _separated_rows(path: Path, separator: str, called: str) -> Iterator[Row]:
             yield Row(place, dict(zip(header, fields, strict=True)))
 
 
-def _records(lines: Iterator[str], name: str, separator: str, called: str) -> Iterator[tuple[int, list[str]]]:
+def separated_records(lines: Iterator[str], name: str, separator: str, called: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not a blank line, with the line it starts on."""
     records = csv.reader(lines, delimiter=separator, strict=True)
     while True:

@@ -14,7 +14,7 @@ SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 FEWEST_RECORDS = 20
 
 
-def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -> Measure:
+def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, by_coins: bool = False, seed: int = 0) -> Measure:
     """Return an epsilon that the training run exceeds with 95 % confidence, for pure differential privacy, in nats.
 
     One-run audit (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846, theorem 5.2 at delta = 0): if each record was
@@ -23,22 +23,26 @@ def epsilon_lower_bound(members: Scores, nonmembers: Scores, *, seed: int = 0) -
     turned into epsilon. The texts with the highest scores are guessed to be members; in half of the tries, those with
     the lowest are also guessed to be non-members. The confidence is divided among all numbers of guesses.
 
-    Members and non-members must have been drawn at random from one pool. The larger set is cut at random to the size
-    of the smaller one.
+    Members and non-members must have been drawn at random from one pool. If no fair coin was tossed for each text, the
+    larger set is cut at random to the size of the smaller one.
 
     Args:
         members: Scores; NaN is left out.
         nonmembers: Scores; NaN is left out.
+        by_coins: Whether a fair coin was tossed for each text; then nothing is cut.
         seed: Seed of the split into halves, and of the order of ties.
     """
     members, nonmembers = measurable(members), measurable(nonmembers)
-    n = min(len(members), len(nonmembers))
-    if 2 * n < FEWEST_RECORDS:
-        return Measure(reason=f"{2 * n} records of equal numbers; at least {FEWEST_RECORDS} are needed")
     rng = np.random.default_rng(seed)
-    scores = np.concatenate([rng.choice(part, n, replace=False) for part in (members, nonmembers)])
-    is_member = np.repeat([True, False], n)
-    shuffled = rng.permutation(2 * n)
+    if not by_coins:
+        n = min(len(members), len(nonmembers))
+        members, nonmembers = (rng.choice(part, n, replace=False) for part in (members, nonmembers))
+    scores = np.concatenate([members, nonmembers])
+    if len(scores) < FEWEST_RECORDS:
+        how = "" if by_coins else " of equal numbers"
+        return Measure(reason=f"{len(scores)} records{how}; at least {FEWEST_RECORDS} are needed")
+    is_member = np.repeat([True, False], [len(members), len(nonmembers)])
+    shuffled = rng.permutation(len(scores))
     order = shuffled[np.argsort(-scores[shuffled], kind="stable")]
     right = is_member[order]
     bound = _best_bound(right)

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from ltmia.evaluation.drawn_out import Extraction, NearVerbatim, Secrets
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.evaluation.section import Amount, Count, Measure, Rate, Section, Share, ShareMeasure
+from ltmia.evaluation.subjects import Canaries
 
 
 class DataInfo(Section):
@@ -217,15 +218,22 @@ class Results(Section):
     """How near continuations come to the texts; null if none were asked for."""
     secrets: Secrets | None = None
     """Exposure of secrets; null if no spans were given."""
+    canaries: Canaries | None = None
+    """What was measured with canaries; null if the texts are none."""
     set_test: SetTest
     epsilon: Measure | None = None
-    """Lower bound on the privacy loss epsilon (one-run audit), in nats; null without labels."""
+    """Lower bound on the privacy loss epsilon of a text (one-run audit), in nats; null without labels."""
     validity: Validity
     verdict: str
     """One paragraph composed from the figures above and nothing else."""
     timing: Timing
     reused: list[Reused] = Field(default_factory=list)
     """Work that was reused; empty if there was none."""
+
+    @property
+    def subject(self) -> str | None:
+        """What the audit is of, in a sentence; None if it is of a model and texts alone."""
+        return None if self.canaries is None else self.canaries.sentence
 
     @model_validator(mode="after")
     def _no_part_above_its_whole(self) -> "Results":

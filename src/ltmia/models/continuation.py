@@ -5,6 +5,7 @@ Random choices follow from given numbers, so they depend neither on what else is
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,29 @@ Numbers = Float64[np.ndarray, "batch new"]
 """For each token to be written, a number from 0 to 1 that chooses it; NaN chooses the most likely one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float = 1.0
+    never: tuple[int, ...] = ()
+    """Token ids that are not drawn."""
+
+
+PLAIN = Sampling()
+
+
 class ByNumbers(LogitsProcessor):
     """Chooses tokens by numbers: the first token at which the sum of the probabilities exceeds the number."""
 
-    def __init__(self, numbers: Numbers, n_given: int, vocab_size: int) -> None:
+    def __init__(self, numbers: Numbers, n_given: int, vocab_size: int, sampling: Sampling) -> None:
         self._numbers, self._n_given, self._vocab_size = torch.from_numpy(numbers), n_given, vocab_size
+        self._temperature, self._never = sampling.temperature, list(sampling.never)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Leave only the chosen token of each row possible."""
-        logits = scores[:, : self._vocab_size].double().cpu()
+        logits = scores[:, : self._vocab_size].double().cpu() / self._temperature
+        logits[:, self._never] = -torch.inf
         number = self._numbers[:, input_ids.shape[1] - self._n_given, None]
         sums = logits.softmax(-1).cumsum(-1)
         drawn = torch.searchsorted(sums, number.nan_to_num() * sums[:, -1:], right=True)
@@ -41,22 +56,27 @@ class ByNumbers(LogitsProcessor):
 
 @torch.inference_mode()
 def continue_beginnings(
-    runner: ModelRunner, beginnings: Beginnings, numbers: Numbers, vocab_size: int
+    runner: ModelRunner,
+    beginnings: Beginnings,
+    numbers: Numbers,
+    vocab_size: int,
+    sampling: Sampling = PLAIN,
 ) -> Int64[np.ndarray, "batch new"]:
-    """Write tokens after beginnings of equal length, at temperature 1 among all tokens.
+    """Write tokens after beginnings of equal length.
 
     Args:
         runner: Runs the model.
         beginnings: Token ids, special tokens included.
         numbers: Choose the tokens.
         vocab_size: Only ids below this are written.
+        sampling: How tokens are drawn; by default at temperature 1 among all tokens.
 
     Raises:
         ModelError: If the model cannot do that.
     """
     n_given, n_new = beginnings.shape[1], numbers.shape[1]
     ids = torch.from_numpy(beginnings)
-    choice = LogitsProcessorList([ByNumbers(numbers, n_given, vocab_size)])
+    choice = LogitsProcessorList([ByNumbers(numbers, n_given, vocab_size, sampling)])
     with runner.generating() as model, _plain_generation(model, n_new):
         device = next(model.parameters()).device
         try:
@@ -66,9 +86,7 @@ def continue_beginnings(
         except RUN_ERRORS as error:
             if should_reduce_batch_size(error):
                 raise
-            raise ModelError(
-                f"{runner.name}: continues no text: {type(error).__name__}: {str(error)[:300]}; set `continuations=0`"
-            ) from error
+            raise ModelError(f"{runner.name}: continues no text: {type(error).__name__}: {str(error)[:300]}") from error
     return np.asarray(written[:, n_given:].cpu().numpy(), np.int64)
 
 

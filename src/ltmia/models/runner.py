@@ -82,9 +82,7 @@ class ModelRunner:
         with self._context():
             model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
             if not (hasattr(model, "generate") and hasattr(model, "generation_config")):
-                raise ModelError(
-                    f"{self._name}: has no method `generate`, so it continues no text; set `continuations=0`"
-                )
+                raise ModelError(f"{self._name}: has no method `generate`, so it continues no text")
             yield model
 
     @property

@@ -37,7 +37,7 @@ from ltmia.evaluation.summary import summarise
 from ltmia.evaluation.wording import number, percent, unmatched, whole_bits
 from ltmia.folders import write_whole
 from ltmia.ownership import refuse_stranger
-from ltmia.report import extraction_words, figures, secret_words, words
+from ltmia.report import canary_words, extraction_words, figures, secret_words, words
 from ltmia.report.advice import advise
 from ltmia.report.payload import LONGEST_TEXT, embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
@@ -113,7 +113,9 @@ def render_report(
             extraction=extraction_words,
             extraction_rows=extraction_words.extraction_rows(results),
             continued_rows=extraction_words.continued_rows(results),
-            secrets=secret_words.secret_sides(results),
+            canaries=canary_words,
+        canary_rows=canary_words.canary_rows(results),
+        secrets=secret_words.secret_sides(results),
             exposed=secret_words.most_exposed(spans),
             advice=advise(results, cut),
             reasons=_reasons(results),

@@ -15,6 +15,7 @@ from ltmia.evaluation.results import Results
 from ltmia.evaluation.shown import one_line
 from ltmia.evaluation.summary import Summary, summarise
 from ltmia.evaluation.wording import figure
+from ltmia.report.canary_words import HEAD, canary_lines, canary_rows
 from ltmia.report.extraction_words import continued_line, extraction_line
 from ltmia.report.secret_words import secrets_line
 from ltmia.report.words import (
@@ -38,11 +39,7 @@ RATES = ("0.1", "0.01")
 def print_results(results: Results, folder: Path, console: Console) -> None:
     """Print the verdict, one line for each caution, the attacks (control first), and the paths of the files."""
     summary = summarise(results)
-    _print(console, f"{SIGNS[summary.status]} {summary.word}", VERDICT_STYLES[summary.status])
-    for point in summary.points:
-        _print(console, f"- {point}")
-    _print(console, f"{summary.limits} {summary.observer}", "dim")
-    for line, style in _cautions(results, summary):
+    for line, style in (*_verdict(results, summary), *_cautions(results, summary)):
         _print(console, line, style)
     drawn_out = extraction_line(results), continued_line(results), secrets_line(results)
     for line in filter(None, (*observer_lines(results), *drawn_out, unread(results))):
@@ -52,6 +49,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         for line, style in zip(attack_table(results, _width(console)), _row_styles(results), strict=True):
             _print(console, line, style)
         _print(console, "")
+    for line in canary_table(results):
+        _print(console, line)
     for title, file in (("Report", REPORT_FILE), ("Figures", RESULTS_FILE), ("Records", RECORDS_FILE)):
         _print(console, f"{title + ':':<9}{folder / file}")
 
@@ -71,6 +70,20 @@ def group_table(groups: pa.Table) -> list[str]:
         decided = "⚑ yes" if row["flagged"] else "cannot tell"
         lines.append([row["group"], decided, *(of_group(row, name) for name in head)])
     return _in_columns(lines)
+
+
+def canary_table(results: Results) -> list[str]:
+    """Lay out canaries by number of copies, and what stands beside; nothing if the texts are no canaries."""
+    rows = canary_rows(results)
+    return [*_in_columns([list(HEAD), *map(list, rows)]), *canary_lines(results), ""] if rows else []
+
+
+def _verdict(results: Results, summary: Summary) -> list[tuple[str, str]]:
+    """Return the lines of the verdict with their styles, and what the audit is of."""
+    lines = [(f"{SIGNS[summary.status]} {summary.word}", VERDICT_STYLES[summary.status])]
+    lines += [(f"- {point}", "") for point in summary.points]
+    lines += [] if results.subject is None else [(results.subject, "bold")]
+    return [*lines, (f"{summary.limits} {summary.observer}", "dim")]
 
 
 def _cautions(results: Results, summary: Summary) -> list[tuple[str, str]]:

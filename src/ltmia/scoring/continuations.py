@@ -8,6 +8,7 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Int64
 
+from ltmia.errors import ModelError
 from ltmia.models.batching import Halving, most_tokens
 from ltmia.models.continuation import continue_beginnings
 from ltmia.models.endings import ROWS_AT_ONCE
@@ -121,7 +122,10 @@ def _continue(pair: Pair, runner: ModelRunner, texts: Sequence[tuple[str, CutTex
     for i, (key, _) in enumerate(texts):
         rng = np.random.default_rng([seed, int(key[:16], 16)])
         numbers[i * n_each + 1 : (i + 1) * n_each] = rng.random((n_new, N_SAMPLED)).T
-    found = continue_beginnings(runner, beginnings, numbers, pair.vocab_size)
+    try:
+        found = continue_beginnings(runner, beginnings, numbers, pair.vocab_size)
+    except ModelError as error:
+        raise ModelError(f"{error}; set `continuations=0`") from error
     return {
         key: tuple(tuple(ids[: len(text.suffix)].tolist()) for ids in found[i * n_each : (i + 1) * n_each])
         for i, (key, text) in enumerate(texts)
