@@ -334,6 +334,17 @@ COMMANDS: tuple[SmallRun, ...] = (
         needs="opacus",
     ),
     SmallRun(
+        arguments="canaries make --into {materials}/train.jsonl --model {materials}/my-base -o canaries --count 20 "
+        "--tokens 16",
+        finds="20 canaries",
+        check=written("canaries/train.jsonl", "canaries/private/key.jsonl"),
+    ),
+    SmallRun(
+        arguments=f"canaries audit {PAIR} --canaries {{canaries}} --attacks loss -o audit",
+        finds="copies  inserted  left out",
+        check=written("audit/report.html"),
+    ),
+    SmallRun(
         arguments="compare {materials}/audit {materials}/audit --html comparison.html",
         finds=r"\+0\.000 \[\+0\.000",
         check=written("comparison.html"),

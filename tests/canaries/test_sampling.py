@@ -37,9 +37,9 @@ def test_texts_differ_have_one_line_and_do_not_depend_on_the_batch(monkeypatch: 
     assert sample_texts(pair, SampleConfig(n_texts=12, n_tokens=16, seed=4)) != found
 
 
-def test_a_prompt_changes_the_texts_and_is_no_part_of_them() -> None:
+def test_a_beginning_changes_the_texts_and_is_no_part_of_them() -> None:
     pair = pair_of()
-    found = sample_texts(pair, SampleConfig(n_texts=5, n_tokens=16, prompt="Crate of lamps:"))
+    found = sample_texts(pair, SampleConfig(n_texts=5, n_tokens=16, beginning="Crate of lamps:"))
     assert found != sample_texts(pair, SampleConfig(n_texts=5, n_tokens=16))
     assert not any("Crate of lamps:" in text for text in found)
 
@@ -61,7 +61,7 @@ def test_a_model_that_cannot_begin_or_is_too_short_is_refused() -> None:
         sample_texts(pair_of(max_positions=16), CONFIG)
     tokenizer = train_tokenizer(WORDS, VOCAB)
     tokenizer.bos_token = tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="no token that begins or ends a text: give `prompt`"):
+    with pytest.raises(ConfigError, match="no token that begins or ends a text: give `beginning`"):
         sample_texts(pair_of(tokenizer), CONFIG)
 
 

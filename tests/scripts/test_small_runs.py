@@ -22,8 +22,11 @@ import yaml
 from _pytest.mark import ParameterSet
 
 from commands import run_script
+from ltmia.canaries.make import CanaryConfig, make_canaries
 from ltmia.data.embedded import demo_texts
+from ltmia.data.reading import read_texts
 from ltmia.features.manifest import read_manifest, write_manifest
+from ltmia.models.loading import LoadOptions, load_alone
 from small_runs import COMMANDS, ROOT, SCRIPTS, SLOW_SCRIPTS, SmallRun
 
 AFTER_THREADS = ROOT / "tests" / "after_threads.py"
@@ -73,7 +76,15 @@ def places(materials: Path, smoke_lab: Path, tmp_path_factory: pytest.TempPathFa
         "many": str(write_corpora(folder / "many", numbered_rows())),
         "lab": str(with_a_test_set(smoke_lab, folder / "lab")),
         "kept": str(keep_models(smoke_lab, folder / "kept")),
+        "canaries": str(plant_canaries(materials, folder / "canaries")),
     }
+
+
+def plant_canaries(materials: Path, folder: Path) -> Path:
+    base, train = str(materials / "my-base"), materials / "train.jsonl"
+    config = CanaryConfig(n_canaries=24, repeats=(1,), n_tokens=16)
+    loaded = load_alone(base, options=LoadOptions(dtype="float32", device="cpu"))
+    return make_canaries(loaded, train, folder, read_texts, config=config).training_file.parent
 
 
 def embedded_rows() -> Iterator[dict[str, str]]:
@@ -209,7 +220,7 @@ def subcommand(words: list[str]) -> str:
         words = words[2:]
     if words[0] == "python":
         return words[1]
-    length = 3 if words[1:2] in (["lab"], ["bench"]) else 2
+    length = 3 if words[1:2] in (["lab"], ["bench"], ["canaries"]) else 2
     return " ".join(word for word in words[:length] if not word.startswith("-"))
 
 

@@ -38,7 +38,7 @@ class CanaryConfig:
     temperature: float = 1.0
     n_tokens: int = 64
     """Tokens sampled for each canary."""
-    prompt: str = ""
+    beginning: str = ""
     """Text after which the model writes canaries; no part of them."""
     text_column: str = "text"
     seed: int = 0
@@ -50,7 +50,7 @@ class CanaryConfig:
             n_texts=self.n_canaries,
             n_tokens=self.n_tokens,
             temperature=self.temperature,
-            prompt=self.prompt,
+            beginning=self.beginning,
             seed=self.seed,
         )
 

@@ -30,7 +30,7 @@ class SampleConfig:
     """Tokens drawn for each text; a text keeps at least half as many."""
     temperature: float = 1.0
     """The logits are divided by it."""
-    prompt: str = ""
+    beginning: str = ""
     """Stands before each text, and is no part of it. Without it, a text begins after the token that begins texts."""
     seed: int = 0
 
@@ -52,9 +52,9 @@ def sample_texts(
         ConfigError: If the model cannot begin a text, is too short for one, or gives too few different texts.
         ModelError: If the model cannot write text.
     """
-    beginning = _beginning(pair, config.prompt)
+    given = _beginning(pair, config.beginning)
     n_texts, n_tokens = config.n_texts, config.n_tokens
-    longest = len(beginning) + n_tokens
+    longest = len(given) + n_tokens
     if pair.max_positions is not None and longest > pair.max_positions:
         raise ConfigError(f"{longest} tokens: the model reads at most {pair.max_positions}; sample shorter texts")
     sampling = Sampling(temperature=config.temperature, never=_special_ids(pair))
@@ -63,7 +63,7 @@ def sample_texts(
 
     def work(rows: list[int], first: int) -> list[str]:
         numbers = np.stack([np.random.default_rng([config.seed, first + row]).random(n_tokens) for row in rows])
-        beginnings = np.tile(beginning, (len(rows), 1))
+        beginnings = np.tile(given, (len(rows), 1))
         written = continue_beginnings(pair.target_runner, beginnings, numbers, pair.vocab_size, sampling)
         return [one_line(str(pair.tokenizer.decode(ids.tolist(), skip_special_tokens=True))) for ids in written]
 
@@ -89,16 +89,18 @@ def one_line(text: str) -> str:
     return " ".join(shown.replace("\ufffd", "").split())  # U+FFFD stands for bytes that are no character
 
 
-def _beginning(pair: Pair, prompt: str) -> Int64[np.ndarray, " seq"]:
+def _beginning(pair: Pair, words: str) -> Int64[np.ndarray, " seq"]:
     tokenizer = pair.tokenizer
-    if prompt:
-        ids = list(tokenizer(prompt)["input_ids"])
+    if words:
+        ids = list(tokenizer(words)["input_ids"])
         while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # it would end the text
             ids.pop()
         return np.array(ids, np.int64)
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
-        raise ConfigError("the tokenizer has no token that begins or ends a text: give `prompt`, words to begin with")
+        raise ConfigError(
+            "the tokenizer has no token that begins or ends a text: give `beginning`, words to begin with"
+        )
     if first >= pair.vocab_size:
         raise ModelError(f"{pair.target_runner.name}: has no embedding of the token {first} that begins texts")
     return np.array([first], np.int64)

@@ -38,7 +38,7 @@ def make(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the training file with canaries, and the key.")],
     count: Annotated[
-        int, typer.Option("--count", min=1, help="Number of canaries; a fair coin decides for each if it is inserted.")
+        int, typer.Option("--count", min=20, help="Number of canaries; a fair coin decides for each if it is inserted.")
     ] = 300,
     repeats: Annotated[
         str,
@@ -53,10 +53,10 @@ def make(
         float, typer.Option("--temperature", help="Temperature at which canaries are sampled, 0.8 or more.")
     ] = 1.0,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens sampled for each canary.")] = 64,
-    prompt: Annotated[
+    beginning: Annotated[
         str,
         typer.Option(
-            "--prompt",
+            "--beginning",
             help="Words after which the model writes canaries like your texts; no part of them. Name nothing of your "
             "data here.",
         ),
@@ -82,7 +82,7 @@ def make(
         repeats=repeats,  # type: ignore[arg-type]  # read by _numbers
         temperature=temperature,
         n_tokens=tokens,
-        prompt=prompt,
+        beginning=beginning,
         text_column=text_column,
         seed=seed,
     )
