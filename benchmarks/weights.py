@@ -25,7 +25,7 @@ from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
-from ltmia.weights.checkpoints import RunScores, score_run
+from ltmia.weights.checkpoints import RunScores, read_path, score_run
 from ltmia.weights.combination import add_output_score
 from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
@@ -76,7 +76,8 @@ def run_scores(attack: UpdateAttack, pair: Pair, args: argparse.Namespace) -> Ru
     """Score the texts by the updates between checkpoints, if there are any."""
     if not pair.checkpoints:
         return None
-    found = score_run(attack, pair.checkpoints, args.out / "run-gradients", identity=lambda x: PairIdentity.of(x).key)
+    path = read_path(attack, pair.checkpoints)
+    found = score_run(attack, path, args.out / "run-gradients", identity=lambda x: PairIdentity.of(x).key)
     print(f"{len(found.checkpoints)} checkpoints; explained by interval {[round(x, 3) for x in found.explained]}")
     return found
 

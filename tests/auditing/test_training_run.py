@@ -63,7 +63,7 @@ def test_each_observer_has_its_own_attack_and_the_strongest_decides(audited: Pat
     assert run is not None
     assert [Path(found.source).name for found in run.checkpoints] == ["checkpoint-9", "checkpoint-10"]
     assert len({found.sha256 for found in run.checkpoints} | {results.target.sha256}) == 3
-    assert run.n_unchanged == 1, "the last one is the target itself"
+    assert run.n_left_out == 1, "the last one is the target itself"
     assert len(run.explained) == 3
 
 

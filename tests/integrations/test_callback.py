@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ltmia.auditing.audit import AuditConfig
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, StoreError
 from ltmia.integrations.callback import AuditCallback, AuditPlan, LimitExceeded, hold_out
+from ltmia.integrations.kept_checkpoints import KeptCheckpoints
 from ltmia.integrations.scored_rows import TrainedPair, scored_rows
 from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
 from ltmia.integrations.trained_tensors import fingerprints, unmoved
@@ -200,6 +202,37 @@ def test_a_run_that_is_resumed_keeps_rows_and_hold_out(dataset: Dataset, tokeniz
         TrainedRows.open(tmp_path / "killed-audit" / "private" / "trained.jsonl", step=9)
 
 
+def test_the_best_model_is_audited_as_the_earlier_state_that_it_is(
+    dataset: Dataset, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its members are the rows of its steps, and a state of its own step or a later one ends no interval."""
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = trainer_of(dataset, tokenizer, tmp_path / "run", max_steps=4, **options)
+    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", replace(LOSS, checkpoints=1, every=2)))
+    trainer.train()
+    assert trainer.state.best_global_step == 2, "where the loss was highest"
+    in_between, at_end = (
+        json.loads((tmp_path / "audit" / folder / "results.json").read_text("utf-8")) for folder in ("step-2", "")
+    )
+    assert in_between["target"]["sha256"] == at_end["target"]["sha256"]
+    assert in_between["attacks"] == at_end["attacks"]
+    assert at_end["data"]["n_members"] == 16
+    assert caplog.text.count("no state from before step 2 was kept") == 2
+
+
+def test_kept_states_are_those_before_the_audited_step(tmp_path: Path) -> None:
+    kept = KeptCheckpoints(tmp_path, 2)
+    for name in ("checkpoint-10", "checkpoint-9", "unfinished-3", "checkpoint-last"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in kept.before(11)] == ["checkpoint-9", "checkpoint-10"]
+    assert [path.name for path in kept.before(10)] == ["checkpoint-9"]
+    kept.forget(after=9)
+    assert [path.name for path in kept.before(99)] == ["checkpoint-9"]
+    KeptCheckpoints(tmp_path, 0).forget(after=9)
+    assert not kept.before(99), "resumed without any"
+
+
 def test_the_audit_leaves_the_training_as_it_was(dataset: Dataset, tokenizer: Any, tmp_path: Path) -> None:
     weights = []
     for every in (None, 1):
@@ -301,6 +334,8 @@ def test_what_the_callback_needs_is_said(dataset: Dataset, tokenizer: Any, tmp_p
         AuditCallback(trainer, tmp_path / "audit", AuditPlan(base=demo_base_path(), log_to=["excel"]))
     with pytest.raises(ConfigError, match="checkpoints = -1"):
         AuditPlan(checkpoints=-1)
+    with pytest.raises(ConfigError, match="how many states to keep"):
+        AuditPlan(config=AuditConfig(observer="training_run"))
     trainer = trainer_of(dataset, tokenizer, tmp_path, max_steps=1)
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", AuditPlan(checkpoints=3)))
     with pytest.raises(ConfigError, match="training takes only 1 step"):

@@ -1,6 +1,7 @@
 """The attack on checkpoints, on a small model that was really trained: it finds in which interval a text was used."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ltmia.finetuning.lora import add_lora
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.pair import Checkpoint, Pair
 from ltmia.models.tokens import EncodedText
-from ltmia.weights.checkpoints import RunScores, score_run
+from ltmia.weights.checkpoints import RunScores, read_path, score_run
 from ltmia.weights.update_attack import UpdateAttack, WeightsConfig
 
 TOKENIZER = train_tokenizer(["The lamp burns low on the pier, and snow falls."] * 3, 280)
@@ -80,7 +81,8 @@ def hashed(pair: Pair) -> str:
 
 def scored(pair: Pair, texts, checkpoints, folder: Path, identity=hashed) -> tuple[np.ndarray, RunScores]:
     with UpdateAttack(pair, texts, folder / "whole", identity=hashed(pair), config=CONFIG) as attack:
-        return attack.score().score, score_run(attack, checkpoints, folder / "run", identity=identity)
+        path = read_path(attack, checkpoints)  # before anything is run
+        return attack.score().score, score_run(attack, path, folder / "run", identity=identity)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_members_stand_out_more_than_in_the_whole_update(found) -> None:
     whole, by_checkpoints = found
     assert auc(by_checkpoints.score) > max(0.98, auc(whole))
     assert by_checkpoints.checkpoints == ("state 0", "state 1")
-    assert by_checkpoints.unchanged == ()
+    assert by_checkpoints.left_out == ()
     assert all(0.3 < share < 1 for share in by_checkpoints.explained)
 
 
@@ -139,15 +141,16 @@ def test_gradients_are_read_again_only_if_a_checkpoint_changed(found, run: Run, 
     np.testing.assert_array_equal(first.by_interval, found[1].by_interval)
     swapped = [checkpoint("other", run.states[1], base), checkpoints[1]]
     _, other = scored(pair, texts, swapped, tmp_path)
-    assert other.unchanged == ("state 1",), "the same weights twice"
+    assert other.left_out == ("state 1",), "the same weights twice"
     assert not np.array_equal(other.by_interval[0], first.by_interval[0])
 
 
 def test_checkpoints_without_a_change_end_no_interval_and_are_named(run: Run, base, texts, tmp_path: Path) -> None:
     pair = pair_of(run.states[-1], base)
     ends = [checkpoint("the base", base, base), checkpoint("the target", run.states[-1], base)]
-    _, found = scored(pair, texts, [ends[0], *kept(run, base)[:1], ends[1]], tmp_path)
-    assert found.unchanged == ("the base", "the target")
+    later = checkpoint("later than the target", run.states[1], base)
+    _, found = scored(pair, texts, [ends[0], *kept(run, base)[:1], ends[1], later], tmp_path)
+    assert found.left_out == ("the base", "the target", "later than the target")
     assert found.checkpoints == ("state 0",)
     with pytest.raises(ModelError, match="the base, the target: none holds other weights"):
         scored(pair, texts, ends, tmp_path)
@@ -163,10 +166,20 @@ def test_checkpoints_of_another_run_or_in_another_order_are_refused(run: Run, ba
     pair, (first, second) = pair_of(run.states[-1], base), kept(run, base)
     with pytest.raises(ModelError, match="state 1: the weights move back after it"):
         scored(pair, texts, [second, first], tmp_path)
+    known = [replace(state, is_known=True) for state in (second, first)]
+    with UpdateAttack(pair, texts, tmp_path / "whole", identity="a", config=CONFIG) as attack:
+        assert len(read_path(attack, known).states) == 2, "a training that swings to and fro is read all the same"
     others = [EncodedText(ids=np.roll(text.ids, 3)) for text in texts]
     foreign = Run(copy.deepcopy(base), others, 1e-3).states[-1]
     with pytest.raises(ModelError, match="foreign: the weights move back after it"):
         scored(pair, texts, [checkpoint("foreign", foreign, base)], tmp_path)
+
+
+def test_a_checkpoint_that_is_exchanged_while_it_is_read_is_refused(run: Run, base, texts, tmp_path: Path) -> None:
+    states = iter(run.states[:2])
+    exchanged = Checkpoint(source="exchanged", load=lambda: pair_of(next(states), base))
+    with pytest.raises(ModelError, match="exchanged: its weights changed while they were read"):
+        scored(pair_of(run.states[-1], base), texts, [exchanged], tmp_path)
 
 
 def test_a_text_without_a_gradient_has_no_score(run: Run, base, texts, tmp_path: Path) -> None:

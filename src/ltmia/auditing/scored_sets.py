@@ -12,7 +12,14 @@ from ltmia.attacks.table import ATTACKS, CHECKPOINTS, LEARNED, UPDATE, WEIGHTS, 
 from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
 from ltmia.auditing.secrets import FoundSecrets, find_secrets
-from ltmia.auditing.update import MUST_READ, PreparedUpdate, UpdateReading, check_observer, prepared_update
+from ltmia.auditing.update import (
+    MUST_READ,
+    PreparedUpdate,
+    UpdateReading,
+    check_observer,
+    has_checkpoints,
+    prepared_update,
+)
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import Run
@@ -194,9 +201,10 @@ def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"
 def _prepared_update(
     pair: AuditedPair, question: Question, identity: PairIdentity, run: Run
 ) -> AbstractContextManager[PreparedUpdate]:
-    """Prepare to read the weights if the learned attack takes part or they must be read."""
+    """Prepare to read the weights if the learned attack takes part, they must be read, or checkpoints were given."""
     config = question.config
-    wanted = config.observer in MUST_READ or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
+    asked = config.observer in MUST_READ or has_checkpoints(pair)
+    wanted = asked or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
     return prepared_update(
         pair,
         question.sets.texts,

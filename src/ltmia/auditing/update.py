@@ -1,7 +1,7 @@
 """Reads the weights for an audit: scores texts by how much of their gradient is in the update of the weights."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +11,13 @@ from ltmia.attacks.table import CHECKPOINTS
 from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.evaluation.pair_info import ModelInfo
 from ltmia.evaluation.results import TrainingRunInfo, UpdateInfo
-from ltmia.models.pair import Pair
+from ltmia.models.pair import Checkpoint, Pair
 from ltmia.progress import Report
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
-from ltmia.weights.checkpoints import RunScores, score_run
+from ltmia.weights.checkpoints import RunPath, RunScores, read_path, score_run
 from ltmia.weights.update_attack import UpdateAttack, UpdateScores
 
 ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
@@ -54,6 +54,10 @@ class PreparedUpdate:
     attack: UpdateAttack | None = None
     reason: str | None = None
     """Why the weights are not read; then there is no attack."""
+    path: RunPath | None = None
+    """The checkpoints, if there are any."""
+    run_reason: str | None = None
+    """Why checkpoints that are at hand are not read; then there is no path."""
     seconds: float = 0.0
     """Seconds spent so far."""
 
@@ -84,13 +88,12 @@ class PreparedUpdate:
         return replace(self._read_run(self.attack, report), scores=found, info=info)
 
     def _unread(self, reason: str | None) -> UpdateReading:
-        return UpdateReading(reason=reason, run_reason=reason if _has_checkpoints(self.pair) else None)
+        return UpdateReading(reason=reason, run_reason=reason if has_checkpoints(self.pair) else None)
 
     def _read_run(self, attack: UpdateAttack, report: Report) -> UpdateReading:
         """Score the texts by the updates between checkpoints, if there are any."""
-        models = self.pair.models
-        if models is None or not models.checkpoints:
-            return UpdateReading()
+        if self.path is None:
+            return UpdateReading(run_reason=self.run_reason)
         started = time.perf_counter()
         read: list[ModelInfo] = []
 
@@ -100,18 +103,18 @@ class PreparedUpdate:
             return found.key
 
         try:
-            run = score_run(attack, models.checkpoints, self.folder / CHECKPOINTS, identity=identity, report=report)
+            run = score_run(attack, self.path, self.folder / CHECKPOINTS, identity=identity, report=report)
         except (ModelError, DataError) as error:
             if self.observer in MUST_READ:
                 raise
             return UpdateReading(run_reason=str(error))
         info = TrainingRunInfo(
             checkpoints=read,
-            n_unchanged=len(run.unchanged),
+            n_left_out=len(run.left_out),
             explained=list(run.explained),
             seconds=time.perf_counter() - started,
         )
-        return UpdateReading(run=run, run_info=info, run_reason=None)
+        return UpdateReading(run=run, run_info=info)
 
 
 @contextmanager
@@ -157,13 +160,30 @@ def prepared_update(
         yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=str(error))
         return
     with attack:
+        path, run_reason = _read_path(attack, pair.models.checkpoints, observer)
         yield PreparedUpdate(
             pair=replace(pair, gradients=attack.gradients),
             observer=observer,
             folder=folder,
             attack=attack,
+            path=path,
+            run_reason=run_reason,
             seconds=time.perf_counter() - started,
         )
+
+
+def _read_path(
+    attack: UpdateAttack, checkpoints: Sequence[Checkpoint], observer: ObserverChoice
+) -> tuple[RunPath | None, str | None]:
+    """Look at the checkpoints before the models run for hours; return their path, or why there is none."""
+    if not checkpoints:
+        return None, None
+    try:
+        return read_path(attack, checkpoints), None
+    except ModelError as error:
+        if observer in MUST_READ:
+            raise
+        return None, str(error)
 
 
 def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
@@ -172,14 +192,15 @@ def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
     Raises:
         ConfigError: If it is refused.
     """
-    if observer == "training_run" and not _has_checkpoints(pair):
+    if observer == "training_run" and not has_checkpoints(pair):
         raise ConfigError("observer `training_run`: give the checkpoints of the training run (`--checkpoints`)")
-    if observer in ("logprobs", "weights") and _has_checkpoints(pair):
+    if observer in ("logprobs", "weights") and has_checkpoints(pair):
         raise ConfigError(
             f"observer `{observer}`: it does not see the checkpoints that were given; leave them out, or take the "
             "observer `training_run`"
         )
 
 
-def _has_checkpoints(pair: AuditedPair) -> bool:
+def has_checkpoints(pair: AuditedPair) -> bool:
+    """Say whether checkpoints of the training run were given."""
     return pair.models is not None and bool(pair.models.checkpoints)

@@ -51,6 +51,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `run.json` | the last run that began here, and hashes of its texts |
 | `trained.jsonl` | token ids that a Trainer trained on |
 | `model/` | the model when its audit began; removed when the audit is done |
+| `checkpoints/` | states of a model in training; removed when the last audit is done |
 | `previous/` | the results of the run before |
 
 The files in the folder above do not need it. A later run resumes from it, so

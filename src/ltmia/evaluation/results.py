@@ -119,8 +119,8 @@ class TrainingRunInfo(Section):
 
     checkpoints: list[ModelInfo]
     """Checkpoints that were read, in the order of training."""
-    n_unchanged: Count
-    """Those with the weights of another checkpoint or of the target, which end no interval."""
+    n_left_out: Count
+    """Those that end no interval: with the weights of another one, of base or target, or later than the target."""
     explained: list[float]
     """Share of the update of each interval that the texts explain; the first begins at the base, the last ends at the
     target."""

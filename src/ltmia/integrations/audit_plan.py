@@ -18,8 +18,9 @@ class AuditPlan:
     every: int | None = None
     """Steps between audits, each in a folder `step-N`; there is also one at the end. None: only at the end."""
     checkpoints: int = 0
-    """States to keep from within the training, evenly spaced: 3 or more make the audit that of an attacker who holds
-    them (observer "training_run"). They lie in `private/checkpoints` until the last audit is done."""
+    """States to keep from within the training, evenly spaced, better 3 than 1: the audit is then that of an attacker
+    who holds them. They lie in `private/checkpoints` until the last audit is done. If they cannot be read, the results
+    say why; with `config.observer` "weights" or "training_run" the audit then fails."""
     limits: Sequence[str] = ()
     """Limits in the gate's form, such as "auc:0.6" or "identifiable:0"."""
     at_limit: Literal["stop", "fail"] = "stop"
@@ -38,7 +39,9 @@ class AuditPlan:
         """Refuse an impossible number of checkpoints.
 
         Raises:
-            ConfigError: If it is below 0.
+            ConfigError: If it is below 0, or 0 for an audit that needs checkpoints.
         """
+        if self.config.observer == "training_run" and not self.checkpoints:
+            raise ConfigError("observer `training_run`: say how many states to keep, such as AuditPlan(checkpoints=3)")
         if self.checkpoints < 0:
             raise ConfigError(f"checkpoints = {self.checkpoints}: expected 0 or more")

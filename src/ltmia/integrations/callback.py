@@ -3,21 +3,18 @@
 import hashlib
 import json
 import logging
-import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.auditing.audit import audit
 from ltmia.auditing.question import AuditResult
-from ltmia.data.splits import split_by_group
+from ltmia.auditing.update import MUST_READ, ObserverChoice
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import MARKED, PRIVATE_FOLDER, RESULTS_FILE, PrivateFolder
 from ltmia.evaluation.files import read_verdict
@@ -26,8 +23,10 @@ from ltmia.evaluation.limits import Limit
 from ltmia.evaluation.results import Results
 from ltmia.folders import claim_folder, write_whole
 from ltmia.integrations.audit_plan import AuditPlan
-from ltmia.integrations.kept_checkpoints import KeptCheckpoints
+from ltmia.integrations.held_out import hold_out as hold_out
+from ltmia.integrations.kept_checkpoints import KeptCheckpoints, save_state
 from ltmia.integrations.prepared_dataset import groups_of
+from ltmia.integrations.random_state import random_state_kept
 from ltmia.integrations.scored_rows import ScoredRows, TrainedPair, scored_rows
 from ltmia.integrations.trackers import log_audit, require_trackers
 from ltmia.integrations.trained_rows import TrainedRow, TrainedRows, rows_of
@@ -46,32 +45,6 @@ log = logging.getLogger(__name__)
 
 class LimitExceeded(ConfigError):
     """A model leaks more than a limit of its training run allows."""
-
-
-def hold_out(dataset: Any, *, share: float, group_column: str | None = None, seed: int = 0) -> tuple[Any, Any]:
-    """Split a dataset into rows to train on and rows held out, each group on one side.
-
-    The same dataset, share and seed always give the same split, so a resumed run keeps it.
-
-    Args:
-        dataset: Dataset of the library `datasets`.
-        share: Share of the rows to hold out. A thousand rows are a good number; fewer than a hundred say little.
-        group_column: Column of patients, authors or documents. None: every row is its own group.
-        seed: Seed of the draw.
-
-    Returns:
-        The dataset to train on, and the held-out one, which the Trainer gets as `eval_dataset`.
-
-    Raises:
-        ConfigError: If the share is not between 0 and 1, or there is no such column.
-    """
-    if not 0 < share < 1:
-        raise ConfigError(f"share = {share}: expected a number between 0 and 1")
-    if group_column is not None and group_column not in dataset.column_names:
-        raise ConfigError(f"group_column = {group_column!r}: the dataset has {', '.join(dataset.column_names)}")
-    groups = [str(i) for i in range(len(dataset))] if group_column is None else list(map(str, dataset[group_column]))
-    trained, held = split_by_group(groups, (1 - share, share), seed)
-    return dataset.select(trained), dataset.select(held)
 
 
 class AuditCallback(TrainerCallback):
@@ -141,7 +114,7 @@ class AuditCallback(TrainerCallback):
         self.rows = TrainedRows.open(private.path / ROWS_FILE, step=state.global_step)
         self.before, self.began_at = fingerprints(self._model), state.global_step
         self._prepare_checkpoints(state)
-        with _random_state_kept():
+        with random_state_kept():
             held_out = self._held_out()
         self._refuse_pairs(held_out)
         note, digest = private.path / HELD_OUT_FILE, _digest(held_out)
@@ -173,9 +146,8 @@ class AuditCallback(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """Audit the finished model."""
+        """Audit the finished model, and remove the states that were kept for it."""
         self._audit(self.out, None)
-        shutil.rmtree(self.kept.folder, ignore_errors=True)
 
     def _audit(self, folder: Path, step: int | None) -> bool:
         """Audit the model in its current state; return whether a limit is exceeded.
@@ -183,8 +155,10 @@ class AuditCallback(TrainerCallback):
         Raises:
             LimitExceeded: If a limit is exceeded and the plan says "fail".
         """
-        with _random_state_kept():
-            self._run_audit(folder)
+        with random_state_kept():
+            self._run_audit(folder, self._audited_step(at_end=step is None))
+        if step is None:
+            shutil.rmtree(self.kept.folder, ignore_errors=True)
         log_audit(folder, self.plan.log_to, step=step)
         if not self.limits:
             return False
@@ -195,12 +169,21 @@ class AuditCallback(TrainerCallback):
             raise LimitExceeded(f"{folder}: {'; '.join(verdict.lines())}")
         return verdict.exit_code == GATE_FAILED
 
-    def _run_audit(self, folder: Path) -> AuditResult:
+    def _audited_step(self, *, at_end: bool) -> int:
+        """Return the step of the weights that are audited: at the end, the Trainer may have loaded the best ones."""
+        state = self.trainer.state
+        best = state.best_global_step if at_end and self.trainer.args.load_best_model_at_end else None
+        return state.global_step if best is None else best
+
+    def _run_audit(self, folder: Path, step: int) -> AuditResult:
         saved = _claimed(folder).path / MODEL_FOLDER
-        self.trainer.save_model(str(saved))
-        pair = load_training_run(saved, self.base, self.kept.paths, dtype=self._dtype)
+        save_state(self.trainer, saved)
+        kept = self.kept.before(step)
+        if self.plan.checkpoints and not kept:
+            log.warning("%s: no state from before step %d was kept, so no checkpoints are read", folder, step)
+        pair = load_training_run(saved, self.base, kept, are_known=True, dtype=self._dtype)
         tokenizer: Any = self.trainer.processing_class
-        sides = (self._trained(), self.trainer.train_dataset), (self._held_out(), self.trainer.eval_dataset)
+        sides = (self._trained(step), self.trainer.train_dataset), (self._held_out(), self.trainer.eval_dataset)
         members, nonmembers = (
             scored_rows(rows, tokenizer, vocab_size=pair.vocab_size, groups=groups)
             for (rows, _), groups in zip(sides, self._groups(sides), strict=True)
@@ -212,16 +195,24 @@ class AuditCallback(TrainerCallback):
             members.texts,
             nonmembers.texts,
             folder,
-            config=replace(self._config, max_length=max(longest, 2), overwrite=True),  # of this training run
+            config=replace(  # overwrite: what is there is of this training run
+                self.plan.config, observer=self._observer(kept), max_length=max(longest, 2), overwrite=True
+            ),
         )
         shutil.rmtree(saved)
         self._write_counts(folder, members, found.results)
         return found
 
-    @property
-    def _config(self) -> AuditConfig:
-        """Options of the audits: an attacker with checkpoints, as soon as one was kept."""
-        return replace(self.plan.config, observer="training_run") if self.kept.paths else self.plan.config
+    def _observer(self, kept: Sequence[Path]) -> ObserverChoice:
+        """Return the observer of an audit: an attacker with checkpoints, as soon as one was kept.
+
+        A training of days must not end without results because its weights cannot be read, so they must be read only
+        if the plan says so.
+        """
+        asked = self.plan.config.observer
+        if not kept:
+            return "weights" if asked == "training_run" else asked
+        return "training_run" if asked in MUST_READ else "auto"
 
     def _prepare_checkpoints(self, state: TrainerState) -> None:
         """Remove states that a resumed training makes again.
@@ -239,7 +230,7 @@ class AuditCallback(TrainerCallback):
         Raises:
             ConfigError: If weights would be read for preference pairs.
         """
-        reads_weights = self.plan.checkpoints or self.plan.config.observer in ("weights", "training_run")
+        reads_weights = self.plan.checkpoints or self.plan.config.observer in MUST_READ
         if reads_weights and any(row.rejected is not None for row in rows.values()):
             raise ConfigError(
                 "AuditCallback: the weights are read for single texts, not for preference pairs; leave out "
@@ -262,9 +253,9 @@ class AuditCallback(TrainerCallback):
         model: torch.nn.Module = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return model
 
-    def _trained(self) -> dict[str, TrainedRow]:
-        """Return the trained rows, by name."""
-        return {} if self.rows is None else {f"trained-{key}": row for key, row in self.rows.rows.items()}
+    def _trained(self, before: int) -> dict[str, TrainedRow]:
+        """Return the rows that were trained on before a step, by name."""
+        return {} if self.rows is None else {f"trained-{key}": row for key, row in self.rows.before(before).items()}
 
     def _held_out(self) -> dict[str, TrainedRow]:
         """Return the held-out rows, by name, as the Trainer's own collator makes them."""
@@ -314,15 +305,3 @@ def _claimed(folder: Path) -> PrivateFolder:
 
 def _digest(rows: Mapping[str, TrainedRow]) -> str:
     return hashlib.sha256(" ".join(sorted(rows)).encode()).hexdigest()
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Restore the training's random state after an audit."""
-    kept = random.getstate(), np.random.get_state()  # noqa: NPY002  Trainer draws from the global state
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002

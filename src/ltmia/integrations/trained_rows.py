@@ -145,6 +145,11 @@ class TrainedRows:
         with named_errors(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(self._line(step, keys, known))
 
+    def before(self, step: int) -> dict[str, TrainedRow]:
+        """Return the rows that were trained on before a step, by key."""
+        used = {key for n, keys in self.steps.items() if n < step for key in keys}
+        return {key: row for key, row in self.rows.items() if key in used}
+
     def times_trained(self) -> Counter[str]:
         """Count how often each row was trained on."""
         return Counter(key for keys in self.steps.values() for key in keys)
@@ -172,8 +177,7 @@ class TrainedRows:
                 f"{self.file}: not readable ({error}); trained rows are not known: train from the beginning"
             ) from error
         self.steps = {n: keys for n, keys in self.steps.items() if n < before}
-        used = {key for keys in self.steps.values() for key in keys}
-        self.rows = {key: row for key, row in self.rows.items() if key in used}
+        self.rows = self.before(before)
         if missing := sorted(set(range(before)) - set(self.steps)):
             raise StoreError(
                 f"{self.file}: training goes on from step {before}, but the rows of step {missing[0]} are not in "

@@ -1,6 +1,5 @@
 """Finds the checkpoints of a training run, which are loaded one at a time as targets beside the same base."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,12 +10,9 @@ from ltmia.errors import ModelError
 from ltmia.models.loading import LoadKeywords, LoadOptions, load_model, load_pair
 from ltmia.models.pair import Checkpoint, Pair
 from ltmia.models.sources import ModelSource, check_adapter, find_source
-from ltmia.models.weight_files import check_weights
+from ltmia.models.weight_files import CHECKPOINT, check_weights
 from ltmia.runtime import dtype_name
 from ltmia.shown_names import shown_path
-
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-"""Name of the folders that a Trainer writes during training, with the step."""
 
 
 def load_training_run(
@@ -25,6 +21,7 @@ def load_training_run(
     checkpoints: Sequence[str | Path] = (),
     *,
     sequential: bool = False,
+    are_known: bool = False,
     **keywords: Unpack[LoadKeywords],
 ) -> Pair:
     """Load a fine-tuned target and its base, and find earlier states of the target.
@@ -35,6 +32,7 @@ def load_training_run(
         checkpoints: Models or adapters as for the target, in the order of training. A folder that holds folders
             `checkpoint-STEP`, as a Trainer writes them, stands for all of these.
         sequential: See `load_pair`; only without checkpoints.
+        are_known: Whether the checkpoints are known to be of the target's training run, and in order.
         **keywords: `LoadOptions`, for all of them.
 
     Raises:
@@ -49,7 +47,8 @@ def load_training_run(
     pair = load_pair(target, base, sequential=sequential, **keywords)
     same = replace(LoadOptions(**keywords), dtype=dtype_name(pair.dtype), device=str(pair.device))
     pair.checkpoints = tuple(
-        Checkpoint(source=shown_path(source.given), load=partial(_load, pair, base, source, same)) for source in sources
+        Checkpoint(source=shown_path(source.given), load=partial(_load, pair, base, source, same), is_known=are_known)
+        for source in sources
     )
     return pair
 

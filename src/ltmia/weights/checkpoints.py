@@ -36,13 +36,54 @@ class RunScores:
     """Share of the update of each interval that the texts explain."""
     checkpoints: tuple[str, ...]
     """Checkpoints that were read, in the order of training."""
-    unchanged: tuple[str, ...]
-    """Checkpoints with the weights of another one, of the base or of the target: they end no interval."""
+    left_out: tuple[str, ...]
+    """Checkpoints that end no interval, see `RunPath`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPath:
+    """The updates from the base through checkpoints to the target, before any gradient is read."""
+
+    states: "tuple[tuple[Checkpoint, Coordinates], ...]"
+    """Checkpoints that end an interval, in the order of training, each with its update from the base."""
+    left_out: tuple[str, ...]
+    """Checkpoints with the weights of another one, of the base or of the target, and those after one with the target's
+    weights, because the target is no later state than these."""
+
+
+def read_path(attack: UpdateAttack, checkpoints: Sequence[Checkpoint]) -> RunPath:
+    """Load checkpoints one at a time, and check that they lie between base and target. Nothing is run.
+
+    Args:
+        attack: The attack on the whole update, which chooses the coordinates.
+        checkpoints: Checkpoints between base and target, in the order of training.
+
+    Raises:
+        ModelError: If a checkpoint cannot be loaded or does not fit the target, if all hold the weights of base or
+            target, or if they are not on the way from one to the other.
+    """
+    target, base = attack.coordinates.change, np.zeros(len(attack.coordinates))
+    changes, states, left_out, is_past = [base], [], [], False
+    for checkpoint in checkpoints:
+        coordinates = read_coordinates(checkpoint.load(), attack.coordinates)
+        is_past |= np.array_equal(coordinates.change, target)
+        if is_past or any(np.array_equal(coordinates.change, change) for change in changes):
+            left_out.append(checkpoint.source)
+            continue
+        changes.append(coordinates.change)
+        states.append((checkpoint, coordinates))
+    if not states:
+        raise ModelError(
+            f"{', '.join(left_out) or 'no checkpoints'}: none holds other weights than base and target, so there is "
+            "no interval to read: give checkpoints from within the training run"
+        )
+    _check_direction([checkpoint for checkpoint, _ in states], [*changes, target])
+    return RunPath(states=tuple(states), left_out=tuple(left_out))
 
 
 def score_run(
     attack: UpdateAttack,
-    checkpoints: Sequence[Checkpoint],
+    path: RunPath,
     folder: Path,
     *,
     identity: Callable[[Pair], str],
@@ -55,43 +96,33 @@ def score_run(
     are loaded one at a time. Disk: two bytes a coordinate, checkpoint and text.
 
     Args:
-        attack: The attack on the whole update, which chooses the coordinates.
-        checkpoints: Checkpoints between base and target, in the order of training.
+        attack: The attack on the whole update.
+        path: The checkpoints, by `read_path`.
         folder: Folder for the gradients at the checkpoints; the same call resumes a killed run.
         identity: Hashes a pair: gradients of other models in the folder are thrown away.
         report: Called with progress.
 
     Raises:
-        ModelError: If a checkpoint cannot be loaded or does not fit the target, if all hold the weights of base or
-            target, or if they are not on the way from one to the other.
+        ModelError: If a checkpoint cannot be loaded, or is another one than `read_path` found.
         DataError: If too few texts have a gradient.
         StoreError: If the disk has no room.
     """
     whole, points = attack.gradients.finish(report), attack.config.points
     if points[0] != BASE or points[-1] != TARGET:
         raise ValueError(f"points = {points}: expected gradients at base and target")
-    target = _State("target", whole, len(points) - 1, attack.coordinates)
-    path = [_State("base", whole, 0, replace(attack.coordinates, change=np.zeros(len(attack.coordinates))))]
-    unchanged = []
-    for number, checkpoint in enumerate(checkpoints):
+    base = replace(attack.coordinates, change=np.zeros(len(attack.coordinates)))
+    states = [_State("base", whole, 0, base)]
+    for number, (checkpoint, coordinates) in enumerate(path.states):
         pair = checkpoint.load()
-        coordinates = read_coordinates(pair, attack.coordinates)
-        if any(np.array_equal(coordinates.change, state.coordinates.change) for state in (*path, target)):
-            unchanged.append(checkpoint.source)
-            continue
+        if not np.array_equal(read_coordinates(pair, attack.coordinates).change, coordinates.change):
+            raise ModelError(f"{checkpoint.source}: its weights changed while they were read: start again")
         reader = GradientReader(
             pair, attack.encoded, coordinates, (TARGET,), folder / str(number), identity=identity(pair)
         )
         with closing(reader.file):
-            path.append(_State(checkpoint.source, reader.finish(report), 0, coordinates))
-    if len(path) == 1:
-        raise ModelError(
-            f"{', '.join(unchanged) or 'no checkpoints'}: none holds other weights than base and target, so there is "
-            "no interval to read: give checkpoints from within the training run"
-        )
-    path.append(target)
-    _check_direction(path)
-    return _score_intervals(attack, path, tuple(unchanged), report)
+            states.append(_State(checkpoint.source, reader.finish(report), 0, coordinates))
+    states.append(_State("target", whole, len(points) - 1, attack.coordinates))
+    return _score_intervals(attack, states, path.left_out, report)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,23 +158,27 @@ class _Interval:
         return replace(end, change=end.change - start.change, rounding=end.rounding + began)
 
 
-def _check_direction(path: Sequence[_State]) -> None:
+def _check_direction(checkpoints: Sequence[Checkpoint], changes: Sequence[Float64[np.ndarray, " coordinate"]]) -> None:
     """Refuse a path that turns back, as one does with checkpoints of another run, or in another order.
 
     On real runs the cosine between the updates of neighbouring intervals was at least .4; with two checkpoints swapped
-    it was below -.7, with one of another run mostly below -.1.
+    it was below -.7, with one of another run mostly below -.1. Training that swings to and fro turns back too, so
+    checkpoints that are known to be of this run, and in order, are not refused.
+
+    Args:
+        checkpoints: Checkpoints between base and target.
+        changes: Updates from the base to itself, to each checkpoint and to the target.
     """
-    changes = [state.coordinates.change for state in path]
-    for before, state, after in zip(changes, path[1:], changes[2:], strict=False):
-        if float((state.coordinates.change - before) @ (after - state.coordinates.change)) < 0:
+    for checkpoint, before, here, after in zip(checkpoints, changes, changes[1:], changes[2:], strict=False):
+        if not checkpoint.is_known and float((here - before) @ (after - here)) < 0:
             raise ModelError(
-                f"{state.name}: the weights move back after it, so it is of another training run, or checkpoints are "
-                "not in the order of training"
+                f"{checkpoint.source}: the weights move back after it, so it is of another training run, checkpoints "
+                "are not in the order of training, or the training swings to and fro: leave it out"
             )
 
 
 def _score_intervals(
-    attack: UpdateAttack, path: Sequence[_State], unchanged: tuple[str, ...], report: Report
+    attack: UpdateAttack, path: Sequence[_State], left_out: tuple[str, ...], report: Report
 ) -> RunScores:
     scales = np.stack([state.file.scales[state.point] for state in path])
     rows = np.flatnonzero(np.isfinite(scales).all(axis=0) & (scales != 0).all(axis=0))
@@ -162,5 +197,5 @@ def _score_intervals(
         by_interval=log_odds,
         explained=tuple(explained),
         checkpoints=tuple(state.name for state in path[1:-1]),
-        unchanged=unchanged,
+        left_out=left_out,
     )
