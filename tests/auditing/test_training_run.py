@@ -95,6 +95,18 @@ def test_the_command_reads_checkpoints(materials: Path, root: Path, tmp_path: Pa
     assert "checkpoints" in other.stderr
 
 
+def test_other_checkpoints_are_another_audit_in_python_too(
+    audited: Path, materials: Path, root: Path, texts: tuple[Texts, Texts]
+) -> None:
+    config = AuditConfig(attacks="ltmia", observer="training_run")
+    for checkpoints in ([root / "checkpoint-9"], []):
+        pair = load_training_run(
+            materials / "my-model", materials / "my-base", checkpoints, dtype="float32", device="cpu"
+        )
+        with pytest.raises(ConfigError, match="checkpoints"):
+            audit(pair, *texts, audited, config=config)
+
+
 def test_candidates_are_judged_by_checkpoints(
     materials: Path, root: Path, texts: tuple[Texts, Texts], tmp_path: Path
 ) -> None:

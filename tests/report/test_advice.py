@@ -89,6 +89,8 @@ def test_weights_that_tell_more_are_to_be_kept(sound: Results) -> None:
         "logprobs": ObserverResult(attack="ltmia", decisions=decided(sound.decisions, 3)),
     }
     assert titles(sound.model_copy(update={"observers": seen}), 0) == ["Keep the weights private"]
+    seen |= {"training_run": ObserverResult(attack="checkpoints", decisions=decided(sound.decisions, 31))}
+    assert titles(sound.model_copy(update={"observers": seen}), 0)[1:] == ["Delete the checkpoints"]
     turned = {"weights": seen["logprobs"], "logprobs": seen["weights"]}
     assert titles(sound.model_copy(update={"observers": turned}), 0) == []
 

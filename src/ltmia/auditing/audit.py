@@ -8,7 +8,7 @@ import numpy as np
 
 from ltmia.attacks.multi_pass import SHOTS, Shots
 from ltmia.attacks.selection import select_attacks
-from ltmia.attacks.table import ATTACKS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
+from ltmia.attacks.table import ATTACKS, CHECKPOINTS, CONTROL, LEARNED, WEIGHTS, WITH_WEIGHTS
 from ltmia.auditing.assembly import assemble
 from ltmia.auditing.folder import hold_for
 from ltmia.auditing.measured import Measured, Scores, decide, judges, measure_scores, strongest
@@ -121,6 +121,8 @@ def audit_of(
 def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:
     names = select_attacks(config.attacks, pairs=sets.texts.rejected is not None)
     refuse_other_kind(names, config.observer, sets)
+    if CHECKPOINTS in names and config.observer != "training_run":
+        raise ConfigError(f"{CHECKPOINTS}: is run by the observer training_run; take that one, and give checkpoints")
     weights = [name for name in WEIGHTS if name in names]
     if weights and config.observer == "logprobs":
         raise ConfigError(f"{', '.join(weights)}: reads the weights, which the observer logprobs does not see")

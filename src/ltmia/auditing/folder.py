@@ -45,7 +45,8 @@ def hold_for(
         DataError: If the file of spans cannot be read.
     """
     sources = (LoadedPair(pair) if isinstance(pair, Pair) else pair).sources
-    refuse_inputs(out, [*sources, *(part.source for part in texts), config.spans or ""])
+    checkpoints = _checkpoints(pair)
+    refuse_inputs(out, [*sources, *checkpoints, *(part.source for part in texts), config.spans or ""])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
     with set_aside_on_failure(out):
         hashes = hashes_of(texts) | hash_of_spans(config.spans) | dict(further or {})
@@ -53,8 +54,18 @@ def hold_for(
     if config.spans is not None:
         options["spans"] = True  # which ones, the hash says
     loading = dict(pair.settings) if isinstance(pair, PairToLoad) else {}
+    if checkpoints:
+        loading["checkpoints"] = " ".join(_name(source, out) for source in checkpoints)
     marker = Marker(kind=MARKED[kind], settings=names | options | loading)
     return run_in(out, marker, hashes, overwrite=config.overwrite)
+
+
+def _checkpoints(pair: Pair | AuditedPair | PairToLoad) -> list[str]:
+    """Return the names of earlier states of the target."""
+    if isinstance(pair, PairToLoad):
+        return list(pair.checkpoints)
+    models = pair if isinstance(pair, Pair) else pair.models
+    return [] if models is None else [checkpoint.place for checkpoint in models.checkpoints]
 
 
 def hashes_of(texts: tuple[Texts, Texts]) -> dict[str, str]:

@@ -158,8 +158,9 @@ def score(
     from ltmia.models.training_run import load_training_run
     from ltmia.scoring.stored_scores import score_to_store
 
-    sources = [str(Path(place).resolve()) if Path(place).exists() else place for place in (target, base)]
-    with o.pair_to_load(*sources, **loading.keywords) as pair:
+    sources = [_anywhere(place) for place in (target, base)]
+    keywords = loading.keywords | {"checkpoints": [_anywhere(place) for place in loading.checkpoints or ()]}
+    with o.pair_to_load(*sources, **keywords) as pair:
         with set_aside_on_failure(out):
             read = loading.reader(target, base)
             candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
@@ -173,7 +174,7 @@ def score(
             overwrite=overwrite,
         )
         scorer = (
-            _ray_scorer(partial(load_training_run, *sources, **loading.keywords), workers)
+            _ray_scorer(partial(load_training_run, *sources, **keywords), workers)
             if engine is o.EngineName.ray
             else score_to_store
         )
@@ -242,6 +243,11 @@ def _show_groups(folder: Path) -> None:
     groups = read_groups(folder)
     if groups is not None:
         print("", *group_table(groups), sep="\n")
+
+
+def _anywhere(place: str) -> str:
+    """Name a local model so that a worker in another working directory finds it."""
+    return str(Path(place).resolve()) if Path(place).exists() else place
 
 
 def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":

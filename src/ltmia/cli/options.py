@@ -257,7 +257,7 @@ def pair_to_load(target: str, base: str, **options: Any) -> "Iterator[PairToLoad
 def _pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
     from ltmia.data.recordings import is_recording
     from ltmia.errors import ConfigError
-    from ltmia.models.training_run import load_training_run
+    from ltmia.models.training_run import checkpoints_in, load_training_run
     from ltmia.scoring.audited_pair import PairToLoad
     from ltmia.scoring.recorded_pair import load_recorded_pair
 
@@ -266,9 +266,13 @@ def _pair_to_load(target: str, base: str, **options: Any) -> "PairToLoad":
             raise ConfigError("--checkpoints: the training run is read from weights, and a recording holds none")
         return PairToLoad(sources=(target, base), load=partial(load_recorded_pair, target, base))
     named = {} if options["dtype"] == Dtype.auto else {"dtype": options["dtype"].value}
-    if options.get("checkpoints"):
-        named["checkpoints"] = " ".join(options["checkpoints"])
-    return PairToLoad(sources=(target, base), load=partial(load_training_run, target, base, **options), settings=named)
+    options["checkpoints"] = checkpoints_in(options.get("checkpoints", ()))
+    return PairToLoad(
+        sources=(target, base),
+        load=partial(load_training_run, target, base, **options),
+        checkpoints=options["checkpoints"],
+        settings=named,
+    )
 
 
 @contextmanager

@@ -58,10 +58,14 @@ def _log_probabilities(results: Results) -> str | None:
 
 
 def _weights(results: Results) -> str | None:
-    found = results.observers.get("weights")
-    if found is None or found.decisions is None:
-        return None
-    return f"{found.decisions.n_flagged} of {found.decisions.n_judged} records identified by {found.attack}."
+    found = [results.observers.get("weights"), results.observers.get("training_run")]
+    lines = [
+        f"{result.decisions.n_flagged} of {result.decisions.n_judged} records identified by {result.attack}"
+        for result in found
+        if result is not None and result.decisions is not None
+    ]
+    with_run = ", by an attacker who also holds checkpoints of the training run"
+    return f"{'; '.join(lines)}{with_run if len(lines) > 1 else ''}." if lines else None
 
 
 def _epsilon(results: Results) -> str | None:

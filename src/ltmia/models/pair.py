@@ -37,6 +37,8 @@ class Checkpoint:
     source: str
     load: Callable[[], "Pair"]
     """Loads it as the target of a pair, with the same base."""
+    place: str = ""
+    """Absolute path, or hub id; empty for a state in memory."""
     is_known: bool = False
     """Whether it is known to be of the target's training run, so that its weights need not tell."""
 

@@ -41,19 +41,29 @@ def load_training_run(
     """
     if sequential and checkpoints:
         raise ModelError("checkpoints are read with both models in memory: leave out `sequential=True`")
-    sources = [find_source(name) for name in _expanded(checkpoints)]
+    sources = [find_source(name) for name in checkpoints_in(checkpoints)]
     for source in sources:
         (check_adapter if source.is_adapter else check_weights)(source)
     pair = load_pair(target, base, sequential=sequential, **keywords)
     same = replace(LoadOptions(**keywords), dtype=dtype_name(pair.dtype), device=str(pair.device))
     pair.checkpoints = tuple(
-        Checkpoint(source=shown_path(source.given), load=partial(_load, pair, base, source, same), is_known=are_known)
+        Checkpoint(
+            source=shown_path(source.given),
+            place=source.name,
+            load=partial(_load, pair, base, source, same),
+            is_known=are_known,
+        )
         for source in sources
     )
     return pair
 
 
-def _expanded(checkpoints: Sequence[str | Path]) -> list[str]:
+def checkpoints_in(checkpoints: Sequence[str | Path]) -> list[str]:
+    """Replace each folder of a Trainer by the checkpoints in it, in the order of their steps.
+
+    Raises:
+        ModelError: If a checkpoint is there twice.
+    """
     found: list[str] = []
     for given in checkpoints:
         folder = Path(given)

@@ -31,7 +31,17 @@ class Advice:
 
 def advise(results: Results, records: Records) -> list[Advice]:
     """Return the advice that the figures support, the most urgent first; empty if there is none."""
-    looks = (_mend_the_audit, _fewer_epochs, _whole_training, _outliers, _groups, _repeats, _weights, _more_texts)
+    looks = (
+        _mend_the_audit,
+        _fewer_epochs,
+        _whole_training,
+        _outliers,
+        _groups,
+        _repeats,
+        _weights,
+        _checkpoints,
+        _more_texts,
+    )
     return [found for look in looks if (found := look(results, records)) is not None]
 
 
@@ -122,16 +132,34 @@ def _repeats(results: Results, _records: Records) -> Advice | None:
 
 def _weights(results: Results, _records: Records) -> Advice | None:
     """Advise to keep the weights private if they reveal more records than log-probabilities do."""
-    seen = {name: found.decisions for name, found in results.observers.items() if found.decisions is not None}
-    weights, logprobs = seen.get("weights"), seen.get("logprobs")
-    if weights is None or logprobs is None or weights.n_flagged <= logprobs.n_flagged:
+    weights, logprobs = _flagged(results, "weights"), _flagged(results, "logprobs")
+    if weights is None or logprobs is None or weights <= logprobs:
         return None
     return Advice(
         title="Keep the weights private",
-        evidence=f"An attacker with the weights of both models identifies {weights.n_flagged} records; one with "
-        f"only log-probabilities identifies {logprobs.n_flagged}.",
+        evidence=f"An attacker with the weights of both models identifies {weights} records; one with "
+        f"only log-probabilities identifies {logprobs}.",
         todo="Offer the model through an endpoint instead of publishing it.",
     )
+
+
+def _checkpoints(results: Results, _records: Records) -> Advice | None:
+    """Advise to remove the checkpoints if they reveal more records than the weights do."""
+    run, weights = _flagged(results, "training_run"), _flagged(results, "weights")
+    if run is None or weights is None or run <= weights:
+        return None
+    return Advice(
+        title="Delete the checkpoints",
+        evidence=f"An attacker who also holds checkpoints of the training run identifies {run} records; one with the "
+        f"weights of both models identifies {weights}.",
+        todo="Delete them when training is done, or keep them where the texts are kept.",
+    )
+
+
+def _flagged(results: Results, observer: str) -> int | None:
+    """Return how many records an observer identifies; None if it was not tried."""
+    found = {str(name): result.decisions for name, result in results.observers.items()}.get(observer)
+    return None if found is None else found.n_flagged
 
 
 def _more_texts(results: Results, _records: Records) -> Advice | None:

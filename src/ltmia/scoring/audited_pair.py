@@ -108,6 +108,8 @@ class PairToLoad:
     sources: tuple[str, str]
     """Target and reference as the user named them."""
     load: Callable[[], Pair | AuditedPair]
+    checkpoints: Sequence[str] = ()
+    """Earlier states of the target as the user named them."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Options of loading that affect numbers, if they were named."""
 

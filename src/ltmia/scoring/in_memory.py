@@ -113,7 +113,7 @@ def score_texts(
     names = [name for name in select_attacks(attacks) if attacks not in ("fast", "all") or name != CONTROL]
     if CONTROL in names:
         raise ConfigError(f"{CONTROL}: needs labels, so it is part of an audit only; leave it out")
-    if weights := [name for name in names if ATTACKS[name].observer == "weights"]:
+    if weights := [name for name in names if ATTACKS[name].observer != "logprobs"]:
         raise ConfigError(f"{', '.join(weights)}: reads the weights, so it is part of `audit` and `score` only")
     learned = [name for name in names if name in (LEARNED, EXCESS)]
     if learned and len(texts) < FEWEST_TO_LEARN_FROM:
