@@ -124,6 +124,19 @@ def test_the_weights_observer_adds_its_disk_memory_and_passes(tmp_path):
     assert weights.flops.gradients == pytest.approx(back + 2 * 3000 * LENGTH * 2 * 100_000, rel=1e-6)
 
 
+def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    weights, run = (
+        plan_audit(target, None, Work(n_texts=3000, max_length=LENGTH, observer=observer), GIVEN)
+        for observer in ("weights", "training_run")
+    )
+    assert run.memory.weights == 1.5 * weights.memory.weights, "one more model like the target"
+    flops = weights.flops
+    one = (flops.layers + flops.attention + flops.head + flops.gradients) / 2 + flops.solve
+    said = run.findings[-1].sentence
+    assert f"each checkpoint adds {one:.1e} FLOPs, {one / flops.total:.0%} of the time above, and 0.56 GiB" in said
+
+
 def test_memory_is_what_the_system_says(tmp_path):
     config = LlamaConfig(hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=4,
                          vocab_size=8192, bos_token_id=None, eos_token_id=None)  # fmt: skip

@@ -48,12 +48,17 @@ class Work:
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name}={getattr(self, name)}`: expected at least {least}")
         if self.sequential and self.reads_weights:
-            raise ConfigError("`observer=weights` needs both models in memory: leave out `sequential=True`")
+            raise ConfigError(f"`observer={self.observer}` needs both models in memory: leave out `sequential=True`")
 
     @property
     def reads_weights(self) -> bool:
         """Whether gradients are read."""
         return self.observer != "logprobs"
+
+    @property
+    def reads_checkpoints(self) -> bool:
+        """Whether checkpoints of the training run are read."""
+        return self.observer == "training_run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +154,18 @@ def count_flops(setting: Setting) -> Flops:
     return replace(found, gradients=gradients, solve=2 * columns**2 * config.n_coordinates + columns**3)
 
 
+def count_checkpoint_flops(setting: Setting) -> Flops:
+    """Count the FLOPs that each checkpoint adds: a pass of a model like the target, its gradients, and a regression."""
+    work, target, whole = setting.work, setting.pair.target, count_flops(setting)
+    return Flops(
+        layers=work.n_texts * setting.length * 2 * _n_active(target.products),
+        attention=work.n_texts * target.attention.flops(setting.length),
+        head=2 * work.n_texts * (setting.length - 1) * target.n_head,
+        gradients=whole.gradients // len(WeightsConfig().points),
+        solve=whole.solve,
+    )
+
+
 def count_memory(setting: Setting) -> Memory:
     """Count the bytes that are in the device's memory at once."""
     work, width, on_cpu = setting.work, setting.dtype.itemsize, setting.device_type == "cpu"
@@ -159,6 +176,8 @@ def count_memory(setting: Setting) -> Memory:
         weights = max(target.n_parameters + reference.n_head, reference.n_parameters + target.n_head)
     else:
         weights = target.n_parameters + reference.n_parameters
+    if work.reads_checkpoints:
+        weights += target.n_parameters  # one checkpoint at a time, beside both models
     # Experts work on a copy of a token for each expert that reads it.
     widest = max(max(p.n_in, p.n_out) * p.times for shape in setting.models for p in shape.products)
     batch = setting.pass_tokens if work.batch_size == "auto" else work.batch_size * setting.length
@@ -186,6 +205,11 @@ def solve_bytes(work: Work) -> int:
     """Return the memory that the regression of the weights observer takes, on the CPU."""
     columns = len(WeightsConfig().points) * work.n_texts
     return 8 * SQUARES * columns**2 if work.reads_weights else 0
+
+
+def checkpoint_disk_bytes(setting: Setting) -> int:
+    """Return the bytes on disk that each checkpoint adds: the gradients of all texts at one more point."""
+    return disk_bytes(setting)["gradients"] // len(WeightsConfig().points)
 
 
 def disk_bytes(setting: Setting) -> dict[str, int]:

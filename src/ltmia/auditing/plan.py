@@ -13,6 +13,8 @@ from ltmia.auditing.cost import (
     Memory,
     Setting,
     Work,
+    checkpoint_disk_bytes,
+    count_checkpoint_flops,
     count_flops,
     count_memory,
     disk_bytes,
@@ -130,6 +132,7 @@ def plan_audit(
         *_about_memory(setting, memory, free, host),
         *_about_disk(setting),
         time_finding,
+        *_about_checkpoints(setting, flops),
     )
     return Plan(
         findings=findings,
@@ -250,6 +253,17 @@ def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
         yield (
             f"`sequential=True` with `dtype=bfloat16` and `batch_size=1`{seen}",
             replace(half if setting.dtype not in HALF else setting, work=replace(alone, batch_size=1)),
+        )
+
+
+def _about_checkpoints(setting: Setting, flops: Flops) -> Iterator[Finding]:
+    """Say what each checkpoint adds, because their number is not known."""
+    if setting.work.reads_checkpoints:
+        more = count_checkpoint_flops(setting).total
+        yield Finding(
+            level="ok",
+            sentence=f"each checkpoint adds {more:.1e} FLOPs, {more / flops.total:.0%} of the time above, and "
+            f"{_gib(checkpoint_disk_bytes(setting))} GiB on disk; memory for one is counted above",
         )
 
 
