@@ -20,6 +20,7 @@ from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
 from ltmia.cli.settings import Commands
 from ltmia.cli.showing import show
+from ltmia.cli.synthetic import synthetic
 
 if TYPE_CHECKING:
     from ltmia.models.pair import Pair
@@ -258,7 +259,7 @@ def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
 
 ELSEWHERE: dict[str, tuple[Callable[..., None], ...]] = {
     START: (doctor, attacks),
-    AUDIT: (record, decisions.report),
+    AUDIT: (synthetic, record, decisions.report),
     DECIDE: (decisions.gate, decisions.compare, evidence.card, evidence.annex, evidence.verify),
     RESEARCH: (classifiers.train, classifiers.evaluate, bench),
 }

@@ -29,8 +29,8 @@ SIGNS = {
 PRIVATE_FOLDER = "private"
 TOKENS_FILE, SALT_FILE, RUN_FILE, README_FILE = "tokens.parquet", "salt", "run.json", "README.md"
 RANKS_FILE, CONTINUATIONS_FILE = "ranks", "continuations"
-STORE_FOLDER, REJECTED_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, PREVIOUS_FOLDER = (
-    "store", "rejected", "multi_pass", "gradients", "previous",
+STORE_FOLDER, REJECTED_FOLDER, MULTI_PASS_FOLDER, GRADIENTS_FOLDER, AUXILIARY_FOLDER, PREVIOUS_FOLDER = (
+    "store", "rejected", "multi_pass", "gradients", "auxiliary", "previous",
 )  # fmt: skip
 SALT_BYTES = 32
 README = """# Private: do not pass on
@@ -52,6 +52,7 @@ Anyone who has this folder and both models can reconstruct the audited texts wor
 | `trained.jsonl` | token ids that a Trainer trained on |
 | `model/` | the model when its audit began; removed when the audit is done |
 | `checkpoints/` | states of a model in training; removed when the last audit is done |
+| `auxiliary/` | model that was fine-tuned on synthetic texts |
 | `previous/` | the results of the run before |
 
 The files in the folder above do not need it. A later run resumes from it, so

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ltmia.evaluation.drawn_out import Extraction, NearVerbatim, Secrets
 from ltmia.evaluation.pair_info import ModelInfo, TokenizerInfo
 from ltmia.evaluation.section import Amount, Count, Measure, Rate, Section, Share, ShareMeasure
-from ltmia.evaluation.subjects import Canaries
+from ltmia.evaluation.subjects import Canaries, Synthetic
 
 
 class DataInfo(Section):
@@ -220,6 +220,8 @@ class Results(Section):
     """Exposure of secrets; null if no spans were given."""
     canaries: Canaries | None = None
     """What was measured with canaries; null if the texts are none."""
+    synthetic: Synthetic | None = None
+    """Which synthetic texts the figures are of; null if they are of a model."""
     set_test: SetTest
     epsilon: Measure | None = None
     """Lower bound on the privacy loss epsilon of a text (one-run audit), in nats; null without labels."""
@@ -233,7 +235,8 @@ class Results(Section):
     @property
     def subject(self) -> str | None:
         """What the audit is of, in a sentence; None if it is of a model and texts alone."""
-        return None if self.canaries is None else self.canaries.sentence
+        found = self.canaries or self.synthetic
+        return None if found is None else found.sentence
 
     @model_validator(mode="after")
     def _no_part_above_its_whole(self) -> "Results":

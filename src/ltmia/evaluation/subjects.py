@@ -55,3 +55,39 @@ class Canaries(Section):
             "The texts are canaries, which an LM wrote; a fair coin decided which of them were put into the training "
             "file. Other texts may be easier or harder to recognise."
         )
+
+
+class Copies(Section):
+    """Texts of one side that synthetic texts repeat."""
+
+    n_texts: Count
+    n_verbatim: Count
+    """Texts that stand whole in a synthetic text, case and white space ignored."""
+    n_near: Count
+    """Other texts of which more than 30 % of the word 8-grams occur in synthetic texts."""
+
+
+class Synthetic(Section):
+    """An audit of synthetic texts by way of an auxiliary model, see docs/synthetic.md."""
+
+    n_texts: Count
+    """Number of synthetic texts."""
+    base: str
+    """LM that was fine-tuned on them."""
+    epochs: Annotated[int, Field(ge=1)]
+    learning_rate: float
+    lora: bool
+    members: Copies
+    nonmembers: Copies
+
+    @property
+    def sentence(self) -> str:
+        """What the figures are about, and the plainest finding."""
+        m, n = self.members, self.nonmembers
+        how = f"{self.epochs} {'epoch' if self.epochs == 1 else 'epochs'}{' of LoRA' if self.lora else ''}"
+        return (
+            f"These figures are of synthetic data: what an attacker can tell who sees only {self.n_texts:,} generated "
+            f"texts. The target is an auxiliary model, {self.base} fine-tuned on them for {how}, and not the model "
+            f"that wrote them. {m.n_verbatim} of {m.n_texts} members stand word for word in the generated texts, and "
+            f"{m.n_near} more in long passages; of {n.n_texts} non-members, {n.n_verbatim} and {n.n_near}."
+        )

@@ -35,7 +35,7 @@ from ltmia.finetuning.training import (
 from ltmia.finetuning.training_rows import RightPadding, TextRow, TokenRows, training_rows
 from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
-from ltmia.ownership import Marker, check_folder, refuse_inputs
+from ltmia.ownership import Marker, check_folder, read_marker, refuse_changed, refuse_inputs
 from ltmia.records import Texts
 from ltmia.runtime import computes_bfloat16
 
@@ -118,6 +118,26 @@ def finetune(
         path=out,
         privacy=trained.privacy,
     )
+
+
+def is_finetuned(
+    out: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Texts | Sequence[str],
+    config: FinetuneConfig,
+) -> bool:
+    """Say whether `finetune` with the same arguments and no validation texts has finished in a folder.
+
+    Raises:
+        ConfigError: If it has, and a file was changed since.
+    """
+    found = read_marker(out)
+    marker = _marker((model, tokenizer), config, (_rows(tokenizer, texts, "training", config.max_length), []))
+    if found is None or not found.files or (found.kind, found.settings) != (marker.kind, marker.settings):
+        return False
+    refuse_changed(out, found)
+    return all((out / name).is_file() for name in found.files)
 
 
 def _rows(
