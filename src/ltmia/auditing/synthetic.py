@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -84,7 +84,7 @@ def audit_synthetic(
     out: Path | str,
     *,
     config: AuditConfig | None = None,
-    loading: Mapping[str, Any] | None = None,
+    loading: LoadOptions | None = None,
     report: Report = silent,
 ) -> AuditResult:
     """Fine-tune a base on synthetic texts, and audit the result for the texts that their generator was trained on.
@@ -98,7 +98,7 @@ def audit_synthetic(
         texts: Texts that the generator was trained on, and texts of the same kind that it never saw.
         out: Folder for the results.
         config: Options of the audit.
-        loading: Keywords of `load_pair`.
+        loading: How models are loaded.
         report: Called with progress.
 
     Raises:
@@ -108,16 +108,14 @@ def audit_synthetic(
     out, config = Path(out), config or AuditConfig()
     refuse_inputs(out, [subject.texts.source])
     target = out.resolve() / PRIVATE_FOLDER / AUXILIARY_FOLDER
-    load = partial(_auxiliary, subject, target, dict(loading or {}), report)
+    load = partial(_auxiliary, subject, target, loading or LoadOptions(), report)
     pair = PairToLoad(sources=(str(target), subject.base), load=load)
     return audit_of(subject, pair, texts, out, config=config, report=report)
 
 
-def _auxiliary(subject: SyntheticSubject, target: Path, loading: dict[str, Any], report: Report) -> Pair:
+def _auxiliary(subject: SyntheticSubject, target: Path, loading: LoadOptions, report: Report) -> Pair:
     """Fine-tune the base on the synthetic texts unless that is done, and load both."""
-    options = LoadOptions(
-        dtype="float32", **{name: value for name, value in loading.items() if name not in ("dtype", "sequential")}
-    )
+    options = replace(loading, dtype="float32")  # to train in
     model, _ = load_model(subject.base, options)
     tokenizer = load_tokenizer(subject.base, options)
     if not is_finetuned(target, model, tokenizer, subject.texts, subject.tuning):
@@ -125,4 +123,4 @@ def _auxiliary(subject: SyntheticSubject, target: Path, loading: dict[str, Any],
         finetune(model, tokenizer, subject.texts, subject.tuning, target, overwrite=True)
         report("fine-tuning", 1, 1)
     del model
-    return load_pair(target, subject.base, **loading)
+    return load_pair(target, subject.base, **asdict(loading))

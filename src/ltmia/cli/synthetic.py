@@ -27,7 +27,11 @@ def synthetic(
     columns: g.TextOptions,
     attacks: o.Attacks = "fast",
     judging: g.JudgeOptions,
-    loading: g.ModelOptions,
+    dtype: o.DtypeOption = o.Dtype.auto,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    day: o.Day = None,
+    allow_hub: o.AllowHub = False,
     seed: o.Seed = 0,
     reveal: o.Reveal = False,
     overwrite: o.Overwrite = False,
@@ -39,12 +43,13 @@ def synthetic(
     from ltmia.auditing.synthetic import SyntheticSubject, audit_synthetic
     from ltmia.evaluation.audit_folder import set_aside_on_failure
     from ltmia.finetuning.config import FinetuneConfig
+    from ltmia.models.loading import LoadOptions
 
     tuning = FinetuneConfig(
         epochs=epochs, learning_rate=learning_rate, lora=lora, max_length=judging.max_length, seed=seed
     )
     with set_aside_on_failure(out):
-        read = loading.reader(base, base)
+        read = o.reader(base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
         member_texts, nonmember_texts = columns.read(read, members, nonmembers)
         written = read(synthetic, text_column=columns.text_column)
     config = AuditConfig(
@@ -62,7 +67,9 @@ def synthetic(
             (member_texts, nonmember_texts),
             out,
             config=config,
-            loading=loading.keywords,
+            loading=LoadOptions(
+                dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
+            ),
             report=report,
         )
     show(out, quiet=printing.quiet, as_json=printing.as_json)
