@@ -276,6 +276,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         arguments="{corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --rows 'int8 by row, base alike'",
         finds=r"\| int8 by row, base alike \| 0\.\d{3} \| [01]\.\d{3}",
     ),
+    "benchmarks/synthetic.py": SmallRun(
+        arguments="out --members 20 --epochs 0 --texts 20 --tokens 16",
+        finds=r"\| 0 \| 20 \| 0\.\d{3} ",
+        check=written("out/audit-0-20/report.html"),
+        is_slow=True,
+    ),
     "benchmarks/what_helps.py": SmallRun(
         arguments="out --members 60 --changes fewer_epochs",
         finds="",
@@ -343,6 +349,12 @@ COMMANDS: tuple[SmallRun, ...] = (
         arguments=f"canaries audit {PAIR} --canaries {{canaries}} --attacks loss -o audit",
         finds="copies  inserted  left out",
         check=written("audit/report.html"),
+    ),
+    SmallRun(
+        arguments=f"synthetic {{materials}}/candidates.jsonl --members {{materials}}/train.jsonl {SIDES} "
+        "--base {materials}/my-base --epochs 1 --max-length 32 --attacks loss -o audit",
+        finds="These figures are of synthetic data",
+        check=audited("audit", 60),
     ),
     SmallRun(
         arguments="compare {materials}/audit {materials}/audit --html comparison.html",
