@@ -233,7 +233,7 @@ def test_second_moments_are_those_of_batches(tmp_path) -> None:
 
 def test_a_metric_weighs_rounding_against_the_misfit() -> None:
     drawn = Coordinates(
-        places=(), batched=True, change=np.array([1.0, -1.0, 1.0, 1.0]), rounding=np.array([0.0, 1.5, 0.0, 0.0]),
+        places=(), batched=True, change=np.array([1.0, -(2.5**0.5), 1.0, 1.0]), rounding=np.array([0.0, 1.5, 0.0, 0.0]),
         layers=(0,), n_available=4,
     )  # fmt: skip
     metric = metric_of(np.array([4.0, 4.0, 4.0, 0.0]), drawn, adaptive=True, power=1.0)

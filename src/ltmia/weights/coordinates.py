@@ -25,6 +25,7 @@ from ltmia.models.weight_delta import (
 )
 from ltmia.weights.backward import MatrixPlaces, TextGradients
 from ltmia.weights.low_rank import row_space
+from ltmia.weights.rounding import MANTISSA_BITS, cell_widths, observe_update
 
 TRIAL_LENGTH, TRIED = 6, 512
 """Tokens of a trial text, and coordinates of a matrix that are compared."""
@@ -32,8 +33,6 @@ TRIAL_TOLERANCE = 1e-3
 """Largest relative difference, in 2-norm, between gradients from a batch and from each text alone."""
 HALF_TRIAL_TOLERANCE = 5e-2
 """The same for matrices stored in half precision."""
-MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-"""Bits of the mantissa of formats whose rounding is visible in an update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,9 +44,10 @@ class Coordinates:
     batched: bool
     """Whether one backward pass gives the gradients of several texts."""
     change: Float64[np.ndarray, " coordinate"]
-    """Target minus base at the coordinates."""
+    """Target minus base at the coordinates, as well as the target's stored numbers tell it; see `observe_update`."""
     rounding: Float64[np.ndarray, " coordinate"]
-    """Variance of the rounding of the target's stored number; 0 if the format is exact enough."""
+    """Variance of `change` by the rounding of the target's stored numbers: 0 if they are exact, infinite if they tell
+    nothing."""
     layers: tuple[int, ...]
     """Layers of the coordinates."""
     n_available: int
@@ -93,9 +93,12 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
     for matrix, rows, size, count in zip(chosen, bases, sizes, _shares(sizes, n_coordinates), strict=True):
         place = MatrixPlaces.of(matrix, np.sort(rng.choice(size, count, replace=False)), rows)
         places.append(place)
-        change.append(_change(matrix, place))
-        rounding.append(_rounding(matrix, place))
+        observed, noise = _observed(matrix, place)
+        change.append(observed)
+        rounding.append(noise)
     _check_update(change, places, int(sizes.sum()))
+    if not any(np.isfinite(noise).any() for noise in rounding):
+        raise ModelError("the target's weights are stored so coarsely that the update cannot be seen in them")
     return Coordinates(
         places=tuple(places),
         batched=bool(readable),
@@ -124,9 +127,8 @@ def read_coordinates(pair: Pair, coordinates: Coordinates) -> Coordinates:
                 f"{pair.target_origin.source}: no {place.name} of shape {place.shape}, which the target has: is it a "
                 "checkpoint of the same training run, in the same form (adapter or whole model)?"
             )
-    change = [_change(found[place.name], place) for place in coordinates.places]
+    change, rounding = zip(*(_observed(found[place.name], place) for place in coordinates.places), strict=True)
     _check_finite(change, coordinates.places)
-    rounding = [_rounding(found[place.name], place) for place in coordinates.places]
     return replace(coordinates, change=np.concatenate(change), rounding=np.concatenate(rounding))
 
 
@@ -207,13 +209,16 @@ def _numbers(values: Tensor) -> Float64[np.ndarray, " coordinate"]:
     return values.double().cpu().numpy()
 
 
-def _rounding(matrix: ChangedMatrix, place: MatrixPlaces) -> Float64[np.ndarray, " coordinate"]:
-    """Return the variance of rounding to the target's format: a uniform error of one unit in the last place."""
-    bits = MANTISSA_BITS.get(matrix.target.dtype)
-    if bits is None:
-        return np.zeros(len(place.flat))
-    _, exponent = torch.frexp(matrix.target.detach().float())
-    return _numbers(place.variances(torch.exp2(2.0 * (exponent - 1 - bits)) / 12.0))
+def _observed(
+    matrix: ChangedMatrix, place: MatrixPlaces
+) -> tuple[Float64[np.ndarray, " coordinate"], Float64[np.ndarray, " coordinate"]]:
+    """Return the update at the coordinates, and the variance that the rounding of the target gives it."""
+    change, widths = _change(matrix, place), cell_widths(matrix.target)
+    if widths is None:
+        return change, np.zeros(len(place.flat))
+    if place.rows is not None:  # a sum over many cells, whose errors are nearly normal together
+        return change, _numbers(place.variances(widths.square() / 12))
+    return observe_update(change, _numbers(place.values(widths)))
 
 
 def _digest(places: Sequence[MatrixPlaces]) -> str:

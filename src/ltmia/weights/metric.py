@@ -25,6 +25,8 @@ BLOCK_BYTES = 64 * 2**20
 """Bytes of gradients that are read at a time."""
 MISFIT_SHARE = 0.5
 """Share of the update's mean square that is taken as misfit of the linear model, in comparison with rounding."""
+SQUARE_ROUNDS, LEAST_SQUARE = 50, 0.5
+"""Rounds in which a mean square is found, and the smallest share of it that a round leaves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,15 @@ def _moments_at(path: Path, state: Any, place: MatrixPlaces) -> Float64[np.ndarr
     return moments
 
 
+def mean_square(values: Float64[np.ndarray, " _"], variance: Float64[np.ndarray, " _"]) -> float:
+    """Return the mean square of exact numbers, from observations with errors of known variance: the most likely one."""
+    found = float(np.square(values).mean())
+    for _ in range(SQUARE_ROUNDS if variance.any() else 0):
+        weights = (found + variance) ** -2.0
+        found = max(float(weights @ (values**2 - variance) / weights.sum()), LEAST_SQUARE * found)
+    return found
+
+
 def metric_of(
     moments: Float64[np.ndarray, " coordinate"],
     coordinates: Coordinates,
@@ -120,10 +131,10 @@ def metric_of(
         adaptive: The optimiser divides by sqrt(v), as Adam does; else it follows the gradient.
         power: How evenly the misfit of the linear model is spread: 1, the same everywhere; 0, as 1 / sqrt(v).
     """
-    alive = moments > 0
+    alive = (moments > 0) & np.isfinite(coordinates.rounding)
     safe = np.where(alive, moments, 1.0)
     scale = np.exp(np.log(safe[alive]).mean()) if alive.any() else 1.0
-    misfit = MISFIT_SHARE * np.square(coordinates.change[alive]).mean() if alive.any() else 1.0
+    misfit = MISFIT_SHARE * mean_square(coordinates.change[alive], coordinates.rounding[alive]) if alive.any() else 1.0
     variance = misfit * (safe / scale) ** (power - 1.0) + coordinates.rounding
     noise = np.sqrt(variance / misfit)
     return Metric(
