@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from ltmia.canaries.key import KEY_FILE, KIND, CanaryKey, Reader, key_lines, read_key
 from ltmia.canaries.rows import ID, columns_of, form_of, new_ids
 from ltmia.canaries.sampling import SampleConfig, sample_texts
-from ltmia.canaries.training_file import Columns, first_rows, read_training_file
+from ltmia.canaries.training_file import Columns, TableFile, TextFile, first_rows, read_training_file
 from ltmia.data.duplicates import normalise_text
 from ltmia.errors import ConfigError
 from ltmia.evaluation.epsilon import FEWEST_RECORDS
@@ -118,33 +119,50 @@ def make_canaries(
     refuse_inputs(out, [pair.target_origin.source, training])
     texts = read(str(training), text_column=config.text_column)
     file = read_training_file(training)
-    form, like = form_of(first_rows(file), config.text_column, str(training))
     marker = _marker(pair, training, config)
     check_folder(out, marker, overwrite=overwrite)
-    name = training.name
     if not _is_done(out, marker):
-        sampled = sample_texts(
-            pair, config.sampling, refused=frozenset(map(normalise_text, texts.texts)), report=report
-        )
-        repeats, inserted = toss(config)
+        form, like = form_of(first_rows(file), config.text_column, str(training))
+        refused = frozenset(map(normalise_text, texts.texts))
+        sampled = sample_texts(pair, config.sampling, refused=refused, report=report)
         columns = [columns_of(form, config.text_column, text) for text in sampled]
-        copies = np.repeat(np.flatnonzero(inserted), repeats[inserted])
-        rng = np.random.default_rng([config.seed, *ORDER])
-        rows: list[Columns] = [dict.fromkeys(like) | columns[i] for i in rng.permutation(copies)]
-        rows = _with_ids(rows, like, texts.ids, np.random.default_rng([config.seed, *IDS]))
-        places = np.sort(rng.choice(len(file) + len(rows), len(rows), replace=False)).tolist()
-
-        def write(folder: Path) -> None:
-            file.written(rows, places, folder / name)
-            _write_private(folder / KEY_FILE, key_lines(columns, inserted.tolist(), repeats.tolist()))
-
         with work_folder(out, marker.settings):
+            write = partial(_write, file=file, columns=columns, like=like, taken=texts.ids, config=config)
             write_folder(out, write, marker, overwrite=overwrite)
             (out / KEY_FILE).parent.chmod(0o700)
         remove_work_folder(out)
     key = read_key(out, read)
     n_copies = sum(times for times, there in zip(key.repeats, key.inserted, strict=True) if there)
-    return MadeCanaries(training_file=out / name, n_rows=len(file), n_copies=n_copies, key=key)
+    return MadeCanaries(training_file=out / training.name, n_rows=len(file), n_copies=n_copies, key=key)
+
+
+def _write(
+    folder: Path,
+    *,
+    file: TextFile | TableFile,
+    columns: Sequence[Columns],
+    like: Columns,
+    taken: Sequence[str],
+    config: CanaryConfig,
+) -> None:
+    """Toss the coins, and write the training file with canaries, and the key.
+
+    Args:
+        folder: Empty.
+        file: The training file.
+        columns: Columns that hold each canary.
+        like: A row of the file, whose other columns are left empty.
+        taken: Ids of its rows.
+        config: Options.
+    """
+    repeats, inserted = toss(config)
+    copies = np.repeat(np.flatnonzero(inserted), repeats[inserted])
+    rng = np.random.default_rng([config.seed, *ORDER])
+    rows: list[Columns] = [{**dict.fromkeys(like), **columns[i]} for i in rng.permutation(copies)]
+    rows = _with_ids(rows, like, taken, np.random.default_rng([config.seed, *IDS]))
+    places = np.sort(rng.choice(len(file) + len(rows), len(rows), replace=False)).tolist()
+    file.written(rows, places, folder / file.path.name)
+    _write_private(folder / KEY_FILE, key_lines(columns, inserted.tolist(), repeats.tolist()))
 
 
 def toss(config: CanaryConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """`ltmia canaries`: makes canaries, and audits a model with them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,40 @@ def _numbers(value: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{value!r}: expected whole numbers separated by commas, such as 1,4,16") from None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryOptions:
+    """Options for canaries: fields of `CanaryConfig`."""
+
+    n_canaries: Annotated[
+        int, typer.Option("--count", min=20, help="Number of canaries; a fair coin decides for each if it is inserted.")
+    ] = 300
+    repeats: Annotated[
+        Any,  # tuple[int, ...], which typer cannot say
+        typer.Option(
+            "--repeats",
+            parser=_numbers,
+            metavar="N,N,...",
+            help="Numbers of times that canaries are inserted; each canary gets one of them at random.",
+        ),
+    ] = "1,4,16"
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Temperature at which canaries are sampled, 0.8 or more.")
+    ] = 1.0
+    n_tokens: Annotated[int, typer.Option("--tokens", help="Tokens sampled for each canary.")] = 64
+    beginning: Annotated[
+        str,
+        typer.Option(
+            "--beginning",
+            help="Words after which the model writes canaries like your texts; no part of them. Name nothing of your "
+            "data here.",
+        ),
+    ] = ""
+    text_column: o.TextColumn = "text"
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of texts, coins and places.")] = 0
+
+
 @canaries_app.command()
+@g.with_option_groups
 def make(
     *,
     into: Annotated[
@@ -37,32 +70,7 @@ def make(
         str, typer.Option("--model", help="LM that writes the canaries, such as the base that will be fine-tuned.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the training file with canaries, and the key.")],
-    count: Annotated[
-        int, typer.Option("--count", min=20, help="Number of canaries; a fair coin decides for each if it is inserted.")
-    ] = 300,
-    repeats: Annotated[
-        str,
-        typer.Option(
-            "--repeats",
-            parser=_numbers,
-            metavar="N,N,...",
-            help="Numbers of times that canaries are inserted; each canary gets one of them at random.",
-        ),
-    ] = "1,4,16",
-    temperature: Annotated[
-        float, typer.Option("--temperature", help="Temperature at which canaries are sampled, 0.8 or more.")
-    ] = 1.0,
-    tokens: Annotated[int, typer.Option("--tokens", help="Tokens sampled for each canary.")] = 64,
-    beginning: Annotated[
-        str,
-        typer.Option(
-            "--beginning",
-            help="Words after which the model writes canaries like your texts; no part of them. Name nothing of your "
-            "data here.",
-        ),
-    ] = "",
-    text_column: o.TextColumn = "text",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of texts, coins and places.")] = 0,
+    canaries: CanaryOptions,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -77,15 +85,7 @@ def make(
     from ltmia.canaries.make import CanaryConfig, make_canaries
     from ltmia.models.loading import LoadOptions, load_alone
 
-    config = CanaryConfig(
-        n_canaries=count,
-        repeats=repeats,  # type: ignore[arg-type]  # read by _numbers
-        temperature=temperature,
-        n_tokens=tokens,
-        beginning=beginning,
-        text_column=text_column,
-        seed=seed,
-    )
+    config = CanaryConfig(**asdict(canaries))
     read = o.reader(model, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     with progress(quiet=quiet) as report:
