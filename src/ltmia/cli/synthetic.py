@@ -61,15 +61,8 @@ def synthetic(
         overwrite=overwrite,
     )
     subject = SyntheticSubject(texts=written, base=base, tuning=tuning)
+    options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    sets = member_texts, nonmember_texts
     with progress(quiet=printing.quiet) as report:
-        audit_synthetic(
-            subject,
-            (member_texts, nonmember_texts),
-            out,
-            config=config,
-            loading=LoadOptions(
-                dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub
-            ),
-            report=report,
-        )
+        audit_synthetic(subject, sets, out, config=config, loading=options, report=report)
     show(out, quiet=printing.quiet, as_json=printing.as_json)
