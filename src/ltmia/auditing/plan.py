@@ -126,16 +126,14 @@ def plan_audit(
         free = int(accelerators.memory_gib * GIB)
         seconds, where = _given_seconds(flops, accelerators)
     host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(work)
-    time_finding = Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}")
-    findings = (
-        *_about(setting, flops),
-        *_about_memory(setting, memory, free, host),
-        *_about_disk(setting),
-        time_finding,
-        *_about_checkpoints(setting, flops),
-    )
     return Plan(
-        findings=findings,
+        findings=(
+            *_about(setting, flops),
+            *_about_memory(setting, memory, free, host),
+            *_about_disk(setting),
+            Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}"),
+            *_about_checkpoints(setting, flops),
+        ),
         n_parameters=pair.n_parameters,
         dtype=dtype_name(setting.dtype),
         n_tokens=work.n_texts * setting.length,
