@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
@@ -14,8 +15,10 @@ from ltmia.auditing.text_sets import as_texts
 from ltmia.cli.app import app
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError
-from ltmia.evaluation.files import read_results
+from ltmia.evaluation.comparison import compare_audits
+from ltmia.evaluation.files import read_records, read_results
 from ltmia.finetuning.config import FinetuneConfig
+from ltmia.report.notebook import results_html
 
 BASE = str(demo_base_path())
 WORDS = 16
@@ -56,6 +59,26 @@ def test_copies_are_counted_as_a_plain_loop_finds_them() -> None:
     assert (short.n_verbatim, short.n_near) == (1, 0)
 
 
+def shown_by_other_commands(audit: Path, folder: Path) -> dict[str, str]:
+    """What gate, card, annex, comparison and notebook say of an audit, by name."""
+    commands = {
+        "gate": ["--max", "auc:1", "--summary", "gate.md", "--junit", "gate.xml"],
+        "gate --json": [],
+        "card": ["--into", "card.md"],
+        "annex": ["-o", "annex.md"],
+        "compare": [str(audit), "--html", "compare.html"],
+    }
+    shown = {}
+    for name, options in commands.items():
+        command, *more = name.split()
+        paths = [str(folder / option) if "." in option else option for option in options]
+        shown[name] = CliRunner().invoke(app, [command, str(audit), *more, *paths]).output
+    files = ("gate.md", "gate.xml", "card.md", "annex.md", "compare.html")
+    written = {name: (folder / name).read_text("utf-8") for name in files}
+    said = {name: shown[name] for name in ("gate", "gate --json", "compare")}
+    return said | written | {"notebook": results_html(read_results(audit), audit)}
+
+
 def test_the_trace_is_found_named_as_synthetic_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, texts in (("members", MEMBERS), ("others", NONMEMBERS), ("written", [*MEMBERS[:20], *TEXTS[100:]])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -73,15 +96,31 @@ def test_the_trace_is_found_named_as_synthetic_and_resumed(tmp_path: Path, monke
     for said in (done.output, results.verdict, (tmp_path / "audit" / "report.html").read_text("utf-8")):
         assert "These figures are of synthetic data" in said
         assert "20 of 30 members stand word for word" in said
+    shown = shown_by_other_commands(tmp_path / "audit", tmp_path)
+    assert [name for name, text in shown.items() if "These figures are of synthetic data" not in text] == []
+    records = read_records(tmp_path / "audit")
+    column = records.column_names.index("score_difference")
+    reversed_ = records.set_column(column, "score_difference", pc.negate(records["score_difference"]))
+    for other, doubt in (
+        (None, "Only one"),
+        (results.synthetic.model_copy(update={"epochs": 9}), "different auxiliary"),
+    ):
+        second = results.model_copy(update={"synthetic": other}), reversed_
+        compared = compare_audits((results, records), second, same_texts=True)
+        assert compared.lower_leakage == "cannot tell"
+        assert doubt in compared.doubts[-1]
     monkeypatch.setattr(auditing, "finetune", None)  # would fail if it were called
     assert runner.invoke(app, command).exit_code == 0
     assert read_results(tmp_path / "audit").reused
     refused = runner.invoke(app, [*command, "--epochs", "3"])
     assert isinstance(refused.exception, ConfigError)
     assert "other settings of the fine-tune" in str(refused.exception)
+    assert "other settings: dtype" in str(runner.invoke(app, [*command, "--dtype", "bfloat16"]).exception)
     (tmp_path / "written.jsonl").write_text('{"text": "Something else was written here."}\n' * 3)
     refused = runner.invoke(app, command)
     assert "other synthetic texts" in str(refused.exception)
+    (tmp_path / "written.jsonl").write_text('{"text": " "}\n{"text": ""}\n')
+    assert "hold no word" in str(runner.invoke(app, command).exception)
 
 
 def test_without_members_in_them_synthetic_texts_tell_nothing(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ltmia.auditing.question import AuditResult
 from ltmia.auditing.subject import Subject
 from ltmia.auditing.text_sets import TextSets
 from ltmia.data.duplicates import OVERLAP_SHARE, ngram_overlap, normalise_text
+from ltmia.errors import DataError
 from ltmia.evaluation.audit_folder import AUXILIARY_FOLDER, PRIVATE_FOLDER
 from ltmia.evaluation.subjects import Copies, Synthetic
 from ltmia.finetuning.config import FinetuneConfig
@@ -102,14 +103,18 @@ def audit_synthetic(
         report: Called with progress.
 
     Raises:
-        DataError: If there are no texts, or the synthetic ones are preference pairs.
+        DataError: If there are no texts or no words in the synthetic ones, or the synthetic ones are preference pairs.
         ConfigError: As `audit` does.
     """
     out, config = Path(out), config or AuditConfig()
     refuse_inputs(out, [subject.texts.source])
+    if not any(map(normalise_text, subject.texts.whole)):
+        raise DataError(f"{subject.texts.source or 'synthetic texts'}: hold no word; give the texts that a model wrote")
+    loading = loading or LoadOptions()
     target = out.resolve() / PRIVATE_FOLDER / AUXILIARY_FOLDER
-    load = partial(_auxiliary, subject, target, loading or LoadOptions(), report)
-    pair = PairToLoad(sources=(str(target), subject.base), load=load)
+    load = partial(_auxiliary, subject, target, loading, report)
+    named = {} if loading.dtype == "auto" else {"dtype": loading.dtype}
+    pair = PairToLoad(sources=(str(target), subject.base), load=load, settings=named)
     return audit_of(subject, pair, texts, out, config=config, report=report)
 
 

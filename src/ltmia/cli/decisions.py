@@ -111,6 +111,8 @@ def compare(
         return
     if same_texts is None:
         print("The ids are the same. The texts were not compared, because that needs both private folders.")
+    for subject in comparison.subjects:
+        print(subject)
     for fpr, measure in comparison.tpr_at_fpr.items():
         if measure.value is None:
             print(f"TPR at an FPR of {fpr}: {measure.reason}")

@@ -41,6 +41,8 @@ class Comparison:
     """Whether the second model reveals less, by the AUC."""
     doubts: Sequence[str] = ()
     """Reasons why an audit that seems to find less may have seen too little: then the answer is "cannot tell"."""
+    subjects: Sequence[str] = ()
+    """What the audits are of, a line each, where that is more than a model and texts."""
 
     def tree(self) -> dict[str, Any]:
         """Return the comparison as JSON values."""
@@ -52,6 +54,7 @@ class Comparison:
             "identifiable": list(self.identifiable),
             "doubts": list(self.doubts),
             "sentence": self.sentence,
+            "subjects": list(self.subjects),
         }
 
     @property
@@ -106,7 +109,8 @@ def compare_audits(
     difference = _paired_difference(a, b, labels, groups, seed)
     answer = _answer(difference["auc"])
     found_less = {"yes": second[0], "no": first[0]}.get(answer)
-    doubts = of_an_audit(found_less) if found_less else []
+    doubts = [*of_an_audit(found_less), *_other_attackers(first[0], second[0])] if found_less else []
+    both = (("First", first[0]), ("Second", second[0]))
     return Comparison(
         attack=attack,
         auc=difference["auc"],
@@ -114,7 +118,23 @@ def compare_audits(
         identifiable=(first[0].decisions.n_flagged, second[0].decisions.n_flagged),
         lower_leakage="cannot tell" if doubts else answer,
         doubts=doubts,
+        subjects=[one_line(f"{which} audit: {of.subject}") for which, of in both if of.subject is not None],
     )
+
+
+def _other_attackers(first: Results, second: Results) -> list[str]:
+    """Say if only one audit is of synthetic data, or each has another auxiliary fine-tune."""
+    ways = {
+        (of.reference.sha256, made.epochs, made.learning_rate, made.lora) if (made := of.synthetic) else None
+        for of in (first, second)
+    }
+    if len(ways) == 1:
+        return []
+    if None in ways:
+        return ["Only one of the audits is of synthetic data: its attacker sees less than that of the other."]
+    return [
+        "The audits of synthetic data have different auxiliary fine-tunes, so their attackers are not equally strong."
+    ]
 
 
 def _refuse_other_settings(first: Results, second: Results) -> None:

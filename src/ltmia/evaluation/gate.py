@@ -41,6 +41,8 @@ class GateVerdict:
 
     judged: tuple[Judged, ...]
     inconclusive: Literal["fail", "pass"] | None
+    subject: str | None = None
+    """What the audit is of, in one line; None if it is of a model and texts alone."""
 
     @property
     def outcome(self) -> Outcome:
@@ -60,7 +62,8 @@ class GateVerdict:
 
     def lines(self) -> list[str]:
         """Return the verdict as plain lines."""
-        return [*(f"{judged.outcome}: {judged.sentence}" for judged in self.judged), self.headline]
+        about = [] if self.subject is None else [self.subject]
+        return [*about, *(f"{judged.outcome}: {judged.sentence}" for judged in self.judged), self.headline]
 
     def json(self) -> str:
         """Return the verdict as JSON."""
@@ -68,7 +71,7 @@ class GateVerdict:
             {"figure": j.limit.figure, "most": j.limit.most, "outcome": j.outcome, "sentence": j.sentence}
             for j in self.judged
         ]
-        tree = {"outcome": self.outcome, "exit_code": self.exit_code, "limits": limits}
+        tree = {"outcome": self.outcome, "exit_code": self.exit_code, "subject": self.subject, "limits": limits}
         return json.dumps(tree, indent=1)
 
     def markdown(self) -> str:
@@ -76,7 +79,10 @@ class GateVerdict:
         rows = [
             f"| `{j.limit.figure}` | {j.limit.most:g} | {j.outcome} | {markdown(j.sentence)} |" for j in self.judged
         ]
-        return "\n".join([f"### ltmia: {self.headline}", "", "| figure | most | outcome | |", "|-|-|-|-|", *rows, ""])
+        about = [] if self.subject is None else [markdown(self.subject), ""]
+        return "\n".join(
+            [f"### ltmia: {self.headline}", "", *about, "| figure | most | outcome | |", "|-|-|-|-|", *rows, ""]
+        )
 
     def junit(self) -> str:
         """Return the verdict as JUnit XML: a test case per limit."""
@@ -85,6 +91,8 @@ class GateVerdict:
         suite = ElementTree.Element(
             "testsuite", name="ltmia gate", tests=str(len(self.judged)), failures=str(len(failing))
         )
+        if self.subject is not None:
+            ElementTree.SubElement(suite, "system-out").text = self.subject
         for judged in self.judged:
             case = ElementTree.SubElement(
                 suite, "testcase", classname="ltmia.gate", name=f"{judged.limit.figure} <= {judged.limit.most:g}"
@@ -111,7 +119,9 @@ def hold_against(
     """
     if not limits:
         raise ConfigError("no limits: give at least one, such as auc:0.6, or a policy that holds some")
-    return GateVerdict(judged=tuple(_judge(results, limit) for limit in limits), inconclusive=inconclusive)
+    judged = tuple(_judge(results, limit) for limit in limits)
+    subject = None if results.subject is None else one_line(results.subject)
+    return GateVerdict(judged=judged, inconclusive=inconclusive, subject=subject)
 
 
 def _judge(results: Results, limit: Limit) -> Judged:

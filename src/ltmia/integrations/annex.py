@@ -219,6 +219,7 @@ def annex_page(results: Results, context: Context, evidence: Mapping[str, str]) 
     judged = f"{data.n_members} members" if results.kind == "audit" else f"{data.n_candidates} candidates"
     tries = [name for name in attack_order(results) if name != CONTROL] or [results.decisions.attack]
     tried = [
+        *([] if results.subject is None else [results.subject]),
         f"{headline(results)}.",
         f"{judged} were judged against {data.n_nonmembers} non-members on {results.created:%Y-%m-%d} "
         f"by ltmia {results.ltmia_version}, by {', '.join(tries)}.",

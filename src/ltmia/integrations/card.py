@@ -159,6 +159,7 @@ def section(results: Results) -> str:
         f"ltmia {markdown(results.ltmia_version)} (run `{results.run_id}`). Hash of the audited weights: "
         f"`{markdown(results.target.sha256)}`.",
         "",
+        *([] if results.subject is None else [markdown(results.subject), ""]),
         *_table(results),
         *_checks(results),
         "What this does not show:",
@@ -201,7 +202,7 @@ def _new_results(results: Results) -> list[dict[str, Any]]:
             task_type="text-generation",
             task_name="Memorisation audit",
             dataset_type=DATASET_TYPE,
-            dataset_name="Training data and held-out texts (not published)",
+            dataset_name=f"{_data_name(results)} (not published)",
             metric_type=figure.name,
             metric_name=figure.title,
             metric_value=figure.measure.value,
@@ -213,6 +214,14 @@ def _new_results(results: Results) -> list[dict[str, Any]]:
         if figure.measure.value is not None
     ]
     return eval_results_to_model_index("", entries)[0]["results"]
+
+
+def _data_name(results: Results) -> str:
+    if results.canaries is not None:
+        return "Canaries in the training data and canaries left out"
+    if results.synthetic is not None:
+        return "Synthetic texts, training data of their model and held-out texts"
+    return "Training data and held-out texts"
 
 
 def _with_index(parts: Parts, results: Results, card: Path) -> str:

@@ -72,6 +72,7 @@ def _logged(results: Results, step: int | None) -> _Logged:
     parameters: dict[str, str | int | float] = {
         "run_id": results.run_id,
         "ltmia_version": results.ltmia_version,
+        "subject": results.subject or "the target",
         "target_sha256": results.target.sha256,
         "reference_sha256": results.reference.sha256,
         "attack_that_decides": results.decisions.attack,

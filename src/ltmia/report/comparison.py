@@ -53,6 +53,7 @@ def comparison_page(first: Audit, second: Audit, comparison: Comparison) -> Tabl
         word=word,
         points=(
             comparison.sentence,
+            *comparison.subjects,
             f"{n_gone} members are identified in the first audit only, {n_new} in the second only.",
         ),
         tables=(_figures(first[0], second[0], comparison), _groups(members), _records(members)),

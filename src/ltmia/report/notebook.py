@@ -18,6 +18,7 @@ from ltmia.report.page import chosen_curves
 COMPACT = """
 <div style="font-family: system-ui, sans-serif; max-width: 46rem; line-height: 1.45">
 <p style="font-size: 1.15em; margin: 0 0 .3em"><strong>{{ words.SIGNS[summary.status] }} {{ summary.word }}</strong></p>
+{% if results.subject %}<p style="margin: .3em 0">{{ results.subject }}</p>{% endif %}
 <ul style="margin: 0 0 .5em; padding-left: 1.2em">{% for point in summary.points %}<li>{{ point }}</li>{% endfor %}</ul>
 {% if results.attacks %}
 <table><thead><tr><th style="text-align: left">attack</th><th>AUC</th>
