@@ -187,7 +187,9 @@ def remove_work_folder(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, overwrite: bool = False) -> None:
+def write_folder(
+    out: Path, write: Callable[[Path], None], marker: Marker, *, overwrite: bool = False, work: Path | None = None
+) -> None:
     """Write a folder that appears under its final name only when it is complete.
 
     Args:
@@ -195,14 +197,16 @@ def write_folder(out: Path, write: Callable[[Path], None], marker: Marker, *, ov
         write: Fills the temporary folder that it is given.
         marker: Says what the folder holds. This function fills in names and hashes of its files.
         overwrite: Replace what was made with other settings.
+        work: The `work_folder` of `out`, which this process holds: the temporary folder is in there, so that what a
+            killed run leaves is removed with it. Without one it stands next to `out`.
 
     Raises:
         ConfigError: If `check_folder` refuses the folder.
         StoreError: If there is no room, or no right to write.
     """
     check_folder(out, marker, overwrite=overwrite)
-    out = Path(os.path.realpath(out))
-    partial = out.with_name(f".{out.name}.partial-{uuid4().hex[:8]}")
+    is_link, out = out.is_symlink(), Path(os.path.realpath(out))  # a link may lead to another disk
+    partial = (out.parent if work is None or is_link else work.resolve()) / f".{out.name}.partial-{uuid4().hex[:8]}"
     with named_errors(out):
         partial.mkdir(parents=True)
         try:

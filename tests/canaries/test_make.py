@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ltmia import folders
 from ltmia.canaries import make as making
-from ltmia.canaries.key import KEY_FILE, read_key
+from ltmia.canaries.key import ABOUT, KEY_FILE, read_key
 from ltmia.canaries.make import CanaryConfig, make_canaries, toss
 from ltmia.data.duplicates import normalise_text
 from ltmia.data.reading import read_texts
-from ltmia.errors import ConfigError
+from ltmia.errors import ConfigError, DataError
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
+from ltmia.folders import mark_folder
 from ltmia.models.pair import Pair
+from ltmia.ownership import hashes_of_files, read_marker
+from ltmia.records import Texts
 
 TEXTS = [f"Crate {i * 37 % 101} of the cargo holds {i} lamps and a letter." for i in range(30)]
 CONFIG = CanaryConfig(n_canaries=24, repeats=(1, 3), n_tokens=16, seed=1)
@@ -90,9 +94,11 @@ def test_a_coin_decides_and_knows_nothing_of_the_repeats() -> None:
         ({"temperature": float("nan")}, "expected 0.8 or more"),
         ({"n_canaries": 19}, "expected 20 or more"),
         ({"n_tokens": 15}, "expected 16 or more"),
-        ({"repeats": ()}, "different numbers of 1 or more"),
-        ({"repeats": (1, 1)}, "different numbers of 1 or more"),
-        ({"repeats": (0, 2)}, "different numbers of 1 or more"),
+        ({"repeats": ()}, "all different"),
+        ({"repeats": (1, 1)}, "all different"),
+        ({"repeats": (0, 2)}, "numbers from 1 to 10,000"),
+        ({"repeats": (1, 10**30)}, "numbers from 1 to 10,000"),
+        ({"text_column": "id"}, "canaries need this column"),
     ],
 )
 def test_options_that_measure_nothing_are_refused(options: dict, said: str) -> None:
@@ -127,6 +133,63 @@ def test_changed_files_are_noticed(pair: Pair, training: Path) -> None:
         read_key(out, read_texts)
     with pytest.raises(ConfigError, match="expected a folder written by `ltmia canaries make`"):
         read_key(training.parent, read_texts)
+
+
+def test_canaries_that_the_training_file_holds_already_are_noticed(pair: Pair, training: Path) -> None:
+    def as_a_chat(path: str, **options: object) -> Texts:
+        texts = read_texts(path, **options)
+        return replace(texts, texts=tuple(f"<user> {text}" for text in texts.texts))
+
+    once, twice = training.parent / "once", training.parent / "twice"
+    make_canaries(pair, training, once, as_a_chat, config=CONFIG)
+    with pytest.raises(DataError, match=r"\d+ of 24 canaries, such as canary-\d\d, would not be in the copy"):
+        make_canaries(pair, once / "train.jsonl", twice, as_a_chat, config=CONFIG)
+    assert not twice.exists()
+    make_canaries(pair, once / "train.jsonl", twice, as_a_chat, config=replace(CONFIG, seed=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "said"),
+    [
+        ({"training_file": "../train.jsonl"}, {}, "its marker was changed; training_file"),
+        ({"training_file": 3}, {}, "its marker was changed; training_file"),
+        ({"repeats": None}, {}, "its marker was changed; repeats"),
+        ({"repeats": [1, 10**30]}, {}, "its marker was changed; repeats.1"),
+        ({"temperature": "hot"}, {}, "its marker was changed; temperature"),
+        ({}, {"inserted": True, "repeats": 10**30}, "not a key of canaries"),
+        ({}, {"inserted": True, "repeats": 7}, "do not fit the settings"),
+        ({}, {"inserted": True, "repeats": 1, "more": 1}, "not a key of canaries"),
+    ],
+)
+def test_a_folder_by_somebody_hostile_is_refused(
+    pair: Pair, training: Path, changes: dict, key: dict, said: str
+) -> None:
+    out = training.parent / "canaries"
+    make_canaries(pair, training, out, read_texts, config=CONFIG)
+    if key:
+        first, *others = (out / KEY_FILE).read_text().splitlines()
+        lines = [json.dumps(json.loads(first) | {ABOUT: key}), *others]
+        (out / KEY_FILE).write_text("".join(f"{line}\n" for line in lines))
+    marker = read_marker(out)
+    marker = marker.model_copy(update={"sha256": hashes_of_files(out, marker.files)})
+    mark_folder(out, marker.model_copy(update={"settings": marker.settings | changes}))
+    with pytest.raises((ConfigError, DataError), match=said):
+        read_key(out, read_texts)
+
+
+def test_a_killed_run_leaves_nothing_beside_the_folder(
+    pair: Pair, training: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = training.parent / "canaries"
+    with monkeypatch.context() as killed:
+        killed.setattr(folders, "move_into_place", lambda *_: 1 / 0)
+        killed.setattr(folders.shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
+        with pytest.raises(ZeroDivisionError):
+            make_canaries(pair, training, out, read_texts, config=CONFIG)
+    assert not out.exists()
+    assert list(folders.work_path(out).rglob(KEY_FILE))
+    make_canaries(pair, training, out, read_texts, config=CONFIG)
+    assert {path.name for path in training.parent.iterdir()} == {"train.jsonl", "canaries"}
 
 
 def test_a_folder_of_something_else_is_left_alone(pair: Pair, training: Path) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ltmia.errors import ConfigError, DataError
 from ltmia.ownership import Marker, hashes_of_files, read_marker
@@ -16,6 +16,7 @@ from ltmia.records import Texts
 
 KIND = "canaries"
 """Kind in the folder's marker."""
+FileState = Literal["as written", "recounted", "missing"]
 KEY_FILE = "private/key.jsonl"
 ABOUT = "ltmia_canary"
 """Column of the key with what `_About` holds; the other columns hold the canary as a row of the user's data."""
@@ -24,11 +25,30 @@ Reader = Callable[..., Texts]
 """Reads texts as `read_texts` does."""
 
 
+MOST_COPIES = 10_000
+"""Largest number of copies of a canary."""
+Copies = Annotated[int, Field(ge=1, le=MOST_COPIES)]
+
+
 class _About(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     inserted: bool
-    repeats: int = Field(ge=1)
+    repeats: Copies
+
+
+class _Settings(BaseModel):
+    """The settings in the folder's marker that an audit reads; whoever passes a folder on can change them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    training_file: str = Field(pattern=r"^[^/\\\x00]+$")
+    """Name of a file in the folder itself."""
+    text_column: str
+    repeats: list[Copies] = Field(min_length=1)
+    temperature: FiniteFloat
+    n_tokens: int = Field(ge=1)
+    seed: int = Field(ge=0)
 
 
 class _KeyLine(BaseModel):
@@ -48,7 +68,7 @@ class CanaryKey:
     """Number of times that it was put there, or would have been."""
     settings: Mapping[str, Any]
     """Settings that the folder was made with."""
-    training_file: Literal["as written", "recounted", "missing"]
+    training_file: FileState
     """Whether the training file is as it was written, changed but with the same canaries, or no longer in the
     folder."""
 
@@ -103,21 +123,51 @@ def read_key(folder: Path, read: Reader) -> CanaryKey:
         raise ConfigError(f"{path}: missing; without the key nobody knows which canaries were inserted")
     if path.is_symlink() or hashes_of_files(folder, [KEY_FILE])[0] not in marker.sha256:
         raise ConfigError(f"{path}: is not the key that was written here; put that one back")
-    texts = read(str(path), text_column=marker.settings["text_column"])
     try:
-        about = [_KeyLine.model_validate_json(line).ltmia_canary for line in path.read_text("utf-8").splitlines()]
+        _Settings.model_validate(marker.settings)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(
+            f"{folder}: its marker was changed; {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}. Make canaries again"
+        ) from None
+    key = key_in(folder, marker.settings, read, _state_of_training_file(folder, marker))
+    if key.training_file == "recounted" and (wrong_ones := miscounted(folder, key, read)):
+        raise ConfigError(
+            f"{folder / marker.settings['training_file']}: was changed, and {len(wrong_ones)} of {len(key.texts)} "
+            f"canaries, such as {wrong_ones[0]}, are no longer there as often as the key says. If the model was "
+            "trained on the file as it was written, put that file back; else make canaries again, after all filters "
+            "and removal of repeats, and train on those."
+        )
+    return key
+
+
+def key_in(folder: Path, settings: Mapping[str, Any], read: Reader, state: FileState) -> CanaryKey:
+    """Read the key in a folder, whatever its marker says.
+
+    Args:
+        folder: Holds the key.
+        settings: Settings that the folder was made with.
+        read: Reads the key.
+        state: What is known of the training file.
+
+    Raises:
+        DataError: If it is not a key, or does not fit the settings.
+    """
+    path = folder / KEY_FILE
+    texts = read(str(path), text_column=settings["text_column"])
+    try:
+        about = [_KeyLine.model_validate_json(line).ltmia_canary for line in path.read_text("utf-8").split("\n")[:-1]]
     except ValidationError as error:
         raise DataError(f"{path}: not a key of canaries: {error.errors()[0]['msg']}") from None
-    key = CanaryKey(
+    if len(about) != len(texts) or not {line.repeats for line in about} <= set(settings["repeats"]):
+        raise DataError(f"{path}: not a key of canaries: its rows do not fit the settings of the folder")
+    return CanaryKey(
         texts=texts,
         inserted=tuple(line.inserted for line in about),
         repeats=tuple(line.repeats for line in about),
-        settings=marker.settings,
-        training_file=_state_of_training_file(folder, marker),
+        settings=settings,
+        training_file=state,
     )
-    if key.training_file == "recounted":
-        _recount(folder / marker.settings["training_file"], key, read)
-    return key
 
 
 def sha256_of_key(folder: Path) -> str:
@@ -126,24 +176,16 @@ def sha256_of_key(folder: Path) -> str:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _state_of_training_file(folder: Path, marker: Marker) -> Literal["as written", "recounted", "missing"]:
+def _state_of_training_file(folder: Path, marker: Marker) -> FileState:
     name = marker.settings["training_file"]
     if not (folder / name).is_file():
         return "missing"
     return "as written" if hashes_of_files(folder, [name])[0] in marker.sha256 else "recounted"
 
 
-def _recount(path: Path, key: CanaryKey, read: Reader) -> None:
-    """Refuse an edited training file whose canaries are not those of the key."""
+def miscounted(folder: Path, key: CanaryKey, read: Reader) -> list[str]:
+    """Return the ids of canaries that the training file in a folder does not hold as often as the key says."""
+    path = folder / key.settings["training_file"]
     there = Counter(read(str(path), text_column=key.settings["text_column"]).texts)
-    wrong = [
-        name
-        for name, text, inserted, repeats in zip(key.texts.ids, key.texts.texts, key.inserted, key.repeats, strict=True)
-        if there[text] != (repeats if inserted else 0)
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{path}: was changed, and {len(wrong)} of {len(key.texts)} canaries, such as {wrong[0]}, are no longer "
-            "there as often as the key says. If the model was trained on the file as it was written, put that file "
-            "back; else make canaries again, after all filters and removal of repeats, and train on those."
-        )
+    rows = zip(key.texts.ids, key.texts.texts, key.inserted, key.repeats, strict=True)
+    return [name for name, text, inserted, repeats in rows if there[text] != (repeats if inserted else 0)]

@@ -3,18 +3,28 @@
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
 
-from ltmia.canaries.key import KEY_FILE, KIND, CanaryKey, Reader, key_lines, read_key
+from ltmia.canaries.key import (
+    ABOUT,
+    KEY_FILE,
+    KIND,
+    MOST_COPIES,
+    CanaryKey,
+    Reader,
+    key_in,
+    key_lines,
+    miscounted,
+    read_key,
+)
 from ltmia.canaries.rows import ID, columns_of, form_of, new_ids
 from ltmia.canaries.sampling import SampleConfig, sample_texts
 from ltmia.canaries.training_file import Columns, TableFile, TextFile, first_rows, read_training_file
 from ltmia.data.duplicates import normalise_text
-from ltmia.errors import ConfigError
+from ltmia.errors import ConfigError, DataError
 from ltmia.evaluation.epsilon import FEWEST_RECORDS
 from ltmia.folders import remove_work_folder, work_folder, write_folder
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
@@ -70,8 +80,12 @@ class CanaryConfig:
             raise ConfigError(f"n_canaries = {self.n_canaries}: expected {FEWEST_RECORDS} or more, better hundreds")
         if self.n_tokens < FEWEST_TOKENS:
             raise ConfigError(f"n_tokens = {self.n_tokens}: expected {FEWEST_TOKENS} or more")
-        if not self.repeats or min(self.repeats) < 1 or len(set(self.repeats)) < len(self.repeats):
-            raise ConfigError(f"repeats = {list(self.repeats)}: expected different numbers of 1 or more")
+        if not self.repeats or len(set(self.repeats)) < len(self.repeats):
+            raise ConfigError(f"repeats = {list(self.repeats)}: expected one or more numbers, all different")
+        if min(self.repeats) < 1 or max(self.repeats) > MOST_COPIES:
+            raise ConfigError(f"repeats = {list(self.repeats)}: expected numbers from 1 to {MOST_COPIES:,}")
+        if self.text_column in (ID, ABOUT):
+            raise ConfigError(f"text_column = {self.text_column!r}: canaries need this column; name another one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +126,7 @@ def make_canaries(
 
     Raises:
         ConfigError: If `out` is refused (`ownership.check_folder`), or the model gives too few different texts.
-        DataError: If the training file cannot be read, or rows cannot be put into it.
+        DataError: If the training file cannot be read, rows cannot be put into it, or it holds canaries already.
         ModelError: If the model cannot write text.
     """
     config = config or CanaryConfig()
@@ -126,9 +140,13 @@ def make_canaries(
         refused = frozenset(map(normalise_text, texts.texts))
         sampled = sample_texts(pair, config.sampling, refused=refused, report=report)
         columns = [columns_of(form, config.text_column, text) for text in sampled]
-        with work_folder(out, marker.settings):
-            write = partial(_write, file=file, columns=columns, like=like, taken=texts.ids, config=config)
-            write_folder(out, write, marker, overwrite=overwrite)
+
+        def write(folder: Path) -> None:
+            _write(folder, file=file, columns=columns, like=like, taken=texts.ids, config=config)
+            _count(folder, marker, training, read)
+
+        with work_folder(out, marker.settings) as work:
+            write_folder(out, write, marker, overwrite=overwrite, work=work)
             (out / KEY_FILE).parent.chmod(0o700)
         remove_work_folder(out)
     key = read_key(out, read)
@@ -169,6 +187,16 @@ def toss(config: CanaryConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return for each canary how often it would be inserted, and whether it is; the two are independent."""
     rng = np.random.default_rng([config.seed, *COINS])
     return rng.choice(config.repeats, config.n_canaries), rng.random(config.n_canaries) < 0.5
+
+
+def _count(folder: Path, marker: Marker, training: Path, read: Reader) -> None:
+    key = key_in(folder, marker.settings, read, "as written")
+    if wrong := miscounted(folder, key, read):
+        raise DataError(
+            f"{training}: {len(wrong)} of {len(key.texts)} canaries, such as {wrong[0]}, would not be in the copy as "
+            "often as the key says. If the file holds canaries of an earlier run, give the file without them, or take "
+            "another seed."
+        )
 
 
 def _with_ids(rows: list[Columns], like: Columns, taken: Sequence[str], rng: np.random.Generator) -> list[Columns]:

@@ -106,7 +106,7 @@ def finetune(
     with _work(out, marker) as work:
         trained = _train(model, tokenizer, (rows, measured), config, work, resumable=out is not None)
         if out is not None:
-            write_folder(out, lambda folder: _save(trained, tokenizer, folder), marker, overwrite=overwrite)
+            write_folder(out, lambda folder: _save(trained, tokenizer, folder), marker, overwrite=overwrite, work=work)
             remove_work_folder(out)
     return FinetuneOutcome(
         model=trained.model,
