@@ -169,7 +169,10 @@ def _not_continued(results: Results, figure: LimitedFigure) -> str | None:
     found = results.near_verbatim
     if figure.kind != "longest_run" or found is None or not found.n_flagged_left:
         return None
-    return f"{found.n_flagged_left} flagged records were not continued: set `continuations` to more."
+    return (
+        f"{found.n_flagged_left} flagged records were not continued: set `continuations` to more, unless they are too "
+        "short for a suffix."
+    )
 
 
 def _few_ranked(results: Results, figure: LimitedFigure) -> str | None:
