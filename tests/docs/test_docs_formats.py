@@ -37,6 +37,7 @@ def test_folder_of_an_audit(materials: Path) -> None:
     assert {name for name in there if not name.startswith("private/store/")} == said - {
         "private/multi_pass",
         "private/gradients",
+        "private/auxiliary",
         "private/previous",
         "private/spans.parquet",
         "private/ranks",
