@@ -122,7 +122,7 @@ def test_candidates_are_judged_by_checkpoints(
     [
         (True, "logprobs", "observer `logprobs`: it does not see the checkpoints"),
         (True, "weights", "observer `weights`: it does not see the checkpoints"),
-        (False, "training_run", "give the checkpoints of the training run"),
+        (False, "training_run", "give the states of the training run"),
     ],
 )
 def test_observer_and_checkpoints_go_together(

@@ -282,9 +282,9 @@ _ROWS = (
     ),
     Attack(
         name=CHECKPOINTS,
-        title="Updates between checkpoints",
-        needs="weights, checkpoints, all texts",
-        passes="1/1 + backward, 1 + backward a checkpoint",
+        title="Updates by interval",
+        needs="checkpoints, all texts",
+        passes="1/1 + backward",
         source="this project",
         observer="training_run",
     ),

@@ -193,7 +193,7 @@ def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
         ConfigError: If it is refused.
     """
     if observer == "training_run" and not has_checkpoints(pair):
-        raise ConfigError("observer `training_run`: give the checkpoints of the training run (`--checkpoints`)")
+        raise ConfigError("observer `training_run`: give the states of the training run by `checkpoints`")
     if observer in ("logprobs", "weights") and has_checkpoints(pair):
         raise ConfigError(
             f"observer `{observer}`: it does not see the checkpoints that were given; leave them out, or take the "
