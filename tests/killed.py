@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
+
 
 def die(*_arguments: object, **_keywords: object) -> NoReturn:
     """Kill this process as `kill -9` does."""
@@ -12,11 +14,21 @@ def die(*_arguments: object, **_keywords: object) -> NoReturn:
     raise AssertionError("survived")
 
 
+def renew_threads() -> None:
+    """Make torch's pool of threads anew in a forked process.
+
+    torch does so when the pool is first asked for. The threads that load a model ask at the same moment, and one of
+    them may find none ("Invalid thread pool!").
+    """
+    torch.set_num_threads(1)
+
+
 def killed(work: Callable[[], object]) -> None:
     """Run something in a child that is expected to be killed on the way."""
     child = os.fork()
     if not child:
         try:
+            renew_threads()
             work()
         finally:
             os._exit(1)

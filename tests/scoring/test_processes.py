@@ -12,11 +12,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from commands import run_ltmia
+from killed import renew_threads
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.errors import ConfigError, ModelError
@@ -45,6 +47,11 @@ def to_load(target: Path) -> PairToLoad:
     return PairToLoad(sources=(str(target), base), load=load)
 
 
+def _serve(load: Callable[[], Any]) -> None:
+    renew_threads()  # a launcher starts processes afresh
+    serve(load)
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[PairToLoad]]:
     """Starts other processes as a launcher would, and makes this one the first."""
@@ -57,7 +64,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextMa
             monkeypatch.setenv(name, str(value))
         for rank, found in enumerate(others, start=1):
             monkeypatch.setenv("RANK", str(rank))
-            multiprocessing.get_context("fork").Process(target=serve, args=(to_load(found).load,), daemon=True).start()
+            multiprocessing.get_context("fork").Process(target=_serve, args=(to_load(found).load,), daemon=True).start()
         monkeypatch.setenv("RANK", "0")
         return shared_out(to_load(target))
 
