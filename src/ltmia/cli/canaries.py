@@ -95,7 +95,7 @@ def make(
         share = made.n_copies / (made.n_rows + made.n_copies)
         print(f"{made.training_file}: {made.n_rows:,} rows of {into.name}, and {made.n_copies:,} of canaries")
         print(f"{len(made.key.texts)} canaries, {sum(made.key.inserted)} of them inserted: {share:.1%} of the rows")
-        print(f"Train on this file as it is. Keep the rest of {out} away from the training: it tells the coins.")
+        print(f"Train on this file as it is. Keep the key in {out} from the training: it names the inserted ones.")
 
 
 @canaries_app.command()
