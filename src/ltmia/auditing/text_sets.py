@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from ltmia.attacks.table import ATTACKS
+from ltmia.auditing.update import MUST_READ
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap, normalise_text
 from ltmia.data.reading import content_ids
 from ltmia.errors import ConfigError, DataError
@@ -156,7 +157,7 @@ def refuse_other_kind(attacks: Sequence[str], observer: str, sets: TextSets) -> 
     Raises:
         ConfigError: If there is one; the message names it.
     """
-    if sets.texts.rejected is not None and observer in ("weights", "training_run"):
+    if sets.texts.rejected is not None and observer in MUST_READ:
         raise ConfigError(f"observer `{observer}`: it reads single texts, not preference pairs; leave it out")
     if sets.texts.rejected is None and (refused := [name for name in attacks if ATTACKS[name].pairs]):
         raise ConfigError(
