@@ -2,10 +2,11 @@
 
 MODEL is a folder, hub id or .gguf file. Members and non-members are drawn by document (column `source`). Prints AUC and
 TPR at 1 % FPR of the weights observer and of the attacks asked for, beside the control that never sees a model, with
-95 % intervals by document. With --siblings, also against texts of the members' own documents that were not trained on;
-with --checkpoints, also of the attack on states from within the training;
-with --merge, an adapter is merged into the weights first; with --round, the target is rounded to another format, and
-the gradients are still those of the exact target. Fine-tuning and gradients resume.
+95 % intervals by document, and how many members each identifies at an FDR of 5 % (half of the non-members calibrate).
+With --siblings, also against texts of the members' own documents that were not trained on; with --checkpoints, also of
+the attack on states from within the training; with --merge, an adapter is merged into the weights first; with --round,
+the target is rounded to another format, and the gradients are still those of the exact target. Fine-tuning and
+gradients resume.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from real_target import arguments, fine_tuned
 from weights_robustness import HALVES, INTEGERS, rounded
 
 from ltmia.attacks.table import CHECKPOINTS, LEARNED, UPDATE, WITH_WEIGHTS
+from ltmia.evaluation.calibration import judge_audit
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.wording import figure
@@ -69,7 +71,12 @@ def main() -> None:
         for name, score in scores.items() if unused.any() else ():
             sides = {} if groups is None else {"member_groups": groups[used], "nonmember_groups": groups[unused]}
             measured = measure_attack(score[used], score[unused], **sides)
-            print(f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}")
+            asked = (sides.get("member_groups"), sides.get("nonmember_groups"))
+            judged = judge_audit(score[used], score[unused], attack=name, fdr=0.05, groups=asked).summary
+            print(
+                f"  {name:16} AUC {figure(measured.auc)}  TPR at 1 % FPR {figure(measured.tpr_at_fpr['0.01'])}"
+                f"  identified {judged.n_flagged} of {used.sum()}, false share {figure(judged.realized_fdp)}"
+            )
 
 
 def run_scores(attack: UpdateAttack, pair: Pair, args: argparse.Namespace) -> RunScores | None:
