@@ -277,6 +277,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         arguments="{corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --rows 'int8 by row, base alike'",
         finds=r"\| int8 by row, base alike \| 0\.\d{3} \| [01]\.\d{3}",
     ),
+    "benchmarks/weights_lab.py": SmallRun(
+        arguments="{kept}.toml {kept} out --corpora {corpora} --regimes quick",
+        finds=r"(?s)\| demo.early.quick \| 0\.\d{3} \|.*divided by that of ltmia: \d.*below the better of the two",
+        check=written("out/demo.late.quick.npz"),
+        is_slow=True,
+    ),
     "benchmarks/synthetic.py": SmallRun(
         arguments="out --members 20 --epochs 0 --texts 20 --tokens 16",
         finds=r"\| 0 \| 20 \| 0\.\d{3} ",
