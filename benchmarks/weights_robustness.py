@@ -1,8 +1,9 @@
 """How far the weights observer holds: python benchmarks/weights_robustness.py CORPUS.jsonl.gz OUT [--rows NAME ...].
 
 Fine-tunes the embedded base in several ways, rounds some of the targets, and prints a row each: AUC with a 95 %
-interval by document of the attacks on the weights and on log-probabilities. All rows but
-`another seed` train on the same members and audit the same texts. Fine-tunes and gradients resume.
+interval by document of the attacks on the weights and on log-probabilities. All rows audit the same texts, but those of
+another seed or with more members. A row called `faint` is one of a curve: how much is seen of ever fainter fine-tunes.
+Fine-tunes and gradients resume.
 """
 
 import argparse
@@ -18,13 +19,16 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from ltmia.attacks.table import LEARNED, UPDATE, WITH_WEIGHTS
-from ltmia.data.embedded import demo_base_path
+from ltmia.data.embedded import demo_base_path, demo_texts
 from ltmia.data.reading import read_texts
 from ltmia.data.splits import draw_membership
 from ltmia.evaluation.intervals import measure_attack
+from ltmia.evaluation.macro import mean_with_interval
+from ltmia.evaluation.roc import auc
 from ltmia.evaluation.wording import figure
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
+from ltmia.finetuning.privacy import DpConfig
 from ltmia.finetuning.training import make_trainer, train_or_resume, training_arguments
 from ltmia.finetuning.training_rows import RightPadding, TokenRows, training_rows
 from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
@@ -34,7 +38,7 @@ from ltmia.records import Texts
 from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.in_memory import score_texts
 from ltmia.weights.combination import add_output_score
-from ltmia.weights.update_attack import UpdateAttack
+from ltmia.weights.update_attack import UpdateAttack, explain_update
 
 BASE = str(demo_base_path())
 FLOAT32 = LoadOptions(dtype="float32", device="cpu")
@@ -60,6 +64,12 @@ class Row:
     """Whether the adapter is merged into the weights."""
     known: float = 1.0
     """Share of the members that are among the texts."""
+    members: int | None = None
+    """Members to train on, if more than --members; those beyond are not among the texts."""
+    alone: int = 0
+    """Members that are each put alone among the non-members; 0: all of them at once."""
+    revision: bool = False
+    """Whether the base that the attack holds is another revision: trained a little further, on other texts."""
 
 
 LORA = {"lora": True, "learning_rate": 2e-3}
@@ -80,6 +90,13 @@ ROWS = {
     "Adafactor": Row(optimizer="adafactor"),
     "Muon": Row(settings={"learning_rate": 1e-3}, optimizer="muon"),
     "another seed": Row(settings={"seed": 1}),
+    "one member at a time": Row(alone=20),
+    "base of another revision": Row(revision=True),
+    "DP-SGD, epsilon 8": Row(settings={"dp": DpConfig(epsilon=8.0, delta=1e-4), "learning_rate": 2e-3}),
+} | {
+    f"faint: {members} members at {rate:.0e}": Row(settings={"learning_rate": rate}, members=members)
+    for members in (200, 1000, 2000)
+    for rate in (5e-4, 2e-4, 1e-4, 5e-5)
 }
 
 
@@ -91,17 +108,25 @@ def main() -> None:
     for name in args.rows or ROWS:
         row = ROWS[name]
         seed = row.settings.get("seed", 0)
-        drawn = draw_membership(pool, n_members=args.members, n_nonmembers=args.nonmembers, n_validation=0, seed=seed)
+        trained = row.members or args.members
+        drawn = draw_membership(pool, n_members=trained, n_nonmembers=args.nonmembers, n_validation=0, seed=seed)
         members, others = pool.take(drawn.members), pool.take(drawn.nonmembers)
         pair = made(row, members, args.out)
-        known = members.take(range(round(row.known * len(members))))
-        print(f"| {name} | " + " | ".join(measured(pair, known, others, args.out / name)) + " |", flush=True)
+        known = members.take(range(round(row.known * min(args.members, trained))))
+        if row.alone:
+            cells = measured_alone(pair, known.take(range(row.alone)), others, args.out / name)
+        else:
+            cells = measured(pair, known, others, args.out / name)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def made(row: Row, members: Texts, out: Path) -> Pair:
     """Return the row's target beside its base."""
     config = FinetuneConfig(**({"epochs": 1, "learning_rate": 5e-4, "batch_size": 16} | row.settings))
-    folder = out / "-".join(["target", row.optimizer or "adamw", *(f"{k}-{v}" for k, v in row.settings.items())])
+    changed = row.settings | ({"members": len(members)} if row.members else {})
+    if "dp" in changed:
+        changed["dp"] = row.settings["dp"].epsilon
+    folder = out / "-".join(["target", row.optimizer or "adamw", *(f"{k}-{v}" for k, v in changed.items())])
     if not folder.is_dir():
         model, _ = load_model(BASE, FLOAT32)
         tokenizer = load_tokenizer(BASE, FLOAT32)
@@ -110,7 +135,8 @@ def made(row: Row, members: Texts, out: Path) -> Pair:
         else:
             train_with(row.optimizer, model, training_rows(tokenizer, members.texts, config.max_length), config, folder)
             tokenizer.save_pretrained(folder)
-    pair = load_pair(folder, BASE, dtype="float32", device="cpu")
+    base_folder = another_revision(out / "base-revision") if row.revision else BASE
+    pair = load_pair(folder, base_folder, dtype="float32", device="cpu")
     target, base = pair.target, load_model(BASE, FLOAT32)[0]
     if row.merge:
         target = target.merge_and_unload()
@@ -120,6 +146,15 @@ def made(row: Row, members: Texts, out: Path) -> Pair:
         target = rounded(target, row.rounding)
         base = rounded(base, row.rounding) if row.base_alike else base
     return load_pair(target, base, tokenizer=pair.tokenizer)
+
+
+def another_revision(folder: Path) -> Path:
+    """Train the base a little further, on the embedded texts, and save it."""
+    if not folder.is_dir():
+        model, _ = load_model(BASE, FLOAT32)
+        config = FinetuneConfig(epochs=1, learning_rate=2e-5, batch_size=16)
+        finetune(model, load_tokenizer(BASE, FLOAT32), demo_texts().take(range(200)), config, folder)
+    return folder
 
 
 def train_with(optimizer: str, model: PreTrainedModel, rows: list[Any], config: FinetuneConfig, folder: Path) -> None:
@@ -180,6 +215,26 @@ def measured(pair: Pair, members: Texts, others: Texts, folder: Path) -> list[st
     sides = {"member_groups": groups[used], "nonmember_groups": groups[~used]}
     aucs = [measure_attack(scores[name][used], scores[name][~used], **sides).auc for name in COLUMNS]
     return [f"{found.explained:.3f}", *map(figure, aucs)]
+
+
+def measured_alone(pair: Pair, members: Texts, others: Texts, folder: Path) -> list[str]:
+    """Return the same cells, with each member alone among the others; AUCs are means over members."""
+    texts = Texts.concatenate([members, others])
+    encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
+    explained, below = [], {name: [] for name in COLUMNS}
+    with UpdateAttack(pair, encoded, folder, identity=PairIdentity.of(pair).key) as attack:
+        file = attack.gradients.finish()
+        for member in range(len(members)):
+            rows = np.array([member, *range(len(members), len(texts))])
+            found = explain_update(file, rows, attack.coordinates, attack.config)
+            scores = score_texts(pair, [texts.texts[row] for row in rows], attacks=("difference", LEARNED))
+            solution = found.solution
+            together = add_output_score(solution.alpha, solution.standard_error, scores[LEARNED])
+            scores |= {UPDATE: found.usage.log_odds, WITH_WEIGHTS: together}
+            explained.append(solution.explained)
+            for name in COLUMNS:
+                below[name].append(auc(scores[name][:1], scores[name][1:]))
+    return [f"{np.mean(explained):.3f}", *(figure(mean_with_interval(below[name])) for name in COLUMNS)]
 
 
 def _arguments() -> argparse.Namespace:
