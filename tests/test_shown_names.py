@@ -28,3 +28,8 @@ def test_a_path_outside_the_current_folder_is_shown_by_its_last_part(
     assert shown_path("org/model@main") == "org/model@main"
     given = ["ltmia", "audit", "../Doe/model", "--base=../../Doe/base", "-o../Doe/out", "-o./out", "org/a..b"]
     assert shown_command(given) == "ltmia audit model --base=base -oout -o./out org/a..b"
+
+
+@pytest.mark.parametrize("program", ["ltmia", ".venv/bin/ltmia", "/opt/x/bin/ltmia", "/opt/x/lib/ltmia/__main__.py"])
+def test_the_program_is_shown_by_its_name(program: str) -> None:
+    assert shown_command([program, "audit", "./model"]) == "ltmia audit ./model"

@@ -24,6 +24,9 @@ def shown_path(name: str) -> str:
 
 
 def shown_command(arguments: Iterable[str]) -> str:
-    """Return a command line as a results file shows it, its paths as in `shown_path`."""
-    parts = [(OPTION_WITH_PATH.fullmatch(argument), argument) for argument in arguments]
-    return " ".join(match[1] + shown_path(match[2]) if match else shown_path(whole) for match, whole in parts)
+    """Return a command line as a results file shows it: the program by its name, paths as in `shown_path`."""
+    program, *rest = arguments
+    path = Path(program)
+    parts = [(OPTION_WITH_PATH.fullmatch(argument), argument) for argument in rest]
+    shown = (match[1] + shown_path(match[2]) if match else shown_path(whole) for match, whole in parts)
+    return " ".join([path.parent.name if path.name == "__main__.py" else path.name, *shown])

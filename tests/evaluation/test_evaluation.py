@@ -62,7 +62,7 @@ def test_tpr_is_null_with_a_reason_where_n_is_too_small() -> None:
     found = measure_attack(rng.normal(1, 1, 200), rng.normal(0, 1, 1000))
     assert found.tpr_at_fpr["0.01"].value is not None
     assert found.tpr_at_fpr["0.001"].value is None
-    assert "10000 are needed" in (found.tpr_at_fpr["0.001"].reason or "")
+    assert "10,000 are needed" in (found.tpr_at_fpr["0.001"].reason or "")
 
 
 @pytest.mark.parametrize(("n", "m"), [(0, 5), (5, 0), (0, 0)])

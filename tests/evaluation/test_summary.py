@@ -79,6 +79,12 @@ def test_a_leaking_audit_names_what_is_exceeded_and_by_how_much() -> None:
     assert found.observer == "Judged by difference, as an attacker who sees log-probabilities only."
 
 
+def test_a_failed_audit_also_says_which_limits_it_could_not_judge() -> None:
+    found = summarise(audit((0.97, 0.96, 0.98), flagged=700), [Limit.parse("auc:0.6"), Limit.parse("epsilon:8")])
+    assert found.points[2].startswith("1 of 2 limits exceeded: AUC 0.970")
+    assert found.points[2].endswith(f" Cannot tell: {Limit.parse('epsilon:8').title}.")
+
+
 def test_a_small_audit_cannot_tell_and_says_what_it_can() -> None:
     found = summarise(SMALL)
     assert found.word == "Cannot tell"
@@ -105,7 +111,7 @@ def test_a_safe_audit_is_within_the_limits_and_within_other_ones_it_is_not() -> 
     assert strict.word == "Do not release: limit exceeded"
     assert strict.limits == "Limits of the policy: AUC 0.49."
     assert summarise(audit(), [Limit.parse("auc:0.7")]).limits == "Limits of the policy: AUC 0.7 (default: 0.6)."
-    assert summarise(audit()).points[0].endswith("rate of 5 %; an audit of this size flags 40 or more, or none.")
+    assert summarise(audit()).points[0].endswith("rate of 5 %; this audit is too small to flag fewer than 40.")
     assert summarise(audit(fewest=1)).points[0].endswith("rate of 5 %.")
     assert summarise(audit(), [Limit.parse("auc:0.51")]).word == "Cannot tell"
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from ltmia.auditing.audit import AuditConfig, audit
@@ -25,8 +26,8 @@ from ltmia.evaluation.results import Check, Results, Validity
 from ltmia.evaluation.token_bands import USUAL
 from ltmia.features.store import FeatureStore
 from ltmia.models.pair import Pair
-from ltmia.report.figures import MOST_POINTS, _thinned
-from ltmia.report.page import render_report, write_report
+from ltmia.report.figures import MOST_POINTS, OFF_AXIS, _thinned, plot_roc
+from ltmia.report.page import render_report, template_environment, write_report
 from ltmia.report.payload import embedded_json
 from ltmia.report.slices import Records, group_slices, length_slices
 from ltmia.report.terminal import print_results
@@ -282,7 +283,7 @@ def test_a_pipe_gets_an_aligned_table_control_first_and_nothing_twice(result: Au
     start = next(i for i, line in enumerate(lines) if line.startswith("attack "))
     table = lines[start : start + 1 + len(result.results.attacks)]
     assert [line.split(" ")[0] for line in table[1:]] == attack_order(result.results)
-    for title in ("AUC", "TPR at 10 % FPR", "TPR at 1 % FPR"):
+    for title in ("AUC", "TPR at 10 % FPR"):
         at = table[0].index(title)
         assert all(line[at - 1] == " " and line[at] != " " for line in table[1:])
     auc = result.results.attacks["ltmia"].auc
@@ -364,6 +365,39 @@ def test_control_characters_do_not_reach_the_terminal(result: AuditResult) -> No
     assert "\x1b[2J" not in captured.get()
     assert "\x07" not in captured.get()
     assert "[bold]" in captured.get()
+
+
+def test_names_between_backticks_are_set_as_code_and_stay_escaped() -> None:
+    sentence = template_environment().filters["sentence"]
+    assert sentence("A larger `max_length` reads more.") == "A larger <code>max_length</code> reads more."
+    assert sentence("`<b>` [0.1, 0.2] and [0.013 %, 2.7 %]") == (
+        "<code>&lt;b&gt;</code> [0.1,\u00a00.2] and [0.013\u00a0%,\u00a02.7\u00a0%]"
+    )
+
+
+def test_no_backtick_is_left_on_the_page(audited: Path) -> None:
+    page = re.sub(r"<(script|style).*?</\1>", "", page_of(audited), flags=re.S)
+    assert "<code>weights</code> reads them" in page
+    assert "`" not in page
+
+
+def test_a_rate_that_nothing_was_measured_at_has_no_column_but_a_reason(result: AuditResult) -> None:
+    lines = printed(result.results, Console(width=200)).splitlines()
+    (head,) = (line for line in lines if line.startswith("attack "))
+    for name, fpr in (("10 %", "0.1"), ("1 %", "0.01")):
+        rate = result.results.attacks[result.results.decisions.attack].tpr(fpr)
+        assert (f"TPR at {name} FPR" in head) == (rate.value is not None)
+        assert (f"TPR at {name} FPR: {rate.reason}." in lines) == (rate.value is None)
+
+
+def test_a_curve_starts_at_the_left_edge_with_what_is_found_before_a_false_positive() -> None:
+    axes = Figure().subplots()
+    tied = np.array([0.0, 0.0, -1.0, -2.0])
+    plot_roc(axes, {"a": (np.array([1.0, 2.0, -0.5, -3.0]), tied)}, control="b")
+    x, y = axes.lines[0].get_xydata().T
+    assert x[0] == OFF_AXIS
+    assert y[0] == 0.5
+    assert x[1] == 0.5
 
 
 def test_a_notebook_shows_a_compact_table_and_axes(result: AuditResult) -> None:

@@ -23,6 +23,7 @@ from ltmia.auditing.cost import (
 from ltmia.auditing.doctor import Finding
 from ltmia.auditing.speed import Clock, Speed, measure_speed
 from ltmia.errors import ConfigError
+from ltmia.evaluation.wording import percent
 from ltmia.models.batching import free_bytes
 from ltmia.models.head import HALF, MIXED_DEVICES
 from ltmia.models.loading import LoadKeywords, LoadOptions
@@ -168,7 +169,7 @@ def _given_seconds(flops: Flops, accelerators: Accelerators) -> tuple[tuple[floa
     """Return the same for devices whose peak is given."""
     low, high = SHARES
     at_peak = (flops.total - flops.solve) / (accelerators.tflops * 1e12 * accelerators.n_devices)
-    where = f"{accelerators.n_devices} given device(s), if passes reach {low:.0%} to {high:.0%} of the peak"
+    where = f"{accelerators.n_devices} given device(s), if passes reach {percent(low)} to {percent(high)} of the peak"
     return (at_peak / high, at_peak / low), where
 
 
@@ -260,7 +261,7 @@ def _about_checkpoints(setting: Setting, flops: Flops) -> Iterator[Finding]:
         more = count_checkpoint_flops(setting).total
         yield Finding(
             level="ok",
-            sentence=f"each checkpoint adds {more:.1e} FLOPs, {more / flops.total:.0%} of the time above, and "
+            sentence=f"each checkpoint adds {more:.1e} FLOPs, {percent(more / flops.total)} of the time above, and "
             f"{_gib(checkpoint_disk_bytes(setting))} GiB on disk; memory for one is counted above",
         )
 

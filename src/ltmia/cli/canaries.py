@@ -83,6 +83,7 @@ def make(
     """Sample canaries from an LM, and mix those that a coin chooses into a copy of a training file."""
     calm_libraries(verbose=verbose)
     from ltmia.canaries.make import CanaryConfig, make_canaries
+    from ltmia.evaluation.wording import percent
     from ltmia.models.loading import LoadOptions, load_alone
 
     config = CanaryConfig(**asdict(canaries))
@@ -94,7 +95,9 @@ def make(
     if not quiet:
         share = made.n_copies / (made.n_rows + made.n_copies)
         print(f"{made.training_file}: {made.n_rows:,} rows of {into.name}, and {made.n_copies:,} of canaries")
-        print(f"{len(made.key.texts)} canaries, {sum(made.key.inserted)} of them inserted: {share:.1%} of the rows")
+        print(
+            f"{len(made.key.texts)} canaries, {sum(made.key.inserted)} of them inserted: {percent(share)} of the rows"
+        )
         print(f"Train on this file as it is. Keep the key in {out} from the training: it names the inserted ones.")
 
 

@@ -117,5 +117,7 @@ def compare(
         if measure.value is None:
             print(f"TPR at an FPR of {fpr}: {measure.reason}")
         else:
-            print(f"TPR at an FPR of {fpr}: {figure(measure, signed=True)}")
+            print(f"Change of the TPR at an FPR of {fpr}: {figure(measure, signed=True)}")
     print(one_line(comparison.sentence))
+    if html:
+        print(html)

@@ -11,7 +11,7 @@ from ltmia.evaluation.epsilon import largest_bound
 from ltmia.evaluation.intervals import FEWEST_FALSE_POSITIVES
 from ltmia.evaluation.results import AttackResult, Results
 from ltmia.evaluation.section import Measure
-from ltmia.evaluation.wording import percent, unmatched
+from ltmia.evaluation.wording import percent, rate, unmatched
 
 CONTROL = "bag_of_words"
 """Name of the control, which sees no model: its figures say nothing about leakage."""
@@ -114,6 +114,18 @@ def few_scored(results: Results, figure: LimitedFigure) -> str | None:
     return (
         f"{figure.attack} could score {attack.n_members} members and {attack.n_nonmembers} non-members only; at least "
         f"{FEWEST_TEXTS} of each are needed."
+    )
+
+
+def partly_scored(results: Results, figure: LimitedFigure) -> str | None:
+    """Return the cure if a rate was not measured only because its attack could not score every non-member."""
+    attack, needed = results.attacks.get(figure.attack), FEWEST_FALSE_POSITIVES / figure.rate - 1e-9
+    scored, given = None if attack is None else attack.n_nonmembers, _usable_nonmembers(results)
+    if figure.kind != "tpr" or figure.named or scored is None or not scored < needed <= given:
+        return None
+    return (
+        f"{figure.attack} could score only {scored} of the {given} non-members; to leave it out, name the attack that "
+        f"counts: {results.decisions.attack}.tpr@fpr={figure.rate:g}"
     )
 
 
@@ -232,7 +244,7 @@ def _few_to_calibrate(results: Results, figure: LimitedFigure) -> str | None:
     if decisions.fewest_flags is None:
         return (
             f"With {decisions.n_calibration} non-members no p-value is below {decisions.smallest_p:.2g}, so nothing "
-            f"can be flagged at a false discovery rate of {decisions.fdr:g}."
+            f"can be flagged at a false discovery rate of {rate(decisions.fdr)}."
         )
     return (
         f"Nothing is flagged unless {decisions.fewest_flags} records score above nearly all non-members, and only "

@@ -7,7 +7,16 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from ltmia.errors import ConfigError
-from ltmia.evaluation.blind_spots import CONTROL, COUNTS, OF_EACH, LimitedFigure, blind_spots, few_scored, few_texts
+from ltmia.evaluation.blind_spots import (
+    CONTROL,
+    COUNTS,
+    OF_EACH,
+    LimitedFigure,
+    blind_spots,
+    few_scored,
+    few_texts,
+    partly_scored,
+)
 from ltmia.evaluation.drawn_out import Extraction, NearVerbatim
 from ltmia.evaluation.limits import RULE, Limit
 from ltmia.evaluation.results import Results
@@ -128,7 +137,7 @@ def _judge(results: Results, limit: Limit) -> Judged:
     """Judge every figure that a limit concerns; the worst outcome counts, and among equal ones the largest figure."""
     judged = []
     for figure in _figures(results, limit):
-        outcome, said = _outcome(figure), _sentence(figure)
+        outcome, said = _outcome(figure), ". ".join(filter(None, (_sentence(figure), partly_scored(results, figure))))
         few = few_texts(results) or few_scored(results, figure)
         if outcome == "failed" and figure.kind not in OF_EACH and few:
             # Flags keep their error rate with any number of texts, and what is said of each text or secret is exact.

@@ -81,7 +81,7 @@ def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
     if n_nonmembers * fpr >= FEWEST_FALSE_POSITIVES - 1e-9:
         return measure
     needed = int(np.ceil(FEWEST_FALSE_POSITIVES / fpr - 1e-9))
-    return Measure(reason=f"{n_nonmembers} non-members are too few to measure an FPR of {fpr:g}; {needed} are needed")
+    return Measure(reason=f"{n_nonmembers} non-members are too few to measure an FPR of {fpr:g}; {needed:,} are needed")
 
 
 def _widened(point: float, low: float, high: float, n: int) -> Measure:

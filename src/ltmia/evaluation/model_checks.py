@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ltmia.evaluation.results import Check
 from ltmia.evaluation.section import Measure
+from ltmia.evaluation.wording import percent
 
 TESTED_TIMES = 4.3
 """Largest distance, in limits, at which the shipped classifier was tested and found more members than any published
@@ -105,7 +106,7 @@ def backend_check(rescored: Rescored, *, gap: float, spread: float, dtype: str, 
 
 
 def _share(part: float) -> str:
-    return f"{part:.1%}" if part >= 0.0005 else "less than 0.1%"
+    return percent(part) if part >= 0.0005 else "less than 0.05 %"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +163,7 @@ def base_check(kin: BaseComparison) -> Check:
         return Check(status="not_measured", sentence=sentence, details=details)
     doubt = _doubt_of_base(kin)
     if doubt is None:
-        moved = "" if kin.change is None else f"its weights changed by {kin.change:.2%} on average, "
+        moved = "" if kin.change is None else f"its weights changed by {percent(kin.change)} on average, "
         sentence = f"The target was fine-tuned from the given base: {moved}{losses}."
         return Check(status="ok", sentence=sentence, details=details)
     sentence = (
@@ -174,7 +175,9 @@ def base_check(kin: BaseComparison) -> Check:
 
 def _doubt_of_base(kin: BaseComparison) -> str | None:
     if kin.shared < SAME_SHAPE_SHARE:
-        return f"Only {kin.shared:.0%} of the target's parameters have a counterpart in the base, another kind of model"
+        shared = percent(kin.shared)
+        return f"Only {shared} of the target's parameters have a counterpart in the base, another kind of model"
     if kin.change is not None and kin.change > FAR_APART:
-        return f"The target's weights differ from the base's by {kin.change:.0%} on average, more than fine-tuning does"
+        change = percent(kin.change)
+        return f"The target's weights differ from the base's by {change} on average, more than fine-tuning does"
     return None

@@ -61,7 +61,7 @@ def summarise(results: Results, limits: Sequence[Limit] | None = None) -> Summar
     if results.kind == "score":
         status, reason = _status_of_score(results)
         said = "" if status == "failed" else "A text that is not flagged may still have been used."
-        limits_said = f"Signs: a flagged candidate, or {p_value(SIGNIFICANT)} at most for all together."
+        limits_said = f"Signs: a flagged candidate, or a p-value of {SIGNIFICANT:g} or less for all together."
         third = reason or said
     else:
         gate = hold_against(results, limits or DEFAULT_LIMITS)
@@ -99,7 +99,7 @@ def _single(results: Results) -> str:
     said = headline(decisions, _asked(results), [])
     fewest = decisions.fewest_flags or 0
     if decisions.can_flag and not decisions.n_flagged and fewest > 1:
-        said += f"; an audit of this size flags {fewest} or more, or none"
+        said += f"; this audit is too small to flag fewer than {fewest}"
     return f"{said}."
 
 
@@ -145,11 +145,13 @@ def _candidates_as_a_whole(results: Results) -> str:
 
 
 def _of_limits(gate: GateVerdict, results: Results) -> str:
-    """Say which limit is exceeded, or why the audit is inconclusive, or that all limits are kept."""
+    """Say which limits are exceeded or cannot be judged, why the audit is inconclusive, or that all limits are kept."""
     if gate.outcome == "failed":
         exceeded = [j for j in gate.judged if j.outcome == "failed"]
         named = "; ".join(f"{j.limit.title} {j.found}, at most {j.limit.most:g} is allowed" for j in exceeded)
-        return f"{len(exceeded)} of {len(gate.judged)} limits exceeded: {named}."
+        unsure = ", ".join(j.limit.title for j in gate.judged if j.outcome == "inconclusive")
+        rest = f" Cannot tell: {unsure}." if unsure else ""
+        return f"{len(exceeded)} of {len(gate.judged)} limits exceeded: {named}.{rest}"
     if gate.outcome == "inconclusive":
         open_limits = [judged.sentence for judged in gate.judged if judged.outcome == "inconclusive"]
         return (of_an_audit(results) or [f"{open_limits[0].rstrip('.')}."])[0]

@@ -11,6 +11,7 @@ from ltmia.evaluation.results import Check, Decisions
 from ltmia.evaluation.roc import Scores, auc
 from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
+from ltmia.evaluation.wording import percent, rate
 
 FEWEST_GROUPS = 20
 """Fewest calibration groups; with fewer, p-values of single texts rest on too few independent texts."""
@@ -103,7 +104,7 @@ def duplicates_check(
         many = n_within >= MANY_REPEATS * n_texts and n_within > 0
         return Check(status="warning" if many else "ok", sentence=sentence, details=details)
     sentence = (
-        f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {OVERLAP_SHARE:.0%} or more of "
+        f"{n_across} non-member(s) repeat a {candidates} and {n_overlapping} share {percent(OVERLAP_SHARE)} or more of "
         f"their 8-grams with one: such texts are in both sets and make leakage look smaller.{left_out}"
     )
     cure = " Leave them out with the option `deduplicate`." if candidates == "member" and n_left_out is None else ""
@@ -173,7 +174,7 @@ def _smallest_tpr(n: int, fpr: float) -> float | None:
 def _flagging_power(decisions: Decisions) -> str:
     least = f"No p-value can be below {decisions.smallest_p:.2g}"
     if decisions.fewest_flags is None:
-        return f"{least}, so nothing can be flagged at a false discovery rate of {decisions.fdr:.3g}."
+        return f"{least}, so nothing can be flagged at a false discovery rate of {rate(decisions.fdr)}."
     needed = f"at least {decisions.fewest_flags} score above nearly all non-members"
     if not decisions.can_flag:
         return f"{least}, so records are flagged only if {needed}; fewer were judged."

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ltmia.evaluation.blind_spots import CONTROL
 from ltmia.evaluation.results import AttackResult, Decisions, SetTest, Validity
 from ltmia.evaluation.wording import figure as written
-from ltmia.evaluation.wording import p_value
+from ltmia.evaluation.wording import p_value, percents, rate
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
 """Checks whose warnings belong in the verdict: they change what the figures mean."""
@@ -21,12 +21,12 @@ def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
         judged: Name of the records, such as "training records".
         reasons: Why the audit may see too little (`blind_spots.of_an_audit`).
     """
-    rate = f"at a false discovery rate of {100 * decisions.fdr:g} %"
+    at = f"at a false discovery rate of {rate(decisions.fdr)}"
     if not decisions.n_judged:
         return f"No statement on {judged}: none could be scored"
     if not decisions.n_flagged and not decisions.can_flag:
-        return f"No statement on single {judged}: with so few non-members none could be flagged {rate}"
-    found = f"{decisions.n_flagged} of {decisions.n_judged} {judged} can be identified {rate}"
+        return f"No statement on single {judged}: with so few non-members none could be flagged {at}"
+    found = f"{decisions.n_flagged} of {decisions.n_judged} {judged} can be identified {at}"
     if decisions.flagged_groups:
         found += f", and {len(decisions.flagged_groups)} of {decisions.n_groups_judged} groups as a whole"
     return f"{found}; but this audit may see too little" if reasons else found
@@ -76,10 +76,10 @@ def _found(decisions: Decisions) -> str:
                 f"at least {d.fewest_flags} would have to score above nearly all of the {d.n_calibration} known "
                 f"non-members, and only {d.n_judged} were judged, so none could be flagged"
             )
-        return f"This audit says nothing about single records: {why} at a false discovery rate of {d.fdr:.3g}."
+        return f"This audit says nothing about single records: {why} at a false discovery rate of {rate(d.fdr)}."
     found = (
         f"{d.n_flagged} of {d.n_judged} records can be identified as training data at a false discovery rate of "
-        f"{d.fdr:.3g}, judged by {d.attack} against {d.n_calibration} known non-members."
+        f"{rate(d.fdr)}, judged by {d.attack} against {d.n_calibration} known non-members."
     )
     if not d.n_flagged and d.fewest_flags is not None and d.fewest_flags > 1:
         found += f" If fewer than {d.fewest_flags} records can be identified, this audit is too small to flag them."
@@ -90,12 +90,12 @@ def _false_flags(decisions: Decisions) -> str:
     fdp = decisions.realized_fdp
     if fdp.value is None:
         return ""
-    found = f"When non-members were judged the same way, a share of {written(fdp)} of all flags"
+    found = f"When non-members were judged the same way, {percents(fdp)} of all flags"
     kept = fdp.low is None or fdp.low <= decisions.fdr
-    return f"{found} was false" + (
+    return f"{found} were wrong" + (
         "."
         if kept
-        else f", more than the {decisions.fdr:.3g} asked for: the non-members are of several different kinds."
+        else f", more than the {rate(decisions.fdr)} asked for: the non-members are of several different kinds."
     )
 
 

@@ -47,6 +47,19 @@ def percent(share: float | None) -> str:
     return f"{found:.0f} %" if found >= 10 or found == 0 else f"{found:.2g} %"
 
 
+def rate(share: float) -> str:
+    """Write a rate that was asked for as a percentage, such as "2.5 %", with all its digits."""
+    return f"{100 * share:g} %"
+
+
+def percents(share: Measure) -> str:
+    """Write a share with its 95 % interval as percentages, such as "3.4 % [2 %, 5.4 %]", or why it is missing."""
+    if share.value is None:
+        return share.reason or "not measured"
+    interval = "" if share.low is None or share.high is None else f" [{percent(share.low)}, {percent(share.high)}]"
+    return percent(share.value) + interval
+
+
 def p_value(p: float) -> str:
     """Write a p-value; all values below a thousandth are written in the same way."""
     return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"

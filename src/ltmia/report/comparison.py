@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ltmia.evaluation.comparison import Answer, Comparison
 from ltmia.evaluation.results import Results
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.summary import Status
 from ltmia.evaluation.wording import figure
 from ltmia.report.tables import Table, TablePage
@@ -66,8 +67,8 @@ def _figures(first: Results, second: Results, comparison: Comparison) -> Table:
     rows += [
         (
             f"TPR at an FPR of {fpr}",
-            figure(before.tpr(fpr)),
-            figure(after.tpr(fpr)),
+            _or_dash(before.tpr(fpr)),
+            _or_dash(after.tpr(fpr)),
             figure(change, signed=True),
         )
         for fpr, change in comparison.tpr_at_fpr.items()
@@ -78,6 +79,11 @@ def _figures(first: Results, second: Results, comparison: Comparison) -> Table:
         head=("Figure", "First", "Second", "Change"),
         rows=rows,
     )
+
+
+def _or_dash(measure: Measure) -> str:
+    """Write a figure; if it is missing, the column of changes says why."""
+    return "–" if measure.value is None else figure(measure)
 
 
 def _members(first: pa.Table, second: pa.Table) -> Iterator[_Member]:

@@ -30,6 +30,8 @@ SIZE = (4.5, 3.9)
 LEFT, RIGHT, BOTTOM = 0.155, 0.955, 0.14
 ROOM_FOR_LEGEND = 0.87
 """Edges of the drawing, as parts of the figure; the last is the upper edge where the legend stands above it."""
+OFF_AXIS = 1e-9
+"""A rate left of every axis."""
 WIDEST_START = 0.1
 """Logarithmic axes begin here or lower, even with few texts."""
 MOST_POINTS = 180
@@ -58,8 +60,10 @@ def plot_roc(axes: Axes, scores: Mapping[str, tuple[Scores, Scores]], *, control
             continue
         smallest = min(smallest, 1.0 / n_nonmembers)
         curve = roc_curve(members, nonmembers)
-        kept = _thinned(curve.fpr)
-        fpr, tpr = curve.fpr[kept], curve.tpr[kept]
+        # A logarithmic axis has no 0: what is found before the first false positive is drawn from the left edge on.
+        first = np.flatnonzero(curve.fpr == 0)[-1]
+        kept = first + _thinned(curve.fpr[first:])
+        fpr, tpr = np.maximum(curve.fpr[kept], OFF_AXIS), curve.tpr[kept]
         colour, dash = (CONTROL_COLOUR, CONTROL_DASH) if name == control else (COLOURS[i % 5], DASHES[i % 5])
         axes.plot(fpr, tpr, drawstyle="steps-post", label=_literal(name), color=colour, ls=dash, lw=1.7)
         if i == 0 or name == control:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ltmia.errors import StoreError
 from ltmia.evaluation.audit_folder import (
@@ -44,8 +44,10 @@ from ltmia.report.slices import Records, group_slices, length_slices
 
 N_CURVES = 4
 """Number of attacks drawn in the ROC, besides the control."""
-INTERVAL = re.compile(r"(\[[^][ ]+,) ([^][ ]+\])")
-"""An interval in a sentence, in two parts, which stay on one line."""
+INTERVAL = re.compile(r"\[[-+\d.]+(?: %)?, [-+\d.]+(?: %)?\]")
+"""An interval in a sentence, which stays on one line."""
+NAME = re.compile("`([^`]+)`")
+"""A name of an option, a column or an attack in a sentence."""
 
 
 def write_report(folder: Path, limits: Sequence[Limit] | None = None) -> Path:
@@ -147,9 +149,15 @@ def template_environment() -> Environment:
     environment.filters["number"] = _number
     environment.filters["bits"] = whole_bits
     environment.filters["unmatched"] = unmatched
-    environment.filters["unbroken"] = lambda text: INTERVAL.sub("\\1\u00a0\\2", text)
+    environment.filters["sentence"] = _sentence
     environment.filters["short"] = lambda text: text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
     return environment
+
+
+def _sentence(text: str) -> Markup:
+    """Write a sentence for the page: intervals stay on one line, and names between backticks are set as code."""
+    unbroken = INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
+    return Markup(NAME.sub(r"<code>\1</code>", str(escape(unbroken))))  # noqa: S704  escaped
 
 
 def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:

@@ -48,6 +48,8 @@ def print_results(results: Results, folder: Path, console: Console) -> None:
         _print(console, "")
         for line, style in zip(attack_table(results, _width(console)), _row_styles(results), strict=True):
             _print(console, line, style)
+        for line in _unmeasured(results):
+            _print(console, line)
         _print(console, "")
     for line in canary_table(results):
         _print(console, line)
@@ -102,14 +104,21 @@ def attack_table(results: Results, width: int | None = None) -> list[str]:
 
     Args:
         results: Results of an audit with attacks.
-        width: Width of the terminal in characters; if it is too small, the table keeps one FPR. None: no limit.
+        width: Width of the terminal in characters; if it is too small, the table keeps the smallest FPR. None: no
+            limit.
+
+    An FPR at which nothing was measured has no column.
     """
-    lines = _aligned(results, RATES)
-    if width is None or max(map(len, lines)) <= width:
-        return lines
-    measured = results.attacks.get(results.decisions.attack)
-    strict = measured is not None and measured.tpr(RATES[-1]).value is not None
-    return _aligned(results, RATES[-1:] if strict else RATES[:1])
+    rates = tuple(fpr for fpr in RATES if any(a.tpr(fpr).value is not None for a in results.attacks.values()))
+    lines = _aligned(results, rates)
+    return lines if width is None or max(map(len, lines)) <= width else _aligned(results, rates[-1:])
+
+
+def _unmeasured(results: Results) -> list[str]:
+    """Say why the attack that decides has no TPR, for each FPR of the table."""
+    judge = results.attacks.get(results.decisions.attack)
+    missing = [(fpr, judge.tpr(fpr)) for fpr in RATES] if judge else []
+    return [f"TPR at {FPR_NAMES[fpr]} FPR: {figure(rate)}." for fpr, rate in missing if rate.value is None]
 
 
 def _aligned(results: Results, rates: tuple[str, ...]) -> list[str]:

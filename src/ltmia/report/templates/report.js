@@ -223,6 +223,11 @@
     difference: "Reference loss minus target loss of each token, in nats: how much more likely fine-tuning made it.",
     attribution: "How much each token adds to the classifier's logit (integrated gradients).",
   };
+  const percent = (share) => {
+    const found = 100 * share;
+    const digits = found > 99 && found < 100 ? Math.min(found, 99.9).toFixed(1) : found >= 10 ? found.toFixed(0) : Number(found.toPrecision(2));
+    return `${digits}\u00a0%`;
+  };
   const signed = (v) => (v > 0 ? "+" : v < 0 ? "−" : "") + Math.abs(v / MILLI).toFixed(3);
 
   function meter(name, share, said) {
@@ -248,7 +253,7 @@
     }));
     $("r-attacks").replaceChildren(...Object.entries(above).map(([name, shares]) => {
       const known = shares[i] <= SHARES, share = shares[i] / SHARES;
-      return meter(name, known ? share : 0, known ? `${(100 * share).toFixed(1)}\u00a0%` : NA);
+      return meter(name, known ? share : 0, known ? percent(share) : NA);
     }));
     bands(i);
     const found = where.has(i);
