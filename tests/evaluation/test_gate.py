@@ -217,8 +217,8 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
             put("attacks|loss|n_nonmembers", 900),
             put("attacks|loss|tpr_at_fpr|0.01", measure(None)),
         ),
-        "loss could score only 900 of the 2000 non-members; to leave it out, name the attack that counts: "
-        "difference.tpr@fpr=0.01",
+        "loss could score only 900 of the 2000 non-members, and 1,000 are needed. To leave it out, name the attack "
+        "that counts: difference.tpr@fpr=0.01",
     ),
     "an epsilon out of reach": (("epsilon:8",), lambda _: None, "no epsilon above"),
     "no figure": (("auc:0.6",), put("attacks|loss|auc", measure(None)), "could not be measured"),

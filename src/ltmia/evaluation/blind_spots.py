@@ -118,14 +118,14 @@ def few_scored(results: Results, figure: LimitedFigure) -> str | None:
 
 
 def partly_scored(results: Results, figure: LimitedFigure) -> str | None:
-    """Return the cure if a rate was not measured only because its attack could not score every non-member."""
-    attack, needed = results.attacks.get(figure.attack), FEWEST_FALSE_POSITIVES / figure.rate - 1e-9
+    """Return the reason and the cure if a rate is missing only because its attack could not score every non-member."""
+    attack, needed = results.attacks.get(figure.attack), round(FEWEST_FALSE_POSITIVES / figure.rate)
     scored, given = None if attack is None else attack.n_nonmembers, _usable_nonmembers(results)
     if figure.kind != "tpr" or figure.named or scored is None or not scored < needed <= given:
         return None
     return (
-        f"{figure.attack} could score only {scored} of the {given} non-members; to leave it out, name the attack that "
-        f"counts: {results.decisions.attack}.tpr@fpr={figure.rate:g}"
+        f"{figure.attack} could score only {scored} of the {given} non-members, and {needed:,} are needed. To leave it "
+        f"out, name the attack that counts: {results.decisions.attack}.tpr@fpr={figure.rate:g}"
     )
 
 

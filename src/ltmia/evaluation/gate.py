@@ -137,7 +137,7 @@ def _judge(results: Results, limit: Limit) -> Judged:
     """Judge every figure that a limit concerns; the worst outcome counts, and among equal ones the largest figure."""
     judged = []
     for figure in _figures(results, limit):
-        outcome, said = _outcome(figure), ". ".join(filter(None, (_sentence(figure), partly_scored(results, figure))))
+        outcome, said = _outcome(figure), _sentence(figure, partly_scored(results, figure))
         few = few_texts(results) or few_scored(results, figure)
         if outcome == "failed" and figure.kind not in OF_EACH and few:
             # Flags keep their error rate with any number of texts, and what is said of each text or secret is exact.
@@ -301,10 +301,10 @@ def _value(figure: LimitedFigure) -> str:
     return f"{figure.measure.value:g}" if figure.kind in COUNTS else written(figure.measure)
 
 
-def _sentence(figure: LimitedFigure) -> str:
+def _sentence(figure: LimitedFigure, missing: str | None) -> str:
     name, measure, most = figure.name, figure.measure, figure.most
     if measure.value is None:
-        return f"{name} could not be measured: {measure.reason}"
+        return f"{name} could not be measured: {missing or measure.reason}"
     if figure.kind == "epsilon":
         return f"{name} is {measure.value:.3g}; it can refute a claim of {most:g}, but not confirm it"
     value = _value(figure)
