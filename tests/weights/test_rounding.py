@@ -1,54 +1,13 @@
-"""What rounded weights tell about the update: against plain rounding, a simulation, and scipy's truncated normal."""
+"""What rounded weights tell about the update: against a simulation, and scipy's truncated normal."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import truncnorm
 
 from ltmia.weights.metric import mean_square
-from ltmia.weights.rounding import _truncated_normal, cell_widths, observe_update
-
-
-def rounded(weight: torch.Tensor, level: int, group: int | None) -> torch.Tensor:
-    """Round to 2 x level + 1 levels, with one scale for each group of weights."""
-    blocks = weight.reshape(-1, group or weight.shape[1])
-    scale = blocks.abs().amax(dim=1, keepdim=True) / level
-    return ((blocks / scale).round() * scale).reshape(weight.shape)
-
-
-WEIGHT = torch.randn(96, 512, generator=torch.Generator().manual_seed(0)) * 0.05
-STORED = {
-    "bfloat16": WEIGHT.bfloat16(),
-    "bfloat16 in float32": WEIGHT.bfloat16().float(),
-    "float16 in float32": WEIGHT.half().float(),
-    "float16, some too small for full precision": (WEIGHT * 1e-3).half().float(),
-    "int8 by row": rounded(WEIGHT, 127, None),
-    "int8 by column": rounded(WEIGHT.T.contiguous(), 127, None).T,
-    "8 bit by 128": rounded(WEIGHT, 127, 128),
-    "8 bit by 32": rounded(WEIGHT, 127, 32),
-    "with a row of zeros": rounded(WEIGHT * (torch.arange(96) > 0)[:, None], 7, 32).nan_to_num(),
-    "4 bit by 64": rounded(WEIGHT, 7, 64),
-    "4 bit by 32": rounded(WEIGHT, 7, 32),
-    "4 bit by 32, from the smallest": rounded(WEIGHT - WEIGHT.min(), 15, 32) + WEIGHT.min(),
-}
-
-
-@pytest.mark.parametrize("kind", STORED)
-def test_the_exact_weight_lies_in_the_cell_and_fills_it(kind: str) -> None:
-    exact = WEIGHT * (1e-3 if "too small" in kind else 1)
-    exact = exact * (torch.arange(96) > 0)[:, None] if "zeros" in kind else exact
-    widths = cell_widths(STORED[kind])
-    assert widths is not None
-    share = ((STORED[kind].float() - exact).abs() / widths)[int("zeros" in kind) :]
-    assert share.max() < 0.51
-    assert share.square().mean() == pytest.approx(1 / 12, rel=0.2)
-
-
-@pytest.mark.parametrize("weight", [WEIGHT, WEIGHT * 1e-6, WEIGHT.double(), WEIGHT.exp(), WEIGHT[0]])
-def test_exact_weights_have_no_cells(weight: torch.Tensor) -> None:
-    assert cell_widths(weight) is None
+from ltmia.weights.rounding import _truncated_normal, observe_update
 
 
 @given(st.floats(-30, 30), st.floats(1e-6, 60))

@@ -24,9 +24,11 @@ from ltmia.models.weight_delta import (
     shared_matrices,
 )
 from ltmia.weights.backward import MatrixPlaces, TextGradients
+from ltmia.weights.cells import find_cells
 from ltmia.weights.low_rank import row_space
-from ltmia.weights.rounding import MANTISSA_BITS, cell_widths, observe_update
+from ltmia.weights.rounding import observe_update
 
+HALF = (torch.bfloat16, torch.float16)
 TRIAL_LENGTH, TRIED = 6, 512
 """Tokens of a trial text, and coordinates of a matrix that are compared."""
 TRIAL_TOLERANCE = 1e-3
@@ -160,7 +162,7 @@ def _check_begins_at_base(pair: Pair) -> None:
         start = _trial_logits(pair, runner)
     base = _trial_logits(pair, pair.reference_runner)
     error, size = (torch.linalg.vector_norm(x).item() for x in (start - base, base))
-    tolerance = HALF_TRIAL_TOLERANCE if pair.dtype in MANTISSA_BITS else TRIAL_TOLERANCE
+    tolerance = HALF_TRIAL_TOLERANCE if pair.dtype in HALF else TRIAL_TOLERANCE
     if error > tolerance * size:  # NaN passes: broken weights are found by their gradients
         raise ModelError(
             f"the target with an adapter of zeros is not the base: its logits differ by {error / size:.1g} of their "
@@ -213,12 +215,13 @@ def _observed(
     matrix: ChangedMatrix, place: MatrixPlaces
 ) -> tuple[Float64[np.ndarray, " coordinate"], Float64[np.ndarray, " coordinate"]]:
     """Return the update at the coordinates, and the variance that the rounding of the target gives it."""
-    change, widths = _change(matrix, place), cell_widths(matrix.target)
-    if widths is None:
-        return change, np.zeros(len(place.flat))
+    cells = find_cells(matrix.target)
+    if cells is None:
+        return _change(matrix, place), np.zeros(len(place.flat))
+    change = _change(replace(matrix, target=cells.middle), place)
     if place.rows is not None:  # a sum over many cells, whose errors are nearly normal together
-        return change, _numbers(place.variances(widths.square() / 12))
-    return observe_update(change, _numbers(place.values(widths)))
+        return change, _numbers(place.variances(cells.width.square() / 12))
+    return observe_update(change, _numbers(place.values(cells.width)))
 
 
 def _digest(places: Sequence[MatrixPlaces]) -> str:
@@ -248,7 +251,7 @@ def _read_in_batches(pair: Pair, matrices: Sequence[ChangedMatrix]) -> list[Chan
         part = slice(start, start + len(place.flat))
         start = part.stop
         error, size = (torch.linalg.vector_norm(x).item() for x in (together[:, part] - alone[:, part], alone[:, part]))
-        tolerance = HALF_TRIAL_TOLERANCE if matrix.target.dtype in MANTISSA_BITS else TRIAL_TOLERANCE
+        tolerance = HALF_TRIAL_TOLERANCE if matrix.target.dtype in HALF else TRIAL_TOLERANCE
         if size > 0 and error <= tolerance * size:
             kept.append(matrix)
     if not kept and any(matrix.layout == "linear" for matrix in matrices) and not bool(alone.isfinite().all()):

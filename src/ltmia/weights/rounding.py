@@ -1,87 +1,20 @@
 """Says what a rounded weight tells about the update: in which cell its exact value lay, seen from the base.
 
 A released target is often stored in bfloat16 or in a few bits. Its exact weight lay in the cell of numbers that are
-rounded to the stored one. The base's weight is known, so the update lies in a known interval. Where the base lies in
-the middle of a wide cell, this says next to nothing; where it lies near an edge, it says on which side the target is.
+rounded to the stored one (`find_cells`). The base's weight is known, so the update lies in a known interval. Where the
+base lies in the middle of a wide cell, this says next to nothing; where it lies near an edge, it says on which side the
+target is.
 """
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
-import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 from scipy.optimize import minimize_scalar
 from scipy.special import log_ndtr
-from torch import Tensor
 
-MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10}
-"""Bits of the mantissa of formats whose rounding is visible in an update."""
-BLOCKS = (0, 256, 128, 64, 32)
-"""Weights of a row that share a scale in formats of few bits; 0: all of the row."""
-MOST_LEVELS = 255
-"""Most steps of a scale of few bits."""
-GRID_TOLERANCE = 0.02
-"""Largest distance from a level, in steps."""
-SAME = 1e-5
-"""Gap, as a share of a block's range, below which two weights are the same level."""
-MOST_WITHOUT_REPEATS = 0.5
-"""Largest share of blocks in which no level occurs twice."""
-DIVISORS = (1, 2, 3, 4)
-"""Steps in the smallest gap between two weights of a block: few of many levels may be taken."""
 NARROW = 1e-2
 """Width of an interval, in standard deviations of the update, below which the update is even within it."""
 LEAST_TOLD = 1e-6
 """Share of the update's variance below which an interval tells nothing."""
-
-
-def cell_widths(weight: Tensor) -> Float32[Tensor, "*shape"] | None:
-    """Return the width of the cell that is rounded to each stored weight; None if they look exact.
-
-    Half precision is recognised by values that fit into it, in whichever dtype they are loaded. Other formats are
-    recognised if all weights of each block lie on at most `MOST_LEVELS` + 1 evenly spaced levels.
-
-    Args:
-        weight: Matrix as it is stored, or unpacked to floating point.
-    """
-    values = weight.detach().float().cpu()
-    for dtype, bits in MANTISSA_BITS.items():
-        if weight.dtype == dtype or torch.equal(values.to(dtype).float(), values):
-            _, exponent = torch.frexp(values.abs().clamp(min=torch.finfo(dtype).smallest_normal))
-            return torch.exp2((exponent - 1 - bits).float())
-    if values.ndim != 2:
-        return None
-    across = (found.T for found in _grids(values.T.contiguous()))
-    return next(itertools.chain(_grids(values), across), None)
-
-
-def _grids(values: Float32[Tensor, "out in"]) -> Iterator[Float32[Tensor, "out in"]]:
-    for size in BLOCKS:
-        if size and values.shape[1] % size:
-            continue
-        blocks = values.reshape(-1, size or values.shape[1])
-        steps = _steps(blocks[:1])
-        if steps is not None and (steps := _steps(blocks)) is not None:
-            yield steps[:, None].expand_as(blocks).reshape(values.shape)
-
-
-def _steps(blocks: Float32[Tensor, "block weight"]) -> Float32[Tensor, " block"] | None:
-    """Return the distance of neighbouring levels in each block; None if a block does not lie on levels."""
-    ordered = blocks.double().sort(dim=1).values
-    ordered -= ordered[:, :1].clone()
-    gaps = ordered.diff(dim=1)
-    apart = gaps > SAME * ordered[:, -1:]
-    if apart.all(dim=1).double().mean() > MOST_WITHOUT_REPEATS:
-        return None
-    smallest = torch.where(apart, gaps, torch.inf).amin(dim=1)
-    steps = torch.full_like(smallest, torch.nan)
-    for divisor in DIVISORS:
-        levels = ordered / (smallest / divisor)[:, None]
-        near = (levels - levels.round()).abs() <= GRID_TOLERANCE * divisor
-        fits = near.all(dim=1) & (levels[:, -1] <= MOST_LEVELS + 0.5)
-        steps = torch.where(steps.isnan() & fits, smallest / divisor, steps)
-    steps[smallest.isinf()] = 0.0  # a block of one number, such as zeros
-    return None if bool(steps.isnan().any()) else steps.float()
 
 
 def observe_update(
@@ -95,8 +28,8 @@ def observe_update(
     even error, width^2 / 12.
 
     Args:
-        change: Stored target minus base.
-        width: Width of the cell around the stored target; 0 where it is exact.
+        change: Middle of the target's cell minus base.
+        width: Width of the cell; 0 where the target is exact.
     """
     spread = _spread(change, width)
     if spread == 0:
