@@ -12,6 +12,7 @@ from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape, pack_rows
 from ltmia.weights.metric import Metric, metric_of, second_moments
 from ltmia.weights.mixture import _badness, count_used, fit_groups, infer_usage
+from ltmia.weights.rounding import observe_update
 from ltmia.weights.solve import NormalEquations, choose_ridges, normal_equations, solve, weigh_ridges
 
 
@@ -30,7 +31,7 @@ def equations_of(columns, update, n_kinds=1):
         products=columns @ columns.T,
         match=-columns @ update,
         update_square=float(update @ update),
-        n_coordinates=len(update),
+        n_told=float(len(update)),
         log_noise=0.0,
         n_kinds=n_kinds,
     )
@@ -51,7 +52,7 @@ def test_products_are_exact(tmp_path, monkeypatch: pytest.MonkeyPatch, n_points:
     rng = np.random.default_rng(n_points)
     gradients = rng.normal(size=(n_points, 9, 60)) * np.exp(rng.normal(size=(n_points, 9, 1)) * 5)
     update, rows = rng.normal(size=60), np.array([0, 2, 3, 5, 6, 7, 8])
-    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60), adaptive=False)
+    metric = Metric(preconditioner=rng.uniform(1, 9, 60), noise=rng.uniform(0.5, 2, 60), n_told=60.0, adaptive=False)
     metric.noise[4] = np.inf
     found = normal_equations(stored(tmp_path, gradients), rows, update, metric)
     half = gradients.astype(np.float32)[:, rows].astype(np.float64)
@@ -63,7 +64,7 @@ def test_products_are_exact(tmp_path, monkeypatch: pytest.MonkeyPatch, n_points:
     weighted = update / metric.noise
     assert np.abs((found.match + columns @ weighted) / np.sqrt(np.diag(size))).max() < 1e-2
     assert found.update_square == pytest.approx(weighted @ weighted)
-    assert found.n_coordinates == 59
+    assert found.n_told == 60.0
 
 
 def test_the_evidence_is_the_updates_density() -> None:
@@ -133,7 +134,7 @@ def test_alpha_counts_the_passes_of_a_linear_model_trained_by_sgd(tmp_path) -> N
     passes = rng.integers(0, 4, 60)
     rate, batch = 1e-4, 4
     update, gradients = trained_by_sgd(rng, 60, 800, passes, rate, batch)
-    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800), adaptive=False)
+    metric = Metric(preconditioner=np.ones(800), noise=np.ones(800), n_told=800.0, adaptive=False)
     equations = normal_equations(stored(tmp_path, gradients), np.arange(60), update, metric)
     solution = solve(equations, choose_ridges(equations))
     counted = solution.alpha * batch / rate
@@ -233,24 +234,42 @@ def test_second_moments_are_those_of_batches(tmp_path) -> None:
 
 def test_a_metric_weighs_rounding_against_the_misfit() -> None:
     drawn = Coordinates(
-        places=(), batched=True, change=np.array([1.0, -(2.5**0.5), 1.0, 1.0]), rounding=np.array([0.0, 1.5, 0.0, 0.0]),
+        places=(), batched=True, change=np.array([1.0, -2.0, 1.0, 1.0]), rounding=np.array([0.0, 3.0, 0.0, 0.0]),
         layers=(0,), n_available=4,
     )  # fmt: skip
     metric = metric_of(np.array([4.0, 4.0, 4.0, 0.0]), drawn, adaptive=True, power=1.0)
     np.testing.assert_allclose(metric.noise, [1.0, 2.0, 1.0, np.inf])
+    assert metric.n_told == pytest.approx(2.25)
     np.testing.assert_allclose(metric.preconditioner[:3], 0.5)
     spread = metric_of(np.array([4.0, 1.0, 4.0, 1.0]), drawn, adaptive=False, power=0.0)
     assert spread.noise[3] / spread.noise[0] == pytest.approx(2.0)
     assert (spread.preconditioner == 1).all()
 
 
+@pytest.mark.parametrize("width", [0.0, 1.0, 10.0, 40.0])
+def test_the_standard_error_holds_for_rounded_weights(tmp_path, width: float) -> None:
+    """A linear model with 40 used and 40 unused texts; weights at random places in cells of a width."""
+    rng, n = np.random.default_rng(12), 20_000
+    gradients, used = rng.normal(size=(80, n)), np.arange(80) < 40
+    update = rng.normal(size=n) * 0.7 - 0.7 / 40**0.5 * gradients[used].sum(axis=0)
+    base = 100 * rng.normal(size=n)
+    target = np.round((base + update) / width) * width if width else base + update
+    change, rounding = observe_update(target - base, np.full(n, width))
+    told = Coordinates(places=(), batched=True, change=change, rounding=rounding, layers=(0,), n_available=n)
+    metric = metric_of(np.ones(n), told, adaptive=False, power=1.0)
+    equations = normal_equations(stored(tmp_path, gradients[None]), np.arange(80), change, metric)
+    found = solve(equations, weigh_ridges(equations, [0.01 * np.diag(equations.products).mean()]))
+    errors = (found.alpha - 0.7 / 40**0.5 * used) / found.standard_error
+    assert 0.7 < errors.std() < 1.25
+    assert (found.alpha[used][:, None] > found.alpha[~used]).mean() > 0.9
+
+
 def test_products_that_do_not_fit_into_memory_are_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltmia.weights.solve.free_bytes", lambda _: 1000)
     file = stored(tmp_path, np.ones((2, 12, 5)))
+    metric = Metric(preconditioner=np.ones(5), noise=np.ones(5), n_told=5.0, adaptive=False)
     with pytest.raises(DataError, match="12 texts at once takes"):
-        normal_equations(
-            file, np.arange(12), np.ones(5), Metric(preconditioner=np.ones(5), noise=np.ones(5), adaptive=False)
-        )
+        normal_equations(file, np.arange(12), np.ones(5), metric)
 
 
 def test_a_sample_of_many_texts_chooses_nearly_the_same_ridge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,16 +157,16 @@ def _even_cells(values: Float32[Tensor, "*shape"], bits: int) -> Cells | None:
     """Return the cells if the weights of each block are whole steps, up to the rounding of unpacked weights."""
     errors = (0.0, 2.0 ** -(bits + 1)) if bits <= MOST_BITS else (0.0,)
     tried = [
-        (_share(fit.fits, fit.counts), layout, error, from_zero)
+        (_share(fit.fits, fit.counts), (layout, error, from_zero))
         for layout in _layouts(values)
         for error, from_zero in product(errors, (True, False))
         for fit in [_fit(_probe(layout[0]), error, from_zero=from_zero)]
     ]
-    best = max((share for share, *_ in tried), default=0.0)
+    best = max((share for share, _ in tried), default=0.0)
     if best < LEAST_FITTING:
         return None
     # Blocks that are too large may fit a finer step by chance, but fewer of them do.
-    (blocks, restore), error, from_zero = next(rest for share, *rest in tried if share >= best - CHANCE_FITTING)
+    (blocks, restore), error, from_zero = next(found for share, found in tried if share >= best - CHANCE_FITTING)
     chunks = blocks.split(max(CHUNK // blocks.shape[1], 1))
     steps = torch.cat([_fit(chunk, error, from_zero=from_zero).steps for chunk in chunks])
     # Of a block of equal weights, such as zeros, nothing is known.

@@ -23,8 +23,6 @@ SHUFFLES = 4
 """Number of times that all texts are split into batches."""
 BLOCK_BYTES = 64 * 2**20
 """Bytes of gradients that are read at a time."""
-MISFIT_SHARE = 0.5
-"""Share of the update's mean square that is taken as misfit of the linear model, in comparison with rounding."""
 SQUARE_ROUNDS, LEAST_SQUARE = 50, 0.5
 """Rounds in which a mean square is found, and the smallest share of it that a round leaves."""
 
@@ -37,6 +35,9 @@ class Metric:
     """Factor by which the optimiser multiplied gradients."""
     noise: Float64[np.ndarray, " coordinate"]
     """Standard deviation of the noise, up to a common factor; infinite: the coordinate is left out."""
+    n_told: float
+    """Number of exact coordinates that would tell as much of the noise. A coarsely rounded one counts for little: from
+    a wide cell, a weight hardly ever moves, so no error is seen."""
     adaptive: bool
     """Whether the optimiser divides by sqrt(v)."""
 
@@ -134,11 +135,13 @@ def metric_of(
     alive = (moments > 0) & np.isfinite(coordinates.rounding)
     safe = np.where(alive, moments, 1.0)
     scale = np.exp(np.log(safe[alive]).mean()) if alive.any() else 1.0
-    misfit = MISFIT_SHARE * mean_square(coordinates.change[alive], coordinates.rounding[alive]) if alive.any() else 1.0
+    # What a cell tells of the update was found with this variance (`observe_update`), and holds with it alone.
+    misfit = mean_square(coordinates.change[alive], coordinates.rounding[alive]) if alive.any() else 1.0
     variance = misfit * (safe / scale) ** (power - 1.0) + coordinates.rounding
     noise = np.sqrt(variance / misfit)
     return Metric(
         preconditioner=safe**-0.5 if adaptive else np.ones_like(safe),
         noise=np.where(alive, noise, np.inf),
+        n_told=float((1 - coordinates.rounding[alive] / variance[alive]).sum()),
         adaptive=adaptive,
     )

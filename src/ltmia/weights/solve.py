@@ -51,8 +51,8 @@ class NormalEquations:
     """c."""
     update_square: float
     """Squared norm of the weighted update."""
-    n_coordinates: int
-    """Number of coordinates that are used."""
+    n_told: float
+    """Number of coordinates by which the noise is measured; see `Metric`."""
     log_noise: float
     """Sum of the logarithms of the noise that coordinates were divided by."""
     n_kinds: int
@@ -70,7 +70,7 @@ class NormalEquations:
             products=self.products[np.ix_(columns, columns)],
             match=self.match[columns],
             update_square=self.update_square,
-            n_coordinates=self.n_coordinates,
+            n_told=self.n_told,
             log_noise=self.log_noise,
             n_kinds=n_kinds,
         )
@@ -148,7 +148,7 @@ def normal_equations(
         products=products,
         match=match,
         update_square=float(update @ update),
-        n_coordinates=int(alive.sum()),
+        n_told=metric.n_told,
         log_noise=float(np.log(metric.noise[alive]).sum()),
         n_kinds=n_points,
     )
@@ -191,7 +191,7 @@ def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[n
     diagonal = np.repeat(np.asarray(values, np.float64), equations.n_texts)
     factor, lower = cho_factor(equations.products + np.diag(diagonal), lower=True, overwrite_a=True)
     half = solve_triangular(factor, equations.match, lower=lower)
-    m = equations.n_coordinates
+    m = equations.n_told
     noise = max(equations.update_square - float(half @ half), np.finfo(float).tiny) / m
     spread = 2 * float(np.log(np.diag(factor)).sum()) - float(np.log(diagonal).sum())
     evidence = -0.5 * (m * np.log(noise) + spread) - equations.log_noise
