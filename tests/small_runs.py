@@ -232,8 +232,9 @@ SCRIPTS: dict[str, SmallRun | None] = {
     ),
     "benchmarks/extraction.py": SmallRun(
         arguments="out --texts 2 --nonmembers 4 --epochs 1 --repeats 1 60 --max-length 24 --learning-rate 3e-3 "
-        "--continuations 2",
-        finds=r"\| 1 \| [01]\.\d\d \| [01]\.\d\d \| 0\.00 \| 0\.00 \|[^$]*\| 1 \| 2 non-members, by the base \|",
+        "--sample 1 --continuations 2",
+        finds=r"\| 1( \| [01]\.\d\d \[[01]\.\d\d, [01]\.\d\d\]){2} \| 0\.00 [^$]*\| 1 \| 60 x \| [01]\.\d \[[01], 1\] "
+        r"\| [01] of 1 \|[^$]*\| 1 \| 2 non-members, by the base \|",
         check=written("out/epochs-1/audit/report.html"),
     ),
     "benchmarks/preference.py": SmallRun(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "ltmia"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USED = (None, "endpoint", "ray", "dp", "hub", "mlflow", "wandb", "trackio", "tensorboard", "pdf")
+USED = (None, "endpoint", "ray", "dp", "hub", "mlflow", "wandb", "trackio", "tensorboard", "pdf", "presidio")
 """What the package itself imports; the others are for those who work on it."""
 DECLARED = {
     None: [Requirement(line) for line in PROJECT["dependencies"]],

@@ -1,12 +1,15 @@
 """Files of spans: what they name is found, and what is wrong in them is named by its line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltmia.data.spans import Span, read_spans
+from ltmia.auditing.spans import wanted_spans
+from ltmia.auditing.text_sets import join_sets
+from ltmia.data.spans import Span, distinct, read_spans
 from ltmia.errors import DataError
 from ltmia.records import Texts
 
@@ -19,7 +22,7 @@ def read(folder: Path, content: str):
 
 
 def found(folder: Path, content: str) -> list[tuple[str, str | None]]:
-    return [(TEXTS.texts[s.row][s.start : s.end], s.kind) for s in read(folder, content).find(TEXTS)]
+    return [(TEXTS.texts[s.row][s.start : s.end], s.kind) for s in distinct(read(folder, content).find(TEXTS))]
 
 
 def test_expressions_find_all_they_match_or_their_first_group(tmp_path: Path) -> None:
@@ -27,11 +30,18 @@ def test_expressions_find_all_they_match_or_their_first_group(tmp_path: Path) ->
     assert found(tmp_path, said) == [("555-0199", "phone"), ("555-0100", "phone"), ("12", "number"), ("12", "number")]
 
 
-def test_an_expression_that_finds_nothing_is_named(tmp_path: Path) -> None:
-    said = "phone: \\d{3}-\\d{4}\nword: nothing\nempty: x*\nno-part: call(never)?\nlate: ü 12$\ntypo: \\d{3} -\\d{4}\n"
-    assert read(tmp_path, said).unmatched(TEXTS.texts) == ["empty", "no-part", "typo"]
-    assert read(tmp_path, said).unmatched(TEXTS.texts[1:2]) == ["phone", "empty", "no-part", "late", "typo"]
-    assert read(tmp_path, '{"id": "a", "start": 1, "end": 2}').unmatched(TEXTS.texts) == []
+def test_an_expression_that_finds_nothing_in_the_texts_to_judge_is_named(tmp_path: Path) -> None:
+    def unmatched(content: str, judged: list[int]) -> Sequence[str]:
+        (tmp_path / "spans").write_text(content, "utf-8")
+        others = [row for row in range(len(TEXTS)) if row not in judged]
+        given = TEXTS.take(judged), TEXTS.take(others)
+        return wanted_spans(str(tmp_path / "spans"), given, join_sets(*given, "members")).unmatched
+
+    said = "phone: \\d{3}-\\d{4}\nagain: 555-0199\nword: nothing\nempty: x*\nno-part: call(never)?\nlate: ü 12$\n"
+    said += "typo: \\d{3} -\\d{4}\n"
+    assert unmatched(said, [0, 1, 2]) == ["empty", "no-part", "typo"]
+    assert unmatched(said, [1]) == ["phone", "again", "empty", "no-part", "late", "typo"]
+    assert unmatched('{"id": "a", "start": 1, "end": 2}', [0, 1, 2]) == []
 
 
 def test_places_are_characters_of_the_text_with_the_id_and_stand_in_order_once(tmp_path: Path) -> None:
@@ -41,7 +51,10 @@ def test_places_are_characters_of_the_text_with_the_id_and_stand_in_order_once(t
     )
     spans = read(tmp_path, said)
     spans.check_ids([TEXTS.take([0]), TEXTS.take([1, 2])])
-    assert spans.find(TEXTS) == [Span(row=0, start=5, end=13, kind=None), Span(row=2, start=7, end=9, kind="number")]
+    assert distinct(spans.find(TEXTS)) == [
+        Span(row=0, start=5, end=13, kind=None),
+        Span(row=2, start=7, end=9, kind="number"),
+    ]
     assert spans.find(TEXTS.take([1])) == []
 
 

@@ -266,7 +266,7 @@ REASONS: dict[str, tuple[tuple[str, ...], Callable[[Tree], None], str]] = {
     "an expression that finds nothing": (
         EXPOSED,
         put("secrets|unmatched", ["phone"]),
-        "nothing in the texts to judge: phone",
+        "is found in the texts to judge: phone",
     ),
     "too few alternatives": (("exposure:11", "exposure:12"), lambda _: None, "more alternatives are needed"),
     "a secret that no alternative beats": (("exposure:11",), put("secrets|judged", secrets(11, 20)), "11 [10, 20]"),

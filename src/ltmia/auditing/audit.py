@@ -106,7 +106,7 @@ def audit_of(
             config=config,
             attacks=names,
             shots=_shots(sets, config.seed),
-            spans=wanted_spans(config.spans, texts, sets),
+            spans=wanted_spans(config.spans, texts, sets, report),
             reveal=config.reveal,
             subject=subject,
         )

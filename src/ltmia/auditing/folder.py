@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ltmia.auditing.question import JudgeConfig
-from ltmia.data.lines import open_bytes
+from ltmia.auditing.spans import hash_of_spans, spans_file
 from ltmia.evaluation.audit_folder import MARKED, Run, run_in, set_aside_on_failure
 from ltmia.models.pair import Pair
 from ltmia.ownership import Marker, refuse_inputs
@@ -41,12 +41,13 @@ def hold_for(
         further: Hashes of what else decides the results.
 
     Raises:
-        ConfigError: If the folder is one of the inputs or lies inside one; else when it is entered, see `run_in`.
+        ConfigError: If the folder is one of the inputs or lies inside one, or Presidio is needed and missing; else when
+            the folder is entered, see `run_in`.
         DataError: If the file of spans cannot be read.
     """
     sources = (LoadedPair(pair) if isinstance(pair, Pair) else pair).sources
     checkpoints = _checkpoints(pair)
-    refuse_inputs(out, [*sources, *checkpoints, *(part.source for part in texts), config.spans or ""])
+    refuse_inputs(out, [*sources, *checkpoints, *(part.source for part in texts), *spans_file(config.spans)])
     names = {name: _name(source, out) for name, source in zip(("target", "base"), sources, strict=True)}
     with set_aside_on_failure(out):
         hashes = hashes_of(texts) | hash_of_spans(config.spans) | dict(further or {})
@@ -86,18 +87,6 @@ def _scored(texts: Texts) -> Iterator[Sequence[str]]:
         if part is not None:
             yield part.texts
             yield tuple(map(str, part.starts or ()))
-
-
-def hash_of_spans(path: str | None) -> dict[str, str]:
-    """Hash the file of spans; empty if there is none.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
-    if path is None:
-        return {}
-    with open_bytes(Path(path)) as stream:
-        return {"spans": sha256(stream.read()).hexdigest()}
 
 
 def _sha256(columns: Iterable[Sequence[str]]) -> str:

@@ -43,7 +43,8 @@ class JudgeConfig:
     chat_day: str | None = None
     """Date that the chat template wrote into the conversations, if it wrote one; see `ChatTemplate.day_told`."""
     spans: str | None = None
-    """File of secrets in the texts, see `ltmia.data.spans.read_spans`; None: none are looked at."""
+    """File of secrets in the texts, see `ltmia.data.spans.read_spans`; `presidio` or `presidio:TYPE,TYPE`: what
+    Presidio recognises; None: no secrets are looked at."""
     alternatives: int = 2000
     """Largest number of other values that each secret is compared with."""
     most_values: int = 50

@@ -76,7 +76,7 @@ def score(
             config=config,
             attacks=(config.attack,),
             also_scored=("difference",),
-            spans=wanted_spans(config.spans, texts, sets),
+            spans=wanted_spans(config.spans, texts, sets, report),
         )
         models = audited(pair)
         scored = score_sets(models, question, run, scorer=scorer, report=report)

@@ -185,7 +185,8 @@ Spans = Annotated[
     str | None,
     typer.Option(
         "--spans",
-        help="Secrets in the texts: JSON lines with id, start and end, or lines `name: regular expression`.",
+        help="Secrets in the texts: a file of JSON lines with id, start and end, or of lines `name: regular "
+        "expression`; or `presidio` for what Presidio recognises (`presidio:EMAIL_ADDRESS,IBAN_CODE`: only these).",
     ),
 ]
 Alternatives = Annotated[

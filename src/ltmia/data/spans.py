@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,18 +68,20 @@ class SpanFile:
                     "the column of ids. Regular expressions need no ids."
                 )
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the expressions."""
+        return tuple(name for name, _ in self.rules)
+
     def find(self, texts: Texts) -> list[Span]:
-        """Return the spans in some texts, by text and start; a part that is named twice is one span.
+        """Return all that is named in some texts, also what is named twice.
 
         Places in other texts are left out: `check_ids` has found that these exist.
 
         Raises:
             DataError: If a place lies outside its text.
         """
-        found: dict[tuple[int, int, int], Span] = {}
-        for span in (*self._placed(texts), *self._matching(texts)):
-            found.setdefault((span.row, span.start, span.end), span)
-        return [found[key] for key in sorted(found)]
+        return [*self._placed(texts), *self._matching(texts)]
 
     def _placed(self, texts: Texts) -> Iterator[Span]:
         rows = {name: row for row, name in enumerate(texts.ids)}
@@ -95,17 +97,19 @@ class SpanFile:
                 )
             yield Span(row=row, start=place.start, end=place.end, kind=place.kind)
 
-    def unmatched(self, texts: Sequence[str]) -> list[str]:
-        """Return the names of the expressions that find nothing in any of these texts."""
-        return [
-            name for name, expression in self.rules if not any(True for text in texts for _ in _parts(expression, text))
-        ]
-
     def _matching(self, texts: Texts) -> Iterator[Span]:
         for row, text in enumerate(texts.texts):
             for name, expression in self.rules:
                 for start, end in _parts(expression, text):
                     yield Span(row=row, start=start, end=end, kind=name)
+
+
+def distinct(spans: Iterable[Span]) -> list[Span]:
+    """Return the spans by text and start; of a part that is named twice, the first span."""
+    found: dict[tuple[int, int, int], Span] = {}
+    for span in spans:
+        found.setdefault((span.row, span.start, span.end), span)
+    return [found[key] for key in sorted(found)]
 
 
 def _parts(expression: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:

@@ -206,7 +206,7 @@ def _unmatched(results: Results, figure: LimitedFigure) -> str | None:
     names = results.secrets.unmatched if figure.kind == "exposure" and results.secrets else []
     if not names:
         return None
-    return f"{unmatched(names)}: correct them, or leave out those whose secrets are surely not there."
+    return f"{unmatched(names)}: correct their expressions, or leave out the kinds that are surely not there."
 
 
 def _shared_texts(results: Results, figure: LimitedFigure) -> str | None:

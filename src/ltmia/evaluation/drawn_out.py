@@ -125,5 +125,5 @@ class Secrets(Section):
     reach: Count
     """Largest exposure that their alternatives can show in members or candidates, in whole bits, rounded up."""
     unmatched: list[str] = Field(default_factory=list)
-    """Names of the expressions that find nothing in members or candidates; empty if there are none, or places were
+    """Kinds that were asked for by name and are not in members or candidates; empty if there are none, or places were
     given."""

@@ -28,8 +28,8 @@ def whole_bits(measure: Measure) -> str:
 
 
 def unmatched(names: Sequence[str]) -> str:
-    """Name the expressions of a file of spans that find nothing."""
-    return f"These expressions find nothing in the texts to judge: {', '.join(names)}"
+    """Name the kinds of secrets that were looked for and not found."""
+    return f"Nothing of these kinds is found in the texts to judge: {', '.join(names)}"
 
 
 def number(value: float, *, signed: bool = False) -> str:
