@@ -12,6 +12,8 @@ import torch
 from ltmia.errors import ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTES_FLOAT16 = ("cuda", "xpu")
+"""Devices on which float16 is faster than float32."""
 
 REPORTED_PACKAGES = ("ltmia", "torch", "transformers", "peft", "numba", "numpy", "scikit-learn")
 
@@ -37,8 +39,8 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
     """Return the dtype to compute in.
 
     Args:
-        name: "auto" or a key of `DTYPES`. "auto" keeps half-precision checkpoints in bfloat16
-            where the hardware computes in bfloat16, and is float32 otherwise.
+        name: "auto" or a key of `DTYPES`. "auto" is the dtype of the checkpoint where the hardware computes in it, and
+            float32 otherwise, so that no weight of it is rounded.
         stored: Dtype of the checkpoint.
         device: Where the model will run.
 
@@ -46,8 +48,8 @@ def pick_dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dt
         ConfigError: If the name is unknown.
     """
     if name == "auto":
-        half = stored in (torch.bfloat16, torch.float16)
-        return torch.bfloat16 if half and computes_bfloat16(device) else torch.float32
+        fast = {torch.bfloat16: computes_bfloat16(device), torch.float16: device.type in COMPUTES_FLOAT16}
+        return stored if fast.get(stored, False) else torch.float32
     if name not in DTYPES:
         raise ConfigError(f"`dtype={name}`: expected auto, {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -185,7 +185,8 @@ def test_weights_are_cast_once_from_what_is_stored(saved, said):
         ("float32", "bfloat16", "float32"),
         ("bfloat16", "float32", "float32"),
         ("bfloat16", "bfloat16", "bfloat16"),
-        ("float16", "bfloat16", "bfloat16"),
+        ("float16", "bfloat16", "float32"),
+        ("float16", "float16", "float32"),
     ],
 )
 def test_auto_is_one_dtype_for_both_models(tmp_path, monkeypatch, target, base, expected, sequential):

@@ -157,7 +157,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
-        help="Number format of the models; auto: bfloat16 if they are stored in half precision and it is fast here.",
+        help="Number format of the models; auto: the one they are stored in if it is fast here, else float32.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]

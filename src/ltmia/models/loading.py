@@ -30,8 +30,8 @@ class LoadOptions:
     """Options for loading models; the same for target and reference."""
 
     dtype: str = "auto"
-    """"float32", "bfloat16" or "float16", of both models. "auto" is bfloat16 if both are stored in half precision and
-    the hardware computes in it, else float32."""
+    """"float32", "bfloat16" or "float16", of both models. "auto" is the format that both are stored in if the
+    hardware computes in it, else float32."""
     device: str = "auto"
     """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps"."""
     trust_remote_code: bool = False
