@@ -1,6 +1,7 @@
 """Work in a child process that is killed on the way."""
 
 import os
+import resource
 import signal
 from collections.abc import Callable
 from typing import NoReturn
@@ -33,3 +34,14 @@ def killed(work: Callable[[], object]) -> None:
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def killed_at_size(n_bytes: int, work: Callable[[], object]) -> None:
+    """Run something in a child that is killed when a file that it writes would exceed so many bytes."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, die)  # the file then holds just so many bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, resource.RLIM_INFINITY))
+        work()
+
+    killed(limited)

@@ -105,7 +105,7 @@ def test_the_command_resumes_prints_the_table_and_shows_the_bound_of_another_aud
     assert found.reused[0].what == "store"
     assert found.canaries.natural.run_id == natural.run_id
     assert found.canaries.natural.epsilon == natural.epsilon
-    assert "copies  inserted  left out  AUC" in done.output
+    assert "Copies  Inserted  Left out  AUC" in done.output
     assert "With texts of your own, 60 members and 60 non-members: ε ≥ " in done.output
     page = (made.folder / "audit" / "report.html").read_text("utf-8")
     assert "Canaries by number of copies" in page

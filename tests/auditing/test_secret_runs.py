@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from killed import killed_at_size
 from ltmia.auditing.audit import AuditConfig
 from ltmia.auditing.folder import hold_for
 from ltmia.errors import ConfigError, DataError
@@ -84,6 +85,22 @@ def test_a_killed_ranking_goes_on_after_the_last_secret(
     passes.clear()
     assert ranked(pair, tmp_path / "ranks") == expected
     assert not passes
+
+
+@pytest.mark.parametrize(("n_done", "share"), [(0, 0.1), (1, 0.5), (5, 0.9)])
+def test_a_rank_that_a_kill_cut_off_is_made_again(
+    pair: Pair, passes: list[int], tmp_path: Path, n_done: int, share: float
+) -> None:
+    path = tmp_path / "ranks"
+    expected = ranked(pair, tmp_path / "whole")
+    *done, torn = (tmp_path / "whole").read_bytes().splitlines(keepends=True)[: n_done + 1]
+    size = sum(map(len, done)) + int(len(torn) * share)
+    killed_at_size(size, lambda: rank_secrets(pair, SECRETS, CONFIG, kept=KeptRanks(path, "m")))
+    assert path.stat().st_size == size
+    passes.clear()
+    assert ranked(pair, path) == expected
+    assert len(passes) == 6 - n_done
+    assert len(path.read_bytes().splitlines()) == 6
 
 
 def test_ranks_of_other_work_are_not_used_and_are_removed(pair: Pair, passes: list[int], tmp_path: Path) -> None:

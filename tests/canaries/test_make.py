@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from killed import killed_at_size
 from ltmia import folders
 from ltmia.canaries import make as making
 from ltmia.canaries.key import ABOUT, KEY_FILE, read_key
@@ -190,6 +191,25 @@ def test_a_killed_run_leaves_nothing_beside_the_folder(
     assert list(folders.work_path(out).rglob(KEY_FILE))
     make_canaries(pair, training, out, read_texts, config=CONFIG)
     assert {path.name for path in training.parent.iterdir()} == {"train.jsonl", "canaries"}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.999])
+def test_a_run_killed_while_it_writes_leaves_no_training_file(pair: Pair, training: Path, share: float) -> None:
+    whole, out = training.parent / "whole", training.parent / "canaries"
+
+    def make(folder: Path) -> None:
+        make_canaries(pair, training, folder, read_texts, config=CONFIG)
+
+    make(whole)
+    size = int((whole / "train.jsonl").stat().st_size * share)
+    killed_at_size(size, lambda: make(out))
+    [torn] = folders.work_path(out).rglob("train.jsonl")
+    assert torn.stat().st_size == size
+    assert not out.exists()
+    make(out)
+    for name in ("train.jsonl", KEY_FILE):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert {path.name for path in training.parent.iterdir()} == {"train.jsonl", "whole", "canaries"}
 
 
 def test_a_folder_of_something_else_is_left_alone(pair: Pair, training: Path) -> None:

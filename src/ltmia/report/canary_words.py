@@ -8,9 +8,9 @@ from ltmia.report.words import FPR_NAMES
 SHOWN_FPR = "0.1"
 """False-positive rate of the table."""
 HEAD = (
-    "copies",
-    "inserted",
-    "left out",
+    "Copies",
+    "Inserted",
+    "Left out",
     "AUC",
     f"TPR at {FPR_NAMES[SHOWN_FPR]} FPR",
     "ε of all copies",
