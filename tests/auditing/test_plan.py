@@ -70,7 +70,7 @@ def test_flops_and_parameters_are_those_of_a_real_model(kind, tmp_path):
 
 def test_figures_of_seven_billion_parameters_are_those_of_paper_and_pencil(tmp_path):
     config = LlamaConfig(dtype="bfloat16")  # its defaults are those of Llama 7B
-    found = plan_audit(saved(tmp_path / "7b", config), None, Work(n_texts=10, max_length=100), GIVEN)
+    found = plan_audit(saved(tmp_path / "7b", config), None, Work(n_texts=10, max_length=100, observer="logprobs"), GIVEN)
     layer = 4 * 4096**2 + 3 * 4096 * 11_008
     assert found.n_parameters == 2 * (32 * (layer + 2 * 4096) + 4096 + 2 * 32_000 * 4096) == 2 * 6_738_415_616
     assert found.memory.weights == 2 * found.n_parameters
@@ -143,7 +143,8 @@ def test_memory_is_what_the_system_says(tmp_path):
     work = BenchConfig(vocab_size=8192, n_texts=16, n_tokens=128, batch_size=16)
     taken_by_pair(config, work)  # the first pair loads and compiles what is needed once
     real = taken_by_pair(config, work)
-    planned = setting(saved(tmp_path / "llama", config), n_texts=16, max_length=128, batch_size=16)
+    planned = setting(saved(tmp_path / "llama", config), n_texts=16, max_length=128, batch_size=16,
+                      observer="logprobs")  # fmt: skip
     ours = count_memory(planned).total - LIBRARIES_BYTES
     assert 0.8 < ours / real < 1.25, (ours, real)
 
@@ -167,11 +168,13 @@ def resident_bytes(name):
 def test_what_does_not_fit_is_a_problem_and_the_cure_named_first_is_enough(tmp_path):
     target = saved(tmp_path / "2b", LlamaConfig(dtype="float32", num_hidden_layers=8))
     for gib, cure in {20: None, 10: "`dtype=bfloat16` fits", 6: "`sequential=True` with", 2: "no option"}.items():
-        found = plan_audit(target, None, Work(), Accelerators(memory_gib=gib, tflops=100))
+        found = plan_audit(target, None, Work(observer="logprobs"), Accelerators(memory_gib=gib, tflops=100))
         cures = [finding.cure for finding in found.findings if finding.level == "problem"]
         assert found.usable is (found.memory_bytes <= gib * GIB) is (cure is None)
         assert [cure] == [said[: len(cure)] for said in cures] if cure else not cures
-    for gib, work in {10: Work(), 6: Work(sequential=True, batch_size=1)}.items():
+    weights = plan_audit(target, None, Work(), Accelerators(memory_gib=20, tflops=100))
+    assert [said.cure for said in weights.findings if said.level == "problem"][0].startswith("`batch_size=1` fits")
+    for gib, work in {10: Work(observer="logprobs"), 6: Work(sequential=True, batch_size=1)}.items():
         assert plan_audit(target, None, work, Accelerators(memory_gib=gib, tflops=100), dtype="bfloat16").usable
 
 

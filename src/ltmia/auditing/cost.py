@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ltmia.auditing.update import ObserverChoice
+from ltmia.auditing.update import MUST_READ, ObserverChoice
 from ltmia.errors import ConfigError
 from ltmia.models.batching import BatchSize, most_tokens
 from ltmia.models.forward import CHUNK_BYTES
@@ -33,8 +33,8 @@ class Work:
     max_length: int = 128
     """Tokens of each text; shorter texts cost less."""
     batch_size: BatchSize = 16
-    observer: ObserverChoice = "logprobs"
-    """The gradients of "weights" are counted for "auto" too."""
+    observer: ObserverChoice = "auto"
+    """The gradients of "weights" are counted for "auto" too, if both models are in memory."""
     sequential: bool = False
     """Whether only one model is in memory at a time."""
 
@@ -47,13 +47,13 @@ class Work:
         for name, least in (("n_texts", 1), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name}={getattr(self, name)}`: expected at least {least}")
-        if self.sequential and self.reads_weights:
+        if self.sequential and self.observer in MUST_READ:
             raise ConfigError(f"`observer={self.observer}` needs both models in memory: leave out `sequential=True`")
 
     @property
     def reads_weights(self) -> bool:
         """Whether gradients are read."""
-        return self.observer != "logprobs"
+        return self.observer in MUST_READ or (self.observer == "auto" and not self.sequential)
 
     @property
     def reads_checkpoints(self) -> bool:

@@ -22,6 +22,7 @@ from ltmia.auditing.cost import (
 )
 from ltmia.auditing.doctor import Finding
 from ltmia.auditing.speed import Clock, Speed, measure_speed
+from ltmia.auditing.update import MUST_READ
 from ltmia.errors import ConfigError
 from ltmia.evaluation.wording import percent
 from ltmia.models.batching import free_bytes
@@ -246,8 +247,9 @@ def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
     if work.reads_weights:
         yield "`observer=logprobs`", replace(setting, work=replace(work, observer="logprobs"))
     if not setting.pair.is_shared:
-        alone = replace(work, observer="logprobs", sequential=True)
-        seen = " with `observer=logprobs`" if work.reads_weights else ""
+        must_read = work.observer in MUST_READ
+        alone = replace(work, observer="logprobs" if must_read else work.observer, sequential=True)
+        seen = " with `observer=logprobs`" if must_read else ""
         yield f"`sequential=True`{seen}", replace(setting, work=alone)
         yield (
             f"`sequential=True` with `dtype=bfloat16` and `batch_size=1`{seen}",

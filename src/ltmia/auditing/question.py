@@ -33,11 +33,9 @@ class JudgeConfig:
     """Tokens read of each text."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
-    observer: ObserverChoice = "logprobs"
+    observer: ObserverChoice = "auto"
     """What an attacker sees. "logprobs": an endpoint; "weights": both models; "training_run": checkpoints too; "auto":
-    weights and checkpoints if they can be read.
-
-    The default does not read the weights: that takes longer than scoring, and the attack is not yet measured enough."""
+    weights and checkpoints if they can be read, else the results say why not."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None

@@ -23,7 +23,7 @@ class PlanOptions:
     n_texts: Annotated[int, typer.Option("--texts", min=1, help="With --plan: number of texts.")] = 1000
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="With --plan: tokens read of each text.")] = 128
     batch_size: o.BatchSize = 16
-    observer: o.Observer = o.ObserverName.logprobs
+    observer: o.Observer = o.ObserverName.auto
     sequential: o.Sequential = False
     device_memory: Annotated[
         float | None,

@@ -31,7 +31,7 @@ class JudgeOptions:
     """Options for scoring and judging: fields of `JudgeConfig`."""
 
     classifier: o.Classifier = None
-    observer: o.Observer = o.ObserverName.logprobs
+    observer: o.Observer = o.ObserverName.auto
     fdr: o.Fdr = 0.05
     max_length: o.MaxLength = 128
     batch_size: o.BatchSize = 16

@@ -9,8 +9,10 @@ from ltmia.evaluation.wording import p_value, percents, rate
 
 SPOILERS = ("blind", "near_duplicates", "base", "backend")
 """Checks whose warnings belong in the verdict: they change what the figures mean."""
-LEARNING = ("ltmia", "excess")
+LEARNING = ("ltmia", "excess", "ltmia_weights")
 """Attacks that learn: from other models, or from the texts of the audit."""
+NEED_MANY_TEXTS = (*LEARNING, "update", "checkpoints")
+"""Attacks that take out what all texts of the audit have in common."""
 
 
 def headline(decisions: Decisions, judged: str, reasons: Sequence[str]) -> str:
@@ -120,7 +122,7 @@ def _doubts(attacks: Mapping[str, AttackResult], attack: str, validity: Validity
         return ""
     few = validity.expectation.status == "warning"
     said = [c.sentence for c in (validity.out_of_distribution, validity.expectation) if c.status == "warning"]
-    passed_over = {attack, CONTROL, *(LEARNING if few else ())}
+    passed_over = {attack, CONTROL, *(NEED_MANY_TEXTS if few else ())}
     others = {name: a.auc for name, a in attacks.items() if name not in passed_over and a.auc.value}
     if said and others:
         best = max(others, key=lambda name: others[name].value or 0.0)
