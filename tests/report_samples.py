@@ -73,7 +73,7 @@ def real_audit(
     """Audit the members and as many non-members as it takes to flag most of them."""
     members = sample_texts(0, N_MEMBERS, hostile=hostile)
     nonmembers = sample_texts(FIRST_NONMEMBER, FIRST_NONMEMBER + n_nonmembers, hostile=hostile)
-    config = AuditConfig(attacks="ltmia,wbc,loss,difference", reveal=reveal)
+    config = AuditConfig(attacks="ltmia,wbc,loss,difference", observer="logprobs", reveal=reveal)
     audit(pair, members, nonmembers, folder, config=config, command=HOSTILE[1] if hostile else None)
     return folder
 
