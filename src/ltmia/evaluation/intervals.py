@@ -1,4 +1,4 @@
-"""Measures an attack with 95 % intervals: stratified bootstrap over groups, exact binomial at 0 and 1."""
+"""Measures an attack with 95 % intervals: stratified bootstrap over groups, exact binomial near 0 and 1."""
 
 import numpy as np
 from scipy.stats import binomtest
@@ -49,8 +49,10 @@ def measure_attack(
     ]
     low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975], axis=0)
     points = [auc(members, nonmembers), *(tpr_at_fpr(members, nonmembers, fpr) for fpr in FPR_TARGETS)]
+    independent = len(np.unique(member_groups)), len(np.unique(nonmember_groups))
     measures = [
-        _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n) for i, point in enumerate(points)
+        _widened(point, float(low[i]), float(high[i]), min(independent) if i == 0 else independent[0])
+        for i, point in enumerate(points)
     ]
     tpr = {str(fpr): _tpr_or_reason(measure, fpr, m) for fpr, measure in zip(FPR_TARGETS, measures[1:], strict=True)}
     return AttackResult(
@@ -85,11 +87,12 @@ def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
 
 
 def _widened(point: float, low: float, high: float, n: int) -> Measure:
-    """Use the exact binomial bound at 0 and 1, where all resamples agree and the bootstrap interval has no width."""
-    if point in (0.0, 1.0):
-        exact = proportion(round(point * n), n)
-        low, high = min(low, exact.low or 0.0), max(high, exact.high or 1.0)
-    return Measure(value=point, low=min(low, point), high=max(high, point))
+    """Let no interval end closer to 0 or 1 than the exact binomial one of n out of n independent texts.
+
+    There, resamples agree and the bootstrap interval has hardly any width.
+    """
+    edge = proportion(n, n).low or 0.0
+    return Measure(value=point, low=min(low, edge, point), high=max(high, 1 - edge, point))
 
 
 def _measurable(scores: Scores, groups: Groups | None) -> tuple[Scores, Groups]:
