@@ -70,7 +70,9 @@ def test_flops_and_parameters_are_those_of_a_real_model(kind, tmp_path):
 
 def test_figures_of_seven_billion_parameters_are_those_of_paper_and_pencil(tmp_path):
     config = LlamaConfig(dtype="bfloat16")  # its defaults are those of Llama 7B
-    found = plan_audit(saved(tmp_path / "7b", config), None, Work(n_texts=10, max_length=100, observer="logprobs"), GIVEN)
+    found = plan_audit(
+        saved(tmp_path / "7b", config), None, Work(n_texts=10, max_length=100, observer="logprobs"), GIVEN
+    )
     layer = 4 * 4096**2 + 3 * 4096 * 11_008
     assert found.n_parameters == 2 * (32 * (layer + 2 * 4096) + 4096 + 2 * 32_000 * 4096) == 2 * 6_738_415_616
     assert found.memory.weights == 2 * found.n_parameters
