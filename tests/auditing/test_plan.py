@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_a_problem_and_the_cure_named_first_is_enough(tmp_p
         assert found.usable is (found.memory_bytes <= gib * GIB) is (cure is None)
         assert [cure] == [said[: len(cure)] for said in cures] if cure else not cures
     weights = plan_audit(target, None, Work(), Accelerators(memory_gib=20, tflops=100))
-    assert [said.cure for said in weights.findings if said.level == "problem"][0].startswith("`batch_size=1` fits")
+    assert next(said.cure for said in weights.findings if said.level == "problem").startswith("`batch_size=1` fits")
     for gib, work in {10: Work(observer="logprobs"), 6: Work(sequential=True, batch_size=1)}.items():
         assert plan_audit(target, None, work, Accelerators(memory_gib=gib, tflops=100), dtype="bfloat16").usable
 
