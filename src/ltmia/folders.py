@@ -198,7 +198,7 @@ def write_folder(
         marker: Says what the folder holds. This function fills in names and hashes of its files.
         overwrite: Replace what was made with other settings.
         work: The `work_folder` of `out`, which this process holds: the temporary folder is in there, so that what a
-            killed run leaves is removed with it. Without one it stands next to `out`.
+            killed run leaves is removed by the next one. Without one it stands next to `out`.
 
     Raises:
         ConfigError: If `check_folder` refuses the folder.
@@ -206,8 +206,12 @@ def write_folder(
     """
     check_folder(out, marker, overwrite=overwrite)
     is_link, out = out.is_symlink(), Path(os.path.realpath(out))  # a link may lead to another disk
-    partial = (out.parent if work is None or is_link else work.resolve()) / f".{out.name}.partial-{uuid4().hex[:8]}"
+    home = out.parent if work is None or is_link else work.resolve()
+    partial = home / f".{out.name}.partial-{uuid4().hex[:8]}"
     with named_errors(out):
+        if home != out.parent:  # nobody else works here, so these are of killed runs
+            for left in home.glob(f".{out.name}.partial-*"):
+                shutil.rmtree(left)
         partial.mkdir(parents=True)
         try:
             write(partial)
