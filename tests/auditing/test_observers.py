@@ -55,6 +55,9 @@ def test_both_observers_stand_side_by_side_and_the_stronger_decides(audited: Pat
     values = {name: results.attacks[name].auc.value or 0 for name in ("update", "ltmia_weights", "ltmia")}
     assert values["ltmia_weights"] > max(values["update"], values["ltmia"]) - 0.02
     assert any("weights of both models" in line for line in observer_lines(results))
+    assert results.update.rounded == 0
+    rounded = results.model_copy(update={"update": results.update.model_copy(update={"rounded": 0.5})})
+    assert "50 % of the target's weights look rounded" in observer_lines(rounded)[-1]
 
 
 def test_the_weaker_observer_decides_as_it_would_alone(

@@ -83,6 +83,7 @@ class PreparedUpdate:
             n_coordinates=found.n_coordinates,
             layers=list(found.layers),
             points=list(found.points),
+            rounded=found.rounded,
             seconds=self.seconds + time.perf_counter() - started,
         )
         return replace(self._read_run(self.attack, report), scores=found, info=info)

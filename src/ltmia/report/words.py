@@ -103,6 +103,11 @@ def observer_lines(results: Results) -> list[str]:
             lines.append(f"{who}: {d.n_flagged} of {d.n_judged} identified, by {found.attack}.")
     if results.update is not None:
         lines.append(f"The texts explain {100 * results.update.explained:.0f} % of the update of the weights.")
+        if results.update.rounded:
+            lines.append(
+                f"{100 * results.update.rounded:.0f} % of the target's weights look rounded, so the update is known "
+                "less exactly there."
+            )
     return lines
 
 

@@ -94,6 +94,8 @@ class UpdateScores:
     """Coordinates that were read."""
     points: tuple[float, ...]
     """Points at which gradients were computed."""
+    rounded: float
+    """Share of the coordinates whose stored weights look rounded; the others are taken as exact."""
     is_low_rank: bool
     """Whether the update was read as that of a merged adapter, in the space of its rows."""
     adaptive: bool
@@ -275,6 +277,7 @@ def _scores(
         layers=coordinates.layers,
         n_coordinates=len(coordinates),
         points=points,
+        rounded=float(np.mean(coordinates.rounding > 0)),
         is_low_rank=coordinates.is_low_rank,
         adaptive=found.metric.adaptive,
         ridges=found.ridges,
