@@ -43,7 +43,7 @@ def main() -> None:
     print(f"| combination | explained | {CONTROL} | best published | {LEARNED} | {UPDATE} | {WITH_WEIGHTS} |")
     print("|---" * 7 + "|")
     for work, store in combinations(args):
-        scores, labels, groups, explained = scored(work, Combination(store), classifier, args.out)
+        scores, labels, groups, explained = scored(work, Combination(store), classifier, args.out, args.nonmembers)
         one = {name: measured(score, labels, groups) for name, score in scores.items()}
         best = best_rule(one, leave_out=OURS)
         shown = [figure(one[name].auc) for name in (CONTROL, best, LEARNED, UPDATE, WITH_WEIGHTS)]
@@ -64,24 +64,26 @@ def combinations(args: argparse.Namespace) -> Iterator[tuple[CombinationWork, Pa
 
 
 def scored(
-    work: CombinationWork, combination: Combination, classifier: MembershipClassifier, out: Path
+    work: CombinationWork, combination: Combination, classifier: MembershipClassifier, out: Path, nonmembers: int | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float]:
     """Return the scores of all attacks, the labels, the documents, and the share of the update that is explained."""
     store, file = combination.store, out / f"{combination.name}.npz"
     pool = corpus_texts(work.corpus, pool_buckets(work.corpus))
     drawn = draw_texts(work, pool)
-    texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()])
+    texts = pool.take([*drawn.members.tolist(), *drawn.nonmembers.tolist()[:nonmembers]])
+    rows = slice(0, len(texts))  # of the store, whose last texts are non-members
+    labels = combination.labels[rows]
     groups = np.unique(texts.groups or texts.ids, return_inverse=True)[1]
-    scores = {name: store.scores(name) for name in store.score_names}
-    scores[LEARNED] = predict_logits(classifier.network_, combination, classifier.feature_version)
-    scores[CONTROL] = bag_of_words(texts.texts, combination.labels, groups).scores
+    scores = {name: store.scores(name)[rows] for name in store.score_names}
+    scores[LEARNED] = predict_logits(classifier.network_, combination, classifier.feature_version)[rows]
+    scores[CONTROL] = bag_of_words(texts.texts, labels, groups).scores
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)
         save_update(work, texts, out / combination.name, file)
     with np.load(file) as saved:
         scores[UPDATE] = saved["score"]
         scores[WITH_WEIGHTS] = add_output_score(saved["alpha"], saved["standard_error"], scores[LEARNED])
-        return scores, combination.labels, groups, float(saved["explained"])
+        return scores, labels, groups, float(saved["explained"])
 
 
 def save_update(work: CombinationWork, texts: Texts, folder: Path, file: Path) -> None:
@@ -124,6 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("lab", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--nonmembers", type=int, help="of each combination; default: all")
     parser.add_argument("--regimes", nargs="*", help="default: all")
     return parser.parse_args()
 
