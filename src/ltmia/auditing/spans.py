@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ltmia.auditing.text_sets import TextSets
 from ltmia.data.lines import open_bytes
-from ltmia.data.presidio import load_presidio, names_presidio, presidio_version
+from ltmia.data.presidio import load_presidio, names_presidio, presidio_search
 from ltmia.data.spans import Span, distinct, read_spans
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
@@ -63,7 +63,7 @@ def spans_file(named: str | None) -> list[str]:
 
 
 def hash_of_spans(named: str | None) -> dict[str, str]:
-    """Hash what says where the spans are: the file, or the version of Presidio and the types; empty if there are none.
+    """Hash what says where the spans are: the file, or the types and Presidio's versions; empty if there are none.
 
     Raises:
         DataError: If the file cannot be read.
@@ -72,6 +72,6 @@ def hash_of_spans(named: str | None) -> dict[str, str]:
     if named is None:
         return {}
     if names_presidio(named):
-        return {"spans": sha256(f"{presidio_version()} {named}".encode()).hexdigest()}
+        return {"spans": sha256(presidio_search(named).encode()).hexdigest()}
     with open_bytes(Path(named)) as stream:
         return {"spans": sha256(stream.read()).hexdigest()}

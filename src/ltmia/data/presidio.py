@@ -5,10 +5,12 @@ of people have no form: they are not found.
 """
 
 import logging
+import sys
 from bisect import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,6 +21,8 @@ from ltmia.records import Texts
 
 NAME = "presidio"
 LANGUAGE = "en"
+DECIDING = ("presidio-analyzer", "phonenumbers", "tldextract")
+"""Packages that decide what is found: the second knows which phone numbers exist, the third which domains."""
 AT_ONCE = 100
 """Texts between two reports of progress."""
 
@@ -28,16 +32,31 @@ def names_presidio(spans: str) -> bool:
     return spans.partition(":")[0] == NAME
 
 
-def presidio_version() -> str:
-    """Return the version of Presidio.
+def presidio_search(spans: str) -> str:
+    """Return what decides which spans are found: the types, in any order, and the versions of Presidio's packages.
 
     Raises:
-        ConfigError: If it is not installed.
+        ConfigError: If Presidio is not installed.
     """
+    with _installed():
+        versions = [f"{package} {version(package)}" for package in DECIDING]
+    return " ".join([NAME, ",".join(sorted(_named_kinds(spans))), *versions])
+
+
+def _named_kinds(spans: str) -> tuple[str, ...]:
+    """Return the types that an option names, each once; empty: all."""
+    _, colon, named = spans.partition(":")
+    return tuple(dict.fromkeys(named.split(","))) if colon else ()
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
     try:
-        return version("presidio-analyzer")
-    except PackageNotFoundError as error:
-        raise ConfigError(f"spans = {NAME} needs Presidio: pip install 'ltmia[{NAME}]'") from error
+        yield
+    except (PackageNotFoundError, ImportError) as error:
+        raise ConfigError(
+            f"spans = {NAME} needs Presidio: pip install 'ltmia[{NAME}]' ({error}). A file of this name is ./{NAME}."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +77,20 @@ class Presidio:
         for row, text in enumerate(texts.texts):
             if row % AT_ONCE == 0:
                 report("looking for personal data", row, len(texts))
-            with _warnings_raised(texts.ids[row]):
-                hits = self.engine.analyze(text, LANGUAGE, entities=list(self.kinds) or None)
+            try:
+                hits = self._hits(text)
+            except _LeftOut as error:
+                raise DataError(
+                    f"text {texts.ids[row]!r}: Presidio did not read all of it{error}. Leave this text out, or name "
+                    f"the types to look for: spans = {NAME}:EMAIL_ADDRESS,PHONE_NUMBER."
+                ) from None
             found += [Span(row=row, start=hit.start, end=hit.end, kind=hit.entity_type) for hit in _apart(hits)]
         report("looking for personal data", len(texts), len(texts))
         return found
+
+    def _hits(self, text: str) -> list[Any]:
+        with _log_filtered(_refuse_warning):
+            return self.engine.analyze(text, LANGUAGE, entities=list(self.kinds) or None)
 
 
 def load_presidio(spans: str) -> Presidio:
@@ -71,17 +99,20 @@ def load_presidio(spans: str) -> Presidio:
     Raises:
         ConfigError: If Presidio is not installed, or has no such type.
     """
-    presidio_version()
-    from presidio_analyzer import AnalyzerEngine
-    from presidio_analyzer.nlp_engine import NoOpNlpEngine
-    from tldextract import tldextract
+    with _installed():
+        import phonenumbers
+        from presidio_analyzer import AnalyzerEngine
+        from presidio_analyzer.nlp_engine import NoOpNlpEngine
+        from tldextract import tldextract
 
+    # It would stop without a word after 65,535 numbers in a text that are no phone numbers.
+    phonenumbers.PhoneNumberMatcher = partial(phonenumbers.PhoneNumberMatcher, max_tries=sys.maxsize)
     # It would download a list of the domains that there are; its package contains one.
     tldextract.TLD_EXTRACTOR.suffix_list_urls = ()
     models = [{"lang_code": LANGUAGE, "model_name": ""}]
-    engine = AnalyzerEngine(nlp_engine=NoOpNlpEngine(models), supported_languages=[LANGUAGE])
-    _, colon, named = spans.partition(":")
-    kinds = tuple(dict.fromkeys(named.split(","))) if colon else ()
+    with _log_filtered(_is_of_no_other_language):
+        engine = AnalyzerEngine(nlp_engine=NoOpNlpEngine(models), supported_languages=[LANGUAGE])
+    kinds = _named_kinds(spans)
     known = sorted(engine.get_supported_entities(LANGUAGE))
     for kind in kinds:
         if kind not in known:
@@ -103,21 +134,36 @@ def _apart(hits: Iterable[Any]) -> Sequence[Any]:
     return kept
 
 
+class _LeftOut(Exception):
+    """Presidio left something out; the message says why, if that is known to hold nothing of the text."""
+
+
 @contextmanager
-def _warnings_raised(name: str) -> Iterator[None]:
-    """Raise what Presidio warns of, because it then leaves something out: a pattern that takes too long on a text."""
-
-    def refuse(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING:
-            raise DataError(
-                f"text {name!r}: Presidio says: {record.getMessage()} Leave this text out, or name the types to look "
-                f"for: spans = {NAME}:EMAIL_ADDRESS,PHONE_NUMBER."
-            )
-        return True
-
+def _log_filtered(wanted: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Give every warning in Presidio's log to a filter, also where the calling program has turned logging off."""
     logger = logging.getLogger("presidio-analyzer")
-    logger.addFilter(refuse)
+    level, disabled, all_disabled = logger.level, logger.disabled, logger.manager.disable
+    logger.addFilter(wanted)
+    logger.setLevel(logging.WARNING)
+    logger.disabled = False
+    logging.disable(logging.NOTSET)
     try:
         yield
     finally:
-        logger.removeFilter(refuse)
+        logging.disable(all_disabled)
+        logger.disabled = disabled
+        logger.setLevel(level)
+        logger.removeFilter(wanted)
+
+
+def _refuse_warning(record: logging.LogRecord) -> bool:
+    """Raise what Presidio warns of when it leaves something out, such as a pattern that takes too long on a text."""
+    if record.levelno < logging.WARNING:
+        return True
+    too_long = record.exc_info and isinstance(record.exc_info[1], TimeoutError)
+    raise _LeftOut(f": {record.getMessage().rstrip('.')}" if too_long else "")
+
+
+def _is_of_no_other_language(record: logging.LogRecord) -> bool:
+    """Say whether a message is about more than a recogniser of another language, which is left out on purpose."""
+    return "language is not supported by registry" not in record.getMessage()
