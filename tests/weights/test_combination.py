@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from ltmia.weights import combination
-from ltmia.weights.combination import add_output_score
+from ltmia.weights.combination import add_output_score, logit_worth
 
 LOGIT_APART = 1.5
 """Log-odds of normal scores this many standard deviations apart are this times the score."""
@@ -130,3 +130,33 @@ def test_ties_stay_ties_and_the_order_of_texts_does_not_matter(alpha: np.ndarray
 def test_one_text_and_no_text() -> None:
     assert np.isfinite(add_output_score(np.array([3.0]), np.array([0.1]), np.array([1.0]))).all()
     assert len(add_output_score(*np.zeros((3, 0)))) == 0
+
+
+def test_a_unit_of_plainly_grouped_scores_is_worth_what_normal_groups_say() -> None:
+    rng = np.random.default_rng(0)
+    for apart, spread in ((8.0, 2.4), (9.0, 2.7)):
+        logit = rng.normal(apart * (np.arange(2000) < 700), spread)
+        shown = apart / spread**2  # the log-odds of two normal groups are this times the score
+        assert logit_worth(logit) == pytest.approx(combination.GROUPS_WORTH * shown, rel=0.05)
+        assert logit_worth(5 - logit) == pytest.approx(logit_worth(logit), rel=0.01)
+    assert logit_worth(rng.normal(9.0 * (np.arange(500) < 200), 1.0)) == 1.0, "no unit is worth more than a logit's"
+
+
+@pytest.mark.parametrize("case", ["one group", "a few outliers", "too few", "constant"])
+def test_without_plain_groups_a_unit_is_worth_what_it_was_elsewhere(case: str) -> None:
+    normal = np.random.default_rng(1).normal(size=1000)
+    logit = {
+        "one group": normal,
+        "a few outliers": normal + 30 * (np.arange(1000) < 4),
+        "too few": normal[:19] + 30 * (np.arange(19) < 9),
+        "constant": np.ones(50),
+    }[case]
+    assert logit_worth(logit) == combination.LOGIT_WORTH
+
+
+def test_weak_coefficients_take_nothing_from_strong_scores() -> None:
+    rng = np.random.default_rng(2)
+    used = np.arange(1500) < 500
+    logit, alpha = rng.normal(16.0 * used, 4.0), rng.normal(1.8 * used, 1.0)
+    together = add_output_score(alpha, np.full(1500, 0.2), logit)
+    assert roc_auc_score(used, together) > roc_auc_score(used, logit) - 0.0005

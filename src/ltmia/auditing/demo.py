@@ -21,12 +21,16 @@ FINETUNING = FinetuneConfig(epochs=2, learning_rate=8e-4, batch_size=16, max_len
 
 
 def run_demo(out: Path, *, n_members: int = N_MEMBERS, overwrite: bool = False, report: Report = silent) -> AuditResult:
-    """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again."""
+    """Fine-tune, audit, and write the results into `out`; a model already fine-tuned there is used again.
+
+    The audit reads log-probabilities alone: with the weights it takes twice as long.
+    """
     drawn = draw_membership(demo_texts(), n_members=n_members, n_nonmembers=2 * n_members, n_validation=0, seed=0)
     members, nonmembers = demo_texts().take(drawn.members), demo_texts().take(drawn.nonmembers)
     target = out.resolve() / ("target" if n_members == N_MEMBERS else f"target-{n_members}")
     pair = PairToLoad(sources=(str(target), str(demo_base_path())), load=partial(_fine_tuned, target, members, report))
-    return audit(pair, members, nonmembers, out, config=AuditConfig(overwrite=overwrite), report=report)
+    config = AuditConfig(observer="logprobs", overwrite=overwrite)
+    return audit(pair, members, nonmembers, out, config=config, report=report)
 
 
 def _fine_tuned(target: Path, members: Texts, report: Report) -> Pair:

@@ -49,10 +49,8 @@ def measure_attack(
     ]
     low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975], axis=0)
     points = [auc(members, nonmembers), *(tpr_at_fpr(members, nonmembers, fpr) for fpr in FPR_TARGETS)]
-    independent = len(np.unique(member_groups)), len(np.unique(nonmember_groups))
     measures = [
-        _widened(point, float(low[i]), float(high[i]), min(independent) if i == 0 else independent[0])
-        for i, point in enumerate(points)
+        _widened(point, float(low[i]), float(high[i]), min(n, m) if i == 0 else n) for i, point in enumerate(points)
     ]
     tpr = {str(fpr): _tpr_or_reason(measure, fpr, m) for fpr, measure in zip(FPR_TARGETS, measures[1:], strict=True)}
     return AttackResult(
@@ -87,7 +85,7 @@ def _tpr_or_reason(measure: Measure, fpr: float, n_nonmembers: int) -> Measure:
 
 
 def _widened(point: float, low: float, high: float, n: int) -> Measure:
-    """Let no interval end closer to 0 or 1 than the exact binomial one of n out of n independent texts.
+    """Let no interval end closer to 0 or 1 than the exact binomial one of n out of n texts.
 
     There, resamples agree and the bootstrap interval has hardly any width.
     """

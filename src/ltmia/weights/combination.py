@@ -11,9 +11,17 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.optimize import brentq
 from scipy.special import expit, log_expit
+from sklearn.mixture import GaussianMixture
 
 LOGIT_WORTH = 0.5
-"""Log-odds that one unit of the learned attack's score is worth: its logit counts some of the evidence twice."""
+"""Log-odds that one unit of the learned attack's score is worth at least: its logit counts some of the evidence twice.
+At most it is worth 1, as a calibrated logit is."""
+GROUPS_WORTH = 0.6
+"""Share of the worth that two groups of scores show, which is believed: two normal groups do not describe them well."""
+LEAST_GROUP, LEAST_EVIDENCE = 0.05, 10.0
+"""Least share of the texts in each group, and least gain in BIC, for scores to be in two groups."""
+FEWEST_TO_GROUP = 20
+"""With fewer texts, no groups are looked for."""
 SHARES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7)
 """Shares of used texts that are tried, all equally likely beforehand."""
 MOST_APART, HALF_TEXTS, APART_SPREAD = 1.5, 400, 0.4
@@ -56,11 +64,28 @@ def add_output_score(
         values, score = _standardised(alpha[known]), logit[known]
         told = _share_beyond_noise(alpha[known], standard_error[known])
         expected = MOST_APART * told**0.5 * len(values) / (len(values) + HALF_TEXTS)
-        fits = [_fit(values, score, share, (expected, APART_SPREAD * told**0.5)) for share in SHARES]
+        evidence, distance = logit_worth(score) * (score - score.mean()), (expected, APART_SPREAD * told**0.5)
+        fits = [_fit(values, evidence, share, distance) for share in SHARES]
         likely = np.array([fit.log_likelihood for fit in fits])
         weights = np.exp(likely - likely.max())
         total[known] = weights @ np.stack([fit.log_odds for fit in fits]) / weights.sum()
     return total
+
+
+def logit_worth(logit: Float64[np.ndarray, " text"]) -> float:
+    """Return the log-odds that one unit of the learned score is worth.
+
+    Where the scores plainly fall into two groups, a strong fine-tune was seen through, and a unit is worth more. Of two
+    normal groups with one variance, it is worth their distance over the variance.
+    """
+    line, spread = _standardised(logit)[:, None], logit.std()
+    if len(logit) < FEWEST_TO_GROUP or spread == 0:
+        return LOGIT_WORTH
+    one, two = (GaussianMixture(n, covariance_type="tied", n_init=n, random_state=0).fit(line) for n in (1, 2))
+    if two.weights_.min() < LEAST_GROUP or one.bic(line) - two.bic(line) < LEAST_EVIDENCE:
+        return LOGIT_WORTH
+    shown = np.ptp(two.means_) / two.covariances_[0, 0] / spread
+    return float(np.clip(GROUPS_WORTH * shown, LOGIT_WORTH, 1.0))
 
 
 def _standardised(values: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
@@ -85,13 +110,20 @@ class _Fit:
 
 def _fit(
     values: Float64[np.ndarray, " text"],
-    score: Float64[np.ndarray, " text"],
+    evidence: Float64[np.ndarray, " text"],
     share: float,
     distance: tuple[float, float],
 ) -> _Fit:
-    """Fit for one share of used texts; `distance` is the prior's mean and standard deviation."""
-    n, line = len(values), _standardised(score)
-    before = _with_mean(LOGIT_WORTH * (score - score.mean()), share)
+    """Fit for one share of used texts.
+
+    Args:
+        values: Coefficients, standardised.
+        evidence: Log-odds by the learned score, up to one number for all.
+        share: Share of used texts.
+        distance: Mean and standard deviation of the prior.
+    """
+    n, line = len(values), _standardised(evidence)
+    before = _with_mean(evidence, share)
     expected = np.array([0.0, distance[0], COMMON_SLOPE])
     certainty = np.array([0.0, distance[1] ** -2, SLOPE_SPREAD**-2])
     level, apart, slope, variance = -share * expected[1], expected[1], expected[2], 1.0
