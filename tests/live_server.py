@@ -33,6 +33,10 @@ class LiveServer:
     key: str | None = None
     knows: tuple[str, ...] = ("prompt_logprobs", "echo")
     is_strict: bool = False
+    takes_texts: bool = False
+    """Be like the server of llama-cpp-python 0.3.36, which takes texts only."""
+    bos: int | None = None
+    """Token that such a server puts before each text."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -41,8 +45,8 @@ class LiveServer:
             name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
             for name, folder in self.folders.items()
         }
-        tokens = AutoTokenizer.from_pretrained(self.tokenizer)
-        self.words = [tokens.decode([token]) for token in range(len(tokens))]
+        self.tokens = AutoTokenizer.from_pretrained(self.tokenizer)
+        self.words = [self.tokens.decode([token]) for token in range(len(self.tokens))]
 
     def entries(self, name: str, ids: list[int], n_top: int) -> list[Entry | None]:
         """Compute what vLLM would say: the true token, and the most likely ones; ranks count ties against a token."""
@@ -64,6 +68,10 @@ class LiveServer:
         if self.key is not None and request.headers.get("authorization") != f"Bearer {self.key}":
             said = f"Incorrect API key provided:\x1b[2J\n{request.headers.get('authorization')}"
             return JSONResponse({"error": {"message": said}}, 401)
+        return self.complete_text(body) if self.takes_texts else self.complete_ids(body)
+
+    def complete_ids(self, body: dict[str, Any]) -> Response:
+        """Answer as vLLM does."""
         if self.is_strict and (extra := {"prompt_logprobs", "return_token_ids"} & set(body)):
             return JSONResponse({"detail": [{"loc": ["body", *extra], "msg": "Extra inputs are not permitted"}]}, 422)
         n_top = body.get("prompt_logprobs", body.get("logprobs", 0))
@@ -91,6 +99,33 @@ class LiveServer:
         true = [e and e[str(t)]["logprob"] for t, e in zip(ids, entries, strict=True)]
         tokens = [self.words[token] for token in ids]
         return {"tokens": tokens, "token_logprobs": true, "top_logprobs": tops, "text_offset": []}
+
+    def complete_text(self, body: dict[str, Any]) -> Response:
+        """Answer as llama-cpp-python does.
+
+        Without BOS its numbers are those of the next token; of the first one it shows, it says nothing; special tokens
+        and bytes of a character share an empty text.
+        """
+        if not isinstance(body["prompt"], str):
+            found = {"type": "string_type", "loc": ("body", "prompt", "str"), "msg": "Input should be a valid string"}
+            said = f"2 validation errors:\n  {found}\n  ..."
+            return JSONResponse({"error": {"message": said, "type": "internal_server_error"}}, 500)
+        text = self.tokens(body["prompt"], add_special_tokens=False)["input_ids"]
+        ids = text if self.bos is None else [self.bos, *text]
+        with torch.inference_mode():
+            table = self.models[body["model"]](torch.tensor([ids])).logits[0].log_softmax(-1)
+        special = set(self.tokens.all_special_ids)
+        words = ["" if i in special else word.replace("\ufffd", "") for i, word in enumerate(self.words)]
+        tokens, true, tops = [words[token] for token in text], [], []
+        for token, row in zip(text, table, strict=False):
+            likely = row.topk(min(body["logprobs"], len(row)))
+            tops.append({words[i]: v for i, v in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)})
+            tops[-1][words[token]] = row[token].item()
+            true.append(row[token].item())
+        logprobs = {"tokens": tokens, "token_logprobs": [None, *true[1:]], "top_logprobs": [None, *tops[1:]]}
+        usage = {"prompt_tokens": len(ids), "completion_tokens": 1, "total_tokens": len(ids) + 1}
+        choice = {"index": 0, "text": body["prompt"], "finish_reason": "length", "logprobs": logprobs}
+        return JSONResponse({"id": "x", "object": "text_completion", "choices": [choice], "usage": usage})
 
     async def list_models(self, _request: Request) -> Response:
         rows = [{"id": name, "object": "model", "max_model_len": self.max_model_len} for name in self.models]

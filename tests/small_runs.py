@@ -253,6 +253,13 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| 1 x \| \d\.\d \| \d \| \d \|",
         check=written("out/audit/spans.parquet"),
     ),
+    "benchmarks/quantised.py": SmallRun(
+        arguments="{materials}/my-model {materials}/my-base {materials}/train.jsonl {materials}/held-out.jsonl out "
+        "--ways nf4 --attacks difference --group-column document",
+        finds=r"difference: nf4-unpacked 0\.\d{4}, nf4-packed 0\.\d{4}: [+-]0\.\d{4}",
+        check=written("out/nf4-packed/report.html"),
+        needs="bitsandbytes",
+    ),
     "benchmarks/plan.py": SmallRun(
         arguments="out --shapes llama-1M --texts 2 --tokens 16 --rounds 1",
         finds=r"\| llama-1M \| 1,229,664 \| \d\.\d+e\+06 \| \d",

@@ -42,6 +42,8 @@ LIVING = [page for page in PAGES if page.name not in HISTORY]
 OTHER_PROGRAMS = {"head", "git", "cd", ".", "pip", "ray"}
 SERVERS = {
     "--enable-lora",
+    "--kv_overrides",
+    "--logits_all",
     "--logprobs-mode",
     "--lora-modules",
     "--max-logprobs",
@@ -155,7 +157,7 @@ def test_commands_and_options_named_in_the_text_exist(page: Path) -> None:
     known = set(_options(GROUP)) | (SERVERS if page.name == "endpoints.md" else set())
     for span in _code_spans(page):
         if span.startswith(("ltmia ", "--")):
-            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)) <= known, f"{page.name}: {span}"
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", span)) <= known, f"{page.name}: {span}"
         command = GROUP
         for word in span.split()[1:3] if span.startswith("ltmia ") else ():
             if isinstance(command, typer.core.TyperGroup) and word.isalpha() and word.islower():

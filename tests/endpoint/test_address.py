@@ -1,5 +1,7 @@
 """Where a server is: neither passwords nor keys are shown, and proxies do not see what stays on this machine."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -105,7 +107,7 @@ def test_a_redirection_is_told_and_not_followed() -> None:
 
     with answering(other) as there, answering(lambda _: (307, {"Location": f"{there}/x"}, "")) as here:
         with Server(quick(here)) as server, pytest.raises(ModelError, match=rf"307: it sends to {there}/x, which is"):
-            server.gives_prompt_logprobs({})
+            server.known_form({})
         assert asked == []
 
 
@@ -126,10 +128,10 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
             Server(replace(quick(url), timeout=0.2)) as server,
             pytest.raises(ModelError, match=r"no answer within 0\.2 s"),
         ):
-            server.gives_prompt_logprobs({})
+            server.known_form({})
         monkeypatch.setattr(client, "LARGEST_ANSWER", 10)
         with Server(quick(url)) as server, pytest.raises(ModelError, match="its answer is larger than"):
-            server.gives_prompt_logprobs({})
+            server.known_form({})
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,26 @@ def test_as_many_texts_are_asked_for_at_once_as_was_said() -> None:
 def test_the_wait_that_a_server_asks_for(said: str, seconds: float) -> None:
     assert _seconds(said) == seconds
     assert _seconds(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=1.5)
+
+
+def test_a_signal_while_waiting_for_answers_is_what_ends_them() -> None:
+    class SignalError(BaseException):
+        pass
+
+    def struck(*_: object) -> None:
+        raise SignalError
+
+    def striking(_: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], str]:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.2)
+        return 200, {}, "{}"
+
+    before = signal.signal(signal.SIGUSR1, struck)
+    try:
+        with answering(striking) as url, Server(quick(url)) as server, pytest.raises(SignalError):
+            list(server.ask(PromptLogprobs(n_top=3), [(0, "a", [1, 2, 3])]))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_what_cannot_be_reached_is_told() -> None:

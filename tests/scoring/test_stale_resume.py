@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ltmia.data.reading import read_texts
 from ltmia.data.recordings import Recording
-from ltmia.errors import ConfigError
+from ltmia.errors import ConfigError, ModelError
 from ltmia.finetuning.tiny import TinyConfig, build_base, train_tokenizer
 from ltmia.models.chat import chat_template
 from ltmia.models.identity import ModelIdentity, tokenizer_sha256
@@ -356,3 +357,13 @@ def test_a_damaged_store_is_made_again_and_the_file_named(
     assert after.clock.reused == []
     np.testing.assert_array_equal(after.scores["difference"], before.scores["difference"])
     np.testing.assert_array_equal(after.store.statistics([0]).tokens.target_logp, rows)
+
+
+def test_weights_that_reading_would_change_are_refused() -> None:
+    """bitsandbytes marks 4-bit weights that it packed once more when they ran on a CPU."""
+    model = torch.nn.Linear(2, 2)
+    model.weight.quant_state = SimpleNamespace(packing_format_for_cpu=True)
+    with pytest.raises(
+        ModelError, match=r"weight: 4-bit weights that have run on a CPU.*save the model before it runs"
+    ):
+        ModelIdentity.of(model)

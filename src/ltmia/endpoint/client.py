@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -38,6 +38,15 @@ CERTIFICATE = "CERTIFICATE_VERIFY_FAILED"
 CERTIFICATE_CURE = "Let the variable SSL_CERT_FILE name the file of the certificate that signed the server's."
 UNKNOWN_KEY = re.compile(r"extra|unknown|unrecogni|unexpected|not permitted|not supported", re.IGNORECASE)
 """Words by which a strict server refuses a key that it does not know."""
+WANTS_TEXT = re.compile(r"prompt.*valid string", re.IGNORECASE)
+"""Words by which a server refuses token ids (llama-cpp-python)."""
+NO_ECHO = re.compile(r"no echo is supported|echo.*not supported", re.IGNORECASE)
+"""Words by which a server says that it gives no log-probabilities of a prompt (llama.cpp's own)."""
+LASTING = re.compile(f"validation error|{NO_ECHO.pattern}", re.IGNORECASE)
+"""Words by which a server refuses a request for good although its status is 500."""
+
+Kind = Literal["prompt_logprobs", "echo", "echo of texts"]
+"""Forms of requests that servers know."""
 
 
 class _PassingError(Exception):
@@ -120,23 +129,26 @@ class Server:
         seen = "".join(" " if unicodedata.category(sign)[0] in "CZ" else sign for sign in words[: 4 * MOST_SAID])
         return " ".join(seen.split())[:MOST_SAID]
 
-    def gives_prompt_logprobs(self, body: dict[str, Any]) -> bool:
-        """Say whether the answer to a request for `prompt_logprobs` has them.
+    def known_form(self, body: dict[str, Any]) -> Kind:
+        """Send a request for `prompt_logprobs` of token ids, and say from the answer which form the server knows.
 
         Raises:
-            ModelError: If the server refuses the request for another reason than not knowing the key.
+            ModelError: If the server refuses the request for another reason than not knowing the key, or no ids.
             DataError: If the answer is not one of /completions.
         """
         url = f"{self.endpoint.base}/completions"
         try:
             sent = self._send("POST", url, {"model": self.endpoint.model, **body}, self.endpoint.tries)
-            return read_completion(self._runner.run(sent)).choices[0].prompt_logprobs is not None
+            given = read_completion(self._runner.run(sent)).choices[0].prompt_logprobs
         except DataError as error:
             raise DataError(f"{url}: {error}") from None
         except _RefusedError as error:
+            if WANTS_TEXT.search(str(error)):
+                return "echo of texts"
             if error.status in (400, 422) and UNKNOWN_KEY.search(str(error)):
-                return False
+                return "echo"
             raise
+        return "echo" if given is None else "prompt_logprobs"
 
     def ask(
         self, form: Form, prompts: Iterable[tuple[int, str, Sequence[int]]], model: str | None = None
@@ -161,7 +173,7 @@ class Server:
             while (batch := self._runner.run(following())) is not None:
                 yield batch
         finally:
-            self._runner.run(answers.aclose())
+            self._runner.run(_stop(answers))
 
     async def _answers(
         self, form: Form, prompts: Iterable[tuple[int, str, Sequence[int]]], model: str
@@ -236,7 +248,7 @@ class Server:
         if response.is_success:
             return content
         words = self.shown(content.decode("utf-8", "replace"))
-        if status in (408, 425, 429) or status >= 500:
+        if status in (408, 425, 429) or (status >= 500 and not LASTING.search(words)):
             raise _PassingError(f"status {status}: {words}", _seconds(response.headers.get("Retry-After", "")))
         if response.has_redirect_location:
             words = f"it sends to {self.shown(response.headers['Location'])}, which is not followed"
@@ -248,6 +260,15 @@ class Server:
         asked = error.wait if isinstance(error, _PassingError) else 0.0
         backed_off = wait_exponential_jitter(multiplier=self.endpoint.first_wait, jitter=self.endpoint.first_wait)
         return min(max(asked, backed_off(state)), LONGEST_WAIT)
+
+
+async def _stop(answers: AsyncGenerator[Any, None]) -> None:
+    """End all that is under way: a signal may have left the loop in the midst of waiting for an answer."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await answers.aclose()
 
 
 async def _content(response: httpx2.Response, url: str) -> bytes:
@@ -270,6 +291,11 @@ class _RefusedError(ModelError):
 
 
 def _cure(status: int, words: str) -> str:
+    if NO_ECHO.search(words):
+        return (
+            "This server gives log-probabilities only of tokens that it writes itself; serve the model with vLLM, "
+            "SGLang or llama-cpp-python."
+        )
     if "logprob" in words:
         return "Start the server with `--max-logprobs 20` or more; for the form with `echo`, with `--max-logprobs -1`."
     if "context" in words or "max_model_len" in words or "too long" in words:

@@ -1,22 +1,29 @@
 """The two forms in which OpenAI-compatible servers give log-probabilities of a prompt's tokens.
 
-Every prompt is sent as token ids, so that the server cannot read a text as other tokens than the tokenizer given.
+A prompt is sent as token ids, so that the server cannot read a text as other tokens than the tokenizer given. Only a
+server that takes no ids is sent characters; then its tokens are compared with the tokenizer's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
+from jaxtyping import Float32
 from pydantic import BaseModel, Field, ValidationError
 
 from ltmia.data.prompt_logprobs import prompt_statistics
 from ltmia.data.recordings import IMPOSSIBLE, SLACK
+from ltmia.endpoint.sent_texts import SentTexts
 from ltmia.errors import DataError
 from ltmia.records import ModelStatistics
 
 LEAST_IN_ALL, MOST_IN_ALL = 0.98, 1.01
 """Smallest sum that the probabilities of the whole vocabulary may have, and largest sum of any; servers round."""
+MOST_TEXTS = 0.99
+"""Smallest share of the vocabulary's texts in an answer that was not cut; servers write a few texts otherwise."""
+OTHER_TOKENS_MADE = "tokens where the tokenizer makes"
+"""Words of the error about a text that the server tokenised otherwise."""
 OVER_ONE = "these are no log-probabilities of the model: the probabilities add up to over 1"
 
 
@@ -54,9 +61,12 @@ class Answer:
     """The numbers that a server gives for one prompt."""
 
     statistics: ModelStatistics
-    """Of every token except the first."""
+    """Of every token from `Form.first` on."""
     tokens: tuple[str | None, ...]
     """The server's own text of each of those tokens; None where it gives none."""
+    following: Float32[np.ndarray, " pred"] | None = None
+    """Log-probability that is given, in place of each of those tokens, to the next one; NaN where it is not given.
+    None if the form does not tell."""
 
 
 class Form(Protocol):
@@ -65,6 +75,16 @@ class Form(Protocol):
     @property
     def name(self) -> str:
         """Name of the form, for messages and provenance."""
+        ...
+
+    @property
+    def first(self) -> int:
+        """Index of the first id of a prompt that the server gives numbers of."""
+        ...
+
+    @property
+    def sent(self) -> SentTexts | None:
+        """How ids are sent as characters; None if they are sent as they are."""
         ...
 
     def body(self, ids: Sequence[int]) -> dict[str, Any]:
@@ -87,6 +107,8 @@ class PromptLogprobs:
     n_top: int
     """Number of most likely tokens asked for at each position."""
     name: str = "prompt_logprobs"
+    first: int = 1
+    sent: None = None
 
     def body(self, ids: Sequence[int]) -> dict[str, Any]:
         """Return the request for a prompt, without the model's name."""
@@ -117,12 +139,28 @@ class EchoedLogprobs:
     """Number of tokens asked for at each position: all."""
     n_top: int
     """How many of the most likely ones are kept."""
-    name: str = "echo"
+    sent: SentTexts | None = None
+    """How ids are sent as characters; None if the server takes ids."""
+
+    @property
+    def name(self) -> str:
+        """Name of the form."""
+        return "echo" if self.sent is None else "echo of texts"
+
+    @property
+    def first(self) -> int:
+        """Index of the first id with numbers: the answer leaves out BOS, and says nothing of the first id it has."""
+        return 1 + self._n_left_out
+
+    @property
+    def _n_left_out(self) -> int:
+        return 0 if self.sent is None else self.sent.n_before
 
     def body(self, ids: Sequence[int]) -> dict[str, Any]:
         """Return the request for a prompt, without the model's name."""
+        prompt = list(ids) if self.sent is None else self.sent.characters(ids)
         # One token is generated, because some servers take 0 to mean no limit; it is cut off again.
-        return {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": self.vocab_size}
+        return {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": self.vocab_size}
 
     def read(self, name: str, ids: Sequence[int], completion: Completion) -> Answer:
         """Read the answer to a prompt; see `Form`."""
@@ -132,29 +170,41 @@ class EchoedLogprobs:
         lengths = {len(said.tokens), len(said.token_logprobs), len(said.top_logprobs)}
         if len(lengths) > 1:
             raise DataError(f"{name!r}: tokens, token_logprobs and top_logprobs have different lengths")
-        _check_count(name, ids, min(len(said.tokens), len(ids)), completion)
+        n_said = len(ids) - self._n_left_out
+        if self.sent is None:
+            _check_count(name, ids, min(len(said.tokens), n_said), completion)
+        else:
+            _check_tokens_made(name, ids, min(len(said.tokens), n_said) + self._n_left_out, completion)
         _check_first(name, said.token_logprobs[0])
+        n_given, given = n_said - 1, slice(1, n_said)
         found = ModelStatistics(
-            logp=np.full(len(ids) - 1, np.nan, np.float32),
-            rank=np.zeros(len(ids) - 1, np.int32),
-            top_logp=np.full((len(ids) - 1, self.n_top), np.nan, np.float32),
+            logp=np.full(n_given, np.nan, np.float32),
+            rank=np.zeros(n_given, np.int32),
+            top_logp=np.full((n_given, self.n_top), np.nan, np.float32),
         )
-        pairs = zip(said.token_logprobs[1 : len(ids)], said.top_logprobs[1 : len(ids)], strict=True)
+        following = np.full(n_given, np.nan, np.float32)
+        pairs = zip(said.token_logprobs[given], said.top_logprobs[given], strict=True)
         for i, (logp, top) in enumerate(pairs):
             if logp is not None and top:
-                values = np.fromiter(top.values(), np.float64, len(top))
+                values = self._all_values(f"{name!r}, token {self.first + i}", logp, top)
                 found.logp[i] = logp
-                found.rank[i] = self._rank(f"{name!r}, token {i + 1}", logp, values)
+                found.rank[i] = 1 + int((values > logp).sum())
                 found.top_logp[i] = np.sort(values)[: -self.n_top - 1 : -1]
-        return Answer(statistics=_complete(name, found), tokens=tuple(said.tokens[1 : len(ids)]))
+                if i + 1 < n_given:
+                    following[i] = top.get(said.tokens[given][i + 1], np.nan)
+        return Answer(statistics=_complete(name, found), tokens=tuple(said.tokens[given]), following=following)
 
-    def _rank(self, place: str, logp: float, values: np.ndarray) -> int:
-        """Count the more likely tokens.
+    def _all_values(self, place: str, logp: float, top: Mapping[str, float]) -> np.ndarray:
+        """Return the log-probabilities of all tokens.
 
         Tokens of the same text share an entry, so a few may be missing; but no likely ones, or the ranks and the most
-        likely tokens would be others.
+        likely tokens would be others. If it is known that every text has its entry, the missing ones count as one
+        token that has the rest of the probability: mostly it is the end of a text.
         """
+        values = np.fromiter(top.values(), np.float64, len(top))
         in_all = float(np.exp(np.minimum(values, 1.0)).sum())
+        if self.sent is not None and len(values) >= MOST_TEXTS * self.sent.n_texts and in_all < 1:
+            return np.append(values, np.log1p(-in_all))
         is_cut = len(values) < self.vocab_size / 2 and values.min() >= logp
         if len(values) < self.n_top or in_all < LEAST_IN_ALL or is_cut:
             raise DataError(
@@ -163,7 +213,7 @@ class EchoedLogprobs:
             )
         if in_all > MOST_IN_ALL:
             raise DataError(f"{place}: {OVER_ONE}")
-        return 1 + int((values > logp).sum())
+        return values
 
 
 def read_completion(content: bytes) -> Completion:
@@ -189,6 +239,14 @@ def _check_count(name: str, ids: Sequence[int], n_said: int, completion: Complet
                 f"{name!r}: {len(ids)} tokens were sent, and the answer is about {n}; the server cut the text at its "
                 "context length, or added tokens"
             )
+
+
+def _check_tokens_made(name: str, ids: Sequence[int], n_said: int, completion: Completion) -> None:
+    """Refuse an answer about a text that the server made more or fewer tokens of than the tokenizer."""
+    counted = None if completion.usage is None else completion.usage.prompt_tokens
+    for n in (n_said, counted):
+        if n is not None and n != len(ids):
+            raise DataError(f"{name!r}: the server makes {n} {OTHER_TOKENS_MADE} {len(ids)}")
 
 
 def _check_first(name: str, said: object) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ltmia.endpoint.client import Server
-from ltmia.endpoint.protocol import Answer, Form
+from ltmia.endpoint.protocol import OTHER_TOKENS_MADE, Answer, Form
 from ltmia.errors import DataError, ModelError
 from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report
@@ -29,6 +29,11 @@ OTHER_TEXT = 0.5
 LEAST_EFFECT = 1e-3
 """Differences in nats, on average, that rounding makes between two names of one model."""
 CACHE_CURE = "Start the server without a cache of prompts (`--no-enable-prefix-caching`)."
+SHIFT_CURE = (
+    "llama-cpp-python does so for a model without a token before each text (BOS). Start its server with "
+    "`--kv_overrides tokenizer.ggml.add_bos_token=bool:true`, and name by `tokenizer` one that adds the same token "
+    "(AutoTokenizer.from_pretrained(MODEL, add_bos_token=True).save_pretrained(FOLDER))."
+)
 
 Local = Callable[[Sequence[EncodedText]], list[ModelStatistics]]
 """Gives the statistics that local weights give to texts."""
@@ -96,8 +101,8 @@ class Words:
         return theirs.strip() in {form.strip() for form in ours} or "\ufffd" in ours[0] + theirs
 
     def are_of_other_text(self, ids: Sequence[int], answer: Answer) -> bool:
-        """Say whether an answer is about another text than the one that was sent."""
-        said = [(token, their) for token, their in zip(ids[1:], answer.tokens, strict=True) if their is not None]
+        """Say whether an answer is about other tokens than these, which numbers were asked for."""
+        said = [(token, their) for token, their in zip(ids, answer.tokens, strict=True) if their is not None]
         return sum(not self.are_of(token, their) for token, their in said) > OTHER_TEXT * len(said)
 
 
@@ -113,11 +118,11 @@ class SelfTest:
     """Local weights that the server should agree with."""
 
     @classmethod
-    def sample(cls, encoded: Sequence[EncodedText]) -> list[EncodedText]:
-        """Return the texts to ask for: of all lengths, the longest among them, with their prompts to be scored too."""
+    def sample(cls, encoded: Sequence[EncodedText], first: int) -> list[EncodedText]:
+        """Return the texts to ask for: of all lengths, the longest among them, to be scored from their first id on."""
         scorable = sorted((text for text in encoded if text.n_scored), key=lambda text: len(text.ids))
         places = np.linspace(len(scorable) - 1, 0, min(N_TEXTS, len(scorable))).round().astype(int)
-        return [replace(scorable[place], start=1) for place in places]
+        return [replace(scorable[place], start=first) for place in places]
 
     def run(self, server: Server, form: Form, report: Report) -> "Passed":
         """Ask, compare, and return what was found.
@@ -128,7 +133,8 @@ class SelfTest:
         """
         rows = [text.ids.tolist() for text in self.texts]
         first = self._ask(server, form, rows, report)
-        self._check_tokens(server, first)
+        self._check_tokens(server, form, first)
+        self._check_places(server, first)
         beginnings = self._check_beginnings(server, form, rows, first, report)
         again = self._ask(server, form, rows[::-1], report)[::-1]
         noise = Noise.between(_numbers(first), _numbers(again))
@@ -157,13 +163,13 @@ class SelfTest:
             raise ModelError(f"{error}. {_cure(str(error))}") from None
         return [found[i] for i in range(len(rows))]
 
-    def _check_tokens(self, server: Server, answers: Sequence[Answer]) -> None:
+    def _check_tokens(self, server: Server, form: Form, answers: Sequence[Answer]) -> None:
         """Compare the server's text of each token with the tokenizer's."""
         words = Words(self.tokenizer)
         pairs = {
             pair
             for text, answer in zip(self.texts, answers, strict=True)
-            for pair in zip(text.ids[1:].tolist(), answer.tokens, strict=True)
+            for pair in zip(text.ids[form.first :].tolist(), answer.tokens, strict=True)
         }
         other = sorted((token, their) for token, their in pairs if their is not None and not words.are_of(token, their))
         if len(other) > OTHER_TOKENS * len(pairs):
@@ -175,6 +181,21 @@ class SelfTest:
                 "model's own by `tokenizer`"
             )
 
+    def _check_places(self, server: Server, answers: Sequence[Answer]) -> None:
+        """Refuse numbers that belong to the token after the one that they are given for.
+
+        A model that has read a token finds the next one likelier than that token once more.
+        """
+        pairs = [(answer.statistics.logp, answer.following) for answer in answers if answer.following is not None]
+        given = np.concatenate([logp[np.isfinite(after)] for logp, after in pairs] or [np.zeros(0)])
+        after = np.concatenate([after[np.isfinite(after)] for _, after in pairs] or [np.zeros(0)])
+        if len(given) and after.mean() - given.mean() > MEAN_NOISE:
+            raise ModelError(
+                f"{_place(server)}: its numbers are shifted by one: in place of each token the next one has a "
+                f"log-probability of {after.mean():.2f} on average, and the token itself {given.mean():.2f}. "
+                f"{SHIFT_CURE}"
+            )
+
     def _check_beginnings(
         self, server: Server, form: Form, rows: Sequence[Sequence[int]], answers: Sequence[Answer], report: Report
     ) -> str:
@@ -183,11 +204,13 @@ class SelfTest:
         The beginning must get the same numbers, and the rest others.
         """
         mixed = [[*row[: len(row) // 2], *row[len(row) // 2 :][::-1]] for row in rows]
+        if form.sent is not None:
+            mixed = [form.sent.read_again(row) for row in mixed]
         n_compared = 0
         for row, mix, before, now in zip(
             rows, mixed, _numbers(answers), _numbers(self._ask(server, form, mixed, report)), strict=True
         ):
-            n_shared, n_both = shared_beginning(row, mix) - 1, len(row) - 1
+            n_shared, n_both = shared_beginning(row, mix) - form.first, min(len(row), len(mix)) - form.first
             if n_shared < 1 or n_both <= n_shared:
                 continue
             n_compared += 1
@@ -256,6 +279,12 @@ def _cure(words: str) -> str:
         return "Start the server with `--max-logprobs 20` or more; for the form with `echo`, with `--max-logprobs -1`."
     if "put a token before" in words:
         return "Stop the server from adding tokens of its own, such as one for the beginning of a text (BOS)."
+    if OTHER_TOKENS_MADE in words:
+        return (
+            "Name the served model's own tokenizer by `tokenizer`. If the server puts a token before each text (BOS), "
+            "the tokenizer must do so too: AutoTokenizer.from_pretrained(MODEL, add_bos_token=True)."
+            "save_pretrained(FOLDER)."
+        )
     if "were sent" in words:
         return "Set a smaller `max_length`, or start the server with a larger context (`--max-model-len`)."
     if "no log-prob" in words and "add up" in words:

@@ -24,6 +24,8 @@ from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ltmia.errors import ModelError
+
 VOLATILE = frozenset({
     "_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "peft_version", "_commit_hash",
     "inference_mode", "device_map", "init_inputs", "files_loaded", "tokenizer_file", "cache", "verbose",
@@ -55,7 +57,12 @@ class ModelIdentity:
 
     @classmethod
     def of(cls, model: Any) -> "ModelIdentity":
-        """Hash a model in its present state."""
+        """Hash a model in its present state.
+
+        Raises:
+            ModelError: If reading its weights would change them.
+        """
+        _refuse_repacked(model)
         return cls(
             parameters=parameters_sha256(model),
             config=_json_sha256(_plain(model.config)),
@@ -67,6 +74,19 @@ class ModelIdentity:
     def key(self) -> str:
         """One hash of all parts."""
         return _json_sha256(astuple(self))
+
+
+def _refuse_repacked(model: Any) -> None:
+    """Refuse 4-bit weights that bitsandbytes packed once more when they ran on a CPU.
+
+    Its `state_dict` (0.50.2) unpacks them again with an error that changes what the model computes from then on.
+    """
+    for name, weight in model.named_parameters():
+        if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise ModelError(
+                f"{name}: 4-bit weights that have run on a CPU cannot be read without changing them (bitsandbytes): "
+                "save the model before it runs and give its folder, which is unpacked on loading, or run it on a GPU"
+            )
 
 
 def parameters_sha256(model: nn.Module) -> str:

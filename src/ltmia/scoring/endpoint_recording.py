@@ -1,7 +1,7 @@
 """Records the log-probabilities that a server gives, after it passed a self-test."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ltmia.endpoint.address import Endpoint
 from ltmia.endpoint.client import Server, ServerFacts
 from ltmia.endpoint.protocol import Answer, EchoedLogprobs, Form, PromptLogprobs
 from ltmia.endpoint.self_test import Noise, Passed, SelfTest, Words
+from ltmia.endpoint.sent_texts import SentTexts
 from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.features.columns import LITE_TOP
 from ltmia.models.identity import tokenizer_sha256
@@ -68,7 +69,7 @@ def record_endpoint(
 
     Args:
         endpoint: Server, and name of the model there.
-        texts: Texts with unique ids. They are sent to the server, as token ids.
+        texts: Texts with unique ids. They are sent to the server, as token ids if it takes these.
         out: A name that ends in `.jsonl` or `.jsonl.gz`.
         config: Settings.
         overwrite: Replace a recording of another model, other texts or other settings.
@@ -124,22 +125,25 @@ class _Job:
 
     def left(self, lines: LinesFile, report: Report) -> RecordingWork:
         """Test the server, and return what is left to record."""
-        sample = SelfTest.sample(self.encoded)
         said = "no text could be scored, so nothing was asked"
         form: Form = PromptLogprobs(n_top=LITE_TOP)
         passed = Passed(said="", effect=None)
-        if sample:
+        job = self
+        if self._scorable:
             facts = self.server.facts()
             self._check_model(facts)
-            form = self._pick_form(sample[-1])
+            form = self._pick_form(self.encoded[self._scorable[0]])
+            if form.sent is not None:
+                job = replace(self, encoded=[form.sent.sendable(text) for text in self.encoded])
+        if sample := SelfTest.sample(job.encoded, form.first):
             local = None if self.config.check_against is None else self._local
             test = SelfTest(texts=sample, tokenizer=self.tokenizer, base_model=self.config.base_model, local=local)
             served_by = "a server" if facts.version is None else f"vLLM {facts.version}"
             passed = test.run(self.server, form, report)
             said = f"{served_by}, {form.name}; self-test: {passed.said}"
-            self._check_recorded(form, passed, lines)
+            job._check_recorded(form, passed, lines)
         header = self.header.model_copy(update={"recorded_by": f"{self.header.recorded_by}, {said}"})
-        return RecordingWork(header=header, batches=self._recorded(form, passed, lines))
+        return RecordingWork(header=header, batches=job._recorded(form, passed, lines))
 
     def _check_model(self, facts: ServerFacts) -> None:
         """Refuse a name that the server does not list, and texts that are longer than it reads."""
@@ -160,9 +164,11 @@ class _Job:
     def _pick_form(self, text: EncodedText) -> Form:
         """Return vLLM's form if the server knows it, else the older one."""
         newer = PromptLogprobs(n_top=LITE_TOP)
-        if self.server.gives_prompt_logprobs(newer.body(text.ids.tolist())):
+        known = self.server.known_form(newer.body(text.ids.tolist()))
+        if known == newer.name:
             return newer
-        return EchoedLogprobs(vocab_size=self.header.vocab_size, n_top=LITE_TOP)
+        sent = SentTexts.of(self.tokenizer, self.header.vocab_size) if known == "echo of texts" else None
+        return EchoedLogprobs(vocab_size=self.header.vocab_size, n_top=LITE_TOP, sent=sent)
 
     def _local(self, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
         pair = load_alone(str(self.config.check_against), tokenizer=self.config.tokenizer, options=self.config.loading)
@@ -180,9 +186,14 @@ class _Job:
             ModelError: If it has.
         """
         places = {name: row for row, name in enumerate(self.texts.ids)}
-        earlier = (RecordedText.model_validate_json(line) for line in lines.spread(N_COMPARED, self._scorable))
+        earlier = [RecordedText.model_validate_json(line) for line in lines.spread(N_COMPARED, self._scorable)]
         some = {places[line.id]: line.statistics(LITE_TOP) for line in earlier}
-        now = {row: self._scored(row, answer) for batch in self._asked(form, some) for row, answer in batch}
+        if any(line.n_read != self.encoded[places[line.id]].start for line in earlier):
+            raise ModelError(
+                f"{self.server.endpoint.base}: gives numbers of fewer or more tokens than before: another server runs "
+                "there now. Restore it, or begin anew with `overwrite`"
+            )
+        now = {row: self._scored(form, row, answer) for batch in self._asked(form, some) for row, answer in batch}
         for rows in filter(len, np.array_split(list(some), max(1, len(some) // AT_ONCE))):
             noise = Noise.between([some[row] for row in rows.tolist()], [now[row] for row in rows.tolist()])
             if not noise.is_explained(passed.effect):
@@ -203,25 +214,25 @@ class _Job:
         words = Words(self.tokenizer)
         rows = [row for row in self._scorable if row not in done]
         for batch in self._asked(form, rows):
-            yield [(row, self._line(row, answer, words)) for row, answer in batch]
+            yield [(row, self._line(form, row, answer, words)) for row, answer in batch]
         if rows:
             self._check_recorded(form, passed, lines)
 
     def _asked(self, form: Form, rows: Iterable[int]) -> Iterator[list[tuple[int, Answer]]]:
         return self.server.ask(form, ((row, self.texts.ids[row], self.encoded[row].ids.tolist()) for row in rows))
 
-    def _scored(self, row: int, answer: Answer) -> ModelStatistics:
+    def _scored(self, form: Form, row: int, answer: Answer) -> ModelStatistics:
         """Return the numbers of the scored tokens, without those of a prompt before them."""
         text = self.encoded[row]
-        return answer.statistics.slice(text.start - 1, len(text.ids) - 1)
+        return answer.statistics.slice(text.start - form.first, len(text.ids) - form.first)
 
-    def _line(self, row: int, answer: Answer, words: Words) -> RecordedText:
-        if words.are_of_other_text(self.encoded[row].ids.tolist(), answer):
+    def _line(self, form: Form, row: int, answer: Answer, words: Words) -> RecordedText:
+        if words.are_of_other_text(self.encoded[row].ids[form.first :].tolist(), answer):
             raise DataError(
                 f"{self.server.endpoint.base}: the answer to {self.texts.ids[row][:80]!r} is about another text: most "
                 "of its tokens are others. The server, or a proxy before it, mixes answers up; try `concurrency=1`"
             )
-        line = recorded_line(self.texts, row, self.encoded[row], self._scored(row, answer))
+        line = recorded_line(self.texts, row, self.encoded[row], self._scored(form, row, answer))
         if mistake := line.mistake(self.header):
             raise DataError(f"{self.server.endpoint.base}: the answer to {line.id[:80]!r}: {mistake}")
         return line
