@@ -88,7 +88,7 @@ def row(name: str, folder: Path, args: argparse.Namespace) -> None:
 
 def planned_run(folder: Path, args: argparse.Namespace) -> Plan:
     """Plan from the config alone."""
-    work = Work(n_texts=args.texts, max_length=args.tokens)
+    work = Work(n_texts=args.texts, max_length=args.tokens, observer="logprobs")
     return plan_audit(str(folder), work=work, clock=time.process_time, dtype="float32", device="cpu")
 
 

@@ -355,7 +355,7 @@ COMMANDS: tuple[SmallRun, ...] = (
     ),
     SmallRun(
         arguments=f"canaries audit {PAIR} --canaries {{canaries}} --attacks loss -o audit",
-        finds="copies  inserted  left out",
+        finds="Copies  Inserted  Left out",
         check=written("audit/report.html"),
     ),
     SmallRun(

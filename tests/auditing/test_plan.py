@@ -136,7 +136,9 @@ def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):
     flops = weights.flops
     one = (flops.layers + flops.attention + flops.head + flops.gradients) / 2 + flops.solve
     said = run.findings[-1].sentence
-    assert f"each checkpoint adds {one:.1e} FLOPs, {one / flops.total:.0%} of the time above, and 0.56 GiB" in said
+    assert (
+        f"each checkpoint adds {one:.1e} FLOPs, {100 * one / flops.total:.3g} % of the time above, and 0.56 GiB" in said
+    )
 
 
 def test_memory_is_what_the_system_says(tmp_path):

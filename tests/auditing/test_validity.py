@@ -260,7 +260,7 @@ def test_noise_is_judged_against_the_spread() -> None:
     loud = backend_check(Rescored(noise=1e-3, float32=0.05), gap=0.02, spread=0.1, **half)
     assert loud.status == "warning"
     assert "audit again in float32" in loud.sentence
-    assert "50.0% in float32 instead of bfloat16 (" in loud.sentence
+    assert "50 % in float32 instead of bfloat16 (" in loud.sentence
     nothing = backend_check(Rescored(noise=0.0, float32=None), gap=math.nan, spread=0.0, **full)
     assert nothing.status == "not_measured"
     assert nothing.details["gap"] is None

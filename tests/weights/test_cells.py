@@ -1,9 +1,13 @@
 """Cells of rounded weights, against plain roundings to each format: the exact weight lies in its cell, and fills it."""
 
+import math
+
 import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Gguf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from ltmia.weights.cells import find_cells
@@ -119,6 +123,8 @@ def test_outliers_and_rows_of_zeros_hide_no_format(dtype: torch.dtype) -> None:
         WEIGHT.double(),
         WEIGHT.exp(),
         WEIGHT[0],
+        WEIGHT[:1],
+        WEIGHT[:, :1],
         WEIGHT.reshape(8, 16, 256),
         WEIGHT * (WEIGHT > 0.05),
         torch.cat([UNPACKED["4 bit by 32"][:64], WEIGHT[64:]]),
@@ -143,3 +149,13 @@ def test_weights_in_half_precision_are_not_taken_for_quantised_ones(dtype: torch
 def test_weights_that_say_nothing_break_nothing(weight: Tensor) -> None:
     cells = find_cells(weight)
     assert cells is None or not bool(cells.width.any())
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.lists(st.integers(0, 5), min_size=0, max_size=3), data=st.data())
+def test_matrices_of_any_shape_are_read(shape: list[int], data: st.DataObject) -> None:
+    numbers = st.sampled_from([0.0, 1.0, -0.5, 0.3, 1e-30, float("inf")])
+    n = math.prod(shape)
+    weight = torch.tensor(data.draw(st.lists(numbers, min_size=n, max_size=n)), dtype=torch.float32).reshape(shape)
+    cells = find_cells(weight)
+    assert cells is None or cells.middle.shape == cells.width.shape == weight.shape

@@ -143,6 +143,8 @@ def _wide_layouts(values: Float32[Tensor, "*shape"]) -> Iterator[tuple[Float32[T
 
 def _sizes(rows: Float32[Tensor, "row weight"]) -> list[int]:
     length = rows.shape[1]
+    if length < 2:  # a single weight shows no levels
+        return []
     return [length, *(size for size in BLOCKS if size < length and length % size == 0)]
 
 
