@@ -18,8 +18,9 @@ from ltmia.classifier.membership import MembershipClassifier
 from ltmia.classifier.training import predict_logits
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
-from ltmia.evaluation.macro import best_rule, figure_of, macro_averages, mean_with_interval
+from ltmia.evaluation.macro import N_RESAMPLES, best_rule, figure_of, macro_averages
 from ltmia.evaluation.results import AttackResult
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure
 from ltmia.lab.plan import make_plan
 from ltmia.lab.reading import read_recipe
@@ -113,9 +114,14 @@ def print_averages(found: list[dict[str, AttackResult]]) -> None:
     for macro in macro_averages(found):
         print(f"| {macro.attack} | " + " | ".join(figure(macro.figures[x]) for x in ("auc", "0.1", "0.01")) + " |")
     auc = {name: np.array([figure_of(one[name], "auc") for one in found]) for name in (LEARNED, UPDATE, WITH_WEIGHTS)}
+    draws = np.random.default_rng(0).integers(len(found), size=(N_RESAMPLES, len(found)))
     for name in (UPDATE, WITH_WEIGHTS):
-        ratio = mean_with_interval(list((1 - auc[name]) / np.maximum(1 - auc[LEARNED], 1e-9)))
-        print(f"\n(1 - AUC) of {name} divided by that of {LEARNED}: {figure(ratio)}")
+        ratios = (1 - auc[name][draws]).mean(axis=1) / (1 - auc[LEARNED][draws]).mean(axis=1)
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        ratio = Measure(
+            value=float((1 - auc[name]).mean() / (1 - auc[LEARNED]).mean()), low=float(low), high=float(high)
+        )
+        print(f"\nMean (1 - AUC) of {name} divided by that of {LEARNED}: {figure(ratio)}")
     behind = np.maximum(auc[LEARNED], auc[UPDATE]) - auc[WITH_WEIGHTS]
     print(f"\n{WITH_WEIGHTS} is at most {behind.max():.3f} below the better of the two")
 
