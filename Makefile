@@ -28,10 +28,10 @@ test: check                   ## check + the suite, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 torture: setup                ## what is too heavy for every day: slow tests, Ray, 200 interruptions, fuzzers, a soak
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dp,ray]' 'pip-audit<3'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dp,presidio,ray]' 'bitsandbytes<1' 'pip-audit<3'
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 	$(BIN)/pytest -m 'slow and not gpu' --timeout 3000
-	$(BIN)/pytest -m 'not slow and not gpu' -k 'ray or dp' --timeout 3000
+	$(BIN)/pytest -m 'not slow and not gpu' -k 'ray or dp or presidio or quantised' --timeout 3000
 	$(BIN)/python scripts/torture.py .cache/torture --kills 200
 	$(BIN)/python scripts/fuzz.py all --cases 10000
 	$(BIN)/python scripts/soak.py .cache/soak --texts 100000

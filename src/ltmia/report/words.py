@@ -8,6 +8,7 @@ from ltmia.evaluation.blind_spots import of_an_audit
 from ltmia.evaluation.results import Check, Results, Validity
 from ltmia.evaluation.section import Measure
 from ltmia.evaluation.verdict import headline as verdict_headline
+from ltmia.evaluation.wording import percent
 
 CONTROL = "bag_of_words"
 FPR_NAMES: Mapping[str, str] = {"0.1": "10 %", "0.01": "1 %", "0.001": "0.1 %"}
@@ -102,11 +103,11 @@ def observer_lines(results: Results) -> list[str]:
             d = found.decisions
             lines.append(f"{who}: {d.n_flagged} of {d.n_judged} identified, by {found.attack}.")
     if results.update is not None:
-        lines.append(f"The texts explain {100 * results.update.explained:.0f} % of the update of the weights.")
+        lines.append(f"The texts explain {percent(results.update.explained)} of the update of the weights.")
         if results.update.rounded:
             lines.append(
-                f"{100 * results.update.rounded:.0f} % of the target's weights look rounded, so the update is known "
-                "less exactly there."
+                f"{percent(results.update.rounded)} of the target's weights look rounded, so the update is known less "
+                "exactly there."
             )
     return lines
 
