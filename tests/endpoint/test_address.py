@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread, Timer
 
 import pytest
 
@@ -195,15 +195,22 @@ def test_a_signal_while_waiting_for_answers_is_what_ends_them() -> None:
     def struck(*_: object) -> None:
         raise SignalError
 
-    def striking(_: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], str]:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(0.2)
+    def waiting(_: BaseHTTPRequestHandler) -> tuple[int, dict[str, str], str]:
+        struck_often.wait(60)
         return 200, {}, "{}"
 
+    struck_often = Event()
     before = signal.signal(signal.SIGUSR1, struck)
     try:
-        with answering(striking) as url, Server(quick(url)) as server, pytest.raises(SignalError):
-            list(server.ask(PromptLogprobs(n_top=3), [(0, "a", [1, 2, 3])]))
+        with answering(waiting) as url:
+            for part in range(20):  # at any moment, also inside the library of connections
+                strike = Timer(0.0005 * part, os.kill, (os.getpid(), signal.SIGUSR1))
+                with Server(quick(url)) as server:
+                    answers = server.ask(PromptLogprobs(n_top=3), [(0, "a", [1, 2, 3])])
+                    with pytest.raises(SignalError):
+                        _ = strike.start(), list(answers)
+                strike.join()
+            struck_often.set()
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from ltmia.endpoint.address import API_KEY, Endpoint, open_connections
+from ltmia.endpoint.loop import LoopThread, cancel_others
 from ltmia.endpoint.protocol import Answer, Form, read_completion
 from ltmia.errors import DataError, ModelError
 
@@ -91,15 +92,15 @@ class Server:
         """
         self.endpoint = endpoint
         self._http = open_connections(endpoint)
-        self._runner = asyncio.Runner()
+        self._loop = LoopThread()
 
     def __enter__(self) -> "Server":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Close the connections."""
-        self._runner.run(self._http.aclose())
-        self._runner.close()
+        self._loop.run(self._http.aclose())
+        self._loop.close()
 
     def facts(self) -> ServerFacts:
         """Ask for the list of models and for the version; neither is part of every server.
@@ -108,8 +109,8 @@ class Server:
             ModelError: If nothing answers there, or the key is refused.
         """
         base = self.endpoint.base
-        listed = self._runner.run(self._get(f"{base}/models"))
-        said = self._runner.run(self._get(f"{base.removesuffix('/v1')}/version"))
+        listed = self._loop.run(self._get(f"{base}/models"))
+        said = self._loop.run(self._get(f"{base.removesuffix('/v1')}/version"))
         try:
             models = None if listed is None else _Models.model_validate_json(listed).data
         except ValidationError:
@@ -139,7 +140,7 @@ class Server:
         url = f"{self.endpoint.base}/completions"
         try:
             sent = self._send("POST", url, {"model": self.endpoint.model, **body}, self.endpoint.tries)
-            given = read_completion(self._runner.run(sent)).choices[0].prompt_logprobs
+            given = read_completion(self._loop.run(sent)).choices[0].prompt_logprobs
         except DataError as error:
             raise DataError(f"{url}: {error}") from None
         except _RefusedError as error:
@@ -170,10 +171,10 @@ class Server:
             return await anext(answers, None)
 
         try:
-            while (batch := self._runner.run(following())) is not None:
+            while (batch := self._loop.run(following())) is not None:
                 yield batch
         finally:
-            self._runner.run(_stop(answers))
+            self._loop.run(_stop(answers))
 
     async def _answers(
         self, form: Form, prompts: Iterable[tuple[int, str, Sequence[int]]], model: str
@@ -263,11 +264,8 @@ class Server:
 
 
 async def _stop(answers: AsyncGenerator[Any, None]) -> None:
-    """End all that is under way: a signal may have left the loop in the midst of waiting for an answer."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    """End all that is under way: a signal may have ended the wait in the midst of an answer."""
+    await cancel_others()
     await answers.aclose()
 
 
