@@ -281,6 +281,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"(?s)other documents \(30\):.*AUC [01]\.\d{3}.*siblings \(10\):.*AUC [01]\.\d{3}",
         check=written("out/target/config.json"),
     ),
+    "benchmarks/long_texts.py": SmallRun(
+        arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --joined 1 --lengths 16 32 --members 20 "
+        "--nonmembers 30 --attacks difference --windows",
+        finds=r"(?s)\| first 32 tokens \| difference \| [01]\.\d{3}.*\| windows of 128 of 32 \| difference \| [01]\.\d{3}",
+        check=written("out/audit-32-16/report.html"),
+    ),
     "benchmarks/weights_robustness.py": SmallRun(
         arguments="{corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --rows 'int8 by row, base alike'",
         finds=r"\| int8 by row, base alike \| 0\.\d{3} \| [01]\.\d{3}",
