@@ -109,6 +109,23 @@ def test_scores_that_are_all_alike_leave_the_coefficients_order() -> None:
     )
 
 
+@pytest.mark.parametrize("times", [-1000.0, 30.0, 1000.0])
+def test_few_texts_far_out_do_not_hide_the_others(times: float) -> None:
+    """A text that was trained on many times has a coefficient many times as large."""
+    used, alpha, error, logit = two_scores(300, 900, 3.0, seed=0)
+    far = np.arange(3) if times > 0 else np.arange(897, 900)
+    outlying = alpha.copy()
+    outlying[far] *= abs(times)
+    others = np.setdiff1d(np.arange(900), far)
+    weak = 0.3 * logit
+    before, found = (
+        roc_auc_score(used[others], add_output_score(some, error, weak)[others]) for some in (alpha, outlying)
+    )
+    assert found > before - 0.025, "left as they are, they take .08 to .13 away, and up to .7"
+    together = add_output_score(outlying, error, np.zeros(900))
+    np.testing.assert_array_equal(np.argsort(together), np.argsort(outlying))
+
+
 NUMBERS = st.floats(-1e6, 1e6) | st.just(np.nan) | st.sampled_from([0.0, 1.0])
 
 

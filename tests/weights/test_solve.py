@@ -296,3 +296,16 @@ def test_the_higher_estimate_has_the_higher_odds_where_the_others_spread_widely(
     usage = count_used(estimate, variance, fit_groups(estimate, variance))
     top = np.sort(estimate)[-50:]
     assert (np.diff(usage.log_odds[np.argsort(estimate)][-50:]) >= 0).all(), top
+
+
+def test_log_odds_rise_with_the_coefficient_also_far_below_zero() -> None:
+    """Three texts that were used many times widen the group of used texts, so that it holds negative numbers too."""
+    rng = np.random.default_rng(14)
+    estimate, variance = rng.normal(size=400) * 0.3 + 0.5 * (np.arange(400) < 100), np.full(400, 1e-3)
+    estimate[:3] = 10, 15, 25
+    groups = fit_groups(estimate, variance)
+    usage = count_used(estimate, variance, groups)
+    assert groups.used_spread > 5 * groups.unused_spread
+    order = np.argsort(estimate)
+    assert (np.diff(usage.log_odds[order]) > 0).all()
+    assert (np.diff(usage.posterior[order]) >= 0).all()

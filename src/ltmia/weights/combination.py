@@ -32,6 +32,9 @@ LEAST_TOLD = 1e-3
 """Least share of the coefficients' variance that is taken to be more than noise."""
 COMMON_SLOPE, SLOPE_SPREAD = 0.25, 0.07
 """Prior of the slope, mean and standard deviation: within both groups, coefficients rise with the learned score."""
+FAR_OUT = 5.0
+"""Distance from the median, in standard deviations, beyond which a coefficient counts for less; the farthest counts as
+if it were one more away. A text that was used many times has one many times as large, which hides all others."""
 MOST_ROUNDS = 200
 """Largest number of rounds of expectation maximisation."""
 SETTLED = 1e-6
@@ -48,7 +51,8 @@ def add_output_score(
     Model: a text was used with log-odds a + w x logit. Its coefficient is normal with one variance, around a line of
     slope in the logit; the line of used texts lies higher. For each share of used texts, expectation maximisation finds
     the most likely lines (Dempster, Laird and Rubin 1977), under a normal prior from validation targets. The log-odds
-    are averaged over the shares by their likelihood. Unit and zero of alpha do not matter.
+    are averaged over the shares by their likelihood. Unit and zero of alpha do not matter. Coefficients far out are
+    drawn in first.
 
     Args:
         alpha: Coefficient of each text's gradient in the update; NaN where a text has none.
@@ -61,8 +65,9 @@ def add_output_score(
     known = np.isfinite(alpha) & np.isfinite(logit)
     total = np.full(len(alpha), np.nan)
     if known.any():
-        values, score = _standardised(alpha[known]), logit[known]
-        told = _share_beyond_noise(alpha[known], standard_error[known])
+        drawn_in, error = _draw_in(alpha[known], standard_error[known])
+        values, score = _standardised(drawn_in), logit[known]
+        told = _share_beyond_noise(drawn_in, error)
         expected = MOST_APART * told**0.5 * len(values) / (len(values) + HALF_TEXTS)
         evidence, distance = logit_worth(score) * (score - score.mean()), (expected, APART_SPREAD * told**0.5)
         fits = [_fit(values, evidence, share, distance) for share in SHARES]
@@ -91,6 +96,23 @@ def logit_worth(logit: Float64[np.ndarray, " text"]) -> float:
 def _standardised(values: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " text"]:
     spread = values.std()
     return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
+
+
+def _draw_in(
+    alpha: Float64[np.ndarray, " text"], standard_error: Float64[np.ndarray, " text"]
+) -> tuple[Float64[np.ndarray, " text"], Float64[np.ndarray, " text"]]:
+    """Draw coefficients that lie far out nearer to the others, in the same order, and return their standard errors too.
+
+    One standard deviation is the median distance from the median over that of a standard normal (.6745).
+    """
+    off = alpha - np.median(alpha)
+    spread = float(np.median(np.abs(off))) / 0.6745
+    if spread == 0:
+        return alpha, standard_error
+    edge = FAR_OUT * spread
+    with np.errstate(over="ignore"):
+        nearer = 1 / (1 + np.maximum(np.abs(off) - edge, 0.0) / spread)
+    return np.clip(off, -edge, edge) + np.sign(off) * spread * (1 - nearer), standard_error * nearer**2
 
 
 def _share_beyond_noise(alpha: Float64[np.ndarray, " text"], standard_error: Float64[np.ndarray, " text"]) -> float:

@@ -123,7 +123,7 @@ def count_used(
     values, noise = estimate / groups.scale, variance / groups.scale**2
     rng = np.random.default_rng(seed)
     draws, weights = _draw_groups(groups, values, noise, rng)
-    odds = np.array([_log_odds(draw, values, noise) for draw in draws])
+    odds = np.array([_rising_log_odds(draw, values, noise) for draw in draws])
     chances = expit(odds)
     counts = (rng.random(chances.shape) < chances).sum(axis=1)
     order = np.argsort(counts, kind="stable")
@@ -225,6 +225,24 @@ def _log_odds(
 ) -> Float64[np.ndarray, " text"]:
     nothing, something = _log_densities(parameters, values, noise)
     return something - nothing
+
+
+def _rising_log_odds(
+    parameters: Float64[np.ndarray, " 4"], values: Float64[np.ndarray, " text"], noise: Float64[np.ndarray, " text"]
+) -> Float64[np.ndarray, " text"]:
+    """Return log-odds that rise with the coefficient everywhere.
+
+    Of two normal groups, the wider one is also the likelier one far below both. But no text was used a negative number
+    of times. So below their lowest point the log-odds are turned over: they go on falling as they would have risen.
+    """
+    _, mean, used, unused = _unpacked(parameters)
+    wide, narrow = noise + used**2, noise + unused**2
+    with np.errstate(divide="ignore"):  # groups of one width have no lowest point
+        lowest = -mean * narrow / (wide - narrow)
+    below = values < lowest
+    turned = _log_odds(parameters, np.where(below, 2 * lowest - values, values), noise)
+    at_lowest = _log_odds(parameters, np.where(below, lowest, values), noise)
+    return np.where(below, 2 * at_lowest - turned, turned)
 
 
 def _badness(
