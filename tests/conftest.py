@@ -44,11 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compile the kernel before there are workers: in a fresh checkout each process would do so, for 20 s."""
+    """Compile the kernels before there are workers: in a fresh checkout each process would do so, for 20 s."""
     if session.config.getoption("numprocesses", None):
         from ltmia.features.statistics import token_statistics
+        from ltmia.kernels.bfloat16_product import has_bfloat16_product, multiply, packed
 
         token_statistics(torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64), k=1)
+        if has_bfloat16_product():
+            multiply(torch.zeros(1, 2).bfloat16(), packed(torch.zeros(1, 2).bfloat16()), torch.empty(1, 1))
 
 
 @pytest.fixture(autouse=True, scope="session")

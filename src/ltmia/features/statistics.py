@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from ltmia.features.kernel import fill_statistics
-from ltmia.features.torch_kernel import fill_statistics_torch
+from ltmia.kernels.cpu_statistics import fill_statistics
+from ltmia.kernels.torch_statistics import fill_statistics_torch
 from ltmia.records import TokenStatistics
 
 # The order in which both kernels fill the columns of their first output.

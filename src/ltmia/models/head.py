@@ -11,18 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ltmia.runtime import computes_bfloat16
+from ltmia.kernels.bfloat16_product import has_bfloat16_product, multiply, packed
 
 HALF = (torch.bfloat16, torch.float16)
 COPY_BYTES = 2**30
-"""Largest float32 copy of a half-precision head, in bytes. A larger head is converted one slice of the vocabulary at a
-time, for each chunk of positions: about a fifth slower, but with bounded memory."""
+"""Largest copy of a half-precision head, in bytes. Of a larger head, one slice of the vocabulary at a time is copied,
+for each chunk of positions: slower, but with bounded memory."""
 SLICE_BYTES = 2**27
 """Bytes of one such slice."""
 MIXED_DEVICES = ("cuda", "xpu")
 """Devices on which torch multiplies half-precision matrices into a float32 result, so that no copy is needed."""
 
 Head = Callable[[Tensor], Tensor]
+Product = Callable[[Tensor, Tensor, Tensor], None]
+"""Given hidden states, what was prepared from the weights, and where to: writes the logits."""
 
 
 def float32_head(head: nn.Module) -> Head:
@@ -39,11 +41,14 @@ def float32_head(head: nn.Module) -> Head:
     if half and weight.device.type in MIXED_DEVICES:
         return _mixed(weight, bias)
     # bfloat16 factors lose nothing in bfloat16 products with float32 sums, where the hardware has them.
-    medium = weight.dtype == torch.bfloat16 and computes_bfloat16(weight.device)
-    small = not half or 4 * weight.numel() <= COPY_BYTES
-    if small and not medium and _has_onednn(weight):
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+        if torch.cpu._is_amx_tile_supported():
+            return _buffered(weight, bias, Tensor.float, _by_amx)
+        if has_bfloat16_product() and weight.shape[1] % 2 == 0:
+            return _buffered(weight, bias, packed, lambda rows, panels, out: multiply(rows.bfloat16(), panels, out))
+    if _has_onednn(weight) and (not half or 4 * weight.numel() <= COPY_BYTES):
         return _onednn(weight.float(), bias)
-    return _buffered(weight, bias, "medium" if medium else "highest")
+    return _buffered(weight, bias, Tensor.float, _in_float32)
 
 
 def copy_bytes(n_parameters: int, dtype: torch.dtype) -> int:
@@ -86,25 +91,33 @@ def _onednn(weight: Tensor, bias: Tensor | None) -> Head:
     return apply
 
 
-def _buffered(weight: Tensor, bias: Tensor | None, precision: str) -> Head:
+def _buffered(weight: Tensor, bias: Tensor | None, prepare: Callable[[Tensor], Tensor], product: Product) -> Head:
     vocab = len(weight)
     step = vocab if 4 * weight.numel() <= COPY_BYTES else max(SLICE_BYTES // (4 * weight.shape[1]), 1)
-    kept = weight.float() if step == vocab else None
+    kept = prepare(weight) if step == vocab else None
     buffer = torch.empty(0, vocab, device=weight.device)
 
     def apply(hidden: Tensor) -> Tensor:
         nonlocal buffer
-        rows = hidden.float()
-        if len(buffer) < len(rows):
-            buffer = torch.empty(len(rows), vocab, device=weight.device)
-        out = buffer[: len(rows)]
-        with _matmul_precision(precision):
-            for start in range(0, vocab, step):
-                part = slice(start, start + step)
-                torch.mm(rows, (weight[part].float() if kept is None else kept).T, out=out[:, part])
+        if len(buffer) < len(hidden):
+            buffer = torch.empty(len(hidden), vocab, device=weight.device)
+        out = buffer[: len(hidden)]
+        for start in range(0, vocab, step):
+            part = slice(start, start + step)
+            product(hidden, prepare(weight[part]) if kept is None else kept, out[:, part])
         return out if bias is None else out.add_(bias)
 
     return apply
+
+
+def _in_float32(rows: Tensor, weight: Tensor, out: Tensor) -> None:
+    torch.mm(rows.float(), weight.T, out=out)
+
+
+def _by_amx(rows: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Multiply by bfloat16 tiles with float32 sums, which torch uses for this precision where the CPU has them."""
+    with _matmul_precision("medium"):
+        _in_float32(rows, weight, out)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The kernel on CPU: one position pair's logits to the statistics, in few reads of each row.
 
-A first read bounds the blocks of a row, which answer most questions of order, see `ltmia.features.ranking`. One further
+A first read bounds the blocks of a row, which answer most questions of order, see `ltmia.kernels.ranking`. One further
 read of both rows gives every sum over the vocabulary. Knows nothing of models, texts or torch.
 """
 
@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 # numba's cache of `fill_statistics` is of this file alone: touch it when that module changes.
-from ltmia.features.ranking import BLOCK, MINUS_INFINITY_KEY, SCANNED_AT_ONCE, bound_blocks, extreme_ids, write_ranks
+from ltmia.kernels.ranking import BLOCK, MINUS_INFINITY_KEY, SCANNED_AT_ONCE, bound_blocks, extreme_ids, write_ranks
 
 EXPONENT_FLOOR = np.float32(-87.0)
 """Lowest log-probability in sums, because exp of it is the smallest normal float32."""

@@ -1,4 +1,4 @@
-"""The rank kernel for devices other than the CPU: plain tensor operations, the numbers of `kernel`.
+"""The rank kernel for devices other than the CPU: plain tensor operations, the numbers of `cpu_statistics`.
 
 Ranks come from one sort of each row and `searchsorted`, never from comparing every id with every
 query.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LOGP_FLOOR = -87.0
-"""Log-probabilities below this are taken as this in sums over the vocabulary, as in `kernel`."""
+"""Log-probabilities below this are taken as this in sums over the vocabulary, as in `cpu_statistics`."""
 
 
 def fill_statistics_torch(target: Tensor, reference: Tensor, truth: Tensor, k: int) -> tuple[Tensor, ...]:

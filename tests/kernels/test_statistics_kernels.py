@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ltmia.features.statistics import named_statistics, token_statistics
-from ltmia.features.torch_kernel import fill_statistics_torch
+from ltmia.kernels.torch_statistics import fill_statistics_torch
 from ltmia.records import TokenStatistics
 
 
