@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo check test torture docs bench study
+.PHONY: setup demo check test torture gpu docs bench study
 .DELETE_ON_ERROR:
 
 # pip would compile every module of every library; the first import of a module does so for what is used, and keeps it.
@@ -28,13 +28,16 @@ test: check                   ## check + the suite, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 torture: setup                ## what is too heavy for every day: slow tests, Ray, 200 interruptions, fuzzers, a soak
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dp,presidio,ray]' 'bitsandbytes<1' 'pip-audit<3'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dp,presidio,ray]' 'bitsandbytes<1' 'triton<4' 'pip-audit<3'
 	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 	$(BIN)/pytest -m 'slow and not gpu' --timeout 3000
-	$(BIN)/pytest -m 'not slow and not gpu' -k 'ray or dp or presidio or quantised' --timeout 3000
+	$(BIN)/pytest -m 'not slow and not gpu' -k 'ray or dp or presidio or quantised or triton' --timeout 3000
 	$(BIN)/python scripts/torture.py .cache/torture --kills 200
 	$(BIN)/python scripts/fuzz.py all --cases 10000
 	$(BIN)/python scripts/soak.py .cache/soak --texts 100000
+
+gpu:                          ## what needs an accelerator; run it where torch was installed for one
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest -m gpu
 
 docs: setup                   ## the documentation site, written into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One thread for each process of the tests and for what it starts: as many run side by side as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Triton's kernels run in its interpreter, on the CPU; it reads this when it is imported. `make gpu` compiles them.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import importlib
 import json

@@ -1,6 +1,7 @@
-"""Both rank kernels against the definitions."""
+"""All kernels for the statistics of logits against the definitions; Triton runs in its interpreter."""
 
 from dataclasses import fields
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -56,7 +57,17 @@ def through_torch(a: torch.Tensor, b: torch.Tensor, truth: torch.Tensor, k: int)
     return named_statistics(tuple(x.numpy() for x in fill_statistics_torch(a, b, truth, k)))
 
 
-KERNELS = {"numba": token_statistics, "torch": through_torch}
+def through_triton(a: torch.Tensor, b: torch.Tensor, truth: torch.Tensor, k: int) -> TokenStatistics:
+    from ltmia.kernels.triton_statistics import reduce_by_triton
+
+    return named_statistics(tuple(x.numpy() for x in fill_statistics_torch(a, b, truth, k, reduce_by_triton)))
+
+
+WITHOUT_TRITON = pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed; make torture installs it"
+)
+KERNELS = {"numba": token_statistics, "torch": through_torch, "triton": through_triton}
+EACH = ["numba", "torch", pytest.param("triton", marks=WITHOUT_TRITON)]
 
 
 def assert_statistics(found: TokenStatistics, a, b, truth, k, atol=2e-4) -> None:
@@ -65,7 +76,7 @@ def assert_statistics(found: TokenStatistics, a, b, truth, k, atol=2e-4) -> None
             np.testing.assert_allclose(getattr(found, name)[i], value, atol=atol, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EACH)
 @given(data=st.data())
 def test_statistics_equal_the_definitions(kernel: str, data: st.DataObject) -> None:
     vocab = data.draw(st.integers(1, 200), "vocab")
@@ -79,7 +90,7 @@ def test_statistics_equal_the_definitions(kernel: str, data: st.DataObject) -> N
     assert_statistics(found, a, b, truth, k)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EACH)
 def test_masked_vocabulary_rows_do_no_harm(kernel: str) -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(0, 3, (2, 4, 100)).astype(np.float32)
@@ -100,7 +111,7 @@ def test_masked_vocabulary_rows_do_no_harm(kernel: str) -> None:
     assert np.isfinite(found.divergence).all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EACH)
 @pytest.mark.parametrize("where", ["target", "reference"])
 @pytest.mark.parametrize("value", [np.nan, -np.nan])
 def test_nan_logits_give_nan_and_no_rank_but_the_other_models(kernel: str, where: str, value: float) -> None:
@@ -116,11 +127,12 @@ def test_nan_logits_give_nan_and_no_rank_but_the_other_models(kernel: str, where
         assert np.isfinite(column[[0, 2]]).all()
 
 
-def test_kernels_agree_on_a_real_vocabulary() -> None:
+@pytest.mark.parametrize("kernel", EACH[1:])
+def test_kernels_agree_on_a_real_vocabulary(kernel: str) -> None:
     a = torch.randn(6, 50_257) * 3
     b = a + 0.3 * torch.randn(6, 50_257)
     truth = torch.randint(0, 50_257, (6,))
-    numba, other = (kernel(a, b, truth, 20) for kernel in KERNELS.values())
+    numba, other = (KERNELS[name](a, b, truth, 20) for name in ("numba", kernel))
     for field in fields(numba):
         np.testing.assert_allclose(
             getattr(numba, field.name), getattr(other, field.name), atol=2e-5, err_msg=field.name

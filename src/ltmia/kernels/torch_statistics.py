@@ -1,17 +1,43 @@
-"""The rank kernel for devices other than the CPU: plain tensor operations, the numbers of `cpu_statistics`.
+"""The statistics of logits on devices other than the CPU: the numbers of `cpu_statistics`.
 
-Ranks come from one sort of each row and `searchsorted`, never from comparing every id with every
-query.
+Top and bottom ids come from `torch.topk`. Everything else, sums over the vocabulary and ranks, comes from one further
+read of both rows: by `triton_statistics` where Triton compiles for the device, else by plain tensor operations here.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 LOGP_FLOOR = -87.0
 """Log-probabilities below this are taken as this in sums over the vocabulary, as in `cpu_statistics`."""
+N_SUMS = 10
+COMPILES_TRITON = ("cuda", "xpu")
+"""Devices for which Triton compiles."""
 
 
-def fill_statistics_torch(target: Tensor, reference: Tensor, truth: Tensor, k: int) -> tuple[Tensor, ...]:
+class Reduced(NamedTuple):
+    """What one read of the rows of both models gives, per position."""
+
+    sums: Tensor
+    """(pred, 10) float64. With x and y the logits below their row's maximum and d = x - y, over the vocabulary: e^x,
+    x e^x, x^2 e^x, the same of y, then d e^x, d^2 e^x, d e^y, d^2 e^y. NaN if the row of a model holds NaN or no finite
+    maximum."""
+    above_target: Tensor
+    """(pred, asked) int32: entries of the target's row that are strictly above each value asked for."""
+    above_reference: Tensor
+    """The same for the reference."""
+
+
+Reduce = Callable[[Tensor, Tensor, Tensor, Tensor], Reduced]
+"""Given the logits of both models, (pred, vocab), and for each model the values asked for, (pred, asked), of which the
+last is the row's maximum."""
+
+
+def fill_statistics_torch(
+    target: Tensor, reference: Tensor, truth: Tensor, k: int, reduce: Reduce | None = None
+) -> tuple[Tensor, ...]:
     """Return the arrays of `statistics.empty_statistics`, filled.
 
     Args:
@@ -19,64 +45,87 @@ def fill_statistics_torch(target: Tensor, reference: Tensor, truth: Tensor, k: i
         reference: Raw float32 logits of the same shape.
         truth: Int64 ids of the true tokens, (pred,).
         k: Top and bottom tokens to keep.
+        reduce: Reads the rows; the default suits their device.
     """
-    # + 0.0 turns -0.0 into 0.0, which a stable sort would otherwise treat alike but bitwise code
-    # would not.
-    a, b = target + 0.0, reference + 0.0
-    sorted_a, order_a = torch.sort(a, dim=1, descending=True, stable=True)
-    sorted_b, order_b = torch.sort(b, dim=1, descending=True, stable=True)
-    top, reference_top = order_a[:, :k], order_b[:, :k]
-    low = torch.argsort(a, dim=1, stable=True)[:, :k]
-    y = truth[:, None]
-    lse_a = torch.logsumexp(a.double(), 1, keepdim=True)
-    lse_b = torch.logsumexp(b.double(), 1, keepdim=True)
-    scalars = _scalars(a, b, y, lse_a, lse_b)
+    y, top, reference_top, low = truth[:, None], _first(target, k), _first(reference, k), _first(-target, k)
+    asked = [
+        target.gather(1, torch.cat([y, reference_top, top[:, :1]], 1)),
+        reference.gather(1, torch.cat([y, top, low, reference_top[:, :1]], 1)),
+    ]
+    sums, above_target, above_reference = (reduce or _reduce_for(target.device))(target, reference, *asked)
+    max_a, max_b = (values[:, -1:].double() for values in asked)
+    lse_a, lse_b = max_a + sums[:, :1].log(), max_b + sums[:, 3:4].log()
 
     def log_ratio(ids: Tensor) -> Tensor:
-        return (a.gather(1, ids) - lse_a) - (b.gather(1, ids) - lse_b)
+        return (target.gather(1, ids) - lse_a) - (reference.gather(1, ids) - lse_b)
 
-    ranks = torch.cat([_ranks(sorted_a, a.gather(1, y)), _ranks(sorted_b, b.gather(1, y))], 1)
-    floats = [scalars, a.gather(1, top) - lse_a, log_ratio(top), log_ratio(low)]
-    rank_blocks = [
-        _ranks(sorted_b, b.gather(1, top)),
-        _ranks(sorted_a, a.gather(1, reference_top)),
-        _ranks(sorted_b, b.gather(1, low)),
-    ]
+    scalars = torch.cat([asked[0][:, :1] - lse_a, asked[1][:, :1] - lse_b, _moments(sums), lse_a - lse_b], 1)
+    floats = [torch.cat([scalars, max_b - lse_b], 1), target.gather(1, top) - lse_a, log_ratio(top), log_ratio(low)]
+    ranks = [1 + above_target, 1 + above_reference]
     own = ~torch.isfinite(torch.cat([lse_a, lse_b], 1))
     broken = own.any(1, keepdim=True)
     return (
         *(block.float().masked_fill(broken, torch.nan) for block in floats),
-        ranks.int().masked_fill(own, 0),
-        *(block.int().masked_fill(broken, 0) for block in rank_blocks),
+        torch.cat([rank[:, :1] for rank in ranks], 1).int().masked_fill(own, 0),
+        *(
+            block.int().masked_fill(broken, 0)
+            for block in (ranks[1][:, 1 : k + 1], ranks[0][:, 1 : k + 1], ranks[1][:, k + 1 : 2 * k + 1])
+        ),
     )
 
 
-def _ranks(falling: Tensor, values: Tensor) -> Tensor:
-    """Return 1 + the number of entries of each falling row strictly above each value."""
-    return 1 + torch.searchsorted(-falling, -values.contiguous())
+def _first(logits: Tensor, k: int) -> Tensor:
+    """Return the ids of the k highest logits; of equal ones, the lower id comes first."""
+    # The bits of a float, those of negative ones turned round, are in the order of the floats. + 0.0 makes -0.0 0.0.
+    bits = (logits + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    vocab = logits.shape[1]
+    places = torch.arange(vocab - 1, -1, -1, device=logits.device)
+    return vocab - 1 - (torch.topk((ordered << 32) | places, k, dim=1).values & 0xFFFFFFFF)
 
 
-def _scalars(a: Tensor, b: Tensor, y: Tensor, lse_a: Tensor, lse_b: Tensor) -> Tensor:
-    max_a, max_b = a.amax(1, keepdim=True), b.amax(1, keepdim=True)
-    x = (a - max_a).double().clamp(min=LOGP_FLOOR)
-    z = (b - max_b).double().clamp(min=LOGP_FLOOR)
-    p, q = torch.softmax(x, 1), torch.softmax(z, 1)
-    log_p, log_q = x - (lse_a - max_a), z - (lse_b - max_b)
-    ratio = log_p - log_q
-    mean_p, mean_q = (p * log_p).sum(1), (q * log_q).sum(1)
-    ratio_p, ratio_q = (p * ratio).sum(1), (q * ratio).sum(1)
+def _reduce_for(device: torch.device) -> Reduce:
+    if device.type in COMPILES_TRITON:
+        try:
+            from ltmia.kernels.triton_statistics import reduce_by_triton
+        except ImportError:  # torch brings Triton for Linux only
+            return reduce_by_torch
+        return reduce_by_triton
+    return reduce_by_torch
+
+
+def reduce_by_torch(target: Tensor, reference: Tensor, asked_target: Tensor, asked_reference: Tensor) -> Reduced:
+    """Reduce both rows by plain tensor operations, in float64; ranks come from one sort of each row."""
+    x, y = (
+        torch.where(shifted < LOGP_FLOOR, LOGP_FLOOR, shifted)
+        for shifted in (target.double() - asked_target[:, -1:], reference.double() - asked_reference[:, -1:])
+    )
+    p, q, d = x.exp(), y.exp(), x - y
+    terms = (p, x * p, x * x * p, q, y * q, y * y * q, d * p, d * d * p, d * q, d * d * q)
+    return Reduced(
+        sums=torch.stack([term.sum(1) for term in terms], 1),
+        above_target=_above(target, asked_target),
+        above_reference=_above(reference, asked_reference),
+    )
+
+
+def _above(rows: Tensor, values: Tensor) -> Tensor:
+    falling = torch.sort(rows, dim=1, descending=True).values
+    return torch.searchsorted(-falling, -values.contiguous()).int()
+
+
+def _moments(sums: Tensor) -> Tensor:
+    """Return the entropies, spreads, divergences and spreads of the log-ratio, (pred, 8)."""
+    p, xp, xxp, q, yq, yyq, dp, ddp, dq, ddq = sums.unbind(1)
+    gap = p.log() - q.log()
     columns = [
-        (a.gather(1, y) - lse_a)[:, 0],
-        (b.gather(1, y) - lse_b)[:, 0],
-        -mean_p,
-        -mean_q,
-        ((p * log_p**2).sum(1) - mean_p**2).clamp(min=0).sqrt(),
-        ((q * log_q**2).sum(1) - mean_q**2).clamp(min=0).sqrt(),
-        ratio_p.clamp(min=0),
-        (-ratio_q).clamp(min=0),
-        ((p * ratio**2).sum(1) - ratio_p**2).clamp(min=0).sqrt(),
-        ((q * ratio**2).sum(1) - ratio_q**2).clamp(min=0).sqrt(),
-        (lse_a - lse_b)[:, 0],
-        (max_b - lse_b)[:, 0],
+        p.log() - xp / p,
+        q.log() - yq / q,
+        (xxp / p - (xp / p) ** 2).clamp(min=0).sqrt(),
+        (yyq / q - (yq / q) ** 2).clamp(min=0).sqrt(),
+        (dp / p - gap).clamp(min=0),
+        (gap - dq / q).clamp(min=0),
+        (ddp / p - (dp / p) ** 2).clamp(min=0).sqrt(),
+        (ddq / q - (dq / q) ** 2).clamp(min=0).sqrt(),
     ]
     return torch.stack(columns, 1)
