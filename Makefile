@@ -35,6 +35,7 @@ torture: setup                ## what is too heavy for every day: slow tests, Ra
 	$(BIN)/python scripts/torture.py .cache/torture --kills 200
 	$(BIN)/python scripts/fuzz.py all --cases 10000
 	$(BIN)/python scripts/soak.py .cache/soak --texts 100000
+	$(BIN)/python scripts/soak_ray.py .cache/soak-ray --texts 100000
 
 gpu:                          ## what needs an accelerator; run it where torch was installed for one
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest -m gpu

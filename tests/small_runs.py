@@ -211,6 +211,9 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/run_page.py": SmallRun(arguments="{materials}/../page.md", finds="two and two make 4"),
     "scripts/site_hooks.py": None,
     "scripts/soak.py": SmallRun(arguments="out --texts 2000", finds="faults: 0", is_fresh=True, is_slow=True),
+    "scripts/soak_ray.py": SmallRun(
+        arguments="out --texts 3000 --kills 1", finds="faults: 0", needs="ray", is_fresh=True, is_slow=True
+    ),
     "scripts/struck_commands.py": None,
     "scripts/study.py": SmallRun(
         arguments="{lab} out --texts 20 --epochs 1", finds="One family to learn from", check=study_tables
