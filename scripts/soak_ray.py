@@ -3,7 +3,8 @@
     python scripts/soak_ray.py OUT --texts 100000 --workers 2 --kills 8
 
 Runs `ltmia score --engine ray` and kills a worker every few seconds, then the command itself; the same command resumes.
-Compares scores, p-values and q-values with those of one process without Ray, and exits with 1 if a text is lost, doubled or different.
+Compares scores, p-values and q-values with those of one process without Ray. Exits with 1 if a text is lost, doubled or
+different.
 """
 
 import argparse
