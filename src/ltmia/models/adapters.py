@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model, set_peft_model_state_dict
 from peft.utils import get_peft_model_state_dict
 from peft.utils.save_and_load import get_base_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ltmia.errors import ModelError
 from ltmia.models.identity import tensors_sha256
 from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, check_adapter, read_json, refuse_clearly
+from ltmia.models.spread import Weights, check_in_memory, input_device, is_offloaded, make_room, offloaded_names
 
 ADAPTER_NAME = "default"
 """Name that PEFT gives to the only adapter of a model."""
@@ -35,6 +36,8 @@ RESIDUAL_STARTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 the base that was given."""
 UNREPEATABLE_STARTS = ("corda", "lora_ga", "pissa_niter")
 """Ways of initialising that cannot be repeated, because they use training data or random numbers."""
+NEEDS_WEIGHTS = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
+"""Settings of LoRA with which PEFT reads or copies the base's weights."""
 LEAST_ALIKE, ALIKE = 0.25, 0.5
 """Two adapters count as the same one, trained further, if all but the first share of their tensors correlate by more
 than the second number."""
@@ -64,45 +67,71 @@ def put_adapter(base: PreTrainedModel, source: ModelSource) -> Adapted:
     folder = Path(str(source.path))
     config = refuse_clearly(source, lambda: PeftConfig.from_pretrained(str(folder)))
     _refuse_unrepeatable(config, source)
-    before = refuse_clearly(source, lambda: _BaseState.of(base, base.state_dict()))
+    before = refuse_clearly(source, lambda: _BaseState.of(base, Weights(base, base.state_dict())))
+    if is_offloaded(base):
+        _check_plain(config, source)
     config.inference_mode = True
     # PEFT warns when the base's name is another one than the config's: a base may be moved.
     config.base_model_name_or_path = base.name_or_path
     model: PeftModel = refuse_clearly(source, lambda: get_peft_model(base, config))
+    if is_offloaded(base):
+        make_room(model)
     given = refuse_clearly(source, lambda: load_file(folder / ADAPTER_WEIGHTS))
     weights = _renamed(given, model, source)
     moved = len(given.keys() - weights.keys())
     _check_names(_converted(weights, model), model, source)
-    refuse_clearly(source, lambda: _fill(model, weights, source))
+    # Tensors of the base that lie in the adapter's file too are offloaded, or filled; both are compared below.
+    offloaded = offloaded_names(model)
+    there = {name: tensor for name, tensor in weights.items() if name not in offloaded}
+    refuse_clearly(source, lambda: _fill(model, there, source))
     _check_arrived(_converted(weights, model), model, source)
     model.eval()
     with model.disable_adapter():
-        after = _BaseState.of(model, get_base_model_state_dict(model))
+        after = _BaseState.of(model, base_parameters(model))
     remarks = [*_unknown_settings(config, source)]
     if moved:
         remarks.append(
             f"{moved} of the adapter's {len(given)} tensors have names of a wrapped model; they were read all the same"
         )
-    if _same(after.logits, _trial_logits(model)):
+    if _same(after.logits, refuse_clearly(source, lambda: _trial_logits(model))):
         remarks.append("switching the adapter on changes nothing on a trial: was it trained?")
     return Adapted(model=model, gives_base_back=after.equals(before), remarks=tuple(remarks))
+
+
+def _check_plain(config: Any, source: ModelSource) -> None:
+    """Refuse an adapter that PEFT computes from the base's weights, when these are offloaded.
+
+    Raises:
+        ModelError: If it is one, or may be one.
+    """
+    used = [name for name in NEEDS_WEIGHTS if getattr(config, name, None)]
+    if config.peft_type != PeftType.LORA or used or changes_base(config) is not None:
+        what = f" with {', '.join(used)}" if used else ""
+        raise ModelError(
+            f"{source.given}: an adapter of type {config.peft_type.value}{what} needs the base's weights in memory, "
+            "and some are offloaded; only plain LoRA does not: leave out `device_map`, allow it more memory, or merge "
+            "the adapter into its base once (load_model(...), then save_pretrained) and give that folder"
+        )
 
 
 def merge(adapted: Adapted, source: ModelSource) -> PreTrainedModel:
     """Merge an adapter into its base, so that another adapter can be put on both.
 
     Raises:
-        ModelError: If adapters of its kind cannot be merged.
+        ModelError: If adapters of its kind cannot be merged, or the base's weights are not all in memory.
     """
+    # PEFT would write the merged weights beside the model's files.
+    check_in_memory(adapted.model, f"{source.given}: an adapter is merged into the base's weights")
     if adapted.model.active_peft_config.is_prompt_learning:
         raise ModelError(f"{source.given}: an adapter of virtual tokens cannot be the base of another model")
     merged: PreTrainedModel = refuse_clearly(source, lambda: adapted.model.merge_and_unload(safe_merge=True))
     return merged.eval()
 
 
-def base_parameters(model: nn.Module) -> dict[str, Tensor]:
+def base_parameters(model: nn.Module) -> Mapping[str, Tensor]:
     """Return a model's parameters; for a model with an adapter those of its base, under the base's own names."""
-    return get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+    own = get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+    return Weights(model, own)
 
 
 def continues(source: ModelSource, earlier: ModelSource) -> bool:
@@ -170,7 +199,7 @@ def _trial_logits(model: Any) -> Tensor:
     """Return the logits of a few texts whose ids are spread over the whole vocabulary."""
     n_ids = model.config.get_text_config().vocab_size
     ids = torch.linspace(0, n_ids - 1, TRIAL_SHAPE[0] * TRIAL_SHAPE[1]).long().view(TRIAL_SHAPE)
-    ids = ids.to(next(model.parameters()).device)
+    ids = ids.to(input_device(model))
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     return logits.float().cpu()
 
@@ -273,7 +302,7 @@ def _fill(model: PeftModel, weights: dict[str, Tensor], source: ModelSource) -> 
 
 def _check_arrived(weights: Mapping[str, Tensor], model: PeftModel, source: ModelSource) -> None:
     """Compare the model with the file, bit for bit except for a wider or narrower dtype."""
-    loaded = model.state_dict() | _saved(model)
+    loaded = Weights(model, model.state_dict() | _saved(model))
     for name, tensor in weights.items():
         there = loaded[name].cpu()
         if not torch.equal(there.nan_to_num(), tensor.cpu().to(there.dtype).nan_to_num()):

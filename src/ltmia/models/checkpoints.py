@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import GgufConfig
 from ltmia.errors import ModelError
 from ltmia.models.gguf_files import check_gguf
 from ltmia.models.sources import ModelSource, refuse_clearly
+from ltmia.models.spread import keep_until_gone, spread_keywords
 from ltmia.models.weight_files import check_names, check_weights
 from ltmia.runtime import dtype_name
 
@@ -98,9 +99,21 @@ def dtype_in(config: Any) -> torch.dtype:
 
 
 def read_model(
-    source: ModelSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+    source: ModelSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    device_map: str | None = None,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load one causal LM in evaluation mode.
+
+    Args:
+        source: Model to load.
+        dtype: Dtype of its weights.
+        device: Device of its weights.
+        device_map: Spread the weights over several devices instead; see `spread.memory_limits`.
+        trust_remote_code: Run code that comes with the model.
 
     Returns:
         The model with all weights in `dtype` (but those that transformers keeps in float32), and remarks: what
@@ -122,6 +135,8 @@ def read_model(
         if method in UNPACKED_ON_LOADING:
             config.quantization_config = {**config.quantization_config, "dequantize": True}
         keywords["config"] = config
+    if device_map is not None:
+        keywords |= _spread(source, method, device_map)
     with _without_gguf_bar():
         model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
     remarks = [*_check_report(source, model, report)]
@@ -130,7 +145,27 @@ def read_model(
     if method is not None:
         remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
     refuse_clearly(source, lambda: _unpack(model, method, dtype))
-    return model.to(device=device), tuple(remarks)
+    if device_map is None:
+        model.to(device=device)
+    else:
+        keep_until_gone(model, keywords["offload_folder"])
+    return model, tuple(remarks)
+
+
+def _spread(source: ModelSource, method: str | None, device_map: str) -> dict[str, Any]:
+    """Return the keywords with which transformers spreads a model.
+
+    Raises:
+        ModelError: If its weights are unpacked in memory, all at once.
+        ConfigError: If the device map is none.
+    """
+    if source.is_gguf or method in UNPACKED_AFTERWARDS:
+        raise ModelError(
+            f"{source.given}: its weights ({'GGUF' if source.is_gguf else method}) are unpacked in the memory of one "
+            "device, all at once: leave out `device_map`, or save the unpacked model once (load_model(...), then "
+            "save_pretrained) and give that folder"
+        )
+    return spread_keywords(device_map)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ltmia.errors import ModelError
 from ltmia.models.runner import RUN_ERRORS, ModelRunner
+from ltmia.models.spread import input_device
 
 Beginnings = Int64[np.ndarray, "batch seq"]
 Numbers = Float64[np.ndarray, "batch new"]
@@ -78,7 +79,7 @@ def continue_beginnings(
     ids = torch.from_numpy(beginnings)
     choice = LogitsProcessorList([ByNumbers(numbers, n_given, vocab_size, sampling)])
     with runner.generating() as model, _plain_generation(model, n_new):
-        device = next(model.parameters()).device
+        device = input_device(model)
         try:
             written = model.generate(
                 input_ids=ids.to(device), attention_mask=torch.ones_like(ids).to(device), logits_processor=choice

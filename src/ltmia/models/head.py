@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.kernels.bfloat16_product import has_bfloat16_product, multiply, packed
+from ltmia.models.spread import loaded
 
 HALF = (torch.bfloat16, torch.float16)
 COPY_BYTES = 2**30
@@ -36,7 +37,8 @@ def float32_head(head: nn.Module) -> Head:
     """
     if type(head) is not nn.Linear:
         return plain_float32_head(head)
-    weight, bias = head.weight, None if head.bias is None else head.bias.float()
+    with loaded(head):  # offloaded weights stay in memory as long as the function does
+        weight, bias = head.weight, None if head.bias is None else head.bias.float()
     half = weight.dtype in HALF
     if half and weight.device.type in MIXED_DEVICES:
         return _mixed(weight, bias)
@@ -73,7 +75,7 @@ def _has_onednn(weight: Tensor) -> bool:
 
 def _mixed(weight: Tensor, bias: Tensor | None) -> Head:
     def apply(hidden: Tensor) -> Tensor:
-        logits = torch.mm(hidden.to(weight.dtype), weight.T, out_dtype=torch.float32)
+        logits = torch.mm(hidden.to(weight.device, weight.dtype), weight.T, out_dtype=torch.float32)
         return logits if bias is None else logits.add_(bias)
 
     return apply
@@ -86,7 +88,7 @@ def _onednn(weight: Tensor, bias: Tensor | None) -> Head:
     """
 
     def apply(hidden: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(hidden.float(), weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(hidden.to(weight.device).float(), weight, bias, "none", [], "")
 
     return apply
 
@@ -99,12 +101,13 @@ def _buffered(weight: Tensor, bias: Tensor | None, prepare: Callable[[Tensor], T
 
     def apply(hidden: Tensor) -> Tensor:
         nonlocal buffer
-        if len(buffer) < len(hidden):
-            buffer = torch.empty(len(hidden), vocab, device=weight.device)
-        out = buffer[: len(hidden)]
+        rows = hidden.to(weight.device)
+        if len(buffer) < len(rows):
+            buffer = torch.empty(len(rows), vocab, device=weight.device)
+        out = buffer[: len(rows)]
         for start in range(0, vocab, step):
             part = slice(start, start + step)
-            product(hidden, prepare(weight[part]) if kept is None else kept, out[:, part])
+            product(rows, prepare(weight[part]) if kept is None else kept, out[:, part])
         return out if bias is None else out.add_(bias)
 
     return apply

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
+from ltmia.models.spread import Weights, without_hooks
 
 VOLATILE = frozenset({
     "_name_or_path", "name_or_path", "base_model_name_or_path", "transformers_version", "peft_version", "_commit_hash",
@@ -91,14 +92,14 @@ def _refuse_repacked(model: Any) -> None:
 
 def parameters_sha256(model: nn.Module) -> str:
     """Hash a model's parameters and their names: the same for a folder, a GGUF file and a model in memory."""
-    return tensors_sha256(model.state_dict())
+    return tensors_sha256(Weights(model, model.state_dict()))
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash named tensors; their order does not matter."""
     digest = sha256()
-    for name, tensor in sorted(tensors.items()):
-        _hash_tensor(digest, name, tensor)
+    for name in sorted(tensors):  # one tensor at a time: offloaded ones together may not fit into memory
+        _hash_tensor(digest, name, tensors[name])
     return digest.hexdigest()
 
 
@@ -140,11 +141,12 @@ def _modules(model: nn.Module) -> Any:
     for name, buffer in sorted(model.named_buffers()):
         if name not in kept:
             _hash_tensor(digest, name, buffer)
+    own = {name: without_hooks(module) for name, module in model.named_modules()}
     modules = {
         name: [
             type(module).__qualname__,
             module.extra_repr(),
-            {key: value for key, value in vars(module).items() if not (key in OF_ANY_MODULE or _is_config(value))},
+            {key: value for key, value in own[name].items() if not (key in OF_ANY_MODULE or _is_config(value))},
             [*module._forward_hooks.values(), *module._forward_pre_hooks.values()],
         ]
         for name, module in model.named_modules()

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ltmia.errors import ModelError
-from ltmia.models.adapters import Adapted, check_gives_base_back, continues, merge, put_adapter
+from ltmia.errors import ConfigError, ModelError
+from ltmia.models.adapters import Adapted, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
-from ltmia.models.pair import ModelOrigin, Pair
+from ltmia.models.pair import ModelOrigin, Pair, pair_in_memory
 from ltmia.models.sequential import SequentialModels
 from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_adapter, find_source
+from ltmia.models.spread import computing_device
 from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
 from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
@@ -34,10 +34,26 @@ class LoadOptions:
     hardware computes in it, else float32."""
     device: str = "auto"
     """"auto" (an accelerator if there is one), "cpu", "cuda", "cuda:1", "mps"."""
+    device_map: str | None = None
+    """Instead of one device, those that each model is spread over: "auto", or limits such as "0=20GiB,cpu=60GiB"; see
+    `spread.memory_limits`."""
     trust_remote_code: bool = False
     """Run code that comes with a model. Off unless the user asks."""
     allow_hub: bool = False
     """Download a base that only an adapter's config or a model card names. Off unless the user asks."""
+
+    @property
+    def computes_on(self) -> torch.device:
+        """Device that computes; the first one of a device map.
+
+        Raises:
+            ConfigError: If there is no such device, or both a device and a device map are given.
+        """
+        if self.device_map is None:
+            return pick_device(self.device)
+        if self.device != "auto":
+            raise ConfigError("`device` and `device_map` both say where the models run: leave out one of them")
+        return computing_device(self.device_map)
 
 
 class LoadKeywords(TypedDict, total=False):
@@ -45,6 +61,7 @@ class LoadKeywords(TypedDict, total=False):
 
     dtype: str
     device: str
+    device_map: str | None
     trust_remote_code: bool
     allow_hub: bool
 
@@ -74,7 +91,7 @@ def load_pair(
     """
     options = LoadOptions(**keywords)
     if isinstance(target, nn.Module):
-        return _pair_in_memory(target, base, tokenizer)
+        return pair_in_memory(target, base, tokenizer)
     if isinstance(base, nn.Module):
         raise ModelError("the target is a path but the base a module: give both in the same form")
     source = find_source(str(target))
@@ -137,7 +154,8 @@ def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrai
     model, remarks = read_model(
         source,
         dtype=DTYPES[options.dtype],
-        device=pick_device(options.device),
+        device=options.computes_on,
+        device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
     )
     model.name_or_path = source.name
@@ -151,7 +169,7 @@ def one_dtype(sources: Sequence[ModelSource], options: LoadOptions) -> LoadOptio
         ModelError: If one of the models cannot be used.
         ConfigError: If there is no such dtype or device.
     """
-    device, trusted = pick_device(options.device), options.trust_remote_code
+    device, trusted = options.computes_on, options.trust_remote_code
     if options.dtype != "auto":
         return replace(options, dtype=dtype_name(pick_dtype(options.dtype, torch.float32, device)))
     stored = (
@@ -300,19 +318,3 @@ def _pair_sequential(
     origin, pair.reference_origin = origins["target"], origins["reference"]
     pair.target_origin = replace(origin, remarks=origin.remarks + remarks)
     return pair
-
-
-def _pair_in_memory(
-    target: nn.Module,
-    base: str | Path | nn.Module | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Pair:
-    if tokenizer is None:
-        raise ModelError("models in memory need their tokenizer: load_pair(..., tokenizer=...)")
-    if isinstance(base, nn.Module):
-        return Pair(target=target, reference=base, tokenizer=tokenizer)
-    if base not in (None, "auto"):
-        raise ModelError("the target is a module but the base a path: give both in the same form")
-    if isinstance(target, PeftModel):
-        check_gives_base_back(target)
-    return Pair(target=target, tokenizer=tokenizer)

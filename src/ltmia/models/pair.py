@@ -6,14 +6,18 @@ Does not know where models come from (`loading`) nor how texts are batched (`for
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ltmia.errors import ModelError
+from ltmia.models.adapters import check_gives_base_back
 from ltmia.models.runner import ModelRunner
 from ltmia.models.sequential import SequentialModels
+from ltmia.models.spread import input_device
 
 LENGTH_LIMITS = ("max_position_embeddings", "max_seq_len")
 """Names of the longest input length in configs."""
@@ -95,8 +99,8 @@ class Pair:
     def _look_at_target(self) -> list[int]:
         """Find out where and how the target runs; return its limits on length."""
         model = self.target.eval()
-        self.device = next(model.parameters()).device
-        """Device of the target's weights."""
+        self.device = input_device(model)
+        """Device where both models take ids and give logits."""
         self.dtype = next(model.parameters()).dtype
         """Dtype of the target's weights."""
         self.target_runner = ModelRunner(lambda: self.target, nullcontext)
@@ -109,8 +113,7 @@ class Pair:
             """Dtype of the reference's weights."""
             self.reference_runner = ModelRunner(lambda: self.target, self.target.disable_adapter)
             return []
-        first = next(model.eval().parameters())
-        device, self.reference_dtype = first.device, first.dtype
+        device, self.reference_dtype = input_device(model.eval()), next(model.parameters()).dtype
         if device != self.device:
             raise ModelError(f"target and reference are on different devices, {self.device}, {device}: move one")
         self.reference_runner = ModelRunner(lambda: self.reference, nullcontext)
@@ -135,6 +138,26 @@ class Pair:
     def vocab_size(self) -> int:
         """Number of ids that both models know; logits are compared on ids below it."""
         return min(self.target_runner.vocab_size, self.reference_runner.vocab_size)
+
+
+def pair_in_memory(
+    target: nn.Module, base: str | Path | nn.Module | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Pair:
+    """Make a pair of modules; without a base, of a PEFT model.
+
+    Raises:
+        ModelError: If the tokenizer is missing, the base is a path, or the target's base is not restored without its
+            adapter.
+    """
+    if tokenizer is None:
+        raise ModelError("models in memory need their tokenizer: load_pair(..., tokenizer=...)")
+    if isinstance(base, nn.Module):
+        return Pair(target=target, reference=base, tokenizer=tokenizer)
+    if base not in (None, "auto"):
+        raise ModelError("the target is a module but the base a path: give both in the same form")
+    if isinstance(target, PeftModel):
+        check_gives_base_back(target)
+    return Pair(target=target, tokenizer=tokenizer)
 
 
 def length_limits(config: Any) -> list[int]:

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
+from ltmia.models.spread import input_device
 
 TRIAL_LOGIT = 100.0
 """The trial scales hidden states until the largest logit has this size, at which any soft cap is visible."""
@@ -97,7 +98,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
-        """Run the model without its head; (batch, seq) ids to (batch, seq, hidden).
+        """Run the model without its head; (batch, seq) ids to (batch, seq, hidden), on the device of the ids.
 
         If the head cannot be run separately, these are the logits themselves.
 
@@ -126,7 +127,7 @@ class ModelRunner:
             # The model's own head runs as well; one position is enough for it.
             with _head_input(self._head, lambda hidden: hidden[..., :1, :]) as captured:
                 self._logits(ids, mask, past)
-            return captured[0]
+            return captured[0].to(ids.device)
 
     def float32_head(self) -> Head:
         """Return the function from hidden states of some positions to raw float32 logits; see `head.float32_head`."""
@@ -138,7 +139,7 @@ class ModelRunner:
 
         def logits(hidden: Tensor) -> Tensor:
             with torch.inference_mode(), self._context():
-                return after_head(head(hidden))
+                return after_head(head(hidden)).to(hidden.device)
 
         return logits
 
@@ -148,7 +149,7 @@ class ModelRunner:
         if self._head is None or after_head is None:
             return Tensor.float
         head = plain_float32_head(self._head)
-        return lambda hidden: after_head(head(hidden))
+        return lambda hidden: after_head(head(hidden)).to(hidden.device)
 
     def _logits(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
         if past is None:
@@ -159,7 +160,7 @@ class ModelRunner:
         return any(parameter.dtype in HALF for parameter in self._model.parameters())
 
     def _trial_ids(self) -> tuple[Tensor, Tensor]:
-        ids = torch.arange(4, device=next(self._model.parameters()).device)[None]
+        ids = torch.arange(4, device=input_device(self._model))[None]
         return ids, torch.ones_like(ids)
 
     @torch.inference_mode()
@@ -224,7 +225,7 @@ class ModelRunner:
                 logits = self._logits(ids, mask).float()
             if len(captured) != 1 or captured[0].shape[:2] != ids.shape:
                 return None
-            head = float32_head(self._head)((captured[0] * gain).flatten(0, 1)).unflatten(0, ids.shape)
+            head = float32_head(self._head)((captured[0] * gain).flatten(0, 1)).unflatten(0, ids.shape).to(ids.device)
         tolerance = TRIAL_TOLERANCE.get(captured[0].dtype, HALF_TOLERANCE) * _largest(logits)
         for candidate in _after_head_candidates(self._model.config, head, logits):
             found = candidate(head)

@@ -17,6 +17,7 @@ from ltmia.errors import ModelError
 from ltmia.models.identity import active_adapters
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
+from ltmia.models.spread import check_in_memory, own_name
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 """Finds the first number in a parameter's name, which is the number of its layer."""
@@ -24,8 +25,6 @@ ZERO_AT_FIRST = (True, "gaussian", "eva")
 """Values of PEFT's `init_lora_weights` with which lora_B starts at zero and the base stays as it is."""
 START_AT_ZERO = ("lora_B", "lora_embedding_A")
 """Parts of an adapter that are zero when its training starts."""
-WRAPPER_NAMES = frozenset({"base_layer", "original_module", "token_adapter"})
-"""Names that PEFT puts between the base's own names."""
 Layout = Literal["linear", "transposed", "other"]
 
 
@@ -76,6 +75,9 @@ def shared_matrices(pair: Pair) -> list[ChangedMatrix]:
     """
     if pair.is_sequential:
         raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
+    for model in (pair.target, pair.reference):
+        if model is not None:
+            check_in_memory(model, "the update is read together with gradients, which need all weights in memory")
     found = _adapter_matrices(pair) if is_adapter(pair) else _full_matrices(pair)
     if not found:
         raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
@@ -244,15 +246,10 @@ def _moved_in_the_base(pair: Pair) -> Iterator[tuple[str, nn.Parameter, Tensor]]
 
     Without a reference of its own, a pair has none.
     """
-    theirs = {} if pair.reference is None else {_own_name(name): p for name, p in pair.reference.named_parameters()}
+    theirs = {} if pair.reference is None else {own_name(name): p for name, p in pair.reference.named_parameters()}
     for name, weight in pair.target.named_parameters():
-        base = theirs.get(_own_name(name))
+        base = theirs.get(own_name(name))
         if base is None or base.shape != weight.shape or not weight.is_floating_point():
             continue
         if not torch.equal(weight, base.to(weight)):
             yield name, weight, base
-
-
-def _own_name(name: str) -> str:
-    """Return a parameter's name in the base; names of an adapter's own parameters stay foreign to it."""
-    return ".".join(piece for piece in name.removeprefix("base_model.model.").split(".") if piece not in WRAPPER_NAMES)

@@ -1,0 +1,248 @@
+"""Models larger than one device: accelerate spreads their weights over accelerators, memory and disk.
+
+A weight that does not fit onto the device that computes waits in memory or in the model's files: it is offloaded. Its
+parameter is then a tensor without numbers ("meta"), and a hook of accelerate loads them each time its module runs. All
+code that reads weights without running their module must read them through this one.
+"""
+
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook, _accelerate_added_attributes
+from accelerate.utils import align_module_device, convert_file_size_to_int, get_max_memory
+from accelerate.utils.modeling import has_offloaded_params
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ltmia.errors import ConfigError, ModelError
+from ltmia.models.batching import free_bytes
+
+FREE_SHARE = 0.6
+"""Share of the free memory of each device that "auto" gives to the weights of the next model; the other model of a pair
+and the passes need memory too."""
+LIMIT = re.compile(r"(cpu|mps|\d+)=(\d+(?:\.\d+)?)(GiB|MiB|KiB|GB|MB|KB)", re.IGNORECASE)
+"""One limit of a device map, such as `0=20GiB`."""
+WRAPPER_NAMES = frozenset({"base_layer", "original_module", "token_adapter"})
+"""Names that PEFT puts between the base's own names."""
+META = torch.device("meta")
+
+Place = int | str
+"""Number of an accelerator, "mps" or "cpu", as in a `max_memory` of accelerate; "disk" has no limit."""
+
+
+def memory_limits(device_map: str) -> dict[Place, int]:
+    """Return the largest number of bytes of one model's weights in each place; the rest stays on disk.
+
+    Args:
+        device_map: "auto", or limits such as "0=20GiB,cpu=60GiB".
+
+    Raises:
+        ConfigError: If it is neither, or names an accelerator that is not here.
+    """
+    free = get_max_memory()
+    if device_map == "auto":
+        if "cpu" in free:  # accelerate does not know of a container's limit
+            free["cpu"] = min(free["cpu"], free_bytes(torch.device("cpu")) or 0)
+        return {place: int(FREE_SHARE * n_bytes) for place, n_bytes in free.items()}
+    found: dict[Place, int] = {}
+    for given in device_map.split(","):
+        limit = LIMIT.fullmatch(given.strip())
+        if limit is None:
+            raise ConfigError(f"`device_map={device_map}`: {given!r}: expected auto, or limits as in 0=20GiB,cpu=60GiB")
+        place: Place = int(limit[1]) if limit[1].isdecimal() else limit[1].lower()
+        if place in found:
+            raise ConfigError(f"`device_map={device_map}`: {place} is given twice")
+        if place != "cpu" and place not in free:
+            raise ConfigError(f"`device_map={device_map}`: no {place} here, only {', '.join(map(str, free))}")
+        found[place] = int(float(limit[2]) * convert_file_size_to_int(f"1{limit[3]}"))
+    return found
+
+
+def computing_device(device_map: str) -> torch.device:
+    """Return the device that computes the first layers: an accelerator if one is in the map, else the CPU.
+
+    Raises:
+        ConfigError: As `memory_limits`.
+    """
+    first = next((place for place, n_bytes in memory_limits(device_map).items() if n_bytes), "cpu")
+    return torch.device(first)
+
+
+def spread_keywords(device_map: str) -> dict[str, Any]:
+    """Return the keywords with which transformers spreads a model; the folder takes weights that had to be converted.
+
+    Raises:
+        ConfigError: As `memory_limits`.
+    """
+    limits = memory_limits(device_map)
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": tempfile.mkdtemp(prefix="ltmia-offload-")}
+
+
+def keep_until_gone(model: nn.Module, folder: str) -> None:
+    """Remove a folder when a model is no longer used, at the latest when the process ends."""
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Say whether some weights of a model are loaded only while their module runs."""
+    return any(weight.device == META for weight in model.parameters())
+
+
+def offloaded_names(model: nn.Module) -> set[str]:
+    """Return the names, in the `state_dict`, of the tensors that are loaded only while their module runs."""
+    return {name for name, tensor in model.state_dict().items() if tensor.device == META}
+
+
+def offloaded_share(model: nn.Module) -> float:
+    """Return the share of a model's parameters that are loaded only while their module runs."""
+    n = sum(weight.numel() for weight in model.parameters())
+    return sum(weight.numel() for weight in model.parameters() if weight.device == META) / max(n, 1)
+
+
+def largest_offloaded_bytes(model: nn.Module) -> int:
+    """Return the largest number of bytes that one module's offloaded weights take while it runs."""
+    sizes = (
+        sum(weight.numel() * weight.element_size() for weight in module.parameters(recurse=False))
+        for module in model.modules()
+        if has_offloaded_params(module)
+    )
+    return max(sizes, default=0)
+
+
+def places_of(model: nn.Module) -> list[str]:
+    """Return the names of the places of a model's weights, such as cuda:0, cpu and disk."""
+    spread = getattr(model, "hf_device_map", None) or getattr(getattr(model, "base_model", None), "hf_device_map", None)
+    if spread is None:
+        return [str(input_device(model))]
+    return [_name(place) for place in dict.fromkeys(spread.values())]
+
+
+def _name(place: Any) -> str:
+    return str(torch.device(place)) if isinstance(place, int) else str(place)
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device where a model takes its ids, and gives its logits.
+
+    Raises:
+        ModelError: If its first weights are offloaded, but not by a hook of accelerate.
+    """
+    first = next(model.parameters())
+    if first.device != META:
+        return first.device
+    for module in model.modules():
+        if has_offloaded_params(module) and module._hf_hook.execution_device is not None:
+            return torch.device(module._hf_hook.execution_device)
+    raise ModelError("the model's weights hold no numbers (device meta): load it from its files")
+
+
+class Weights(Mapping[str, Tensor]):
+    """Tensors of a model by name; an offloaded one is loaded, to the CPU, when it is asked for, and is not kept.
+
+    Args:
+        model: A model, with or without an adapter.
+        tensors: Its `state_dict`, its parameters, or some of them, under its own names or those of an adapter's base.
+    """
+
+    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+        self._hooked: dict[str, tuple[nn.Module, str]] = {}
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        for root in (inner, model):
+            for path, module in root.named_modules():
+                if not has_offloaded_params(module):
+                    continue
+                for leaf, _ in module.named_parameters(recurse=False):
+                    name = f"{path}.{leaf}" if path else leaf
+                    self._hooked[name] = self._hooked[own_name(name)] = module, leaf
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor with its numbers.
+
+        Raises:
+            ModelError: If it has none, and no hook of accelerate to load them.
+        """
+        tensor = self._tensors[name]
+        if tensor.device != META:
+            return tensor
+        found = self._hooked.get(name) or self._hooked.get(own_name(name))
+        if found is None:
+            raise ModelError(f"{name} holds no numbers (device meta), and accelerate does not know where they are")
+        module, leaf = found
+        with loaded(module):
+            return getattr(module, leaf).detach().cpu()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@contextmanager
+def loaded(module: nn.Module) -> Iterator[None]:
+    """Load a module's own offloaded weights; a tensor that is still referred to afterwards keeps its numbers.
+
+    Raises:
+        ModelError: If one of them holds no numbers all the same.
+    """
+    with align_module_device(module):
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.device == META:
+                raise ModelError(f"{type(module).__name__}.{name} holds no numbers (device meta), even when loaded")
+        yield
+
+
+def make_room(model: nn.Module) -> None:
+    """Give a LoRA adapter memory for its numbers: PEFT makes its tensors like the base's, which are offloaded."""
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base = layer.get_base_layer()
+        for part in layer.modules():
+            if part is not base and any(weight.device == META for weight in part.parameters(recurse=False)):
+                part.to_empty(device=input_device(base), recurse=False)
+
+
+def own_name(name: str) -> str:
+    """Return a parameter's name in the base; names of an adapter's own parameters stay foreign to it."""
+    return ".".join(piece for piece in name.removeprefix("base_model.model.").split(".") if piece not in WRAPPER_NAMES)
+
+
+def without_hooks(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes without what accelerate adds when it spreads a model."""
+    attributes = dict(vars(module))
+    if not isinstance(attributes.get("_hf_hook"), AlignDevicesHook):
+        return attributes
+    before = attributes.pop("_old_forward")
+    for name in ("_hf_hook", "hf_device_map", *_accelerate_added_attributes):
+        attributes.pop(name, None)
+    hooked = attributes.pop("forward")
+    if getattr(getattr(hooked, "func", None), "__module__", None) != AlignDevicesHook.__module__:
+        attributes["forward"] = hooked
+    elif getattr(before, "__func__", None) is not type(module).forward:
+        attributes["forward"] = before
+    return attributes
+
+
+def check_in_memory(model: nn.Module, reads: str) -> None:
+    """Refuse a model with offloaded weights for work that needs all of them at once.
+
+    Args:
+        model: The model.
+        reads: The work, and what it reads, as a clause that begins the message.
+
+    Raises:
+        ModelError: If some are offloaded.
+    """
+    if is_offloaded(model):
+        raise ModelError(
+            f"{reads}, but {offloaded_share(model):.0%} of the weights are offloaded and loaded only while their layer "
+            "runs: leave out `device_map`, or allow it more memory"
+        )
