@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, LlamaConfig, MixtralConfig
 from typer.testing import CliRunner
 
-from ltmia.auditing.cost import LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
-from ltmia.auditing.plan import GIB, Accelerators, plan_audit
+from ltmia.auditing.cost import GIB, LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
+from ltmia.auditing.plan import Accelerators, plan_audit
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, LtmiaError, ModelError
 from ltmia.models.loading import LoadOptions

@@ -14,6 +14,7 @@ from torch import nn
 from ltmia.errors import ModelError
 from ltmia.finetuning.tiny import TinyConfig, build_base
 from ltmia.finetuning.training import save_model
+from ltmia.models.identity import ModelIdentity
 from ltmia.models.loading import LoadOptions, load_model, load_pair
 from plain_loops import TOKENIZER, logps, refused
 
@@ -285,8 +286,11 @@ def test_fine_grained_fp8_is_unpacked(saved):
         weights[name], weights[f"{name}_scale_inv"] = stored, scale
         module.weight.data = (stored.float().reshape(blocks.shape) * scale[:, None, :, None]).reshape(weight.shape)
     config = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
-    found, origin = load_model(str(saved(weights, quantization_config=config)), CPU)
+    folder = str(saved(weights, quantization_config=config))
+    found, origin = load_model(folder, CPU)
     assert origin.remarks == ("its weights are stored as fp8 and were unpacked to float32",)
+    on_disk, _ = load_model(folder, LoadOptions(dtype="float32", device_map="cpu=0KB"))
+    assert ModelIdentity.of(on_disk) == ModelIdentity.of(found)
     assert {weight.dtype for weight in found.parameters()} == {torch.float32}
     np.testing.assert_allclose(logps(found), logps(model), atol=1e-4)
     assert np.abs(logps(found) - logps(small())).max() > 1e-4

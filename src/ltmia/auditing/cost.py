@@ -16,6 +16,7 @@ from ltmia.weights.gradient_file import GradientShape
 from ltmia.weights.solve import SQUARES
 from ltmia.weights.update_attack import WeightsConfig
 
+GIB = 2**30
 STORE_BYTES = 276
 """Bytes of the store for each scored token, by `ltmia bench store`."""
 LIBRARIES_BYTES = 650_000_000
@@ -227,3 +228,16 @@ def disk_bytes(setting: Setting) -> dict[str, int]:
 
 def _n_active(products: tuple[Product, ...]) -> int:
     return sum(product.n_active for product in products)
+
+
+def gib(n_bytes: int) -> str:
+    """Return a number of bytes in GiB, as shown."""
+    return f"{n_bytes / GIB:,.2f}" if n_bytes < 10 * GIB else f"{n_bytes / GIB:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which it has two."""
+    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.1f} seconds"

@@ -12,6 +12,7 @@ from torch import nn
 from ltmia.auditing.model_evidence import compare_losses
 from ltmia.errors import ModelError
 from ltmia.evaluation.model_checks import base_check
+from ltmia.evaluation.wording import percent
 from ltmia.features.columns import DEFAULT_K
 from ltmia.features.statistics import token_statistics
 from ltmia.models.forward import CHUNK_BYTES, forward_pair
@@ -19,6 +20,7 @@ from ltmia.models.head import HALF, copy_bytes
 from ltmia.models.loading import LoadKeywords, load_pair
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
+from ltmia.models.spread import is_offloaded, largest_offloaded_bytes, n_parameters, offloaded_share, places_of
 from ltmia.models.tokens import EncodedText, encode_texts
 from ltmia.records import TokenStatistics
 from ltmia.runtime import computes_bfloat16, dtype_name
@@ -106,9 +108,9 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
         yield Finding(level="ok", sentence=f"{pair.reference_origin.source} found; {shared}")
     for name, model, scorer in _both(pair):
         origin = pair.target_origin if name == "target" else pair.reference_origin
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        what = f"{name}: {origin.source}: {model.config.model_type}, {parameters:,} parameters, {_dtype(model)}"
-        yield Finding(level="ok", sentence=f"{what} on {pair.device}")
+        parameters = f"{n_parameters(model):,} parameters, {_dtype(model)} on {', '.join(places_of(model))}"
+        yield Finding(level="ok", sentence=f"{name}: {origin.source}: {model.config.model_type}, {parameters}")
+        yield from _about_offloaded(name, model)
         for remark in origin.remarks:
             yield Finding(level="warning", sentence=f"the {name}: {remark}")
         if origin.trust_remote_code:
@@ -125,6 +127,13 @@ def _about_models(pair: Pair) -> Iterator[Finding]:
     if _is_half(models[0]) != _is_half(models[1]):
         unlike = f"the target is in {_dtype(models[0])} and the base in {_dtype(models[1])}: they differ by rounding"
         yield Finding(level="warning", sentence=unlike, cure="set one `dtype` for both")
+
+
+def _about_offloaded(name: str, model: Any) -> Iterator[Finding]:
+    if is_offloaded(model):
+        slow = f"{percent(offloaded_share(model))} of the {name}'s weights are loaded anew in each pass, so gradients "
+        cure = "allow `device_map` more memory if there is any"
+        yield Finding(level="warning", sentence=f"{slow}cannot be read", cure=cure)
 
 
 def _about_ids(pair: Pair) -> Iterator[Finding]:
@@ -190,9 +199,20 @@ def _seconds_per_1000(pair: Pair) -> float:
 
 
 def _memory(pair: Pair) -> int:
-    """Estimate the bytes that scoring holds at once: weights, float32 heads, and a chunk of logits of each model."""
+    """Estimate the bytes that scoring holds at once, on all devices.
+
+    These are the weights that stay, the largest offloaded module, heads, and a chunk of logits of each model.
+    """
     models = [pair.target] if pair.reference is None else [pair.target, pair.reference]
-    weights: int = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    stay = (p for model in models for p in model.parameters() if p.device.type != "meta")
+    weights: int = sum(p.numel() * p.element_size() for p in stay)
+    weights += max(map(largest_offloaded_bytes, models))
+    weights += sum(
+        p.numel() * p.element_size()
+        for _, model, _ in _both(pair)
+        for p in model.get_output_embeddings().parameters()
+        if p.device.type == "meta"
+    )
     heads: int = sum(
         copy_bytes(sum(p.numel() for p in model.get_output_embeddings().parameters()), next(model.parameters()).dtype)
         for _, model, scorer in _both(pair)

@@ -15,6 +15,7 @@ from ltmia.evaluation.model_checks import BaseComparison, Rescored
 from ltmia.models.adapters import base_parameters
 from ltmia.models.head import HALF
 from ltmia.models.pair import Pair
+from ltmia.models.spread import is_offloaded
 from ltmia.records import Texts, TokenStatistics
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, extract_batches
@@ -118,6 +119,8 @@ def rescore(pair: LoadedPair, texts: Texts, in_batches: Sequence[float], max_len
     noise = max((abs(a - b) for a, b in zip(alone, in_batches, strict=True)), default=0.0)
     if pair.models.is_sequential:
         return Rescored(noise=noise, float32=None, reason="only one of the models is in memory at a time")
+    if any(is_offloaded(model) for model in _models(pair.models)):
+        return Rescored(noise=noise, float32=None, reason="some weights are loaded only while their layer runs")
     half = [p for model in _models(pair.models) for p in (*model.parameters(), *model.buffers()) if p.dtype in HALF]
     if not half or not len(texts):
         return Rescored(noise=noise, float32=None, reason="computed in float32 anyway" if not half else "no texts")

@@ -1,13 +1,14 @@
 """Says what an audit will cost, from the two models' configs alone: FLOPs, memory, disk and time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
 
 from ltmia.auditing.cost import (
+    GIB,
     LIBRARIES_BYTES,
     Flops,
     Memory,
@@ -18,10 +19,13 @@ from ltmia.auditing.cost import (
     count_flops,
     count_memory,
     disk_bytes,
+    duration,
+    gib,
     solve_bytes,
 )
 from ltmia.auditing.doctor import Finding
 from ltmia.auditing.speed import Clock, Speed, measure_speed
+from ltmia.auditing.spread_cost import about_spread, count_spread, cure_of_spread, spread_memory
 from ltmia.auditing.update import MUST_READ
 from ltmia.errors import ConfigError
 from ltmia.evaluation.wording import percent
@@ -29,13 +33,12 @@ from ltmia.models.batching import free_bytes
 from ltmia.models.head import HALF, MIXED_DEVICES
 from ltmia.models.loading import LoadKeywords, LoadOptions
 from ltmia.models.sizes import PairShape, pair_shape
-from ltmia.runtime import dtype_name, pick_device, pick_dtype
+from ltmia.runtime import dtype_name, pick_dtype
 
 RANGE = (0.8, 1.25)
 """Range around a time whose parts were measured."""
 SHARES = (0.2, 0.5)
 """Shares of an accelerator's peak that passes over texts usually reach; taken if its speed is not measured."""
-GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,27 +116,36 @@ def plan_audit(
         ConfigError: If there is no such dtype or device.
     """
     options, work = LoadOptions(**keywords), work or Work()
-    pair, device = pair_shape(target, base, options), pick_device(options.device)
+    pair, device = pair_shape(target, base, options), options.computes_on
     setting = Setting(
         pair=pair,
         work=work,
         dtype=_dtype(pair, options.dtype, device, at_hand=accelerators is None),
         device_type=device.type if accelerators is None else MIXED_DEVICES[0],
     )
+    given = None if accelerators is None else (accelerators.n_devices, int(accelerators.memory_gib * GIB))
+    spread = None if options.device_map is None else count_spread(setting, options.device_map, given)
+    if spread is not None and spread.offloaded and work.observer == "auto":  # an audit then reads no gradients
+        setting = replace(setting, work=replace(work, observer="logprobs"))
     flops, memory = count_flops(setting), count_memory(setting)
+    if spread is not None:
+        memory = spread_memory(memory, setting, spread)
+        accelerators = None if accelerators is None else replace(accelerators, n_devices=1)  # one computes at a time
     if accelerators is None:
         free = free_bytes(device)
         seconds, where = _measured_seconds(setting, flops, device, clock)
     else:
         free = int(accelerators.memory_gib * GIB)
         seconds, where = _given_seconds(flops, accelerators)
-    host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(work)
+    host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(setting.work)
+    host += 0 if spread is None else spread.host_bytes
     return Plan(
         findings=(
             *_about(setting, flops),
-            *_about_memory(setting, memory, free, host),
+            *(() if spread is None else about_spread(spread, work)),
+            *_about_memory(setting, memory, free, host, _cure if spread is None else cure_of_spread),
             *_about_disk(setting),
-            Finding(level="ok", sentence=f"time: {_time(seconds[0])} to {_time(seconds[1])} on {where}"),
+            Finding(level="ok", sentence=f"time: {duration(seconds[0])} to {duration(seconds[1])} on {where}"),
             *_about_checkpoints(setting, flops),
         ),
         n_parameters=pair.n_parameters,
@@ -208,22 +220,24 @@ def _about(setting: Setting, flops: Flops) -> Iterator[Finding]:
     yield Finding(level="ok", sentence=f"{read} tokens, {flops.total:.2e} FLOPs in all ({parts})")
 
 
-def _about_memory(setting: Setting, memory: Memory, free: int | None, host: int) -> Iterator[Finding]:
+def _about_memory(
+    setting: Setting, memory: Memory, free: int | None, host: int, cure: Callable[[Setting, int], str]
+) -> Iterator[Finding]:
     parts = ", ".join(
-        f"{name} {_gib(getattr(memory, name))}"
+        f"{name} {gib(getattr(memory, name))}"
         for name in ("weights", "activations", "logits", "libraries", "solve")
         if getattr(memory, name)
     )
-    need = f"memory in {dtype_name(setting.dtype)}: {_gib(memory.total)} GiB ({parts})"
+    need = f"memory in {dtype_name(setting.dtype)}: {gib(memory.total)} GiB ({parts})"
     if free is None:
         yield Finding(level="warning", sentence=f"{need}; the device does not say how much is free")
     elif memory.total <= free:
-        yield Finding(level="ok", sentence=f"{need}, of {_gib(free)} GiB free")
+        yield Finding(level="ok", sentence=f"{need}, of {gib(free)} GiB free")
     else:
-        sentence = f"{need} do not fit into {_gib(free)} GiB"
-        yield Finding(level="problem", sentence=sentence, cure=_cure(setting, free))
+        sentence = f"{need} do not fit into {gib(free)} GiB"
+        yield Finding(level="problem", sentence=sentence, cure=cure(setting, free))
     if host:
-        yield Finding(level="ok", sentence=f"memory of the computer itself: {_gib(host)} GiB besides")
+        yield Finding(level="ok", sentence=f"memory of the computer itself: {gib(host)} GiB besides")
 
 
 def _cure(setting: Setting, free: int) -> str:
@@ -231,9 +245,12 @@ def _cure(setting: Setting, free: int) -> str:
     tried = [(names, other, count_memory(other).total) for names, other in _alternatives(setting)]
     for names, _, n_bytes in tried:
         if n_bytes <= free:
-            return f"{names} fits: {_gib(n_bytes)} GiB"
+            return f"{names} fits: {gib(n_bytes)} GiB"
     least = min(n_bytes for *_, n_bytes in tried)
-    return f"no option makes it fit: it takes {_gib(least)} GiB on one device, and a model is not split over devices"
+    return (
+        f"no option makes it fit into one device: it takes {gib(least)} GiB; `device_map=auto` spreads each model "
+        "over devices, memory and disk"
+    )
 
 
 def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
@@ -264,22 +281,11 @@ def _about_checkpoints(setting: Setting, flops: Flops) -> Iterator[Finding]:
         yield Finding(
             level="ok",
             sentence=f"each checkpoint adds {more:.1e} FLOPs, {percent(more / flops.total)} of the time above, and "
-            f"{_gib(checkpoint_disk_bytes(setting))} GiB on disk; memory for one is counted above",
+            f"{gib(checkpoint_disk_bytes(setting))} GiB on disk; memory for one is counted above",
         )
 
 
 def _about_disk(setting: Setting) -> Iterator[Finding]:
     parts = disk_bytes(setting)
-    named = ", ".join(f"{name} {_gib(n_bytes)}" for name, n_bytes in parts.items())
-    yield Finding(level="ok", sentence=f"disk: {_gib(sum(parts.values()))} GiB ({named}) besides the models' files")
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / GIB:,.2f}" if n_bytes < 10 * GIB else f"{n_bytes / GIB:,.0f}"
-
-
-def _time(seconds: float) -> str:
-    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {name}"
-    return f"{seconds:.1f} seconds"
+    named = ", ".join(f"{name} {gib(n_bytes)}" for name, n_bytes in parts.items())
+    yield Finding(level="ok", sentence=f"disk: {gib(sum(parts.values()))} GiB ({named}) besides the models' files")

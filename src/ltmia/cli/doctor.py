@@ -59,6 +59,7 @@ def doctor(
     planned: PlanOptions,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_hub: o.AllowHub = False,
     verbose: o.Verbose = False,
@@ -69,6 +70,7 @@ def doctor(
     loading: dict[str, Any] = {
         "dtype": dtype.value,
         "device": device,
+        "device_map": device_map,
         "trust_remote_code": trust_remote_code,
         "allow_hub": allow_hub,
     }

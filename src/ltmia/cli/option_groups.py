@@ -47,6 +47,7 @@ class ModelOptions:
 
     dtype: o.DtypeOption = o.Dtype.auto
     device: o.Device = "auto"
+    device_map: o.DeviceMap = None
     trust_remote_code: o.TrustRemoteCode = False
     day: o.Day = None
     allow_hub: o.AllowHub = False

@@ -161,6 +161,15 @@ DtypeOption = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="Device to run on: auto, cpu, cuda, cuda:1 or mps.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="auto|LIMITS",
+        help="Instead of --device: spread each model over accelerators, memory and disk; auto, or the most that a "
+        "model may take of each, as in 0=20GiB,cpu=60GiB (0: first accelerator); the rest is read from disk.",
+    ),
+]
 Day = Annotated[
     datetime | None,
     typer.Option(
@@ -246,9 +255,12 @@ def pair_to_load(target: str, base: str, **options: Any) -> "Iterator[PairToLoad
 
     Under a launcher such as torchrun only its first process goes on. The others run batches for it, and end here.
     """
-    from ltmia.scoring.processes import runs_the_command, serve, shared_out
+    from ltmia.errors import ConfigError
+    from ltmia.scoring.processes import runs_the_command, serve, shared_out, started_by_launcher
 
     pair = _pair_to_load(target, base, **options)
+    if started_by_launcher() and options.get("device_map"):
+        raise ConfigError("`device_map` gives each model all devices, and a launcher each process one: leave out one")
     if not runs_the_command():
         raise typer.Exit(0 if serve(pair.load) else 2)
     with shared_out(pair) as shared:

@@ -101,4 +101,5 @@ def calm_libraries(*, verbose: bool = False) -> None:
     hub_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    for name in ("torch", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)

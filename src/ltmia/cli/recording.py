@@ -75,6 +75,7 @@ def record(
     batch_size: o.BatchSize = 16,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",
+    device_map: o.DeviceMap = None,
     overwrite: o.Overwrite = False,
     trust_remote_code: o.TrustRemoteCode = False,
     day: o.Day = None,
@@ -93,7 +94,13 @@ def record(
     refuse_inputs(out, [name for name in (model, *texts, tokenizer, server.check_against) if name])
     read_texts = o.reader(known, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
-    options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    options = LoadOptions(
+        dtype=dtype.value,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+        allow_hub=allow_hub,
+    )
     with progress(quiet=quiet) as report:
         if model is None:
             _record_endpoint(server, read, out, known, options, max_length, overwrite=overwrite, report=report)

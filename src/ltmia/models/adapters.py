@@ -20,7 +20,15 @@ from transformers import PreTrainedModel
 from ltmia.errors import ModelError
 from ltmia.models.identity import tensors_sha256
 from ltmia.models.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelSource, check_adapter, read_json, refuse_clearly
-from ltmia.models.spread import Weights, check_in_memory, input_device, is_offloaded, make_room, offloaded_names
+from ltmia.models.spread import (
+    Weights,
+    check_in_memory,
+    input_device,
+    is_offloaded,
+    make_room,
+    named_weights,
+    offloaded_names,
+)
 
 ADAPTER_NAME = "default"
 """Name that PEFT gives to the only adapter of a model."""
@@ -105,7 +113,8 @@ def _check_plain(config: Any, source: ModelSource) -> None:
         ModelError: If it is one, or may be one.
     """
     used = [name for name in NEEDS_WEIGHTS if getattr(config, name, None)]
-    if config.peft_type != PeftType.LORA or used or changes_base(config) is not None:
+    used += [changed] if (changed := changes_base(config)) is not None else []
+    if config.peft_type != PeftType.LORA or used:
         what = f" with {', '.join(used)}" if used else ""
         raise ModelError(
             f"{source.given}: an adapter of type {config.peft_type.value}{what} needs the base's weights in memory, "
@@ -130,7 +139,7 @@ def merge(adapted: Adapted, source: ModelSource) -> PreTrainedModel:
 
 def base_parameters(model: nn.Module) -> Mapping[str, Tensor]:
     """Return a model's parameters; for a model with an adapter those of its base, under the base's own names."""
-    own = get_base_model_state_dict(model) if isinstance(model, PeftModel) else dict(model.named_parameters())
+    own = get_base_model_state_dict(model) if isinstance(model, PeftModel) else named_weights(model)
     return Weights(model, own)
 
 

@@ -202,7 +202,7 @@ class Halving:
         if len(part) == 1:
             raise ModelError(
                 f"one text of {self._tokens(part)} tokens does not fit into memory; lower `max_length`, or use "
-                "`dtype=bfloat16` or `sequential=True`"
+                "`dtype=bfloat16`, `sequential=True` or `device_map=auto`"
             ) from error
         self._most_tokens = max(self._tokens(half) for half in _halves(part))
         # The error's traceback holds the tensors of the pass that failed.

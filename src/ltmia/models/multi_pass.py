@@ -16,6 +16,7 @@ from ltmia.models.batching import BatchSize, length_batches
 from ltmia.models.forward import fitting_batch_size, pad_ids, positions_at_once
 from ltmia.models.pair import Pair
 from ltmia.models.runner import ModelRunner
+from ltmia.models.spread import check_in_memory
 from ltmia.models.tokens import EncodedText, encode_texts
 
 PROPOSALS = 6
@@ -73,7 +74,11 @@ class PairQueries:
         Args:
             texts: One backward pass each.
             order: Order of the norm: 1, 2 or infinity.
+
+        Raises:
+            ModelError: If some weights are offloaded.
         """
+        check_in_memory(self._pair.target, "the attack `gradient_norm` reads the gradient of every weight")
         norms = np.full(len(texts), np.nan)
         with _gradients(self._pair.target) as parameters:
             for i, text in enumerate(self._encode(texts)):
@@ -179,5 +184,5 @@ def _gradients(model: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 def _mean_norm(loss: Tensor, parameters: Sequence[nn.Parameter], order: float) -> float:
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    norms = [torch.linalg.vector_norm(g.float(), order) for g in gradients if g is not None]
+    norms = [torch.linalg.vector_norm(g.float(), order).cpu() for g in gradients if g is not None]
     return float(torch.stack(norms).mean())

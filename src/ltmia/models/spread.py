@@ -18,6 +18,7 @@ from accelerate.hooks import AlignDevicesHook, _accelerate_added_attributes
 from accelerate.utils import align_module_device, convert_file_size_to_int, get_max_memory
 from accelerate.utils.modeling import has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ltmia.errors import ConfigError, ModelError
@@ -59,7 +60,7 @@ def memory_limits(device_map: str) -> dict[Place, int]:
         if place in found:
             raise ConfigError(f"`device_map={device_map}`: {place} is given twice")
         if place != "cpu" and place not in free:
-            raise ConfigError(f"`device_map={device_map}`: no {place} here, only {', '.join(map(str, free))}")
+            raise ConfigError(f"`device_map={device_map}`: no accelerator {place} here")
         found[place] = int(float(limit[2]) * convert_file_size_to_int(f"1{limit[3]}"))
     return found
 
@@ -94,6 +95,24 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(weight.device == META for weight in model.parameters())
 
 
+def without_adapter(model: Any) -> Any:
+    """Return the model inside a model of PEFT; any other one as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a model's parameters by name, tied ones once, even if they are offloaded and thus become two tensors."""
+    tied = getattr(without_adapter(model), "all_tied_weights_keys", {})
+    return {
+        name: weight for name, weight in model.named_parameters() if weight.device != META or own_name(name) not in tied
+    }
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Count a model's parameters; tied ones count once."""
+    return sum(weight.numel() for weight in named_weights(model).values())
+
+
 def offloaded_names(model: nn.Module) -> set[str]:
     """Return the names, in the `state_dict`, of the tensors that are loaded only while their module runs."""
     return {name for name, tensor in model.state_dict().items() if tensor.device == META}
@@ -101,8 +120,8 @@ def offloaded_names(model: nn.Module) -> set[str]:
 
 def offloaded_share(model: nn.Module) -> float:
     """Return the share of a model's parameters that are loaded only while their module runs."""
-    n = sum(weight.numel() for weight in model.parameters())
-    return sum(weight.numel() for weight in model.parameters() if weight.device == META) / max(n, 1)
+    weights = named_weights(model).values()
+    return sum(weight.numel() for weight in weights if weight.device == META) / max(n_parameters(model), 1)
 
 
 def largest_offloaded_bytes(model: nn.Module) -> int:
@@ -117,7 +136,7 @@ def largest_offloaded_bytes(model: nn.Module) -> int:
 
 def places_of(model: nn.Module) -> list[str]:
     """Return the names of the places of a model's weights, such as cuda:0, cpu and disk."""
-    spread = getattr(model, "hf_device_map", None) or getattr(getattr(model, "base_model", None), "hf_device_map", None)
+    spread = getattr(without_adapter(model), "hf_device_map", None)
     if spread is None:
         return [str(input_device(model))]
     return [_name(place) for place in dict.fromkeys(spread.values())]
@@ -136,9 +155,10 @@ def input_device(model: nn.Module) -> torch.device:
     first = next(model.parameters())
     if first.device != META:
         return first.device
-    for module in model.modules():
-        if has_offloaded_params(module) and module._hf_hook.execution_device is not None:
-            return torch.device(module._hf_hook.execution_device)
+    hooks: list[Any] = [module._hf_hook for module in model.modules() if has_offloaded_params(module)]
+    for hook in hooks:
+        if hook.execution_device is not None:
+            return torch.device(hook.execution_device)
     raise ModelError("the model's weights hold no numbers (device meta): load it from its files")
 
 
@@ -153,8 +173,7 @@ class Weights(Mapping[str, Tensor]):
     def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = dict(tensors)
         self._hooked: dict[str, tuple[nn.Module, str]] = {}
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for root in (inner, model):
+        for root in (without_adapter(model), model):
             for path, module in root.named_modules():
                 if not has_offloaded_params(module):
                     continue
@@ -183,6 +202,21 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def check_offloaded(model: nn.Module) -> None:
+    """Load every offloaded weight once: transformers does not compare their shapes with those of the model.
+
+    Raises:
+        ModelError: If one cannot be loaded, or has another shape.
+    """
+    names = offloaded_names(model)
+    weights = Weights(model, {name: tensor for name, tensor in model.state_dict().items() if name in names})
+    for name in weights:
+        try:
+            weights[name]
+        except (ValueError, OSError, LookupError, SafetensorError) as error:
+            raise ModelError(f"{model.name_or_path}: {name} cannot be loaded from its files: {error}") from error
 
 
 @contextmanager

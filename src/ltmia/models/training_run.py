@@ -45,7 +45,9 @@ def load_training_run(
     for source in sources:
         (check_adapter if source.is_adapter else check_weights)(source)
     pair = load_pair(target, base, sequential=sequential, **keywords)
-    same = replace(LoadOptions(**keywords), dtype=dtype_name(pair.dtype), device=str(pair.device))
+    same = replace(LoadOptions(**keywords), dtype=dtype_name(pair.dtype))
+    if same.device_map is None:
+        same = replace(same, device=str(pair.device))
     pair.checkpoints = tuple(
         Checkpoint(
             source=shown_path(source.given),

@@ -8,6 +8,7 @@ from typing import Any
 from ltmia.evaluation.pair_info import AdapterInfo, ModelInfo, TokenizerInfo
 from ltmia.models.identity import ModelIdentity, active_adapters, tokenizer_sha256
 from ltmia.models.pair import ModelOrigin, Pair
+from ltmia.models.spread import n_parameters
 from ltmia.runtime import dtype_name
 from ltmia.shown_names import shown_path
 
@@ -53,7 +54,7 @@ def _describe(model: Any, origin: ModelOrigin) -> ModelInfo:
         modules_sha256=identity.modules,
         adapter=adapter,
         architecture=str(model.config.model_type),
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        n_parameters=n_parameters(model),
         dtype=dtype_name(next(model.parameters()).dtype),
         trust_remote_code=origin.trust_remote_code,
         remarks=list(origin.remarks),

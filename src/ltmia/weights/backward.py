@@ -195,7 +195,7 @@ class TextGradients:
             inputs = inputs.float() @ place.rows.to(inputs.device).T
         if len(place.flat) >= DENSE_SHARE * pull.shape[2] * inputs.shape[2]:
             whole = torch.bmm(pull.float().transpose(1, 2), inputs.float())
-            part += whole[:, outputs, columns]
+            part += whole[:, outputs, columns].to(part.device)
             return
         tokens = self._batch[0] * self._batch[1]
         by_output, by_input = (x.reshape(tokens, -1).T.float().contiguous() for x in (pull, inputs))
@@ -203,7 +203,7 @@ class TextGradients:
         for first in range(0, len(place.flat), step):
             some = slice(first, first + step)
             product = by_output.index_select(0, outputs[some]).mul_(by_input.index_select(0, columns[some]))
-            part[:, some] += product.view(-1, *self._batch).sum(2).T
+            part[:, some] += product.view(-1, *self._batch).sum(2).T.to(part.device)
 
     def _take_parameter_gradients(self) -> None:
         start = 0
