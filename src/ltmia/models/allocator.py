@@ -4,15 +4,21 @@ import ctypes
 from collections.abc import Callable
 from typing import cast
 
+LARGE_BYTES = 4 * 2**20
+"""Blocks of this size or more go back to the system as soon as they are freed, if that is asked for."""
+M_MMAP_THRESHOLD = -3
+"""Number of this setting in glibc's malloc.h."""
 
-def _glibc_trim() -> Callable[[int], int] | None:
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
     try:
-        return cast(Callable[[int], int], ctypes.CDLL(None).malloc_trim)
+        return cast(Callable[..., int], getattr(ctypes.CDLL(None), name))
     except (AttributeError, OSError, TypeError):  # another C library, which keeps less or cannot be asked
         return None
 
 
-_TRIM = _glibc_trim()
+_TRIM = _of_glibc("malloc_trim")
+_SET = _of_glibc("mallopt")
 
 
 def trim_heap() -> None:
@@ -23,3 +29,13 @@ def trim_heap() -> None:
     """
     if _TRIM is not None:
         _TRIM(0)
+
+
+def return_large_blocks() -> None:
+    """Let the C library keep no large block from now on.
+
+    Weights that are loaded for one layer after the other would otherwise leave pieces of memory that together become as
+    large as the model. Fresh memory takes time, so this is only for models that are loaded in that way.
+    """
+    if _SET is not None:
+        _SET(M_MMAP_THRESHOLD, LARGE_BYTES)

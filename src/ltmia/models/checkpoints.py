@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import GgufConfig
 from ltmia.errors import ModelError
 from ltmia.models.gguf_files import check_gguf
 from ltmia.models.sources import ModelSource, refuse_clearly
-from ltmia.models.spread import check_offloaded, keep_until_gone, spread_keywords
+from ltmia.models.spread import settle, spread_keywords
 from ltmia.models.weight_files import check_names, check_weights
 from ltmia.runtime import dtype_name
 
@@ -148,8 +148,7 @@ def read_model(
     if device_map is None:
         model.to(device=device)
     else:
-        keep_until_gone(model, keywords["offload_folder"])
-        refuse_clearly(source, lambda: check_offloaded(model))
+        refuse_clearly(source, lambda: settle(model, keywords["offload_folder"]))
     return model, tuple(remarks)
 
 

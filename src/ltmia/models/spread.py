@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ltmia.errors import ConfigError, ModelError
+from ltmia.models.allocator import return_large_blocks
 from ltmia.models.batching import free_bytes
 
 FREE_SHARE = 0.6
@@ -85,9 +86,20 @@ def spread_keywords(device_map: str) -> dict[str, Any]:
     return {"device_map": "auto", "max_memory": limits, "offload_folder": tempfile.mkdtemp(prefix="ltmia-offload-")}
 
 
-def keep_until_gone(model: nn.Module, folder: str) -> None:
-    """Remove a folder when a model is no longer used, at the latest when the process ends."""
+def settle(model: nn.Module, folder: str) -> None:
+    """Finish the loading of a spread model.
+
+    Args:
+        model: The model.
+        folder: Folder of converted weights; removed when the model is no longer used, or when the process ends.
+
+    Raises:
+        ModelError: If an offloaded weight cannot be loaded, or has another shape than the model.
+    """
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    if is_offloaded(model):
+        return_large_blocks()
+        _check_offloaded(model)
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -204,12 +216,8 @@ class Weights(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-def check_offloaded(model: nn.Module) -> None:
-    """Load every offloaded weight once: transformers does not compare their shapes with those of the model.
-
-    Raises:
-        ModelError: If one cannot be loaded, or has another shape.
-    """
+def _check_offloaded(model: nn.Module) -> None:
+    """Load every offloaded weight once: transformers does not compare their shapes with those of the model."""
     names = offloaded_names(model)
     weights = Weights(model, {name: tensor for name, tensor in model.state_dict().items() if name in names})
     for name in weights:
