@@ -1,15 +1,19 @@
 """An audit answers for each observer: what log-probabilities give away, and what the weights add."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from commands import run_ltmia
+from disks import mounted
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.reading import read_texts
-from ltmia.errors import ConfigError, ModelError
+from ltmia.errors import ConfigError, ModelError, StoreError
 from ltmia.evaluation.files import read_records, read_results
 from ltmia.models.loading import load_pair
 from ltmia.models.pair import Pair
@@ -122,3 +126,50 @@ def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None
     done = run_ltmia("audit", *where, *sets, "--attacks", "ltmia,update", "--observer", "weights")
     assert done.returncode == 0, done.stderr
     assert "Attackers who hold the weights of both models" in done.stdout
+
+
+@pytest.fixture
+def only_biases(pair: Pair) -> Pair:
+    """A target of which fine-tuning changed no matrix."""
+    target = copy.deepcopy(pair.reference)
+    with torch.no_grad():
+        target.get_parameter("transformer.h.0.mlp.c_fc.bias").add_(0.5)
+    return Pair(target=target, reference=pair.reference, tokenizer=pair.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["update", "ltmia_weights"])
+def test_an_attack_on_weights_that_was_named_must_run(
+    only_biases: Pair, texts: tuple[Texts, Texts], tmp_path: Path, name: str
+) -> None:
+    """Nothing else would answer the question; the control did, as if it were an attack."""
+    with pytest.raises(ModelError, match=r"no matrix .*such as transformer\.h\.0\.mlp\.c_fc\.bias"):
+        audit(only_biases, *texts, tmp_path / "audit", config=AuditConfig(attacks=name))
+    if name == "update":
+        with pytest.raises(ModelError, match="no matrix"):
+            score(only_biases, *texts, tmp_path / "score", config=ScoreConfig(attack=name))
+
+
+def test_a_disk_without_room_for_gradients_leaves_the_weights_out(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path
+) -> None:
+    few = texts[0].take(range(12)), texts[1].take(range(18))
+    with mounted(tmp_path / "disk", "size=10m") as disk:
+        config = AuditConfig(attacks="ltmia", classifier="lite")
+        results = audit(pair, *few, disk / "out", config=config).results
+        with pytest.raises(StoreError, match=r"11 MiB and \d+ MiB are free: make room, or leave the weights out"):
+            audit(pair, *few, disk / "must", config=replace(config, observer="weights"))
+        passed_on = (disk / "out" / "results.json").read_text("utf-8") + (disk / "out" / "report.html").read_text(
+            "utf-8"
+        )
+    assert results.decisions.attack == "ltmia"
+    assert "11 MiB" in (results.observers["weights"].reason or "")
+    assert str(tmp_path) not in passed_on
+
+
+def test_the_noise_check_does_not_depend_on_the_attacks_named(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path
+) -> None:
+    few = texts[0].take(range(12)), texts[1].take(range(18))
+    found = audit(pair, *few, tmp_path, config=AuditConfig(attacks="loss")).results
+    assert found.validity.backend.status == "ok"
+    assert "difference" not in found.attacks

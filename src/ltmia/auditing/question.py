@@ -90,8 +90,6 @@ class Question:
     config: JudgeConfig
     attacks: Sequence[str]
     """Attacks whose scores answer the question."""
-    also_scored: Sequence[str] = ()
-    """Attacks that only the checks need."""
     shots: Shots | None = None
     """Texts of known membership for attacks that take several passes; None leaves these attacks out."""
     spans: WantedSpans | None = None

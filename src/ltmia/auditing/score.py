@@ -75,7 +75,6 @@ def score(
             sets=sets,
             config=config,
             attacks=(config.attack,),
-            also_scored=("difference",),
             spans=wanted_spans(config.spans, texts, sets, report),
         )
         models = audited(pair)

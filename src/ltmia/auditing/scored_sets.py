@@ -173,7 +173,7 @@ def _scoring_task(
         texts=question.sets.texts,
         folder=run.private.store,
         config=extraction_config(
-            (*question.attacks, *question.also_scored, *((DIFFERENCE,) if question.sets.texts.rejected else ())),
+            (*question.attacks, DIFFERENCE),  # checks of the models need it
             classifier,
             max_length=config.max_length,
             batch_size=config.batch_size,
@@ -201,14 +201,18 @@ def _weights_scores(update: UpdateReading, learned: Float64[np.ndarray, " texts"
 def _prepared_update(
     pair: AuditedPair, question: Question, identity: PairIdentity, run: Run
 ) -> AbstractContextManager[PreparedUpdate]:
-    """Prepare to read the weights if the learned attack takes part, they must be read, or checkpoints were given."""
+    """Prepare to read the weights if the learned attack takes part, they must be read, or checkpoints were given.
+
+    They must be read for an attack on the weights that was named: without it, nothing would answer the question.
+    """
     config = question.config
-    asked = config.observer in MUST_READ or has_checkpoints(pair)
-    wanted = asked or not {LEARNED, *WEIGHTS}.isdisjoint(question.attacks)
+    must_read = config.observer in MUST_READ or not set(WEIGHTS).isdisjoint(question.attacks)
+    asked = must_read or has_checkpoints(pair) or LEARNED in question.attacks
     return prepared_update(
         pair,
         question.sets.texts,
-        config.observer if wanted else "logprobs",
+        wanted=asked and config.observer != "logprobs",
+        must_read=must_read,
         max_length=config.max_length,
         identity=identity,
         folder=run.private.gradients,

@@ -1,22 +1,23 @@
 """Reads the weights for an audit: scores texts by how much of their gradient is in the update of the weights."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ltmia.attacks.table import CHECKPOINTS
-from ltmia.errors import ConfigError, DataError, ModelError
+from ltmia.errors import ConfigError, DataError, LtmiaError, ModelError, StoreError
 from ltmia.evaluation.pair_info import ModelInfo
 from ltmia.evaluation.results import TrainingRunInfo, UpdateInfo
-from ltmia.models.pair import Checkpoint, Pair
+from ltmia.models.pair import Pair
 from ltmia.progress import Report
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
+from ltmia.shown_names import shown_path
 from ltmia.weights.checkpoints import RunPath, RunScores, read_path, score_run
 from ltmia.weights.update_attack import UpdateAttack, UpdateScores
 
@@ -24,6 +25,8 @@ ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
 MUST_READ = ("weights", "training_run")
 """Observers with which an audit fails if the weights cannot be read."""
+UNREADABLE = (ModelError, DataError, StoreError)
+"""Errors that say why weights cannot be read; log-probabilities may be had nevertheless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,8 @@ class PreparedUpdate:
 
     pair: AuditedPair
     """The pair, which reads gradients too when it runs."""
-    observer: ObserverChoice
+    must_read: bool
+    """Raise an error if weights or checkpoints cannot be read; else the reading says why not."""
     folder: Path
     """Folder for the gradients."""
     attack: UpdateAttack | None = None
@@ -68,16 +72,17 @@ class PreparedUpdate:
             ModelError: If weights or checkpoints must be read, and one of them cannot be, or a text does not fit into
                 memory.
             DataError: If they must be read and too few texts have a gradient.
+            StoreError: If they must be read and the disk has no room.
         """
         if self.attack is None:
             return self._unread(self.reason)
         started = time.perf_counter() - self.attack.gradients.seconds
         try:
             found = self.attack.score(report)
-        except (ModelError, DataError) as error:
-            if self.observer in MUST_READ:
+        except UNREADABLE as error:
+            if self.must_read:
                 raise
-            return self._unread(str(error))
+            return self._unread(_shown(error, self.pair, self.folder))
         info = UpdateInfo(
             explained=found.explained,
             n_coordinates=found.n_coordinates,
@@ -105,10 +110,10 @@ class PreparedUpdate:
 
         try:
             run = score_run(attack, self.path, self.folder / CHECKPOINTS, identity=identity, report=report)
-        except (ModelError, DataError) as error:
-            if self.observer in MUST_READ:
+        except UNREADABLE as error:
+            if self.must_read:
                 raise
-            return UpdateReading(run_reason=str(error))
+            return UpdateReading(run_reason=_shown(error, self.pair, self.folder))
         info = TrainingRunInfo(
             checkpoints=read,
             n_left_out=len(run.left_out),
@@ -122,8 +127,9 @@ class PreparedUpdate:
 def prepared_update(
     pair: AuditedPair,
     texts: Texts,
-    observer: ObserverChoice,
     *,
+    wanted: bool,
+    must_read: bool,
     max_length: int,
     identity: PairIdentity,
     folder: Path,
@@ -133,8 +139,8 @@ def prepared_update(
     Args:
         pair: Target and reference.
         texts: All texts of the audit; the non-members remove effects that all texts of this kind share.
-        observer: "logprobs" does not read the weights, "weights" must read them, "training_run" must read checkpoints
-            too, "auto" reads what it can and otherwise says why not.
+        wanted: Read weights and checkpoints.
+        must_read: Raise an error if they cannot be read; else the reading says why not.
         max_length: Token ids read of each text.
         identity: Hashes of both models: gradients of other models in the folder are not read.
         folder: Folder for the gradients, so that a killed run can resume.
@@ -142,10 +148,11 @@ def prepared_update(
     Raises:
         ModelError: If weights must be read and cannot be.
         DataError: If they must be read and there are too few texts.
+        StoreError: If they must be read and the disk has no room.
     """
-    if observer == "logprobs":
+    if not wanted:
         reason = "not asked for; the observer `weights` reads them"
-        yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=reason)
+        yield PreparedUpdate(pair=pair, must_read=False, folder=folder, reason=reason)
         return
     started = time.perf_counter()
     try:
@@ -155,16 +162,16 @@ def prepared_update(
             raise ModelError("the weights are read for single texts, not for preference pairs")
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
         attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
-    except (ModelError, DataError) as error:
-        if observer in MUST_READ:
+    except UNREADABLE as error:
+        if must_read:
             raise
-        yield PreparedUpdate(pair=pair, observer=observer, folder=folder, reason=str(error))
+        yield PreparedUpdate(pair=pair, must_read=False, folder=folder, reason=_shown(error, pair, folder))
         return
     with attack:
-        path, run_reason = _read_path(attack, pair.models.checkpoints, observer)
+        path, run_reason = _read_path(attack, pair, must_read=must_read)
         yield PreparedUpdate(
             pair=replace(pair, gradients=attack.gradients),
-            observer=observer,
+            must_read=must_read,
             folder=folder,
             attack=attack,
             path=path,
@@ -173,18 +180,25 @@ def prepared_update(
         )
 
 
-def _read_path(
-    attack: UpdateAttack, checkpoints: Sequence[Checkpoint], observer: ObserverChoice
-) -> tuple[RunPath | None, str | None]:
+def _read_path(attack: UpdateAttack, pair: LoadedPair, *, must_read: bool) -> tuple[RunPath | None, str | None]:
     """Look at the checkpoints before the models run for hours; return their path, or why there is none."""
-    if not checkpoints:
+    if not has_checkpoints(pair):
         return None, None
     try:
-        return read_path(attack, checkpoints), None
+        return read_path(attack, pair.models.checkpoints), None
     except ModelError as error:
-        if observer in MUST_READ:
+        if must_read:
             raise
-        return None, str(error)
+        return None, _shown(error, pair, attack.gradients.file.folder)
+
+
+def _shown(error: LtmiaError, pair: AuditedPair, folder: Path) -> str:
+    """Return a message for the results, which may be passed on: without the folders of this machine."""
+    checkpoints = () if pair.models is None else pair.models.checkpoints
+    message = str(error)
+    for place in (str(folder), *pair.sources, *(checkpoint.place for checkpoint in checkpoints)):
+        message = message.replace(place, shown_path(place))
+    return message
 
 
 def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:

@@ -61,10 +61,25 @@ def changed_matrices(pair: Pair) -> list[ChangedMatrix]:
     """
     changed = [matrix for matrix in shared_matrices(pair) if not _is_same(matrix)]
     if not changed:
+        other = _other_changes(pair)
         raise ModelError(
-            "target and base hold the same matrices, so there is no update to read: give the fine-tuned model as target"
+            f"fine-tuning changed no matrix of the target's layers, only other weights, such as {other}: the update is "
+            "read from those matrices alone"
+            if other
+            else "target and base hold the same weights, so there is no update to read: give the fine-tuned model as "
+            "target"
         )
     return changed
+
+
+def _other_changes(pair: Pair) -> str | None:
+    """Return the name of a weight that fine-tuning changed, if there is one."""
+    theirs = {} if pair.reference is None else dict(pair.reference.named_parameters())
+    for name, weight in pair.target.named_parameters():
+        base = theirs.get(name)
+        if base is not None and (base.shape != weight.shape or not torch.equal(weight, base.to(weight))):
+            return name
+    return None
 
 
 def shared_matrices(pair: Pair) -> list[ChangedMatrix]:
@@ -74,13 +89,19 @@ def shared_matrices(pair: Pair) -> list[ChangedMatrix]:
         ModelError: If there are none, or they cannot be compared.
     """
     if pair.is_sequential:
-        raise ModelError("the update is read from two models side by side: load the pair without `sequential=True`")
+        raise ModelError(
+            "the update is read from two models side by side: keep both in memory, without `sequential=True`"
+        )
     for model in (pair.target, pair.reference):
         if model is not None:
             check_in_memory(model, "the update is read together with gradients, which need all weights in memory")
     found = _adapter_matrices(pair) if is_adapter(pair) else _full_matrices(pair)
     if not found:
-        raise ModelError("no matrix of the target has a counterpart in the base: is this really its base?")
+        raise ModelError(
+            "the target's adapter changes no linear layer that has a number: the update is read from those alone"
+            if is_adapter(pair)
+            else "no matrix of the target has a counterpart in the base: is this really its base?"
+        )
     return found
 
 

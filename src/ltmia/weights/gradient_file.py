@@ -199,6 +199,6 @@ def check_room(folder: Path, shape: GradientShape) -> None:
     free = stats.f_bavail * stats.f_frsize + held
     if shape.n_bytes > free:
         raise StoreError(
-            f"{folder}: the gradients take {shape.n_bytes / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free: make "
-            "room, or read fewer coordinates"
+            f"{folder}: the gradients take {shape.n_bytes / 2**20:,.0f} MiB and {free / 2**20:,.0f} MiB are free: make "
+            "room, or leave the weights out (`observer=logprobs`)"
         )

@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ltmia.errors import ModelError
+from ltmia.errors import ModelError, StoreError
 from ltmia.models.batching import Halving, length_batches, most_tokens, ran_out_of_memory
 from ltmia.models.forward import KnownStates, pad_id_of, passes
 from ltmia.models.pair import Pair
@@ -69,7 +69,7 @@ class GradientReader:
         self._encoded = encoded
         self._coordinates = coordinates
         self._points = tuple(points)
-        self._failure: ModelError | None = None
+        self._failure: ModelError | StoreError | None = None
 
     def run_pair(self, rows: Sequence[int]) -> KnownStates:
         """Read gradients of some texts in the passes that compute their log-probabilities.
@@ -88,7 +88,7 @@ class GradientReader:
             return None, None
         try:
             target, base = (self._run(point, rows) if point in shared else None for point in (TARGET, BASE))
-        except ModelError as error:
+        except (ModelError, StoreError) as error:
             self._failure = error.with_traceback(None)  # the traceback holds tensors
         except (MemoryError, RuntimeError) as error:
             if len(rows) > 1 or not ran_out_of_memory(error):

@@ -138,11 +138,14 @@ def explain_update(
     moments = (
         second_moments(gradients, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
     )
-    metric = _pick_metric(gradients, rows, moments, coordinates, config)
-    equations = normal_equations(gradients, rows, coordinates.change, metric, report)
-    ridges = choose_ridges(equations)
-    solution = solve(equations, ridges)
-    usage = infer_usage(solution.reduced)
+    try:
+        metric = _pick_metric(gradients, rows, moments, coordinates, config)
+        equations = normal_equations(gradients, rows, coordinates.change, metric, report)
+        ridges = choose_ridges(equations)
+        solution = solve(equations, ridges)
+        usage = infer_usage(solution.reduced)
+    except np.linalg.LinAlgError as error:
+        raise DataError(f"the update cannot be explained by these gradients: {error}") from error
     if not np.isfinite(usage.log_odds).all():
         raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
     return Explanation(metric=metric, ridges=ridges, solution=solution, usage=usage)
