@@ -2,6 +2,8 @@
 
 import gc
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -361,3 +363,43 @@ def test_wrong_limits_are_refused(given, said):
 def test_a_device_and_a_device_map_exclude_each_other(folders):
     with pytest.raises(ConfigError, match="leave out one of them"):
         ltmia.load_pair(*folders, device="cpu", device_map="auto")
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch
+import peft, transformers
+import ltmia
+from ltmia.models.tokens import EncodedText
+from ltmia.models.forward import forward_pair
+from ltmia.models.identity import parameters_sha256
+
+def peak():
+    return 1024 * int(re.findall(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[0])
+
+before = peak()
+pair = ltmia.load_pair(*sys.argv[1:3], dtype="float32", device_map=sys.argv[3])
+hashes = [parameters_sha256(model) for model in (pair.target, pair.reference)]
+texts = [EncodedText(ids=torch.arange(128).numpy() % 300) for _ in range(8)]
+losses = [float(part.target.double().sum()) for _ in range(2) for part in forward_pair(pair, texts)]
+print(peak() - before, *hashes, *losses)
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_far_below_the_size_of_the_models(folders, tmp_path):
+    large = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8}
+    config = AutoConfig.for_model("llama", vocab_size=4096, **large, bos_token_id=None, eos_token_id=None)
+    for name in ("target", "base"):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / name)
+        train_tokenizer(TEXTS, 300).save_pretrained(tmp_path / name)
+    size = sum(file.stat().st_size for file in tmp_path.glob("*/model.safetensors"))
+    assert size > 300e6
+    said = {}
+    for limits in ("cpu=0KB", "cpu=1GiB"):
+        command = [sys.executable, "-c", PEAK, str(tmp_path / "target"), str(tmp_path / "base"), limits]
+        said[limits] = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert said["cpu=0KB"][1:] == said["cpu=1GiB"][1:], "the same hashes and logits"
+    spread, whole = (float(words[0]) for words in said.values())
+    assert whole - spread > 0.7 * size, (spread, whole, size)

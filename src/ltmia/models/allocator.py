@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable
 from typing import cast
 
-LARGE_BYTES = 4 * 2**20
+LARGE_BYTES = 2**20
 """Blocks of this size or more go back to the system as soon as they are freed, if that is asked for."""
 M_MMAP_THRESHOLD = -3
 """Number of this setting in glibc's malloc.h."""
