@@ -285,6 +285,6 @@ def check_in_memory(model: nn.Module, reads: str) -> None:
     """
     if is_offloaded(model):
         raise ModelError(
-            f"{reads}, but {100 * offloaded_share(model):.0f} % of the weights are offloaded and loaded only while their layer "
-            "runs: leave out `device_map`, or allow it more memory"
+            f"{reads}, but {100 * offloaded_share(model):.0f} % of the weights are offloaded and loaded only while "
+            "their layer runs: leave out `device_map`, or allow it more memory"
         )
