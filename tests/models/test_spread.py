@@ -218,10 +218,10 @@ def test_gradients_of_offloaded_weights_are_refused_with_the_cure(spread, tmp_pa
     with pytest.raises(ModelError, match=r"`gradient_norm`.*offloaded"):
         ltmia.score_texts(spread, TEXTS, attacks="gradient_norm")
     texts, pair = Texts(texts=tuple(TEXTS), ids=tuple(map(str, range(len(TEXTS))))), LoadedPair(models=spread)
-    options = {"max_length": 32, "identity": PairIdentity.of(spread), "folder": tmp_path}
-    with prepared_update(pair, texts, "auto", **options) as prepared:
+    options = {"wanted": True, "max_length": 32, "identity": PairIdentity.of(spread), "folder": tmp_path}
+    with prepared_update(pair, texts, must_read=False, **options) as prepared:
         assert "offloaded" in prepared.reason
-    with pytest.raises(ModelError, match="offloaded"), prepared_update(pair, texts, "weights", **options):
+    with pytest.raises(ModelError, match="offloaded"), prepared_update(pair, texts, must_read=True, **options):
         pass
 
 
