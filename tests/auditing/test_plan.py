@@ -278,7 +278,7 @@ def test_the_command_prints_a_plan_and_refuses_what_it_would_ignore(tmp_path):
     done = CliRunner().invoke(app, ["doctor", target, "--plan", "--texts", "7", *given, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.output)
-    assert (found["n_tokens"], found["usable"]) == (7 * 128, True)
+    assert (found["n_tokens"], found["usable"]) == (7 * 512, True)
     assert found["n_flops"] == sum(found["flops"].values())
     shown = CliRunner().invoke(app, ["doctor", target, "--plan", "--device-memory", "0.01", "--device-tflops", "1"])
     assert shown.exit_code == 2

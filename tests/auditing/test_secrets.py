@@ -201,7 +201,9 @@ def test_what_is_handed_on_tells_no_value_and_only_whole_bits(planted: Planted) 
 
 def found_in(planted: Planted, sets: TextSets, given: tuple[Texts, Texts], config: JudgeConfig) -> FoundSecrets:
     spans = wanted_spans(config.spans, given, sets)
-    question = Question(kind="score", sets=sets, config=config, attacks=(), spans=spans)
+    question = Question(
+        kind="score", sets=sets, config=config, max_length=config.max_length or 128, attacks=(), spans=spans
+    )
     found = find_secrets(LoadedPair(planted.pair), question, silent)
     assert found is not None
     return found

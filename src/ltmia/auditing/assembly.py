@@ -132,7 +132,13 @@ def _check(
         attacks=question.attacks,
     )
     return check_validity(
-        pair, question.sets, scored.texts, found, classifier=scored.classifier, config=question.config
+        pair,
+        question.sets,
+        scored.texts,
+        found,
+        classifier=scored.classifier,
+        max_length=question.max_length,
+        seed=question.config.seed,
     )
 
 
@@ -210,7 +216,7 @@ def _write_tables(
     else:
         forget_spans(run)
     if isinstance(texts, StoredTexts):  # Ray workers return scores, not token statistics
-        revealed = (pair.models, sets.texts, question.config.max_length) if question.reveal and pair.models else None
+        revealed = (pair.models, sets.texts, question.max_length) if question.reveal and pair.models else None
         tokens = token_columns(texts, measured.scores[measured.judge], classifier=scored.classifier, revealed=revealed)
         write_tokens(tokens, run)
     return records

@@ -100,17 +100,19 @@ def audit_of(
     with hold_for(out, "audit", pair, texts, config, subject.hashes()) as run:
         sets = join_sets(*texts, "members", deduplicate=config.deduplicate)
         names = _named_attacks(config, sets)
+        spans = wanted_spans(config.spans, texts, sets, report)
+        models = audited(pair)
         question = Question(
             kind="audit",
             sets=sets,
             config=config,
+            max_length=config.max_length or models.default_length,
             attacks=names,
             shots=_shots(sets, config.seed),
-            spans=wanted_spans(config.spans, texts, sets, report),
+            spans=spans,
             reveal=config.reveal,
             subject=subject,
         )
-        models = audited(pair)
         subject.refuse(models)
         scored = score_sets(models, question, run, scorer=score_to_store, report=report)
         measured = _measure(subject, sets, scored.scores, names, config)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -35,21 +34,6 @@ from ltmia.runtime import dtype_name
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.stored_scores import ScoredTexts
 
-
-class CheckOptions(Protocol):
-    """Options that the checks read."""
-
-    @property
-    def max_length(self) -> int:
-        """Token ids read of each text."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Seed of the folds."""
-        ...
-
-
 N_RESCORED = 4
 """Texts scored a second time, alone, for the backend check."""
 N_COMPARED = 16
@@ -79,7 +63,8 @@ def check_validity(
     found: MeasuredScores,
     *,
     classifier: MembershipClassifier | None,
-    config: CheckOptions,
+    max_length: int,
+    seed: int,
 ) -> Validity:
     """Run every check of an audit.
 
@@ -89,17 +74,18 @@ def check_validity(
         scored: What the audit scored.
         found: What the audit measured so far.
         classifier: The learned classifier, if it took part.
-        config: The audit's options.
+        max_length: Tokens read of each text.
+        seed: Seed of the folds.
     """
     loaded = pair if isinstance(pair, LoadedPair) else None
     return Validity(
         blind=control_check(found.control, found.blind, "words", data.judged),
         near_duplicates=_duplicates(data),
-        length_only=length_check(scored.n_tokens, data.sides, found.judge, config.seed, data.judged),
+        length_only=length_check(scored.n_tokens, data.sides, found.judge, seed, data.judged),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
-        base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, config),
-        backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, config),
+        base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, max_length),
+        backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, max_length),
         power=power_check(data.n_judged, data.n_nonmembers, found.decisions, data.judged),
     )
 
@@ -131,21 +117,21 @@ def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: Member
     return expectation_check(sum(scored.reasons[row] is None for row in sampled_texts(len(scored.reasons))))
 
 
-def _base(pair: LoadedPair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _base(pair: LoadedPair, data: TextSets, scored: ScoredTexts, max_length: int) -> Check:
     """Compare the models on non-members, because training changes outputs on members; on members if need be."""
     usable = np.array([reason is None for reason in scored.reasons])
     nonmembers = np.flatnonzero(usable & (data.sides == 0))
     rows = nonmembers if len(nonmembers) else np.flatnonzero(usable)
     chosen = rows[:: max(len(rows) // N_COMPARED, 1)][:N_COMPARED]
-    return base_check(compare_with_base(pair, data.texts.take(chosen), config.max_length))
+    return base_check(compare_with_base(pair, data.texts.take(chosen), max_length))
 
 
-def _backend(pair: LoadedPair, data: TextSets, scored: ScoredTexts, config: CheckOptions) -> Check:
+def _backend(pair: LoadedPair, data: TextSets, scored: ScoredTexts, max_length: int) -> Check:
     """Score a few texts again, in batches as small as can be."""
     difference = scored.scores.get("difference", np.full(len(data.texts), np.nan))
     rows = np.flatnonzero(~np.isnan(difference))
     chosen = rows[:: max(len(rows) // N_RESCORED, 1)][:N_RESCORED]
-    found = rescore(pair, data.texts.take(chosen), difference[chosen].tolist(), config.max_length)
+    found = rescore(pair, data.texts.take(chosen), difference[chosen].tolist(), max_length)
     judged, nonmembers = data.split(difference)
     return backend_check(
         found,

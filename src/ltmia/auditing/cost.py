@@ -10,6 +10,7 @@ from ltmia.models.batching import BatchSize, most_tokens
 from ltmia.models.forward import CHUNK_BYTES
 from ltmia.models.head import HALF, MIXED_DEVICES, copy_bytes
 from ltmia.models.sizes import ModelShape, PairShape, Product
+from ltmia.scoring.extraction import DEFAULT_LENGTH
 from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
@@ -31,7 +32,7 @@ class Work:
 
     n_texts: int = 1000
     """Texts of an audit, members and non-members."""
-    max_length: int = 128
+    max_length: int = DEFAULT_LENGTH
     """Tokens of each text; shorter texts cost less."""
     batch_size: BatchSize = 16
     observer: ObserverChoice = "auto"

@@ -67,7 +67,7 @@ def continue_outstanding(
         return None
     rows = _outstanding(sets, scored, measured, config.continuations)
     n_judged = sum(row < sets.n_judged for row in rows)
-    encoded = pair.encode(sets.texts.take(rows), ExtractionConfig(max_length=config.max_length))
+    encoded = pair.encode(sets.texts.take(rows), ExtractionConfig(max_length=question.max_length))
     texts = [_cut(text, prompted=_prompted(sets, row)) for row, text in zip(rows, encoded, strict=True)]
     kept = KeptContinuations(run.private.continuations, scored.identity.key)
     found = continue_texts(pair.models, texts, seed=config.seed, kept=kept, report=report)

@@ -29,8 +29,8 @@ class JudgeConfig:
     """"full" or "lite" (part of this package), a folder, or a hub id; "full" when None."""
     fdr: float = 0.05
     """False discovery rate to flag records at."""
-    max_length: int = 128
-    """Tokens read of each text."""
+    max_length: int | None = None
+    """Tokens read of each text. None: as many as `AuditedPair.default_length` says."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     observer: ObserverChoice = "auto"
@@ -88,6 +88,8 @@ class Question:
     kind: Literal["audit", "score"]
     sets: TextSets
     config: JudgeConfig
+    max_length: int
+    """Tokens read of each text."""
     attacks: Sequence[str]
     """Attacks whose scores answer the question."""
     shots: Shots | None = None

@@ -70,14 +70,16 @@ def score(
             raise DataError("score needs at least one candidate and at least one text that was surely not used")
         _check_attack(config.attack)
         refuse_other_kind([config.attack], config.observer, sets)
+        spans = wanted_spans(config.spans, texts, sets, report)
+        models = audited(pair)
         question = Question(
             kind="score",
             sets=sets,
             config=config,
+            max_length=config.max_length or models.default_length,
             attacks=(config.attack,),
-            spans=wanted_spans(config.spans, texts, sets, report),
+            spans=spans,
         )
-        models = audited(pair)
         scored = score_sets(models, question, run, scorer=scorer, report=report)
         measured = _measure(sets, scored.scores, config)
         continued = continue_outstanding(models, question, scored, measured, run, report)

@@ -76,7 +76,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     _refuse_without_models(pair, question)
     check_observer(pair, question.config.observer)
     # Wrong recordings are refused here, before the folder is marked as theirs.
-    lengths = lengths_read(pair, question.sets.texts, question.config.max_length)
+    lengths = lengths_read(pair, question.sets.texts, question.max_length)
     run.begin_scoring()
     identity = pair.identity()
     task = _scoring_task(pair, question, run, identity, classifier, report)
@@ -154,9 +154,7 @@ def lengths_read(pair: AuditedPair, texts: Texts, asked: int) -> dict[str, int |
     """
     if pair.models is None:
         encoded = pair.encode(texts, ExtractionConfig(max_length=asked))
-        cut = [len(text.ids) for text in encoded if text.truncated]
-        longest = [max(len(text.ids) for text in encoded)] if any(text.truncated is None for text in encoded) else []
-        return {"max_length": min([asked, *cut, *longest]), "max_positions": None}
+        return {"max_length": min(asked, max(len(text.ids) for text in encoded)), "max_positions": None}
     return {"max_length": usable_length(pair.models, asked), "max_positions": pair.models.max_positions}
 
 
@@ -175,7 +173,7 @@ def _scoring_task(
         config=extraction_config(
             (*question.attacks, DIFFERENCE),  # checks of the models need it
             classifier,
-            max_length=config.max_length,
+            max_length=question.max_length,
             batch_size=config.batch_size,
             k=pair.k,
         ),
@@ -213,7 +211,7 @@ def _prepared_update(
         question.sets.texts,
         wanted=asked and config.observer != "logprobs",
         must_read=must_read,
-        max_length=config.max_length,
+        max_length=question.max_length,
         identity=identity,
         folder=run.private.gradients,
     )
@@ -228,7 +226,7 @@ def _several_passes(pair: AuditedPair, question: Question, scored: ScoredTexts, 
         pair.models,
         question.sets.texts.texts,
         question.attacks,
-        MultiPassConfig(max_length=config.max_length, batch_size=config.batch_size, shots=question.shots),
+        MultiPassConfig(max_length=question.max_length, batch_size=config.batch_size, shots=question.shots),
         kept=KeptScores(
             folder=run.private.multi_pass,
             fingerprint=str(scored.store.manifest["fingerprint"]),

@@ -76,7 +76,7 @@ def find_secrets(
                 for i, places in enumerate(side)
                 if i in rows
             ],
-            RankConfig(n_alternatives=config.alternatives, max_length=config.max_length, seed=config.seed),
+            RankConfig(n_alternatives=config.alternatives, max_length=question.max_length, seed=config.seed),
             kept=kept,
             report=report,
         )

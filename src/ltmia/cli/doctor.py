@@ -21,7 +21,7 @@ class PlanOptions:
     """Options of a plan."""
 
     n_texts: Annotated[int, typer.Option("--texts", min=1, help="With --plan: number of texts.")] = 1000
-    max_length: Annotated[int, typer.Option("--max-length", min=2, help="With --plan: tokens read of each text.")] = 128
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="With --plan: tokens read of each text.")] = 512
     batch_size: o.BatchSize = 16
     observer: o.Observer = o.ObserverName.auto
     sequential: o.Sequential = False

@@ -33,7 +33,7 @@ class JudgeOptions:
     classifier: o.Classifier = None
     observer: o.Observer = o.ObserverName.auto
     fdr: o.Fdr = 0.05
-    max_length: o.MaxLength = 128
+    max_length: o.MaxLength = "auto"
     batch_size: o.BatchSize = 16
     spans: o.Spans = None
     alternatives: o.Alternatives = 2000

@@ -64,6 +64,12 @@ def _batch_size(value: int | str) -> int | str:
     raise typer.BadParameter(f"{value!r}: expected a number of texts, or auto")
 
 
+def _max_length(value: int | str) -> int | None:
+    if value == "auto" or (str(value).isdecimal() and int(value) > 1):
+        return None if value == "auto" else int(value)
+    raise typer.BadParameter(f"{value!r}: expected a number of tokens from 2 on, or auto")
+
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -136,7 +142,19 @@ Checkpoints = Annotated[
         "training, or the output folder of a Trainer.",
     ),
 ]
-MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")]
+MaxLength = Annotated[
+    Any,  # int | "auto", as `BatchSize`
+    typer.Option(
+        "--max-length",
+        parser=_max_length,
+        metavar="N|auto",
+        help="Tokens read of each text; the rest is ignored. auto: as many as the target was trained on, if `ltmia "
+        "finetune` made it (at least 128), else 512; all that is recorded.",
+    ),
+]
+RecordedLength = Annotated[
+    int, typer.Option("--max-length", min=2, help="Tokens read of each text; the rest is ignored.")
+]
 BatchSize = Annotated[
     Any,  # int | "auto", which typer cannot say
     typer.Option(

@@ -71,7 +71,7 @@ def record(
     ] = None,
     text_column: o.TextColumn = "text",
     id_column: o.IdColumn = None,
-    max_length: o.MaxLength = 128,
+    max_length: o.RecordedLength = 512,
     batch_size: o.BatchSize = 16,
     dtype: o.DtypeOption = o.Dtype.auto,
     device: o.Device = "auto",

@@ -45,9 +45,8 @@ def synthetic(
     from ltmia.finetuning.config import FinetuneConfig
     from ltmia.models.loading import LoadOptions
 
-    tuning = FinetuneConfig(
-        epochs=epochs, learning_rate=learning_rate, lora=lora, max_length=judging.max_length, seed=seed
-    )
+    length = {} if judging.max_length is None else {"max_length": judging.max_length}
+    tuning = FinetuneConfig(epochs=epochs, learning_rate=learning_rate, lora=lora, seed=seed, **length)
     with set_aside_on_failure(out):
         read = o.reader(base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
         member_texts, nonmember_texts = columns.read(read, members, nonmembers)

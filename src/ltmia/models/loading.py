@@ -299,7 +299,12 @@ def _beneath(source: ModelSource, base: ModelSource, options: LoadOptions) -> Mo
 
 def _origin(source: ModelSource, options: LoadOptions) -> ModelOrigin:
     revision = source.commit or source.revision
-    return ModelOrigin(source=source.given, revision=revision, trust_remote_code=options.trust_remote_code)
+    return ModelOrigin(
+        source=source.given,
+        revision=revision,
+        trust_remote_code=options.trust_remote_code,
+        trained_length=source.trained_length,
+    )
 
 
 def _pair_sequential(

@@ -32,6 +32,8 @@ class ModelOrigin:
     trust_remote_code: bool = False
     remarks: tuple[str, ...] = ()
     """Changes made to its weights while loading."""
+    trained_length: int | None = None
+    """Tokens of each text that it was fine-tuned on, where its folder says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are a package of their own
 
 from ltmia.errors import ModelError
+from ltmia.ownership import read_marker
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,6 +87,13 @@ class ModelSource:
     def commit(self) -> str | None:
         """Commit of a model on the hub; None for other models, or if it is unknown."""
         return self.revision.resolved if isinstance(self.revision, ResolvedRevision) else None
+
+    @property
+    def trained_length(self) -> int | None:
+        """Tokens of each text that it was fine-tuned on, if `ltmia finetune` made it."""
+        marker = None if self.path is None else read_marker(self.path)
+        length = None if marker is None else marker.settings.get("max_length")
+        return length if isinstance(length, int) else None
 
     @property
     def has_tokenizer(self) -> bool:

@@ -8,9 +8,19 @@ from ltmia.features.columns import DEFAULT_K
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.records import Texts
-from ltmia.scoring.extraction import ExtractedBatch, ExtractionConfig, ExtractionRun, encode, extract_batches
+from ltmia.scoring.extraction import (
+    DEFAULT_LENGTH,
+    ExtractedBatch,
+    ExtractionConfig,
+    ExtractionRun,
+    encode,
+    extract_batches,
+)
 from ltmia.scoring.identity import PairIdentity
 from ltmia.weights.gradients import GradientReader
+
+LEAST_LENGTH = 128
+"""Tokens read at least: a folder that says less must not hide the rest of the texts."""
 
 
 class AuditedPair(Protocol):
@@ -34,6 +44,11 @@ class AuditedPair(Protocol):
     @property
     def k(self) -> int:
         """Number of top and bottom tokens kept per position."""
+        ...
+
+    @property
+    def default_length(self) -> int:
+        """Tokens of each text that are read unless the user names a number."""
         ...
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
@@ -84,6 +99,12 @@ class LoadedPair:
     def k(self) -> int:
         """Number of top and bottom tokens kept per position."""
         return DEFAULT_K
+
+    @property
+    def default_length(self) -> int:
+        """As many tokens as the target was trained on, if its folder says so, but at least 128; else 512."""
+        told = self.models.target_origin.trained_length
+        return DEFAULT_LENGTH if told is None else max(told, LEAST_LENGTH)
 
     def refuse(self, attacks: Sequence[str], version: str | None, *, reveal: bool = False) -> None:
         """Refuse nothing."""

@@ -23,6 +23,7 @@ from ltmia.models.sizes import model_sizes
 from ltmia.models.tokens import EncodedText, encode_texts
 from ltmia.progress import Report, silent
 from ltmia.records import ModelStatistics, Texts
+from ltmia.scoring.extraction import DEFAULT_LENGTH
 from ltmia.scoring.recording import (
     Batches,
     RecordingWork,
@@ -48,7 +49,7 @@ class EndpointRecordConfig:
     """Name of the base on the same server, if the self-test shall see that the adapter has an effect."""
     check_against: str | None = None
     """Local weights of the served model, if the self-test shall compare the server with them."""
-    max_length: int = 128
+    max_length: int = DEFAULT_LENGTH
     """Largest number of token ids per text; the rest is not read."""
     loading: LoadOptions = field(default_factory=LoadOptions)
     """How tokenizer and local weights are loaded."""

@@ -22,6 +22,9 @@ from ltmia.records import RaggedStatistics, TokenStatistics
 from ltmia.scoring.pair_runner import BatchStatistics, ExtractionClock, PairRunner
 from ltmia.weights.gradients import GradientReader
 
+DEFAULT_LENGTH = 512
+"""Tokens read of each text if nobody says how many were trained on; see docs/study.md."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionConfig:
@@ -31,7 +34,7 @@ class ExtractionConfig:
     """Fast attacks to score in the pass."""
     k: int = DEFAULT_K
     """Number of top and bottom tokens kept per position."""
-    max_length: int = 128
+    max_length: int = DEFAULT_LENGTH
     """Largest number of token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass; halved if memory runs out. "auto": as many as fit into memory."""

@@ -89,7 +89,7 @@ def score_texts(
     attacks: str | Sequence[str] = "fast",
     classifier: MembershipClassifier | None = None,
     shots: Shots | None = None,
-    max_length: int = 128,
+    max_length: int | None = None,
     batch_size: BatchSize = 16,
 ) -> dict[str, Float64[np.ndarray, " texts"]]:
     """Score texts with several attacks, the fast ones in one pass of each model.
@@ -101,7 +101,7 @@ def score_texts(
         attacks: "fast", "all", or names. The bag-of-words control needs labels and is part of `audit` only.
         classifier: The learned attack, for example `shipped_classifier("lite")`; the shipped one `full` when None.
         shots: Texts of known membership, for attacks that use few-shot examples.
-        max_length: Tokens read of each text.
+        max_length: Tokens read of each text; None for as many as an audit reads.
         batch_size: Texts per forward pass, or "auto" for as many as fit; scores do not depend on it.
 
     Returns:
@@ -123,12 +123,13 @@ def score_texts(
             " and ".join(learned), len(texts), FEWEST_TO_LEARN_FROM,
         )  # fmt: skip
     chosen = (classifier or shipped_classifier()) if LEARNED in names else None
-    config = extraction_config(names, chosen, max_length=max_length, batch_size=batch_size)
+    length = max_length or LoadedPair(pair).default_length
+    config = extraction_config(names, chosen, max_length=length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}
     if config.attacks or config.expectations:
         with _stored(pair, texts, config) as store:
             scores |= {name: store.scores(name) for name in store.score_names if name in names}
             if chosen is not None:
                 scores[LEARNED] = classify_store(chosen, store)
-    several = MultiPassConfig(max_length=max_length, batch_size=batch_size, shots=shots or Shots())
+    several = MultiPassConfig(max_length=length, batch_size=batch_size, shots=shots or Shots())
     return scores | multi_pass_scores(pair, texts, names, several)

@@ -1,5 +1,6 @@
 """A pair of recordings that takes the place of the models."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,11 @@ class RecordedPair:
             raise ConfigError(
                 f"recordings hold too little for {', '.join(refused)}: {'; '.join(cures)}, or give the models"
             )
+
+    @property
+    def default_length(self) -> int:
+        """All that is recorded."""
+        return sys.maxsize
 
     def identity(self) -> PairIdentity:
         """Hash both recordings, and describe their models as their headers do."""

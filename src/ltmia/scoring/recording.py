@@ -28,7 +28,7 @@ from ltmia.ownership import read_marker
 from ltmia.progress import Report, silent
 from ltmia.records import ModelStatistics, Texts, hash_strings
 from ltmia.runtime import dtype_name
-from ltmia.scoring.extraction import ExtractionConfig, encode
+from ltmia.scoring.extraction import DEFAULT_LENGTH, ExtractionConfig, encode
 
 LINES_FILE = "lines.jsonl"
 
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class RecordConfig:
     """Settings of a recording."""
 
-    max_length: int = 128
+    max_length: int = DEFAULT_LENGTH
     """Largest number of token ids per text; the rest is not read."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
