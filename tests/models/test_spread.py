@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ltmia
 from ltmia.auditing.model_evidence import rescore, weight_change
 from ltmia.auditing.update import prepared_update
+from ltmia.cli.options import Dtype, pair_to_load
 from ltmia.errors import ConfigError, ModelError
 from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.models.batching import free_bytes
@@ -365,6 +366,13 @@ def test_a_device_and_a_device_map_exclude_each_other(folders):
         ltmia.load_pair(*folders, device="cpu", device_map="auto")
 
 
+def test_a_launcher_gives_each_process_its_own_device(folders, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = pair_to_load(*folders, dtype=Dtype.float32, device_map="auto")
+    with pytest.raises(ConfigError, match="`device_map` gives each model all devices, and a launcher"), given:
+        pass
+
+
 PEAK = """
 import re, sys
 from pathlib import Path
@@ -403,3 +411,16 @@ def test_the_peak_of_memory_is_far_below_the_size_of_the_models(folders, tmp_pat
     assert said["cpu=0KB"][1:] == said["cpu=1GiB"][1:], "the same hashes and logits"
     spread, whole = (float(words[0]) for words in said.values())
     assert whole - spread > 0.7 * size, (spread, whole, size)
+
+
+@pytest.mark.slow
+def test_models_split_over_two_processes_give_the_same_numbers(folders, tmp_path):
+    torchrun, script = Path(sys.executable).parent / "torchrun", Path(__file__).parent / "split_model.py"
+    command = [str(torchrun), "--nproc-per-node", "2", "--standalone", str(script), *folders, str(tmp_path / "found")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    found = json.loads((tmp_path / "found").read_text("utf-8"))
+    assert found["same"] == [True, True], "the same hashes of weights"
+    assert found["noise"] < 1e-5
+    assert found["scores"] < 1e-5
+    assert found["local"] < 0.6 * found["whole"], "a process holds about half of the numbers"
+    assert "split over several processes: load each model whole" in found["refused"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltmia.kernels.bfloat16_product import has_bfloat16_product, multiply, packed
-from ltmia.models.spread import loaded
+from ltmia.models.spread import gathered, loaded
 
 HALF = (torch.bfloat16, torch.float16)
 COPY_BYTES = 2**30
@@ -38,7 +38,7 @@ def float32_head(head: nn.Module) -> Head:
     if type(head) is not nn.Linear:
         return plain_float32_head(head)
     with loaded(head):  # offloaded weights stay in memory as long as the function does
-        weight, bias = head.weight, None if head.bias is None else head.bias.float()
+        weight, bias = gathered(head.weight), None if head.bias is None else gathered(head.bias).float()
     half = weight.dtype in HALF
     if half and weight.device.type in MIXED_DEVICES:
         return _mixed(weight, bias)

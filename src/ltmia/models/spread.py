@@ -20,6 +20,7 @@ from accelerate.utils.modeling import has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ltmia.errors import ConfigError, ModelError
 from ltmia.models.allocator import return_large_blocks
@@ -199,7 +200,7 @@ class Weights(Mapping[str, Tensor]):
         Raises:
             ModelError: If it has none, and no hook of accelerate to load them.
         """
-        tensor = self._tensors[name]
+        tensor = gathered(self._tensors[name])
         if tensor.device != META:
             return tensor
         found = self._hooked.get(name) or self._hooked.get(own_name(name))
@@ -225,6 +226,11 @@ def _check_offloaded(model: nn.Module) -> None:
             weights[name]
         except (ValueError, OSError, LookupError, SafetensorError) as error:
             raise ModelError(f"{model.name_or_path}: {name} cannot be loaded from its files: {error}") from error
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor whole: if it is split over the processes of a launcher, all of them must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
@@ -281,8 +287,10 @@ def check_in_memory(model: nn.Module, reads: str) -> None:
         reads: The work, and what it reads, as a clause that begins the message.
 
     Raises:
-        ModelError: If some are offloaded.
+        ModelError: If some are offloaded, or split over processes.
     """
+    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+        raise ModelError(f"{reads}, but the weights are split over several processes: load each model whole")
     if is_offloaded(model):
         raise ModelError(
             f"{reads}, but {100 * offloaded_share(model):.0f} % of the weights are offloaded and loaded only while "
