@@ -25,7 +25,7 @@ from ltmia.auditing.cost import (
 )
 from ltmia.auditing.doctor import Finding
 from ltmia.auditing.speed import Clock, Speed, measure_speed
-from ltmia.auditing.spread_cost import about_spread, count_spread, cure_of_spread, spread_memory
+from ltmia.auditing.spread_cost import Spread, about_spread, count_spread, cure_of_spread, spread_memory
 from ltmia.auditing.update import MUST_READ
 from ltmia.errors import ConfigError
 from ltmia.evaluation.wording import percent
@@ -33,6 +33,7 @@ from ltmia.models.batching import free_bytes
 from ltmia.models.head import HALF, MIXED_DEVICES
 from ltmia.models.loading import LoadKeywords, LoadOptions
 from ltmia.models.sizes import PairShape, pair_shape
+from ltmia.models.spread import computing_device
 from ltmia.runtime import dtype_name, pick_dtype
 
 RANGE = (0.8, 1.25)
@@ -116,34 +117,28 @@ def plan_audit(
         ConfigError: If there is no such dtype or device.
     """
     options, work = LoadOptions(**keywords), work or Work()
-    pair, device = pair_shape(target, base, options), options.computes_on
+    pair, device = pair_shape(target, base, options), computing_device(options.device, options.device_map)
     setting = Setting(
         pair=pair,
         work=work,
         dtype=_dtype(pair, options.dtype, device, at_hand=accelerators is None),
         device_type=device.type if accelerators is None else MIXED_DEVICES[0],
     )
-    given = None if accelerators is None else (accelerators.n_devices, int(accelerators.memory_gib * GIB))
-    spread = None if options.device_map is None else count_spread(setting, options.device_map, given)
-    if spread is not None and spread.offloaded and work.observer == "auto":  # an audit then reads no gradients
-        setting = replace(setting, work=replace(work, observer="logprobs"))
-    flops, memory = count_flops(setting), count_memory(setting)
-    if spread is not None:
-        memory = spread_memory(memory, setting, spread)
-        accelerators = None if accelerators is None else replace(accelerators, n_devices=1)  # one computes at a time
+    setting, spread = _spread(setting, options.device_map, accelerators)
+    flops, memory = count_flops(setting), spread_memory(count_memory(setting), setting, spread)
     if accelerators is None:
         free = free_bytes(device)
         seconds, where = _measured_seconds(setting, flops, device, clock)
     else:
         free = int(accelerators.memory_gib * GIB)
-        seconds, where = _given_seconds(flops, accelerators)
-    host = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(setting.work)
-    host += 0 if spread is None else spread.host_bytes
+        seconds, where = _given_seconds(flops, accelerators, in_turn=spread is not None)
     return Plan(
         findings=(
             *_about(setting, flops),
             *(() if spread is None else about_spread(spread, work)),
-            *_about_memory(setting, memory, free, host, _cure if spread is None else cure_of_spread),
+            *_about_memory(
+                setting, memory, free, _host_bytes(setting, spread), _cure if spread is None else cure_of_spread
+            ),
             *_about_disk(setting),
             Finding(level="ok", sentence=f"time: {duration(seconds[0])} to {duration(seconds[1])} on {where}"),
             *_about_checkpoints(setting, flops),
@@ -155,7 +150,7 @@ def plan_audit(
         n_flops=flops.total,
         memory=memory,
         memory_bytes=memory.total,
-        host_bytes=host,
+        host_bytes=_host_bytes(setting, spread),
         free_bytes=free,
         disk_bytes=sum(disk_bytes(setting).values()),
         seconds=seconds,
@@ -178,10 +173,29 @@ def _measured_seconds(
     return (RANGE[0] * likely, RANGE[1] * likely), f"{device}, at the speed measured now"
 
 
-def _given_seconds(flops: Flops, accelerators: Accelerators) -> tuple[tuple[float, float], str]:
-    """Return the same for devices whose peak is given."""
+def _spread(
+    setting: Setting, device_map: str | None, accelerators: Accelerators | None
+) -> tuple[Setting, Spread | None]:
+    """Return where weights lie, if models are spread, and the setting: with offloaded ones, no gradients are read."""
+    if device_map is None:
+        return setting, None
+    given = None if accelerators is None else (accelerators.n_devices, int(accelerators.memory_gib * GIB))
+    spread = count_spread(setting, device_map, given)
+    if spread.offloaded and setting.work.observer == "auto":
+        setting = replace(setting, work=replace(setting.work, observer="logprobs"))
+    return setting, spread
+
+
+def _host_bytes(setting: Setting, spread: Spread | None) -> int:
+    beside = 0 if setting.device_type == "cpu" else LIBRARIES_BYTES + solve_bytes(setting.work)
+    return beside + (spread.host_bytes if spread else 0)
+
+
+def _given_seconds(flops: Flops, accelerators: Accelerators, *, in_turn: bool) -> tuple[tuple[float, float], str]:
+    """Return the same for devices whose peak is given; in turn: only one computes at a time."""
     low, high = SHARES
-    at_peak = (flops.total - flops.solve) / (accelerators.tflops * 1e12 * accelerators.n_devices)
+    n_at_once = 1 if in_turn else accelerators.n_devices
+    at_peak = (flops.total - flops.solve) / (accelerators.tflops * 1e12 * n_at_once)
     where = f"{accelerators.n_devices} given device(s), if passes reach {percent(low)} to {percent(high)} of the peak"
     return (at_peak / high, at_peak / low), where
 

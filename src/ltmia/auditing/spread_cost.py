@@ -118,8 +118,10 @@ def _fill(limits: dict[Place, int], size: int, rest: str) -> dict[Place, int]:
     return found
 
 
-def spread_memory(memory: Memory, setting: Setting, spread: Spread) -> Memory:
+def spread_memory(memory: Memory, setting: Setting, spread: Spread | None) -> Memory:
     """Return the memory of each device: its weights, the largest offloaded matrix, and heads that are loaded."""
+    if spread is None:
+        return memory
     weights = spread.on_each_device
     if spread.offloaded:
         heads = [shape.n_head for shape in setting.models]

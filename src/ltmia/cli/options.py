@@ -184,8 +184,7 @@ DeviceMap = Annotated[
     typer.Option(
         "--device-map",
         metavar="auto|LIMITS",
-        help="Instead of --device: spread each model over accelerators, memory and disk; auto, or the most that a "
-        "model may take of each, as in 0=20GiB,cpu=60GiB (0: first accelerator); the rest is read from disk.",
+        help="Spread each model over devices, memory and disk: auto, or the most on each, as in 0=20GiB,cpu=60GiB.",
     ),
 ]
 Day = Annotated[

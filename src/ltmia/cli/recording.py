@@ -92,15 +92,10 @@ def record(
 
     known = _model_known_here(model, server, tokenizer)
     refuse_inputs(out, [name for name in (model, *texts, tokenizer, server.check_against) if name])
-    read_texts = o.reader(known, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    allowed = {"trust_remote_code": trust_remote_code, "allow_hub": allow_hub}
+    read_texts = o.reader(known, None, day=day, **allowed)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
-    options = LoadOptions(
-        dtype=dtype.value,
-        device=device,
-        device_map=device_map,
-        trust_remote_code=trust_remote_code,
-        allow_hub=allow_hub,
-    )
+    options = LoadOptions(dtype=dtype.value, device=device, device_map=device_map, **allowed)
     with progress(quiet=quiet) as report:
         if model is None:
             _record_endpoint(server, read, out, known, options, max_length, overwrite=overwrite, report=report)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ltmia.errors import ConfigError, ModelError
+from ltmia.errors import ModelError
 from ltmia.models.adapters import Adapted, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair, pair_in_memory
@@ -21,7 +21,7 @@ from ltmia.models.sources import ModelSource, adapter_stack, base_source, check_
 from ltmia.models.spread import computing_device
 from ltmia.models.tokenizer_files import compare_tokens, read_tokenizer
 from ltmia.models.weight_files import check_weights
-from ltmia.runtime import DTYPES, dtype_name, pick_device, pick_dtype
+from ltmia.runtime import DTYPES, dtype_name, pick_dtype
 from ltmia.shown_names import shown_path
 
 
@@ -41,19 +41,6 @@ class LoadOptions:
     """Run code that comes with a model. Off unless the user asks."""
     allow_hub: bool = False
     """Download a base that only an adapter's config or a model card names. Off unless the user asks."""
-
-    @property
-    def computes_on(self) -> torch.device:
-        """Device that computes; the first one of a device map.
-
-        Raises:
-            ConfigError: If there is no such device, or both a device and a device map are given.
-        """
-        if self.device_map is None:
-            return pick_device(self.device)
-        if self.device != "auto":
-            raise ConfigError("`device` and `device_map` both say where the models run: leave out one of them")
-        return computing_device(self.device_map)
 
 
 class LoadKeywords(TypedDict, total=False):
@@ -154,7 +141,7 @@ def load_model(source: str | ModelSource, options: LoadOptions) -> tuple[PreTrai
     model, remarks = read_model(
         source,
         dtype=DTYPES[options.dtype],
-        device=options.computes_on,
+        device=computing_device(options.device, options.device_map),
         device_map=options.device_map,
         trust_remote_code=options.trust_remote_code,
     )
@@ -169,7 +156,7 @@ def one_dtype(sources: Sequence[ModelSource], options: LoadOptions) -> LoadOptio
         ModelError: If one of the models cannot be used.
         ConfigError: If there is no such dtype or device.
     """
-    device, trusted = options.computes_on, options.trust_remote_code
+    device, trusted = computing_device(options.device, options.device_map), options.trust_remote_code
     if options.dtype != "auto":
         return replace(options, dtype=dtype_name(pick_dtype(options.dtype, torch.float32, device)))
     stored = (

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from ltmia.errors import ConfigError, ModelError
 from ltmia.models.allocator import return_large_blocks
 from ltmia.models.batching import free_bytes
+from ltmia.runtime import pick_device
 
 FREE_SHARE = 0.6
 """Share of the free memory of each device that "auto" gives to the weights of the next model; the other model of a pair
@@ -67,12 +68,16 @@ def memory_limits(device_map: str) -> dict[Place, int]:
     return found
 
 
-def computing_device(device_map: str) -> torch.device:
-    """Return the device that computes the first layers: an accelerator if one is in the map, else the CPU.
+def computing_device(device: str, device_map: str | None) -> torch.device:
+    """Return the device that computes; of a device map the first accelerator, or the CPU if there is none.
 
     Raises:
-        ConfigError: As `memory_limits`.
+        ConfigError: If there is no such device, or both are given.
     """
+    if device_map is None:
+        return pick_device(device)
+    if device != "auto":
+        raise ConfigError("`device` and `device_map` both say where the models run: leave out one of them")
     first = next((place for place, n_bytes in memory_limits(device_map).items() if n_bytes), "cpu")
     return torch.device(first)
 
