@@ -1,7 +1,7 @@
 """Says what an audit will cost, from the two models' configs alone: FLOPs, memory, disk and time."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -136,9 +136,7 @@ def plan_audit(
         findings=(
             *_about(setting, flops),
             *(() if spread is None else about_spread(spread, work)),
-            *_about_memory(
-                setting, memory, free, _host_bytes(setting, spread), _cure if spread is None else cure_of_spread
-            ),
+            *_about_memory(setting, memory, free, spread),
             *_about_disk(setting),
             Finding(level="ok", sentence=f"time: {duration(seconds[0])} to {duration(seconds[1])} on {where}"),
             *_about_checkpoints(setting, flops),
@@ -234,9 +232,8 @@ def _about(setting: Setting, flops: Flops) -> Iterator[Finding]:
     yield Finding(level="ok", sentence=f"{read} tokens, {flops.total:.2e} FLOPs in all ({parts})")
 
 
-def _about_memory(
-    setting: Setting, memory: Memory, free: int | None, host: int, cure: Callable[[Setting, int], str]
-) -> Iterator[Finding]:
+def _about_memory(setting: Setting, memory: Memory, free: int | None, spread: Spread | None) -> Iterator[Finding]:
+    cure, host = _cure if spread is None else cure_of_spread, _host_bytes(setting, spread)
     parts = ", ".join(
         f"{name} {gib(getattr(memory, name))}"
         for name in ("weights", "activations", "logits", "libraries", "solve")
