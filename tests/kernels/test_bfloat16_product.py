@@ -1,12 +1,15 @@
 """The product of bfloat16 matrices is the exact one, up to float32 sums, for every shape."""
 
+import numba
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numba.core.caching import CacheImpl
 
 from ltmia.kernels.bfloat16_product import COLUMNS, ROWS, has_bfloat16_product, multiply, packed
+from ltmia.kernels.compiled import compiled
 
 pytestmark = pytest.mark.skipif(not has_bfloat16_product(), reason="this CPU has no AVX512-BF16")
 
@@ -43,3 +46,28 @@ def test_threads_share_the_columns() -> None:
         finally:
             torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+def test_matrices_may_begin_at_any_number() -> None:
+    rows, weight = torch.randn(1 + 7 * 8).bfloat16()[1:].view(7, 8), torch.randn(1 + 9 * 8).bfloat16()[1:].view(9, 8)
+    out = torch.empty(7, 9)
+    multiply(rows, packed(torch.nn.Parameter(weight)), out)
+    np.testing.assert_allclose(out, rows.double() @ weight.double().T, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("DISABLE_JIT", 1), ("CPU_NAME", "generic"), ("CPU_FEATURES", ""), ("CPU_FEATURES", "+avx2"), ("ENABLE_AVX", 0)],
+)
+def test_numba_must_compile_for_this_cpu(monkeypatch: pytest.MonkeyPatch, setting: str, value: object) -> None:
+    monkeypatch.setattr(numba.config, setting, value)
+    assert not has_bfloat16_product()
+
+
+def test_a_kernel_needs_no_folder_for_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert compiled(_twice)(4) == 8
+
+
+def _twice(x: int) -> int:
+    return 2 * x

@@ -35,6 +35,19 @@ def test_a_head_is_the_product_in_float32(monkeypatch, bias, dtype, path):
         np.testing.assert_allclose(found.numpy(), expected[:rows].detach().numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("width", [24, 25])
+@pytest.mark.parametrize(
+    ("states", "weights"), [("float32", "bfloat16"), ("float16", "bfloat16"), ("bfloat16", "float16")]
+)
+def test_states_of_another_dtype_are_not_rounded(states, weights, width):
+    linear = nn.Linear(width, 301, dtype=getattr(torch, weights))
+    hidden = torch.randn(9, width).to(getattr(torch, states))
+    with torch.inference_mode():
+        found = float32_head(linear)(hidden)
+    expected = hidden.double() @ linear.weight.double().T + linear.bias.double()
+    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), atol=2e-6)
+
+
 def test_the_logits_of_a_large_vocabulary_stay_within_the_bound():
     vocab_size = 151_936
     shape = GPT2Config(vocab_size=vocab_size, n_embd=8, n_layer=1, n_head=2, n_positions=128)

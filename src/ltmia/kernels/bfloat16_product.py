@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from llvmlite import binding, ir
 from numba import config as numba_config
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+
+from ltmia.kernels.compiled import compiled
 
 ROWS = 6
 """Rows of a tile of the result. Its sums stay in registers: 6 x 4 of the 32 that hold 16 floats each."""
@@ -41,9 +43,11 @@ _INT64 = ir.IntType(64)
 
 
 def has_bfloat16_product() -> bool:
-    """Say whether this CPU has the instruction, and numba compiles for this CPU and no other."""
-    generic = bool(numba_config.CPU_NAME or numba_config.CPU_FEATURES)
-    return not generic and bool(binding.get_host_cpu_features().get("avx512bf16", False))
+    """Say whether this CPU has the instruction, and numba compiles for all that this CPU has."""
+    named = (numba_config.CPU_NAME, numba_config.CPU_FEATURES) != (None, None)
+    if named or numba_config.DISABLE_JIT or not numba_config.ENABLE_AVX:
+        return False
+    return bool(binding.get_host_cpu_features().get("avx512bf16", False))
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -55,7 +59,7 @@ def packed(weight: Tensor) -> Tensor:
     Returns:
         (panels, k / 2, columns) int32, each two bfloat16 numbers; as large as `weight`.
     """
-    pairs = weight.contiguous().view(torch.int32)
+    pairs = _pairs(weight)
     panels = torch.empty(-(-len(pairs) // COLUMNS), pairs.shape[1], COLUMNS, dtype=torch.int32)
     _pack(pairs.numpy(), panels.numpy())
     return panels
@@ -69,13 +73,19 @@ def multiply(rows: Tensor, panels: Tensor, out: Tensor) -> None:
         panels: `packed` weight.
         out: (n, m) float32; each row is contiguous.
     """
-    pairs, n_threads = rows.contiguous().view(torch.int32).numpy(), torch.get_num_threads()
+    pairs, n_threads = _pairs(rows).numpy(), torch.get_num_threads()
 
     def fill(first: int) -> None:
         _multiply(pairs, panels.numpy(), out.numpy(), first, n_threads)
 
     with ThreadPoolExecutor(n_threads) as threads:
         list(threads.map(fill, range(n_threads)))
+
+
+def _pairs(matrix: Tensor) -> Tensor:
+    """Return a bfloat16 matrix as int32, two numbers in each; copied if torch cannot read it so."""
+    whole = matrix.detach().contiguous()
+    return (whole.clone() if whole.storage_offset() % 2 else whole).view(torch.int32)
 
 
 def _place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
@@ -141,7 +151,7 @@ def _tile(_context: Any, _rows: Any, _row_bytes: Any, _panel: Any, _n_pairs: Any
     return types.void(*(types.int64,) * 6), generate
 
 
-@njit(cache=True)
+@compiled
 def _pack(pairs: Any, panels: Any) -> None:
     n_pairs = pairs.shape[1]
     whole = n_pairs - n_pairs % LANES
@@ -156,7 +166,7 @@ def _pack(pairs: Any, panels: Any) -> None:
         panel[whole:, : len(some)] = some[:, whole:].T
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _multiply(rows: Any, panels: Any, out: Any, first: int, step: int) -> None:
     """Write the columns of every `step`-th panel, from the panel `first` on."""
     (n, n_pairs), whole = rows.shape, len(rows) - len(rows) % ROWS

@@ -10,6 +10,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
+from ltmia.kernels.compiled import compiled
+
 # numba's cache of `fill_statistics` is of this file alone: touch it when that module changes.
 from ltmia.kernels.ranking import BLOCK, MINUS_INFINITY_KEY, SCANNED_AT_ONCE, bound_blocks, extreme_ids, write_ranks
 
@@ -154,7 +156,7 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
 
 
 # Threads call this at the same time, each for its own rows. numba's parallel loops take a third longer to compile.
-@njit(nogil=True, cache=True)
+@compiled
 def fill_statistics(target: Any, reference: Any, truth: Any, out: Any, first: int, step: int) -> None:
     """Write the statistics of every `step`-th position pair, from the pair `first` on.
 

@@ -7,6 +7,7 @@ module does not know what a model does after its head.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -39,16 +40,33 @@ def float32_head(head: nn.Module) -> Head:
         return plain_float32_head(head)
     with loaded(head):  # offloaded weights stay in memory as long as the function does
         weight, bias = gathered(head.weight), None if head.bias is None else gathered(head.bias).float()
-    half = weight.dtype in HALF
-    if half and weight.device.type in MIXED_DEVICES:
+    half = _half_head(weight, bias) if weight.dtype in HALF else None
+    if half is None:
+        return _wide_head(weight, bias)
+    wide = cache(lambda: _wide_head(weight, bias))  # made only if needed: it may copy the weights
+    # Such products would round hidden states of another dtype.
+    return lambda hidden: (half if hidden.dtype == weight.dtype else wide())(hidden)
+
+
+def _half_head(weight: Tensor, bias: Tensor | None) -> Head | None:
+    """Return a head that multiplies half-precision numbers into float32 sums, which rounds nothing.
+
+    Returns:
+        The head; None if the hardware has no such product.
+    """
+    if weight.device.type in MIXED_DEVICES:
         return _mixed(weight, bias)
-    # bfloat16 factors lose nothing in bfloat16 products with float32 sums, where the hardware has them.
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
         if torch.cpu._is_amx_tile_supported():
             return _buffered(weight, bias, Tensor.float, _by_amx)
         if has_bfloat16_product() and weight.shape[1] % 2 == 0:
-            return _buffered(weight, bias, packed, lambda rows, panels, out: multiply(rows.bfloat16(), panels, out))
-    if _has_onednn(weight) and (not half or 4 * weight.numel() <= COPY_BYTES):
+            return _buffered(weight, bias, packed, multiply)
+    return None
+
+
+def _wide_head(weight: Tensor, bias: Tensor | None) -> Head:
+    """Return a head that multiplies in float32."""
+    if _has_onednn(weight) and (weight.dtype not in HALF or 4 * weight.numel() <= COPY_BYTES):
         return _onednn(weight.float(), bias)
     return _buffered(weight, bias, Tensor.float, _in_float32)
 
@@ -75,7 +93,7 @@ def _has_onednn(weight: Tensor) -> bool:
 
 def _mixed(weight: Tensor, bias: Tensor | None) -> Head:
     def apply(hidden: Tensor) -> Tensor:
-        logits = torch.mm(hidden.to(weight.device, weight.dtype), weight.T, out_dtype=torch.float32)
+        logits = torch.mm(hidden.to(weight.device), weight.T, out_dtype=torch.float32)
         return logits if bias is None else logits.add_(bias)
 
     return apply
