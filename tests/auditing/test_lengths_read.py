@@ -3,6 +3,7 @@
 import pytest
 
 from ltmia.auditing.audit import AuditConfig, audit
+from ltmia.errors import ConfigError
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
 from ltmia.finetuning.tiny import TinyConfig, build_base
@@ -69,3 +70,15 @@ def test_all_that_is_recorded_is_read(tmp_path):
     config = AuditConfig(attacks="loss")
     found = audit(load_recorded_pair(*paths), *sides, tmp_path / "out", config=config).results
     assert (found.settings["max_length"], found.data.n_cut) == (333, 4)
+
+
+@pytest.mark.parametrize("asked", [0, 1, -3])
+def test_a_length_without_a_scored_token_is_refused(tmp_path, asked):
+    pair = Pair(target=small(1), reference=small(2), tokenizer=TOKENIZER)
+    for run in (
+        lambda: score_texts(pair, ["a crate"], attacks="loss", max_length=asked),
+        lambda: audit(pair, ["a crate"], ["a pier"], tmp_path / "out", config=AuditConfig(max_length=asked)),
+    ):
+        with pytest.raises(ConfigError, match=rf"`max_length={asked}`: expected 2 or more"):
+            run()
+    assert not (tmp_path / "out" / "results.json").exists()

@@ -24,7 +24,7 @@ from ltmia.evaluation.rounding import published
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited
+from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited, length_to_read
 from ltmia.scoring.stored_scores import score_to_store
 
 SHOTS_DRAWN = 5 * SHOTS
@@ -106,7 +106,7 @@ def audit_of(
             kind="audit",
             sets=sets,
             config=config,
-            max_length=config.max_length or models.default_length,
+            max_length=length_to_read(models, config.max_length),
             attacks=names,
             shots=_shots(sets, config.seed),
             spans=spans,

@@ -30,7 +30,7 @@ class JudgeConfig:
     fdr: float = 0.05
     """False discovery rate to flag records at."""
     max_length: int | None = None
-    """Tokens read of each text. None: as many as `AuditedPair.default_length` says."""
+    """Tokens read of each text. None: see `ltmia.scoring.audited_pair.length_to_read`."""
     batch_size: BatchSize = 16
     """Texts of full length per forward pass."""
     observer: ObserverChoice = "auto"

@@ -19,7 +19,7 @@ from ltmia.evaluation.controls import bag_of_words
 from ltmia.models.pair import Pair
 from ltmia.progress import Report, silent
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited
+from ltmia.scoring.audited_pair import AuditedPair, PairToLoad, audited, length_to_read
 from ltmia.scoring.stored_scores import Scorer, score_to_store
 
 
@@ -76,7 +76,7 @@ def score(
             kind="score",
             sets=sets,
             config=config,
-            max_length=config.max_length or models.default_length,
+            max_length=length_to_read(models, config.max_length),
             attacks=(config.attack,),
             spans=spans,
         )

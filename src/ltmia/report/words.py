@@ -157,7 +157,7 @@ def unread(results: Results) -> str | None:
         cure = (
             "The models accept no longer texts: split the texts into passages."
             if longest
-            else "Record both models with a larger `max_length` to read more."
+            else "A larger `max_length` reads more, if both models were recorded with one."
             if results.target.recorded_by is not None
             else "A larger `max_length` reads more."
         )

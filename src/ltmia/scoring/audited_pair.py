@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ltmia.errors import ConfigError
 from ltmia.features.columns import DEFAULT_K
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
@@ -19,6 +20,8 @@ from ltmia.scoring.extraction import (
 from ltmia.scoring.identity import PairIdentity
 from ltmia.weights.gradients import GradientReader
 
+LEAST_READ = 2
+"""Fewest tokens of which one can be scored."""
 LEAST_LENGTH = 128
 """Tokens read at least: a folder that says less must not hide the rest of the texts."""
 
@@ -133,6 +136,23 @@ class PairToLoad:
     """Earlier states of the target as the user named them."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Options of loading that affect numbers, if they were named."""
+
+
+def length_to_read(pair: AuditedPair, asked: int | None) -> int:
+    """Return the number of tokens of each text that are read.
+
+    Args:
+        pair: Says the number if nobody else does.
+        asked: What the user wants; None if nothing.
+
+    Raises:
+        ConfigError: If that leaves nothing to score.
+    """
+    if asked is None:
+        return pair.default_length
+    if asked < LEAST_READ:
+        raise ConfigError(f"`max_length={asked}`: expected {LEAST_READ} or more, because the first token is not scored")
+    return asked
 
 
 def audited(pair: Pair | AuditedPair | PairToLoad) -> AuditedPair:

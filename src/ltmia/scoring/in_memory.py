@@ -22,7 +22,7 @@ from ltmia.models.batching import BatchSize
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import Encoding
 from ltmia.records import Texts
-from ltmia.scoring.audited_pair import LoadedPair
+from ltmia.scoring.audited_pair import LoadedPair, length_to_read
 from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 from ltmia.scoring.multi_pass import MultiPassConfig, multi_pass_scores
 from ltmia.scoring.pair_runner import ExtractionClock
@@ -123,7 +123,7 @@ def score_texts(
             " and ".join(learned), len(texts), FEWEST_TO_LEARN_FROM,
         )  # fmt: skip
     chosen = (classifier or shipped_classifier()) if LEARNED in names else None
-    length = max_length or LoadedPair(pair).default_length
+    length = length_to_read(LoadedPair(pair), max_length)
     config = extraction_config(names, chosen, max_length=length, batch_size=batch_size)
     scores = {name: np.full(len(texts), np.nan) for name in names}
     if config.attacks or config.expectations:
