@@ -1,7 +1,9 @@
 """A model that is spread over memory and disk is the model that is loaded whole: same identity, numbers and records."""
 
+import errno
 import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,7 @@ import ltmia
 from ltmia.auditing.model_evidence import rescore, weight_change
 from ltmia.auditing.update import prepared_update
 from ltmia.cli.options import Dtype, pair_to_load
-from ltmia.errors import ConfigError, ModelError
+from ltmia.errors import ConfigError, ModelError, StoreError
 from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.models.batching import free_bytes
 from ltmia.models.continuation import continue_beginnings
@@ -122,6 +124,68 @@ def test_converted_weights_wait_in_a_folder_that_goes_with_the_model(tmp_path, m
     del model
     gc.collect()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("error", [ModelError("damaged"), KeyboardInterrupt()])
+def test_a_load_that_ends_early_leaves_no_folder(folders, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail(*_):
+        assert list(tmp_path.iterdir())
+        raise error
+
+    monkeypatch.setattr("ltmia.models.checkpoints._check_report", fail)
+    with pytest.raises(type(error)):
+        load_model(folders[0], LoadOptions(**DISK))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_room_for_converted_weights_says_what_to_do(tmp_path, monkeypatch):
+    source = save(tmp_path / "model", "mixtral", 0)
+
+    def full(*_args, **_keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("transformers.core_model_loading.offload_weight", full)
+    with pytest.raises(StoreError, match=r"no room for the weights.*TMPDIR"):
+        load_model(source, LoadOptions(**DISK))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match="none: cannot be written"):
+        load_model(source, LoadOptions(**DISK))
+
+
+def test_offloaded_weights_are_found_from_another_working_directory(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(folders[0]).parent)
+    model, _ = load_model("target", LoadOptions(**DISK))
+    monkeypatch.chdir(tmp_path)
+    assert model(torch.arange(6)[None]).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("change", [Path.unlink, Path.touch, lambda file: file.write_bytes(b"")])
+def test_files_must_stay_as_they_were_while_the_model_runs(folders, tmp_path, change):
+    other = altered(folders[0], "lm_head.weight", tmp_path / "other")
+    pair = ltmia.load_pair(other, folders[1], **DISK)
+    first = ltmia.score_texts(pair, TEXTS, attacks="loss")["loss"]
+    np.testing.assert_array_equal(ltmia.score_texts(pair, TEXTS, attacks="loss")["loss"], first)
+    change(Path(other, "model.safetensors"))
+    with pytest.raises(ModelError, match=r"other/model.safetensors: was changed, replaced or removed"):
+        ltmia.score_texts(pair, TEXTS, attacks="loss")
+
+
+@pytest.mark.parametrize(("layers", "refused"), [(2, False), (3, True)])
+def test_a_model_that_changes_its_own_weights_is_refused(tmp_path, layers, refused):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "attention_hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers}
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("rwkv", vocab_size=300, rescale_every=2, **sizes)
+    ).save_pretrained(tmp_path)
+    if refused:
+        with pytest.raises(ModelError, match=r"rescales its weights when it first runs.*leave out `device_map`"):
+            load_model(str(tmp_path), LoadOptions(**DISK))
+        return
+    ours, theirs = (load_model(str(tmp_path), LoadOptions(**options))[0] for options in (DISK, WHOLE))
+    ids = torch.arange(12)[None]
+    assert torch.equal(ours(ids).logits, theirs(ids).logits)
 
 
 def altered(folder, name, tmp_path):
@@ -334,9 +398,9 @@ def test_weights_that_are_unpacked_in_memory_are_refused(folders, tmp_path, monk
         load_model(str(other), LoadOptions(**SPREAD))
 
 
-@given(st.floats(0, 1000).map(lambda x: round(x, 3)), st.sampled_from(["KB", "MiB", "gib"]))
+@given(st.floats(0, 1000).map(lambda x: round(x, 3)), st.sampled_from(["KB", "kb", "Mb", "gb", "MiB", "gib", "TB"]))
 def test_limits_are_bytes(number, unit):
-    size = {"KB": 10**3, "MiB": 2**20, "gib": 2**30}[unit]
+    size = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30}[unit.upper()]
     assert memory_limits(f"CPU={number:.3f}{unit}") == {"cpu": int(number * size)}
 
 
@@ -352,6 +416,8 @@ def test_auto_leaves_room():
         ("cpu=3", "expected auto, or limits"),
         ("cpu=-1GiB", "expected auto, or limits"),
         ("", "expected auto, or limits"),
+        ("cpu=1\N{KELVIN SIGN}B", "then KB, MB"),
+        (f"cpu={'9' * 400}GB", "then KB, MB"),
         ("cpu=1GiB,cpu=2GiB", "cpu is given twice"),
         ("77=1GiB", "no accelerator 77 here"),
     ],

@@ -6,8 +6,9 @@ ordinary weights of one dtype.
 """
 
 import re
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from ltmia.errors import ModelError
 from ltmia.models.gguf_files import check_gguf
+from ltmia.models.offload_files import converted_weights
 from ltmia.models.sources import ModelSource, refuse_clearly
 from ltmia.models.spread import settle, spread_keywords
 from ltmia.models.weight_files import check_names, check_weights
@@ -135,25 +137,28 @@ def read_model(
         if method in UNPACKED_ON_LOADING:
             config.quantization_config = {**config.quantization_config, "dequantize": True}
         keywords["config"] = config
-    if device_map is not None:
-        keywords |= _spread(source, method, device_map)
-    with _without_gguf_bar():
-        model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
-    remarks = [*_check_report(source, model, report)]
-    if source.path is not None and source.is_gguf:
-        check_gguf(source.path, model)
-    if method is not None:
-        remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
-    refuse_clearly(source, lambda: _unpack(model, method, dtype))
-    if device_map is None:
-        model.to(device=device)
-    else:
-        refuse_clearly(source, lambda: settle(model, keywords["offload_folder"]))
+    with ExitStack() as until_loaded:
+        if device_map is not None:
+            folder = until_loaded.enter_context(converted_weights())
+            keywords |= _spread(source, method, device_map, folder)
+        with _without_gguf_bar():
+            model, report = refuse_clearly(source, lambda: AutoModelForCausalLM.from_pretrained(**keywords))
+        remarks = [*_check_report(source, model, report)]
+        if source.path is not None and source.is_gguf:
+            check_gguf(source.path, model)
+        if method is not None:
+            remarks.append(f"its weights are stored as {method} and were unpacked to {dtype_name(dtype)}")
+        refuse_clearly(source, lambda: _unpack(model, method, dtype))
+        if device_map is None:
+            model.to(device=device)
+        else:
+            refuse_clearly(source, lambda: settle(model))
+            weakref.finalize(model, until_loaded.pop_all().close)  # the folder goes with the model
     return model, tuple(remarks)
 
 
-def _spread(source: ModelSource, method: str | None, device_map: str) -> dict[str, Any]:
-    """Return the keywords with which transformers spreads a model.
+def _spread(source: ModelSource, method: str | None, device_map: str, folder: str) -> dict[str, Any]:
+    """Return the keywords with which transformers spreads a model; the folder is for converted weights.
 
     Raises:
         ModelError: If its weights are unpacked in memory, all at once.
@@ -165,7 +170,9 @@ def _spread(source: ModelSource, method: str | None, device_map: str) -> dict[st
             "device, all at once: leave out `device_map`, or save the unpacked model once (load_model(...), then "
             "save_pretrained) and give that folder"
         )
-    return spread_keywords(device_map)
+    # Offloaded weights are read later, perhaps from another working directory.
+    here = {} if source.path is None else {"pretrained_model_name_or_path": str(source.path.absolute())}
+    return here | spread_keywords(device_map, folder)
 
 
 @contextmanager

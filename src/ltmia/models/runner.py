@@ -13,7 +13,8 @@ from transformers import DynamicCache
 
 from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
-from ltmia.models.spread import input_device
+from ltmia.models.offload_files import unchanged_files
+from ltmia.models.spread import input_device, is_offloaded
 
 TRIAL_LOGIT = 100.0
 """The trial scales hidden states until the largest logit has this size, at which any soft cap is visible."""
@@ -30,6 +31,10 @@ HALF_BATCH_TOLERANCE = 5e-2
 have no such arithmetic: 12 random layers of GPT-2's size differ by up to 0.014 in bfloat16."""
 PADDED_LENGTH = 9
 """Tokens of the longer text in the trial batch."""
+OFFLOADED = " (some weights are offloaded; if that is why, leave out `device_map`, or allow it more memory)"
+    " (some weights are offloaded, and not every model allows this: leave out `device_map`, or give it more memory)"
+)
+"""Added to a failure of a model with offloaded weights."""
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """Exceptions of models that cannot run on plain ids and a mask."""
 
@@ -68,6 +73,11 @@ class ModelRunner:
     def _model(self) -> Any:
         return self._loaded()
 
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self._context(), unchanged_files(self._model):
+            yield
+
     @property
     def name(self) -> str:
         """Path or hub id of the model, or its class."""
@@ -80,7 +90,7 @@ class ModelRunner:
         Raises:
             ModelError: If it has no method for this.
         """
-        with self._context():
+        with self._running():
             model = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
             if not (hasattr(model, "generate") and hasattr(model, "generation_config")):
                 raise ModelError(f"{self._name}: has no method `generate`, so it continues no text")
@@ -112,14 +122,14 @@ class ModelRunner:
     @torch.inference_mode()
     def remember(self, ids: Tensor) -> DynamicCache | None:
         """Run the model over (1, seq) ids and return its cache of keys and values; None if it has no such cache."""
-        with self._context():
+        with self._running():
             found = self._model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
         past = getattr(found, "past_key_values", None)
         return past if isinstance(past, DynamicCache) else None
 
     def states_with_graph(self, ids: Tensor, mask: Tensor, past: DynamicCache | None = None) -> Tensor:
         """Do the same as `hidden_states`, and record the graph for a backward pass."""
-        with self._context():
+        with self._running():
             if not self.runs_head_apart:
                 return self._logits(ids, mask, past)
             # A model that was loaded again has a new head.
@@ -134,11 +144,11 @@ class ModelRunner:
         after_head = self._after_head
         if self._head is None or after_head is None:
             return Tensor.float
-        with torch.inference_mode(), self._context():
+        with torch.inference_mode(), self._running():
             head = float32_head(self._head)
 
         def logits(hidden: Tensor) -> Tensor:
-            with torch.inference_mode(), self._context():
+            with torch.inference_mode(), self._running():
                 return after_head(head(hidden)).to(hidden.device)
 
         return logits
@@ -170,12 +180,12 @@ class ModelRunner:
         other = ids.clone()
         other[0, -1] = 0
         try:
-            with self._context():
+            with self._running():
                 logits, changed = (self._logits(x, mask).float() for x in (ids, other))
         except RUN_ERRORS as error:
             raise ModelError(
-                f"{self._name}: does not run on token ids and a mask alone, as a causal LM does: "
-                f"{type(error).__name__}: {str(error)[:300]}"
+                f"{self._name}: does not run on token ids and a mask alone, as a causal LM does"
+                f"{OFFLOADED if is_offloaded(self._model) else ''}: {type(error).__name__}: {str(error)[:300]}"
             ) from error
         if logits.shape[:-1] != ids.shape:
             raise ModelError(
@@ -200,7 +210,7 @@ class ModelRunner:
         padded, kept = row % ids.shape[1], (row < ids.shape[1]).long()
         batch, both = torch.stack([padded, padded.flip(0)]), torch.stack([kept, torch.ones_like(kept)])
         try:
-            with self._context():
+            with self._running():
                 alone, beside = self._logits(ids, mask).float()[0], self._logits(batch, both).float()[0]
         except RUN_ERRORS as error:
             raise ModelError(f"{self._name}: does not run on a padded batch: {str(error)[:300]}") from error
@@ -219,7 +229,7 @@ class ModelRunner:
         if self._head is None:
             return None
         ids, mask = self._trial_ids()
-        with self._context():
+        with self._running():
             gain = max(TRIAL_LOGIT / _largest(self._logits(ids, mask).float()), 1.0)
             with _head_input(self._head, lambda hidden: hidden * gain) as captured:
                 logits = self._logits(ids, mask).float()

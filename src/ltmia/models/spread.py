@@ -6,16 +6,13 @@ code that reads weights without running their module must read them through this
 """
 
 import re
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, _accelerate_added_attributes
-from accelerate.utils import align_module_device, convert_file_size_to_int, get_max_memory
+from accelerate.utils import align_module_device, get_max_memory
 from accelerate.utils.modeling import has_offloaded_params
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
@@ -25,13 +22,15 @@ from torch.distributed.tensor import DTensor
 from ltmia.errors import ConfigError, ModelError
 from ltmia.models.allocator import return_large_blocks
 from ltmia.models.batching import free_bytes
+from ltmia.models.offload_files import remember_files
 from ltmia.runtime import pick_device
 
 FREE_SHARE = 0.6
 """Share of the free memory of each device that "auto" gives to the weights of the next model; the other model of a pair
 and the passes need memory too."""
-LIMIT = re.compile(r"(cpu|mps|\d+)=(\d+(?:\.\d+)?)(GiB|MiB|KiB|GB|MB|KB)", re.IGNORECASE)
-"""One limit of a device map, such as `0=20GiB`."""
+LIMIT = re.compile(r"(cpu|mps|\d{1,4})=(\d{1,15}(?:\.\d+)?)([TGMK]i?B)", re.IGNORECASE | re.ASCII)
+"""One limit of a device map, such as `0=20GiB`; a unit in small letters is the same one."""
+POWERS = "KMGT"
 WRAPPER_NAMES = frozenset({"base_layer", "original_module", "token_adapter"})
 """Names that PEFT puts between the base's own names."""
 META = torch.device("meta")
@@ -58,14 +57,22 @@ def memory_limits(device_map: str) -> dict[Place, int]:
     for given in device_map.split(","):
         limit = LIMIT.fullmatch(given.strip())
         if limit is None:
-            raise ConfigError(f"`device_map={device_map}`: {given!r}: expected auto, or limits as in 0=20GiB,cpu=60GiB")
+            raise ConfigError(
+                f"`device_map={device_map}`: {given!r}: expected auto, or limits as in 0=20GiB,cpu=60GiB (number of an "
+                "accelerator, mps or cpu; then KB, MB, GB, TB, KiB, MiB, GiB or TiB)"
+            )
         place: Place = int(limit[1]) if limit[1].isdecimal() else limit[1].lower()
         if place in found:
             raise ConfigError(f"`device_map={device_map}`: {place} is given twice")
         if place != "cpu" and place not in free:
             raise ConfigError(f"`device_map={device_map}`: no accelerator {place} here")
-        found[place] = int(float(limit[2]) * convert_file_size_to_int(f"1{limit[3]}"))
+        found[place] = int(float(limit[2]) * _unit_bytes(limit[3].upper()))
     return found
+
+
+def _unit_bytes(unit: str) -> int:
+    """Return the bytes of a unit such as GIB or GB; accelerate reads gb as bits."""
+    return (1024 if "I" in unit else 1000) ** (1 + POWERS.index(unit[0]))
 
 
 def computing_device(device: str, device_map: str | None) -> torch.device:
@@ -82,30 +89,33 @@ def computing_device(device: str, device_map: str | None) -> torch.device:
     return torch.device(first)
 
 
-def spread_keywords(device_map: str) -> dict[str, Any]:
+def spread_keywords(device_map: str, folder: str) -> dict[str, Any]:
     """Return the keywords with which transformers spreads a model; the folder takes weights that had to be converted.
 
     Raises:
         ConfigError: As `memory_limits`.
     """
-    limits = memory_limits(device_map)
-    return {"device_map": "auto", "max_memory": limits, "offload_folder": tempfile.mkdtemp(prefix="ltmia-offload-")}
+    return {"device_map": "auto", "max_memory": memory_limits(device_map), "offload_folder": folder}
 
 
-def settle(model: nn.Module, folder: str) -> None:
+def settle(model: Any) -> None:
     """Finish the loading of a spread model.
 
     Args:
         model: The model.
-        folder: Folder of converted weights; removed when the model is no longer used, or when the process ends.
 
     Raises:
-        ModelError: If an offloaded weight cannot be loaded, or has another shape than the model.
+        ModelError: If an offloaded weight cannot be loaded or has another shape than the model, or if the model changes
+            its weights when it runs.
     """
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    if is_offloaded(model):
-        return_large_blocks()
-        _check_offloaded(model)
+    if not is_offloaded(model):
+        return
+    remember_files(model)
+    return_large_blocks()
+    every = getattr(model.config, "rescale_every", 0)
+    if 0 < every < model.config.num_hidden_layers:  # RWKV; offloaded weights would stay as stored
+        check_in_memory(model, f"{model.name_or_path}: the model rescales its weights when it first runs")
+    _check_offloaded(model)
 
 
 def is_offloaded(model: nn.Module) -> bool:
