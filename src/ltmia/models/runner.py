@@ -32,8 +32,6 @@ have no such arithmetic: 12 random layers of GPT-2's size differ by up to 0.014 
 PADDED_LENGTH = 9
 """Tokens of the longer text in the trial batch."""
 OFFLOADED = " (some weights are offloaded; if that is why, leave out `device_map`, or allow it more memory)"
-    " (some weights are offloaded, and not every model allows this: leave out `device_map`, or give it more memory)"
-)
 """Added to a failure of a model with offloaded weights."""
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """Exceptions of models that cannot run on plain ids and a mask."""
