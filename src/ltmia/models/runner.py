@@ -73,6 +73,7 @@ class ModelRunner:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        """Run the whole model; the head alone needs only the context: the other model may be in memory by then."""
         with self._context(), unchanged_files(self._model):
             yield
 
@@ -142,11 +143,11 @@ class ModelRunner:
         after_head = self._after_head
         if self._head is None or after_head is None:
             return Tensor.float
-        with torch.inference_mode(), self._running():
+        with torch.inference_mode(), self._context():
             head = float32_head(self._head)
 
         def logits(hidden: Tensor) -> Tensor:
-            with torch.inference_mode(), self._running():
+            with torch.inference_mode(), self._context():
                 return after_head(head(hidden)).to(hidden.device)
 
         return logits
