@@ -1,13 +1,15 @@
 """Servers that take no token ids, as llama-cpp-python's, and servers that give no numbers of a prompt."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from transformers import AutoTokenizer
 
 from live_server import LiveServer, running
@@ -15,7 +17,7 @@ from ltmia.data.embedded import demo_base_path
 from ltmia.data.reading import read_texts
 from ltmia.endpoint.address import Endpoint
 from ltmia.endpoint.sent_texts import MOST_CUT, SentTexts
-from ltmia.errors import ModelError
+from ltmia.errors import DataError, ModelError
 from ltmia.models.loading import LoadOptions, load_alone, load_tokenizer
 from ltmia.models.tokens import EncodedText, encode_texts
 from ltmia.progress import Report, silent
@@ -98,6 +100,89 @@ def test_tokens_that_are_not_the_servers_are_refused(
     live.bos = bos
     with pytest.raises(ModelError, match=message):
         record(live, texts, with_bos if has_bos else materials / "my-base", tmp_path / "a.jsonl")
+
+
+def edited(live: LiveServer, edit: Callable[[dict[str, Any]], None], after: int = 0) -> Callable[..., Response]:
+    """Return the honest server's answers to texts, with their `logprobs` edited from some answer on."""
+    honest, n_asked = live.complete_text, 0
+
+    def complete_text(body: dict[str, Any]) -> Response:
+        nonlocal n_asked
+        answer = honest(body)
+        if answer.status_code != 200:
+            return answer
+        n_asked += 1
+        said = json.loads(bytes(answer.body))
+        if n_asked > after:
+            edit(said["choices"][0]["logprobs"])
+        return JSONResponse(said)
+
+    return complete_text
+
+
+def shift(said: dict[str, Any], *names: str, by: int) -> None:
+    for name in names:
+        said[name][1:] = said[name][1 - by : -by] if by > 0 else said[name][1 - by :] + said[name][by:]
+        said[name] += said[name][-1:] * (len(said["tokens"]) - len(said[name]))
+
+
+LISTS = ("token_logprobs", "top_logprobs")
+
+
+@pytest.mark.parametrize("names", [LISTS, LISTS[:1], LISTS[1:]])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_shifted_numbers_are_refused(
+    live: LiveServer,
+    texts: Texts,
+    with_bos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: tuple[str, ...],
+    by: int,
+) -> None:
+    live.bos = 0
+    monkeypatch.setattr(live, "complete_text", edited(live, lambda said: shift(said, *names, by=by)))
+    with pytest.raises(ModelError, match=r"have another log-probability in top_logprobs than.* is shifted"):
+        record(live, texts, with_bos, tmp_path / "a.jsonl")
+
+
+def test_a_server_that_hides_its_tokens_is_refused(
+    live: LiveServer, texts: Texts, with_bos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hide(said: dict[str, Any]) -> None:
+        said["tokens"][1:] = ["\ufffd"] * (len(said["tokens"]) - 1)
+
+    live.bos = 0
+    monkeypatch.setattr(live, "complete_text", edited(live, hide))
+    with pytest.raises(ModelError, match=r"the server has another tokenizer"):
+        record(live, texts, with_bos, tmp_path / "a.jsonl")
+
+
+def test_a_space_before_each_text_makes_other_tokens(
+    live: LiveServer, texts: Texts, with_bos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = live.complete_text
+
+    def spaced(body: dict[str, Any]) -> Response:
+        prompt = body["prompt"]
+        return honest(body | {"prompt": f" {prompt}"} if isinstance(prompt, str) else body)
+
+    live.bos = 0
+    monkeypatch.setattr(live, "complete_text", spaced)
+    with pytest.raises(ModelError, match=r"tokens where the tokenizer makes .*Name the served model's own tokenizer"):
+        record(live, texts, with_bos, tmp_path / "a.jsonl")
+
+
+def test_one_other_token_of_a_text_is_refused(
+    live: LiveServer, texts: Texts, with_bos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(said: dict[str, Any]) -> None:
+        said["tokens"][5] = "zzz"
+
+    live.bos = 0
+    monkeypatch.setattr(live, "complete_text", edited(live, rename, after=3 * len(texts)))
+    with pytest.raises(DataError, match=r"makes other tokens of .* than `tokenizer`: 'zzz' for \d+ .*leave this text"):
+        record(live, texts, with_bos, tmp_path / "a.jsonl")
 
 
 def test_a_server_without_numbers_of_a_prompt_is_told_at_once(texts: Texts, materials: Path, tmp_path: Path) -> None:

@@ -24,6 +24,10 @@ MOST_TEXTS = 0.99
 """Smallest share of the vocabulary's texts in an answer that was not cut; servers write a few texts otherwise."""
 OTHER_TOKENS_MADE = "tokens where the tokenizer makes"
 """Words of the error about a text that the server tokenised otherwise."""
+SAME_NUMBER = 0.01
+"""Nats by which two statements of one log-probability differ at most; servers round."""
+SHIFTED = "one of the two lists is shifted, or belongs to other tokens"
+"""Words of the error about numbers of a token that do not fit its text."""
 OVER_ONE = "these are no log-probabilities of the model: the probabilities add up to over 1"
 
 
@@ -171,10 +175,7 @@ class EchoedLogprobs:
         if len(lengths) > 1:
             raise DataError(f"{name!r}: tokens, token_logprobs and top_logprobs have different lengths")
         n_said = len(ids) - self._n_left_out
-        if self.sent is None:
-            _check_count(name, ids, min(len(said.tokens), n_said), completion)
-        else:
-            _check_tokens_made(name, ids, min(len(said.tokens), n_said) + self._n_left_out, completion)
+        self._check_tokens(name, ids, said.tokens, completion)
         _check_first(name, said.token_logprobs[0])
         n_given, given = n_said - 1, slice(1, n_said)
         found = ModelStatistics(
@@ -182,7 +183,7 @@ class EchoedLogprobs:
             rank=np.zeros(n_given, np.int32),
             top_logp=np.full((n_given, self.n_top), np.nan, np.float32),
         )
-        following = np.full(n_given, np.nan, np.float32)
+        following, own = (np.full(n_given, np.nan, np.float32) for _ in range(2))
         pairs = zip(said.token_logprobs[given], said.top_logprobs[given], strict=True)
         for i, (logp, top) in enumerate(pairs):
             if logp is not None and top:
@@ -190,9 +191,24 @@ class EchoedLogprobs:
                 found.logp[i] = logp
                 found.rank[i] = 1 + int((values > logp).sum())
                 found.top_logp[i] = np.sort(values)[: -self.n_top - 1 : -1]
+                if (word := said.tokens[given][i]).strip("\ufffd"):  # bytes of characters share one entry
+                    own[i] = top.get(word, np.nan)
                 if i + 1 < n_given:
                     following[i] = top.get(said.tokens[given][i + 1], np.nan)
+        _check_own(name, found.logp, own)
         return Answer(statistics=_complete(name, found), tokens=tuple(said.tokens[given]), following=following)
+
+    def _check_tokens(self, name: str, ids: Sequence[int], tokens: Sequence[str], completion: Completion) -> None:
+        """Refuse an answer about more, fewer or other tokens than these."""
+        if self.sent is None:
+            return _check_count(name, ids, min(len(tokens), len(ids)), completion)
+        n_before = self.sent.n_before
+        _check_tokens_made(name, ids, min(len(tokens) + n_before, len(ids)), completion)
+        # Many tokenizers put a space before a text. It changes this token alone, and all numbers after it.
+        if not self.sent.is_text_of(ids[n_before], tokens[0]):
+            first = tokens[0][:40]
+            raise DataError(f"{name!r}: the server makes other {OTHER_TOKENS_MADE} them: its first one is {first!r}")
+        return None
 
     def _all_values(self, place: str, logp: float, top: Mapping[str, float]) -> np.ndarray:
         """Return the log-probabilities of all tokens.
@@ -259,6 +275,25 @@ def _check_first(name: str, said: object) -> None:
         raise DataError(
             f"{name!r}: the answer has a log-probability of the first token, which nothing comes before; the server "
             "put a token before the text, or shifted the numbers by one"
+        )
+
+
+def _check_own(name: str, logp: Float32[np.ndarray, " pred"], own: Float32[np.ndarray, " pred"]) -> None:
+    """Refuse numbers of other tokens: the list of all tokens has other ones for these.
+
+    A few may differ, because tokens with the same text share an entry.
+
+    Args:
+        name: Name of the prompt.
+        logp: Log-probability given for each token.
+        own: That of the token's text in the list of all tokens; NaN where it is not there.
+    """
+    known = np.isfinite(own) & np.isfinite(logp)
+    n_other = int((np.abs(own[known] - logp[known]) > SAME_NUMBER).sum())
+    if n_other > known.sum() / 2:
+        raise DataError(
+            f"{name!r}: {n_other} of {known.sum()} tokens have another log-probability in top_logprobs than in "
+            f"token_logprobs: {SHIFTED}"
         )
 
 

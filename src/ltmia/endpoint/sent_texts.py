@@ -43,6 +43,15 @@ class SentTexts:
         found = self.tokenizer(self.characters(ids), add_special_tokens=False, verbose=False)["input_ids"]
         return [*ids[: self.n_before], *found]
 
+    def is_text_of(self, token: int, theirs: str) -> bool:
+        """Say whether a server's text can be that of a token; a space at its beginning makes another token.
+
+        SentencePiece's decoder leaves out the space that its tokens have; the text of half a character is not known.
+        """
+        ours, raw = str(self.tokenizer.decode([token])), str(self.tokenizer.convert_ids_to_tokens(token))
+        unknown = "\ufffd" in ours or token in self.tokenizer.all_special_ids
+        return unknown or theirs in {ours, raw, raw.replace("\u2581", " ")}
+
     def sendable(self, text: EncodedText) -> EncodedText:
         """Cut a text where its characters give its ids, and score no token that the server gives no number for."""
         if text.reason is not None:

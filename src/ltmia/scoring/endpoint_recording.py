@@ -228,10 +228,18 @@ class _Job:
         return answer.statistics.slice(text.start - form.first, len(text.ids) - form.first)
 
     def _line(self, form: Form, row: int, answer: Answer, words: Words) -> RecordedText:
-        if words.are_of_other_text(self.encoded[row].ids[form.first :].tolist(), answer):
+        ids = self.encoded[row].ids[form.first :].tolist()
+        if words.are_of_other_text(ids, answer):
             raise DataError(
                 f"{self.server.endpoint.base}: the answer to {self.texts.ids[row][:80]!r} is about another text: most "
                 "of its tokens are others. The server, or a proxy before it, mixes answers up; try `concurrency=1`"
+            )
+        if form.sent is not None and (other := words.other(ids, answer)):
+            token, their = other[0]
+            raise DataError(
+                f"{self.server.endpoint.base}: makes other tokens of {self.texts.ids[row][:80]!r} than `tokenizer`: "
+                f"{self.server.shown(their)[:40]!r} for {token} ({words.of(token)[0][:40]!r}). Name the served model's "
+                "own tokenizer; if it is, leave this text out"
             )
         line = recorded_line(self.texts, row, self.encoded[row], self._scored(form, row, answer))
         if mistake := line.mistake(self.header):
