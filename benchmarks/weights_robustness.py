@@ -228,10 +228,9 @@ def measured_alone(pair: Pair, members: Texts, others: Texts, folder: Path) -> l
             rows = np.array([member, *range(len(members), len(texts))])
             found = explain_update(file, rows, attack.coordinates, attack.config)
             scores = score_texts(pair, [texts.texts[row] for row in rows], attacks=("difference", LEARNED))
-            solution = found.solution
-            together = add_output_score(solution.alpha, solution.standard_error, scores[LEARNED])
+            together = add_output_score(found.alpha, found.standard_error, scores[LEARNED])
             scores |= {UPDATE: found.usage.log_odds, WITH_WEIGHTS: together}
-            explained.append(solution.explained)
+            explained.append(found.explained)
             for name in COLUMNS:
                 below[name].append(auc(scores[name][:1], scores[name][1:]))
     return [f"{np.mean(explained):.3f}", *(figure(mean_with_interval(below[name])) for name in COLUMNS)]

@@ -11,7 +11,7 @@ from ltmia.errors import DataError
 from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientFile, GradientShape, pack_rows
 from ltmia.weights.metric import Metric, metric_of, second_moments
-from ltmia.weights.mixture import _badness, count_used, fit_groups, infer_usage
+from ltmia.weights.mixture import Usage, _badness, count_used, estimates_alone, fit_groups
 from ltmia.weights.rounding import observe_update
 from ltmia.weights.solve import NormalEquations, choose_ridges, normal_equations, solve, weigh_ridges
 
@@ -35,6 +35,11 @@ def equations_of(columns, update, n_kinds=1):
         log_noise=0.0,
         n_kinds=n_kinds,
     )
+
+
+def infer_usage(equations) -> Usage:
+    estimate, variance = estimates_alone(equations)
+    return count_used(estimate, variance, fit_groups(estimate, variance))
 
 
 def test_packed_rows_keep_small_and_large_numbers() -> None:

@@ -15,7 +15,7 @@ from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
 from ltmia.weights.solve import SQUARES
-from ltmia.weights.update_attack import WeightsConfig
+from ltmia.weights.update_attack import AT_ONCE, WeightsConfig
 
 GIB = 2**30
 STORE_BYTES = 276
@@ -143,7 +143,7 @@ def count_flops(setting: Setting) -> Flops:
         return found
     config = WeightsConfig()
     points = len(config.points)
-    gradients = points * n_tokens * 2 * config.n_coordinates
+    gradients = points * n_tokens * 2 * config.coordinates_of(work.n_texts)
     for shape, head in zip(setting.models, heads, strict=True):
         # Logits again, and their gradient; then one product back for each product forward, two for attention.
         gradients += 2 * head + n_tokens * 2 * _n_active(shape.last(config.n_layers))
@@ -152,8 +152,10 @@ def count_flops(setting: Setting) -> Flops:
     if setting.pair.is_shared:
         # The base's gradients need an adapter of zeros, so they are read in a pass of their own.
         gradients += n_tokens * per_token[0] + work.n_texts * per_text[0]
-    columns = points * work.n_texts
-    return replace(found, gradients=gradients, solve=2 * columns**2 * config.n_coordinates + columns**3)
+    n_blocks = -(-work.n_texts // AT_ONCE)
+    columns = points * work.n_texts // n_blocks
+    solving = n_blocks * (2 * columns**2 * config.coordinates_of(work.n_texts) + columns**3)
+    return replace(found, gradients=gradients, solve=solving)
 
 
 def count_checkpoint_flops(setting: Setting) -> Flops:
@@ -192,7 +194,9 @@ def count_memory(setting: Setting) -> Memory:
         config = WeightsConfig()
         last = target.last(config.n_layers)
         activations += width * setting.pass_tokens * 2 * sum(p.times * (p.n_in + p.n_out) for p in last)
-        activations += 4 * config.n_coordinates * (setting.pass_tokens // setting.length) + 3 * GATHER_BYTES
+        activations += (
+            4 * config.coordinates_of(work.n_texts) * (setting.pass_tokens // setting.length) + 3 * GATHER_BYTES
+        )
         logits += 3 * CHUNK_BYTES + (4 * target.n_head if setting.dtype in HALF else 0)
     return Memory(
         weights=width * weights,
@@ -205,7 +209,7 @@ def count_memory(setting: Setting) -> Memory:
 
 def solve_bytes(work: Work) -> int:
     """Return the memory that the regression of the weights observer takes, on the CPU."""
-    columns = len(WeightsConfig().points) * work.n_texts
+    columns = len(WeightsConfig().points) * min(work.n_texts, AT_ONCE)
     return 8 * SQUARES * columns**2 if work.reads_weights else 0
 
 
@@ -220,7 +224,9 @@ def disk_bytes(setting: Setting) -> dict[str, int]:
     n_scored = work.n_texts * (setting.length - 1)
     found = {"the store": STORE_BYTES * n_scored}
     if work.reads_weights:
-        shape = GradientShape(n_texts=work.n_texts, n_points=len(config.points), n_coordinates=config.n_coordinates)
+        shape = GradientShape(
+            n_texts=work.n_texts, n_points=len(config.points), n_coordinates=config.coordinates_of(work.n_texts)
+        )
         found["gradients"] = shape.n_bytes
     if work.sequential and not setting.pair.is_shared:
         found["hidden states"] = min(STATES_BYTES, n_scored * setting.pair.target.hidden_size * setting.dtype.itemsize)

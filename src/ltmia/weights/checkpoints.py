@@ -191,7 +191,7 @@ def _score_intervals(
         interval = _Interval(ends)
         found = explain_update(interval, rows, interval.coordinates, attack.config, report)
         log_odds[number, rows] = found.usage.log_odds
-        explained.append(found.solution.explained)
+        explained.append(found.explained)
     return RunScores(
         score=logsumexp(log_odds, axis=0),
         by_interval=log_odds,

@@ -17,8 +17,6 @@ from ltmia.weights.solve import ReducedEquations
 
 SWEEPS = 8
 """Rounds of expectation propagation."""
-MOST_SWEPT = 5000
-"""Largest number of texts for several rounds; with more there is one round, because a round inverts an n x n matrix."""
 DAMPING = 0.7
 """Damping: share of a round's change that is applied."""
 BOUNDS = ((-9.0, 9.0), (1e-3, 30.0), (-6.0, 0.0), (-9.0, 2.0))
@@ -71,11 +69,11 @@ class Usage:
     groups: TwoGroups
 
 
-def infer_usage(equations: ReducedEquations) -> Usage:
-    """Separate used texts from others by expectation propagation under the two-group prior.
+def estimates_alone(equations: ReducedEquations) -> tuple[Float64[np.ndarray, " text"], Float64[np.ndarray, " text"]]:
+    """Return each text's coefficient as the update alone tells it, and its variance, by expectation propagation.
 
-    Each round removes each text's own prior from the joint Gaussian, fits the groups to the rest, and puts the updated
-    prior back (Minka 2001; Hernandez-Lobato et al. 2013 for spikes).
+    All other texts have the two-group prior. Each round removes each text's own prior from the joint Gaussian, fits the
+    groups to the rest, and puts the updated prior back (Minka 2001; Hernandez-Lobato et al. 2013 for spikes).
 
     Args:
         equations: Products and match of the texts' mean gradients.
@@ -85,7 +83,7 @@ def infer_usage(equations: ReducedEquations) -> Usage:
     precision = np.full(n, equations.ridge / equations.noise)
     pull = np.zeros(n)
     groups: TwoGroups | None = None
-    for sweep in range(SWEEPS if n <= MOST_SWEPT else 1):
+    for sweep in range(SWEEPS):
         estimate, variance = _cavities(products, match, precision, pull)
         groups = fit_groups(estimate, variance, groups)
         mean, spread = _tilted_moments(estimate, variance, groups)
@@ -96,11 +94,7 @@ def infer_usage(equations: ReducedEquations) -> Usage:
         share = 1.0 if sweep == 0 else DAMPING
         precision = np.where(keep, precision + share * (wanted - precision), precision)
         pull = np.where(keep, pull + share * (wanted_pull - pull), pull)
-    assert groups is not None
-    if n <= MOST_SWEPT:
-        estimate, variance = _cavities(products, match, precision, pull)
-        groups = fit_groups(estimate, variance)
-    return count_used(estimate, variance, groups)
+    return _cavities(products, match, precision, pull)
 
 
 def count_used(

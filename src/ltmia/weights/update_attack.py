@@ -16,13 +16,19 @@ from ltmia.weights.coordinates import Coordinates, choose_coordinates
 from ltmia.weights.gradient_file import PathGradients
 from ltmia.weights.gradients import GradientReader
 from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
-from ltmia.weights.mixture import Usage, infer_usage
-from ltmia.weights.solve import CONTRASTS, Ridges, RidgeSolution, choose_ridges, normal_equations, solve
+from ltmia.weights.mixture import Usage, count_used, estimates_alone, fit_groups
+from ltmia.weights.solve import CONTRASTS, choose_ridges, normal_equations, solve
 
 POINTS: tuple[float, ...] = (0.0, 1.0)
 """Base and target, for which no other model has to be made."""
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
+AT_ONCE = 5000
+"""Largest number of texts in one regression; more are divided at random into blocks with a regression each."""
+GRADIENT_BYTES = 8 * 10**9
+"""Disk for the gradients of very many texts: from 20,000 texts on, fewer coordinates are read."""
+LEAST_COORDINATES = 10_000
+"""Coordinates that are read of however many texts."""
 TRIED_TEXTS = 300
 """Texts on which the kind of optimiser is chosen."""
 NO_GRADIENT = "its gradient is not a finite number"
@@ -67,6 +73,11 @@ class WeightsConfig:
                 f"points = {self.points}: expected one to three rising numbers from 0 to 1, evenly spaced"
             )
 
+    def coordinates_of(self, n_texts: int) -> int:
+        """Return how many coordinates are read if there are so many texts."""
+        affordable = GRADIENT_BYTES // (2 * len(self.points) * max(n_texts, 1))
+        return min(self.n_coordinates, max(affordable, LEAST_COORDINATES))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateScores:
@@ -87,7 +98,7 @@ class UpdateScores:
     n_used_interval: tuple[float, float]
     """Its interval: 95 % in simulations. On real LMs it missed the truth on two of three targets, always too high."""
     explained: float
-    """Share of the update that the texts explain."""
+    """Share of the update that the texts explain; of several blocks, what the best of them explains."""
     layers: tuple[int, ...]
     """Layers that were read."""
     n_coordinates: int
@@ -100,8 +111,6 @@ class UpdateScores:
     """Whether the update was read as that of a merged adapter, in the space of its rows."""
     adaptive: bool
     """Whether the optimiser was taken to divide by the root of the mean squared gradient."""
-    ridges: Ridges
-    """Ridges of the regression, and its marginal likelihood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +118,10 @@ class Explanation:
     """An update as a weighted sum of gradients; arrays are over the texts that take part."""
 
     metric: Metric
-    ridges: Ridges
-    solution: RidgeSolution
+    alpha: Float64[np.ndarray, " scored"]
+    standard_error: Float64[np.ndarray, " scored"]
+    explained: float
+    """See `UpdateScores`."""
     usage: Usage
 
 
@@ -134,29 +145,42 @@ def explain_update(
         DataError: If the texts do not fit into memory, or the optimiser's state does not fit the model, or gradients
             and update do not fit together.
     """
-    state = config.optimizer_state
+    blocks, state = _random_blocks(len(rows), config.seed), config.optimizer_state
+    found, explained = np.empty((4, len(rows))), list[float]()
     moments = (
         second_moments(gradients, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
     )
     try:
         metric = _pick_metric(gradients, rows, moments, coordinates, config)
-        equations = normal_equations(gradients, rows, coordinates.change, metric, report)
-        ridges = choose_ridges(equations)
-        solution = solve(equations, ridges)
-        usage = infer_usage(solution.reduced)
+        for block in blocks:
+            equations = normal_equations(gradients, rows[block], coordinates.change, metric, report)
+            solution = solve(equations, choose_ridges(equations))
+            explained.append(solution.explained)
+            found[:, block] = solution.alpha, solution.standard_error, *estimates_alone(solution.reduced)
+        alpha, standard_error, estimate, variance = found
+        usage = count_used(estimate, variance, fit_groups(estimate, variance))
     except np.linalg.LinAlgError as error:
         raise DataError(f"the update cannot be explained by these gradients: {error}") from error
     if not np.isfinite(usage.log_odds).all():
         raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
-    return Explanation(metric=metric, ridges=ridges, solution=solution, usage=usage)
+    return Explanation(metric=metric, alpha=alpha, standard_error=standard_error, explained=max(explained), usage=usage)
+
+
+def _random_blocks(n_texts: int, seed: int) -> list[Int64[np.ndarray, " block"]]:
+    """Divide texts at random into blocks of about equal size, each in order."""
+    if n_texts <= AT_ONCE:
+        return [np.arange(n_texts)]
+    drawn = np.random.default_rng(seed).permutation(n_texts)
+    return [np.sort(block) for block in np.array_split(drawn, -(-n_texts // AT_ONCE))]
 
 
 class UpdateAttack:
     """Finds the texts that an update was made from; a context that closes the file of gradients.
 
-    All texts take part in one regression. Other texts of the same kind remove effects that all texts share; no text
-    needs a label. Disk: two bytes a coordinate, point and text. Memory beside the
-    models: 16 bytes times the square of (texts times points), 25 GiB for 20,000 texts at two points.
+    Up to 5,000 texts take part in one regression; more are divided at random into blocks with a regression each. Other
+    texts of the same kind remove effects that all texts share; no text needs a label. Disk: two bytes a coordinate,
+    point and text; from 20,000 texts on, fewer coordinates are read, so that 8 GB suffice up to 200,000 texts. Memory
+    beside the models: 16 bytes times the square of (texts in a block times points), at most 1.5 GiB at two points.
 
     Args:
         pair: Target and base, both in memory, neither of them quantised.
@@ -191,7 +215,10 @@ class UpdateAttack:
                 "hundreds: add texts of the same kind, which may also be known non-members"
             )
         self.coordinates = choose_coordinates(
-            pair, n_coordinates=self.config.n_coordinates, n_layers=self.config.n_layers, seed=self.config.seed
+            pair,
+            n_coordinates=self.config.coordinates_of(len(encoded)),
+            n_layers=self.config.n_layers,
+            seed=self.config.seed,
         )
         """Coordinates that are read."""
         self.gradients = GradientReader(pair, encoded, self.coordinates, self.config.points, folder, identity=identity)
@@ -261,7 +288,7 @@ def _scores(
     reasons: tuple[str | None, ...],
     points: tuple[float, ...],
 ) -> UpdateScores:
-    solution, usage = found.solution, found.usage
+    usage = found.usage
 
     def spread(values: Float64[np.ndarray, " scored"]) -> Float64[np.ndarray, " text"]:
         out = np.full(len(reasons), np.nan)
@@ -270,18 +297,17 @@ def _scores(
 
     return UpdateScores(
         score=spread(usage.log_odds),
-        alpha=spread(solution.alpha),
-        standard_error=spread(solution.standard_error),
+        alpha=spread(found.alpha),
+        standard_error=spread(found.standard_error),
         posterior=spread(usage.posterior),
         reasons=reasons,
         n_used=usage.n_used,
         n_used_interval=(usage.n_used_low, usage.n_used_high),
-        explained=solution.explained,
+        explained=found.explained,
         layers=coordinates.layers,
         n_coordinates=len(coordinates),
         points=points,
         rounded=float(np.mean(coordinates.rounding > 0)),
         is_low_rank=coordinates.is_low_rank,
         adaptive=found.metric.adaptive,
-        ridges=found.ridges,
     )
