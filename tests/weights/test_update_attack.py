@@ -71,6 +71,24 @@ def test_members_stand_out_of_a_full_fine_tune(trained, tmp_path) -> None:
     assert found.alpha[:N_MEMBERS].mean() == pytest.approx(2e-4 / 6, rel=0.7)
 
 
+def test_many_texts_are_solved_in_random_blocks(trained, tmp_path, monkeypatch) -> None:
+    pair, texts, _ = trained
+    config = WeightsConfig(n_coordinates=20_000)
+    whole = scored(pair, texts, tmp_path, identity="a", config=config)
+    monkeypatch.setattr("ltmia.weights.update_attack.AT_ONCE", len(texts) // 2)
+    halves = scored(pair, texts, tmp_path, identity="a", config=config)
+    assert auc(halves.score) > 0.9
+    assert np.corrcoef(whole.alpha, halves.alpha)[0, 1] > 0.8
+    assert halves.explained < whole.explained
+    assert 0.4 * N_MEMBERS < halves.n_used < 1.6 * N_MEMBERS
+
+
+def test_very_many_texts_are_read_at_fewer_coordinates() -> None:
+    counts = [WeightsConfig().coordinates_of(n) for n in (1, 20_000, 100_000, 10**9)]
+    assert counts == [100_000, 100_000, 20_000, 10_000]
+    assert WeightsConfig(n_coordinates=500).coordinates_of(10**9) == 500
+
+
 def test_scores_do_not_depend_on_the_order_of_texts(trained, tmp_path) -> None:
     pair, texts, _ = trained
     config = WeightsConfig(n_coordinates=5_000, points=(1.0,))
