@@ -16,6 +16,7 @@ from live_server import LiveServer, running
 from ltmia.data.embedded import demo_base_path
 from ltmia.data.reading import read_texts
 from ltmia.endpoint.address import Endpoint
+from ltmia.endpoint.protocol import EchoedLogprobs, read_completion
 from ltmia.endpoint.sent_texts import MOST_CUT, SentTexts
 from ltmia.errors import DataError, ModelError
 from ltmia.models.loading import LoadOptions, load_alone, load_tokenizer
@@ -215,6 +216,29 @@ def test_a_server_that_takes_ids_later_does_not_continue(
         server.takes_texts = False
         with pytest.raises(ModelError, match=r"fewer or more tokens than before: another server runs there"):
             record(server, texts, with_bos, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("by", [0, 1])
+def test_shifted_numbers_of_ids_are_refused_and_shared_entries_are_not(by: int) -> None:
+    words = [*"abcdefg", "same", "same"]
+    weights = np.random.default_rng(0).uniform(1, 5, (5, 9)) * (np.arange(9) != 7) + 1e-3
+    table = np.log(weights / weights.sum(1, keepdims=True))
+    ids = [0, 1, 7, 2, 3, 4]
+    tops = [None, *(dict(zip(words, row.tolist(), strict=True)) for row in table)]
+    logps = [None, *(row[i] for i, row in zip(ids[1:], table.tolist(), strict=True))]
+    place = [0, *np.maximum(np.arange(1, 6) - by, 1)]
+    said = {
+        "tokens": [words[i] for i in ids],
+        "token_logprobs": [logps[i] for i in place],
+        "top_logprobs": [tops[i] for i in place],
+    }
+    completion = read_completion(json.dumps({"choices": [{"logprobs": said}]}).encode())
+    form = EchoedLogprobs(vocab_size=9, n_top=5, unshared=frozenset("abcdefg"))
+    if by:
+        with pytest.raises(DataError, match="another log-probability in top_logprobs"):
+            form.read("x", ids, completion)
+    else:
+        np.testing.assert_allclose(form.read("x", ids, completion).statistics.logp, logps[1:], rtol=1e-6)
 
 
 DEMO = load_tokenizer(str(demo_base_path()), OPTIONS)

@@ -145,6 +145,8 @@ class EchoedLogprobs:
     """How many of the most likely ones are kept."""
     sent: SentTexts | None = None
     """How ids are sent as characters; None if the server takes ids."""
+    unshared: frozenset[str] = frozenset()
+    """Texts of one token alone. Tokens with the same text share an entry, which may be that of another one."""
 
     @property
     def name(self) -> str:
@@ -191,8 +193,8 @@ class EchoedLogprobs:
                 found.logp[i] = logp
                 found.rank[i] = 1 + int((values > logp).sum())
                 found.top_logp[i] = np.sort(values)[: -self.n_top - 1 : -1]
-                if (word := said.tokens[given][i]).strip("\ufffd"):  # bytes of characters share one entry
-                    own[i] = top.get(word, np.nan)
+                if said.tokens[given][i] in self.unshared:
+                    own[i] = top.get(said.tokens[given][i], np.nan)
                 if i + 1 < n_given:
                     following[i] = top.get(said.tokens[given][i + 1], np.nan)
         _check_own(name, found.logp, own)
@@ -279,15 +281,7 @@ def _check_first(name: str, said: object) -> None:
 
 
 def _check_own(name: str, logp: Float32[np.ndarray, " pred"], own: Float32[np.ndarray, " pred"]) -> None:
-    """Refuse numbers of other tokens: the list of all tokens has other ones for these.
-
-    A few may differ, because tokens with the same text share an entry.
-
-    Args:
-        name: Name of the prompt.
-        logp: Log-probability given for each token.
-        own: That of the token's text in the list of all tokens; NaN where it is not there.
-    """
+    """Refuse numbers of other tokens: the list of all tokens has other ones for these. NaN in `own`: unknown."""
     known = np.isfinite(own) & np.isfinite(logp)
     n_other = int((np.abs(own[known] - logp[known]) > SAME_NUMBER).sum())
     if n_other > known.sum() / 2:

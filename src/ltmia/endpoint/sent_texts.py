@@ -4,6 +4,7 @@ The numbers belong to the texts' ids only if the server makes the same tokens. S
 as characters and tokenised again, are the same ids; how many the server made is compared for each answer.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,12 @@ from ltmia.models.tokens import LEAST_IDS, EncodedText
 MOST_CUT = 16
 """Tokens that may be cut from the end of a text. Half a word, or half a character, is a few tokens."""
 ANY_WORD = "a"
+
+
+def unshared_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> frozenset[str]:
+    """Return the texts that one token alone has."""
+    counts = Counter(tokenizer.batch_decode([[token] for token in range(vocab_size)]))
+    return frozenset(text for text, n in counts.items() if n == 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from ltmia.endpoint.address import Endpoint
 from ltmia.endpoint.client import Server, ServerFacts
 from ltmia.endpoint.protocol import Answer, EchoedLogprobs, Form, PromptLogprobs
 from ltmia.endpoint.self_test import Noise, Passed, SelfTest, Words
-from ltmia.endpoint.sent_texts import SentTexts
+from ltmia.endpoint.sent_texts import SentTexts, unshared_texts
 from ltmia.errors import ConfigError, DataError, ModelError
 from ltmia.features.columns import LITE_TOP
 from ltmia.models.identity import tokenizer_sha256
@@ -168,8 +168,10 @@ class _Job:
         known = self.server.known_form(newer.body(text.ids.tolist()))
         if known == newer.name:
             return newer
-        sent = SentTexts.of(self.tokenizer, self.header.vocab_size) if known == "echo of texts" else None
-        return EchoedLogprobs(vocab_size=self.header.vocab_size, n_top=LITE_TOP, sent=sent)
+        n = self.header.vocab_size
+        sent = SentTexts.of(self.tokenizer, n) if known == "echo of texts" else None
+        unshared = unshared_texts(self.tokenizer, n)
+        return EchoedLogprobs(vocab_size=n, n_top=LITE_TOP, sent=sent, unshared=unshared)
 
     def _local(self, texts: Sequence[EncodedText]) -> list[ModelStatistics]:
         pair = load_alone(str(self.config.check_against), tokenizer=self.config.tokenizer, options=self.config.loading)
