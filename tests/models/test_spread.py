@@ -427,6 +427,14 @@ def test_wrong_limits_are_refused(given, said):
         memory_limits(given)
 
 
+@pytest.mark.parametrize(
+    "option", [{"device_map": "cpu=1GB"}, {"device": "cpu"}, {"dtype": "float32"}, {"sequential": True}]
+)
+def test_options_of_loading_are_refused_for_modules(whole, option):
+    with pytest.raises(ConfigError, match=rf"`{next(iter(option))}` says how a model is loaded.*leave it out"):
+        ltmia.load_pair(whole.target, whole.reference, tokenizer=whole.tokenizer, **option)
+
+
 def test_a_device_and_a_device_map_exclude_each_other(folders):
     with pytest.raises(ConfigError, match="leave out one of them"):
         ltmia.load_pair(*folders, device="cpu", device_map="auto")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ltmia.errors import ModelError
+from ltmia.errors import ConfigError, ModelError
 from ltmia.models.adapters import Adapted, continues, merge, put_adapter
 from ltmia.models.checkpoints import read_model, stored_dtype
 from ltmia.models.pair import ModelOrigin, Pair, pair_in_memory
@@ -70,14 +70,19 @@ def load_pair(
         sequential: Keep only one model in memory at a time, if both together do not fit. The target's hidden states
         wait on disk until the reference is loaded. A target with an adapter that can be switched off needs no second
         copy anyway.
-        **keywords: `LoadOptions`, field by field: dtype, device, trust_remote_code, allow_hub.
+        **keywords: `LoadOptions`, field by field: dtype, device, device_map, trust_remote_code, allow_hub.
 
     Raises:
         ModelError: If a model is missing, unsafe or unusable, or the two do not share tokenizer and vocabulary.
-        ConfigError: If there is no such dtype or device.
+        ConfigError: If there is no such dtype or device, or modules are given and options that say how to load.
     """
     options = LoadOptions(**keywords)
     if isinstance(target, nn.Module):
+        how = asdict(replace(options, trust_remote_code=False, allow_hub=False)) | {"sequential": sequential}
+        if given := [name for name, value in how.items() if value not in (None, False, "auto")]:
+            raise ConfigError(
+                f"`{given[0]}` says how a model is loaded, but a module is given, which runs as it is: leave it out"
+            )
         return pair_in_memory(target, base, tokenizer)
     if isinstance(base, nn.Module):
         raise ModelError("the target is a path but the base a module: give both in the same form")
