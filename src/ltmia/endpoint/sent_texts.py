@@ -18,8 +18,9 @@ ANY_WORD = "a"
 
 
 def unshared_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> frozenset[str]:
-    """Return the texts that one token alone has."""
-    counts = Counter(tokenizer.batch_decode([[token] for token in range(vocab_size)]))
+    """Return the texts that one token alone has; a model's vocabulary may be larger than the tokenizer's."""
+    n_tokens = min(vocab_size, len(tokenizer))  # the rest is padding
+    counts = Counter(tokenizer.batch_decode([[token] for token in range(n_tokens)]))
     return frozenset(text for text, n in counts.items() if n == 1)
 
 
@@ -38,7 +39,8 @@ class SentTexts:
         """Ask a tokenizer what it puts before a text, and for the texts of all tokens."""
         bare = tokenizer(ANY_WORD, add_special_tokens=False)["input_ids"]
         n_before = list(tokenizer(ANY_WORD)["input_ids"]).index(bare[0])
-        written = tokenizer.batch_decode([[token] for token in range(vocab_size)], skip_special_tokens=True)
+        tokens = [[token] for token in range(min(vocab_size, len(tokenizer)))]
+        written = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return cls(tokenizer, n_before, len({text.replace("\ufffd", "") for text in written}))
 
     def characters(self, ids: Sequence[int]) -> str:
