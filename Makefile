@@ -37,8 +37,8 @@ torture: setup                ## what is too heavy for every day: slow tests, Ra
 	$(BIN)/python scripts/soak.py .cache/soak --texts 100000
 	$(BIN)/python scripts/soak_ray.py .cache/soak-ray --texts 100000
 
-gpu:                          ## what needs an accelerator; run it where torch was installed for one
-	TRITON_INTERPRET=0 $(PYTHON) -m pytest -m gpu
+gpu:                          ## tests that need an accelerator; install torch for it into .venv first
+	TRITON_INTERPRET=0 $(BIN)/pytest -m gpu
 
 docs: setup                   ## the documentation site, written into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

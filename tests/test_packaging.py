@@ -70,6 +70,10 @@ def test_every_dependency_has_a_floor_and_a_ceiling(requirement: Requirement) ->
     assert operators == {">=", "<"} or operators == {"=="} or requirement.name == PROJECT["name"]
 
 
+BROUGHT = {"triton": "torch"}
+"""Modules that others bring: torch for accelerators needs Triton."""
+
+
 def imports(path: Path) -> Iterator[str]:
     """Name the top-level modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -85,7 +89,7 @@ def test_every_import_is_declared() -> None:
     third_party = {name for path in SOURCE.rglob("*.py") for name in imports(path)} - set(sys.stdlib_module_names)
     for module in third_party - {"ltmia"}:
         # Of an extra that is not installed nothing but the name is known.
-        names = {canonicalize_name(name) for name in homes.get(module, [module])}
+        names = {canonicalize_name(name) for name in homes.get(module, [BROUGHT.get(module, module)])}
         assert names & declared, f"{module}: add {' or '.join(names)} to pyproject.toml"
 
 

@@ -304,6 +304,7 @@ def test_an_interrupted_command_exits_2_with_one_message(name: str) -> None:
     code = (
         "import os, signal; from ltmia.cli import app as cli; from ltmia.__main__ import main; import sys\n"
         f"cli.app.command('wait')(lambda: os.kill(os.getpid(), signal.{name}))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in the background\n"
         "sys.argv = ['ltmia', 'wait']; main()"
     )
     done = subprocess.run(

@@ -328,14 +328,17 @@ def test_answers_are_audited_from_models_and_from_recordings_alike(work: Path) -
     assert results.data.n_cut > 0
     records = pq.read_table(work / "audit" / "records.parquet")
     texts = read_texts(work / "members.jsonl", chat=chat_template(work / "base"))
-    first = encode_texts(TOKENIZER, texts.texts, max_length=128, vocab_size=10**6, starts=texts.starts)
+    first = encode_texts(
+        TOKENIZER, texts.texts, max_length=results.settings["max_length"], vocab_size=10**6, starts=texts.starts
+    )
     assert records["n_tokens"].to_pylist()[:40] == [text.n_scored for text in first]
     tokens = pq.read_table(work / "audit" / "private" / "tokens.parquet").to_pylist()[0]
     assert len(tokens["token"]) == len(tokens["difference"])
 
     for model in ("target", "base"):
         files = ("--texts", "members.jsonl", "--texts", "nonmembers.jsonl")
-        done = run_ltmia("record", model, *files, "-o", f"{model}.jsonl.gz", *exactly, cwd=work)
+        length = ("--max-length", str(results.settings["max_length"]))
+        done = run_ltmia("record", model, *files, "-o", f"{model}.jsonl.gz", *exactly, *length, cwd=work)
         assert done.returncode == 0, done.stderr
     refused = run_ltmia("audit", "target.jsonl.gz", "--base", "base.jsonl.gz", *SETS, "-o", "recorded", cwd=work)
     assert refused.returncode == 2
