@@ -4,6 +4,7 @@ torch has none: it rounds the results to bfloat16, or computes in float32 at hal
 multiplies 32 pairs of bfloat16 numbers, which is exact in float32, and adds them to 16 float32 sums.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -61,7 +62,7 @@ def packed(weight: Tensor) -> Tensor:
     """
     pairs = _pairs(weight)
     panels = torch.empty(-(-len(pairs) // COLUMNS), pairs.shape[1], COLUMNS, dtype=torch.int32)
-    _pack(pairs.numpy(), panels.numpy())
+    _in_threads(_pack, pairs.numpy(), panels.numpy())
     return panels
 
 
@@ -73,13 +74,14 @@ def multiply(rows: Tensor, panels: Tensor, out: Tensor) -> None:
         panels: `packed` weight.
         out: (n, m) float32; each row is contiguous.
     """
-    pairs, n_threads = _pairs(rows).numpy(), torch.get_num_threads()
+    _in_threads(_multiply, _pairs(rows).numpy(), panels.numpy(), out.numpy())
 
-    def fill(first: int) -> None:
-        _multiply(pairs, panels.numpy(), out.numpy(), first, n_threads)
 
+def _in_threads(kernel: Callable[..., None], *arrays: np.ndarray) -> None:
+    """Run a kernel in as many threads as torch uses; each takes every so many panels."""
+    n_threads = torch.get_num_threads()
     with ThreadPoolExecutor(n_threads) as threads:
-        list(threads.map(fill, range(n_threads)))
+        list(threads.map(lambda first: kernel(*arrays, first, n_threads), range(n_threads)))
 
 
 def _pairs(matrix: Tensor) -> Tensor:
@@ -152,10 +154,11 @@ def _tile(_context: Any, _rows: Any, _row_bytes: Any, _panel: Any, _n_pairs: Any
 
 
 @compiled
-def _pack(pairs: Any, panels: Any) -> None:
+def _pack(pairs: Any, panels: Any, first: int, step: int) -> None:
+    """Write every `step`-th panel, from the panel `first` on."""
     n_pairs = pairs.shape[1]
     whole = n_pairs - n_pairs % LANES
-    for p in range(len(panels)):
+    for p in range(first, len(panels), step):
         panel, some = panels[p], pairs[p * COLUMNS : (p + 1) * COLUMNS]
         panel[:, len(some) :] = 0
         # Short runs, so that all they write stays in the nearest cache.
