@@ -101,9 +101,13 @@ def reduce_by_torch(target: Tensor, reference: Tensor, asked_target: Tensor, ask
         for shifted in (target.double() - asked_target[:, -1:], reference.double() - asked_reference[:, -1:])
     )
     p, q, d = x.exp(), y.exp(), x - y
-    terms = (p, x * p, x * x * p, q, y * q, y * y * q, d * p, d * d * p, d * q, d * d * q)
+
+    def moments(weight: Tensor, *of: Tensor) -> list[Tensor]:
+        return [(value.square() if squared else value).mul(weight).sum(1) for value in of for squared in (False, True)]
+
+    sums = [p.sum(1), *moments(p, x), q.sum(1), *moments(q, y), *moments(p, d), *moments(q, d)]
     return Reduced(
-        sums=torch.stack([term.sum(1) for term in terms], 1),
+        sums=torch.stack(sums, 1),
         above_target=_above(target, asked_target),
         above_reference=_above(reference, asked_reference),
     )
