@@ -23,7 +23,7 @@ STORE_BYTES = 276
 LIBRARIES_BYTES = 650_000_000
 """Memory of a process with its libraries and no model."""
 STATISTICS_BYTES = 120
-"""Bytes for each logit of a chunk that `torch_statistics` holds at once at most, on devices other than the CPU."""
+"""Most bytes that `torch_statistics` needs for each logit of a chunk, on devices other than the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

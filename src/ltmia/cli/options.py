@@ -149,7 +149,7 @@ MaxLength = Annotated[
         parser=_max_length,
         metavar="N|auto",
         help="Tokens read of each text; the rest is ignored. auto: as many as the target was trained on, if `ltmia "
-        "finetune` made it (at least 128), else 512; all that is recorded.",
+        "finetune` made it (at least 128), else 512; recordings are read whole.",
     ),
 ]
 RecordedLength = Annotated[
