@@ -55,6 +55,14 @@ def test_matrices_may_begin_at_any_number() -> None:
     np.testing.assert_allclose(out, rows.double() @ weight.double().T, atol=2e-5, rtol=1e-6)
 
 
+def test_matrices_may_lie_in_any_order() -> None:
+    for n, m in ((1, 5), (5, 1), (3, 70)):
+        rows, weight = torch.randn(8, n).bfloat16().T, torch.randn(2 * m, 8).bfloat16()[::2]
+        out = torch.empty(n, m)
+        multiply(rows, packed(weight), out)
+        np.testing.assert_allclose(out, rows.double() @ weight.double().T, atol=2e-5, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("DISABLE_JIT", 1), ("CPU_NAME", "generic"), ("CPU_FEATURES", ""), ("CPU_FEATURES", "+avx2"), ("ENABLE_AVX", 0)],

@@ -86,8 +86,9 @@ def _in_threads(kernel: Callable[..., None], *arrays: np.ndarray) -> None:
 
 def _pairs(matrix: Tensor) -> Tensor:
     """Return a bfloat16 matrix as int32, two numbers in each; copied if torch cannot read it so."""
-    whole = matrix.detach().contiguous()
-    return (whole.clone() if whole.storage_offset() % 2 else whole).view(torch.int32)
+    whole = matrix.detach().contiguous().flatten()  # the one row of a matrix may have any stride
+    pairs = (whole.clone() if whole.storage_offset() % 2 else whole).view(torch.int32)
+    return pairs.view(len(matrix), matrix.shape[1] // 2)
 
 
 def _place(builder: Any, address: Any, offset: int, kind: Any) -> Any:
