@@ -3,7 +3,8 @@
     python scripts/soak_ray.py OUT --texts 100000 --workers 2 --kills 8
 
 Runs `ltmia score --engine ray` and kills a worker every few seconds, then the command itself; the same command resumes.
-Compares tokens and scores with those of one process without Ray. Exits with 1 if a text is lost, doubled or different.
+Compares tokens and scores, text by text, with those of one process without Ray. Exits with 1 if a text is lost, doubled
+or different, if files from before the kill were made again, or if nothing was left to resume.
 """
 
 import argparse
@@ -35,15 +36,15 @@ def main() -> None:
     on_ray = [*command(work, "on-ray"), "--engine", "ray", "--workers", str(args.workers)]
     began = time.monotonic()
     n_killed = killed(on_ray, args.kills, args.every)
-    n_before = len(list(work.glob("on-ray/**/chunks-*/*.parquet")))
+    before = chunk_files(work)
     resumed = time.monotonic()
     subprocess.run(on_ray, check=True)
-    print(f"killed {n_killed} workers, then the command with {n_before} files on disk: {resumed - began:.0f} s")
+    print(f"killed {n_killed} workers, then the command with {len(before)} files on disk: {resumed - began:.0f} s")
     print(f"resumed and ended: {time.monotonic() - resumed:.0f} s with {args.workers} workers")
     began = time.monotonic()
     subprocess.run(command(work, "alone"), check=True)
     print(f"one process without Ray, all of it: {time.monotonic() - began:.0f} s")
-    found = faults(work, args.texts)
+    found = [*resume_faults(before, chunk_files(work)), *faults(work, args.texts)]
     print(f"faults: {found or 0}")
     sys.exit(1 if found or n_killed < args.kills else 0)
 
@@ -79,6 +80,23 @@ def is_scorer(process: psutil.Process) -> bool:
         return False
 
 
+def chunk_files(work: Path) -> dict[str, int]:
+    """Return the files that workers have finished, each with the time when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in work.glob("on-ray/**/chunks-*/*.parquet")}
+
+
+def resume_faults(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    """Say what is wrong with the files that were there before the command was killed."""
+    found = []
+    if not 0 < len(before) < len(after):
+        found.append(
+            f"killed with {len(before)} of {len(after)} files on disk, so nothing was resumed: take more texts"
+        )
+    if again := [name for name, written in before.items() if after.get(name) != written]:
+        found.append(f"{len(again)} files were lost or made again")
+    return found
+
+
 def faults(work: Path, n_texts: int) -> list[str]:
     """Say what differs between both runs."""
     here, alone = (pq.read_table(work / out / "records.parquet") for out in ("on-ray", "alone"))
@@ -86,7 +104,7 @@ def faults(work: Path, n_texts: int) -> list[str]:
     if not len(here) == len(set(here["id"].to_pylist())) == n_texts:
         found.append(f"{len(here)} records, {len(set(here['id'].to_pylist()))} ids, of {n_texts}")
     if here["n_tokens"] != alone["n_tokens"]:
-        found.append("numbers of tokens differ")
+        return [*found, "numbers of tokens differ"]
     scores, others = (table["score_difference"].to_numpy() for table in (here, alone))
     differences, step = np.abs(scores - others), np.diff(np.unique(others)).min()
     # Texts share their batch with others, and this noise can turn the rounding of a published score.

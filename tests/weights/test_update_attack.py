@@ -75,7 +75,7 @@ def test_many_texts_are_solved_in_random_blocks(trained, tmp_path, monkeypatch) 
     pair, texts, _ = trained
     config = WeightsConfig(n_coordinates=20_000)
     whole = scored(pair, texts, tmp_path, identity="a", config=config)
-    monkeypatch.setattr("ltmia.weights.update_attack.AT_ONCE", len(texts) // 2)
+    monkeypatch.setattr("ltmia.weights.text_blocks.AT_ONCE", len(texts) // 2)
     halves = scored(pair, texts, tmp_path, identity="a", config=config)
     assert auc(halves.score) > 0.9
     assert np.corrcoef(whole.alpha, halves.alpha)[0, 1] > 0.8

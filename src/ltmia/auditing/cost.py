@@ -15,7 +15,8 @@ from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
 from ltmia.weights.solve import SQUARES
-from ltmia.weights.update_attack import AT_ONCE, WeightsConfig
+from ltmia.weights.text_blocks import count_blocks
+from ltmia.weights.update_attack import WeightsConfig
 
 GIB = 2**30
 STORE_BYTES = 276
@@ -152,7 +153,7 @@ def count_flops(setting: Setting) -> Flops:
     if setting.pair.is_shared:
         # The base's gradients need an adapter of zeros, so they are read in a pass of their own.
         gradients += n_tokens * per_token[0] + work.n_texts * per_text[0]
-    n_blocks = -(-work.n_texts // AT_ONCE)
+    n_blocks = count_blocks(work.n_texts)
     columns = points * work.n_texts // n_blocks
     solving = n_blocks * (2 * columns**2 * config.coordinates_of(work.n_texts) + columns**3)
     return replace(found, gradients=gradients, solve=solving)
@@ -209,7 +210,7 @@ def count_memory(setting: Setting) -> Memory:
 
 def solve_bytes(work: Work) -> int:
     """Return the memory that the regression of the weights observer takes, on the CPU."""
-    columns = len(WeightsConfig().points) * min(work.n_texts, AT_ONCE)
+    columns = len(WeightsConfig().points) * -(-work.n_texts // count_blocks(work.n_texts))
     return 8 * SQUARES * columns**2 if work.reads_weights else 0
 
 

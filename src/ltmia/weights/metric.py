@@ -56,8 +56,9 @@ def second_moments(
     n_coordinates, n_points = file.shape.n_coordinates, file.shape.n_points
     moments = np.empty(n_coordinates)
     for part in blocks(n_coordinates, len(rows)):
-        mean = sum(file.block(point, rows, part) for point in range(n_points)) / np.float32(n_points)
-        moments[part] = np.square((dealt @ mean).astype(np.float64)).mean(axis=0)
+        mean = np.mean([file.block(point, rows, part) for point in range(n_points)], axis=0)
+        squares = [np.square(mean[batch].mean(axis=1, dtype=np.float64)).mean(axis=0) for batch in dealt]
+        moments[part] = np.mean(squares, axis=0)
     return moments
 
 
@@ -67,18 +68,12 @@ def blocks(n_coordinates: int, n_rows: int) -> list[slice]:
     return [slice(start, min(start + step, n_coordinates)) for start in range(0, n_coordinates, step)]
 
 
-def _deal(n_texts: int, seed: int) -> np.ndarray:
-    """Return weights, (batch, text), that average the texts of each batch."""
+def _deal(n_texts: int, seed: int) -> list[Int64[np.ndarray, "batch text"]]:
+    """Return the texts of each batch, for each shuffle; those that fill no batch are left out."""
     rng = np.random.default_rng(seed)
     size = min(BATCH_TEXTS, n_texts)
-    dealt = []
-    for _ in range(SHUFFLES):
-        order = rng.permutation(n_texts)
-        for start in range(0, n_texts - size + 1, size):
-            row = np.zeros(n_texts, np.float32)
-            row[order[start : start + size]] = 1 / size
-            dealt.append(row)
-    return np.stack(dealt)
+    whole = n_texts - n_texts % size
+    return [rng.permutation(n_texts)[:whole].reshape(-1, size) for _ in range(SHUFFLES)]
 
 
 def read_optimizer_state(path: Path, coordinates: Coordinates) -> Float64[np.ndarray, " coordinate"]:

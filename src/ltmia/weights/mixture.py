@@ -13,7 +13,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 from scipy.stats import multivariate_t
 
-from ltmia.weights.solve import ReducedEquations
+from ltmia.weights.solve import ReducedEquations, with_diagonal
 
 SWEEPS = 8
 """Rounds of expectation propagation."""
@@ -117,15 +117,18 @@ def count_used(
     values, noise = estimate / groups.scale, variance / groups.scale**2
     rng = np.random.default_rng(seed)
     draws, weights = _draw_groups(groups, values, noise, rng)
-    odds = np.array([_rising_log_odds(draw, values, noise) for draw in draws])
-    chances = expit(odds)
-    counts = (rng.random(chances.shape) < chances).sum(axis=1)
+    log_odds, posterior, counts = np.zeros(len(values)), np.zeros(len(values)), np.empty(len(draws), np.int64)
+    for number, (draw, weight) in enumerate(zip(draws, weights, strict=True)):
+        odds = _rising_log_odds(draw, values, noise)
+        chances = expit(odds)
+        counts[number] = (rng.random(len(chances)) < chances).sum()
+        log_odds += weight * odds
+        posterior += weight * chances
     order = np.argsort(counts, kind="stable")
     reached = np.cumsum(weights[order])
     low, high = (float(counts[order][np.searchsorted(reached, q)]) for q in (1 - QUANTILE, QUANTILE))
-    posterior = weights @ chances
     return Usage(
-        log_odds=weights @ odds,
+        log_odds=log_odds,
         posterior=posterior,
         n_used=float(posterior.sum()),
         n_used_low=low,
@@ -282,7 +285,7 @@ def _cavities(
     pull: Float64[np.ndarray, " text"],
 ) -> tuple[Float64[np.ndarray, " text"], Float64[np.ndarray, " text"]]:
     """Return mean and variance of each text's coefficient with its own prior taken out."""
-    joint = np.linalg.inv(products + np.diag(precision))
+    joint = np.linalg.inv(with_diagonal(products, precision))
     mean, variance = joint @ (match + pull), np.diag(joint)
     own = 1 / variance - precision
     return (mean / variance - pull) / own, 1 / own

@@ -50,13 +50,15 @@ class NormalEquations:
     match: Float64[np.ndarray, " column"]
     """c."""
     update_square: float
-    """Squared norm of the weighted update."""
+    """Squared norm of the weighted update, without what was taken out of it."""
     n_told: float
     """Number of coordinates by which the noise is measured; see `Metric`."""
     log_noise: float
     """Sum of the logarithms of the noise that coordinates were divided by."""
     n_kinds: int
     """Kinds of coefficient."""
+    square_taken_out: float = 0.0
+    """Squared norm of what was taken out of the weighted update; see `normal_equations`."""
 
     @property
     def n_texts(self) -> int:
@@ -73,6 +75,7 @@ class NormalEquations:
             n_told=self.n_told,
             log_noise=self.log_noise,
             n_kinds=n_kinds,
+            square_taken_out=self.square_taken_out,
         )
 
 
@@ -96,7 +99,7 @@ class RidgeSolution:
     standard_error: Float64[np.ndarray, " text"]
     """Standard error of alpha, from the noise of the update."""
     explained: float
-    """Share of the weighted update's square that all coefficients together explain."""
+    """Share of the weighted update's square that all coefficients and what was taken out explain together."""
     reduced: "ReducedEquations"
 
 
@@ -116,6 +119,8 @@ def normal_equations(
     change: Float64[np.ndarray, " coordinate"],
     metric: Metric,
     report: Report = silent,
+    *,
+    others: Float64[np.ndarray, "point coordinate"] | None = None,
 ) -> NormalEquations:
     """Compute K and c, some coordinates at a time: products in float32, their sums in float64.
 
@@ -125,6 +130,9 @@ def normal_equations(
         change: The update.
         metric: Preconditioner and noise.
         report: Called with progress.
+        others: Sum of the gradients of other texts at each point. Some of these may be in the update too. What they
+            have in common with the texts that take part would be put down to these. So all that lies along this sum is
+            taken out of update and gradients, as if it had a coefficient without a ridge.
 
     Raises:
         DataError: If the products do not fit into memory.
@@ -134,24 +142,40 @@ def normal_equations(
     alive = np.isfinite(metric.noise)
     weights = np.where(alive, metric.preconditioner / metric.noise, 0.0).astype(np.float32)
     update = np.where(alive, change / metric.noise, 0.0)
+    basis = np.zeros((0, len(update))) if others is None else _basis(contrast @ others * weights)
+    along = basis @ update
+    update -= along @ basis
     n_columns = n_points * len(rows)
     _check_memory(len(rows), n_columns)
     products, match = np.zeros((n_columns, n_columns)), np.zeros(n_columns)
+    columns_along = np.zeros((n_columns, len(basis)))
     for part in blocks(file.shape.n_coordinates, n_columns):
         points = np.stack([file.block(point, rows, part) for point in range(n_points)])
         columns: Float32[np.ndarray, "column coord"] = np.tensordot(contrast, points, 1).reshape(n_columns, -1)
         columns *= weights[part]
         products += columns @ columns.T
-        match -= columns.astype(np.float64) @ update[part]
+        wide = columns.astype(np.float64)
+        match -= wide @ update[part]
+        columns_along += wide @ basis[:, part].T
         report(TASK, part.stop, file.shape.n_coordinates)
+    for row, row_along in zip(products, columns_along, strict=True):  # one at a time: together they take as much as K
+        row -= columns_along @ row_along
     return NormalEquations(
         products=products,
         match=match,
         update_square=float(update @ update),
-        n_told=metric.n_told,
+        n_told=metric.n_told - len(basis),
         log_noise=float(np.log(metric.noise[alive]).sum()),
         n_kinds=n_points,
+        square_taken_out=float(along @ along),
     )
+
+
+def _basis(vectors: Float64[np.ndarray, "vector coord"]) -> Float64[np.ndarray, "base coord"]:
+    """Return orthonormal vectors that span some vectors."""
+    _, sizes, found = np.linalg.svd(vectors, full_matrices=False)
+    kept: Float64[np.ndarray, "base coord"] = found[sizes > 1e-9 * sizes.max(initial=0.0)]
+    return kept
 
 
 def _check_memory(n_texts: int, n_columns: int) -> None:
@@ -189,7 +213,8 @@ def choose_ridges(equations: NormalEquations, seed: int = 0) -> Ridges:
 def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[np.ndarray, " kind"]) -> Ridges:
     """Return the marginal likelihood of the update under given ridges, at the noise that makes it largest."""
     diagonal = np.repeat(np.asarray(values, np.float64), equations.n_texts)
-    factor, lower = cho_factor(equations.products + np.diag(diagonal), lower=True, overwrite_a=True)
+    # Transposed, LAPACK finds it in its own order and needs no copy.
+    factor, lower = cho_factor(with_diagonal(equations.products, diagonal).T, lower=True, overwrite_a=True)
     half = solve_triangular(factor, equations.match, lower=lower)
     m = equations.n_told
     noise = max(equations.update_square - float(half @ half), np.finfo(float).tiny) / m
@@ -201,8 +226,9 @@ def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[n
 def solve(equations: NormalEquations, ridges: Ridges) -> RidgeSolution:
     """Solve for the coefficients of the means, with the error that the noise of the update gives them."""
     reduced, others = _reduce(equations, ridges)
-    n = equations.n_texts
-    inverse = np.linalg.inv(reduced.products + reduced.ridge * np.eye(n))
+    factor = cho_factor(with_diagonal(reduced.products, reduced.ridge).T, lower=True, overwrite_a=True)
+    # Takes half the memory of `inv`.
+    inverse = cho_solve(factor, np.eye(equations.n_texts, order="F"), overwrite_b=True)
     alpha = inverse @ reduced.match
     # The noise of the match has the covariance of the products, so that of alpha is R K R = R - ridge R R.
     variance = reduced.noise * (np.diag(inverse) - reduced.ridge * np.einsum("ij,ij->i", inverse, inverse))
@@ -211,7 +237,7 @@ def solve(equations: NormalEquations, ridges: Ridges) -> RidgeSolution:
     return RidgeSolution(
         alpha=alpha,
         standard_error=np.sqrt(np.maximum(variance, 0.0)),
-        explained=fit / equations.update_square,
+        explained=(fit + equations.square_taken_out) / (equations.update_square + equations.square_taken_out),
         reduced=reduced,
     )
 
@@ -222,8 +248,8 @@ def _reduce(equations: NormalEquations, ridges: Ridges) -> tuple[ReducedEquation
     if not len(cross):
         reduced = ReducedEquations(products=own, match=equations.match, noise=ridges.noise, ridge=ridges.values[0])
         return reduced, _Others(np.zeros(0), np.zeros((0, n)))
-    held = equations.products[n:, n:] + np.diag(np.repeat(ridges.values[1:], n))
-    factor = cho_factor(held, lower=True, overwrite_a=True)
+    held = with_diagonal(equations.products[n:, n:], np.repeat(ridges.values[1:], n))
+    factor = cho_factor(held.T, lower=True, overwrite_a=True)
     level, slope = cho_solve(factor, equations.match[n:]), cho_solve(factor, cross)
     reduced = ReducedEquations(
         products=own - cross.T @ slope,
@@ -243,6 +269,15 @@ class _Others:
 
     def __call__(self, alpha: Float64[np.ndarray, " text"]) -> Float64[np.ndarray, " other"]:
         return self.level - self.slope @ alpha
+
+
+def with_diagonal(
+    matrix: Float64[np.ndarray, "n n"], added: float | Float64[np.ndarray, " n"]
+) -> Float64[np.ndarray, "n n"]:
+    """Return a copy of a matrix with something added to its diagonal; it is the only memory that this takes."""
+    copy = np.array(matrix, order="C")
+    copy.reshape(-1)[:: len(copy) + 1] += added
+    return copy
 
 
 def _mean_diagonals(equations: NormalEquations) -> Float64[np.ndarray, " kind"]:

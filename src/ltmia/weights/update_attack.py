@@ -17,14 +17,13 @@ from ltmia.weights.gradient_file import PathGradients
 from ltmia.weights.gradients import GradientReader
 from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
 from ltmia.weights.mixture import Usage, count_used, estimates_alone, fit_groups
-from ltmia.weights.solve import CONTRASTS, choose_ridges, normal_equations, solve
+from ltmia.weights.solve import CONTRASTS, RidgeSolution, choose_ridges, normal_equations, solve
+from ltmia.weights.text_blocks import TextBlock, random_blocks
 
 POINTS: tuple[float, ...] = (0.0, 1.0)
 """Base and target, for which no other model has to be made."""
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
-AT_ONCE = 5000
-"""Largest number of texts in one regression; more are divided at random into blocks with a regression each."""
 GRADIENT_BYTES = 8 * 10**9
 """Disk for the gradients of very many texts: from 20,000 texts on, fewer coordinates are read."""
 LEAST_COORDINATES = 10_000
@@ -145,18 +144,18 @@ def explain_update(
         DataError: If the texts do not fit into memory, or the optimiser's state does not fit the model, or gradients
             and update do not fit together.
     """
-    blocks, state = _random_blocks(len(rows), config.seed), config.optimizer_state
-    found, explained = np.empty((4, len(rows))), list[float]()
+    found, explained, state = np.empty((4, len(rows))), list[float](), config.optimizer_state
     moments = (
         second_moments(gradients, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
     )
     try:
         metric = _pick_metric(gradients, rows, moments, coordinates, config)
-        for block in blocks:
-            equations = normal_equations(gradients, rows[block], coordinates.change, metric, report)
-            solution = solve(equations, choose_ridges(equations))
+        for block in random_blocks(gradients, rows, config.seed):
+            solution = _solve_block(gradients, rows, block, coordinates, metric, report)
             explained.append(solution.explained)
-            found[:, block] = solution.alpha, solution.standard_error, *estimates_alone(solution.reduced)
+            alone = estimates_alone(solution.reduced)
+            found[:, block.places] = solution.alpha, solution.standard_error, *alone
+            del solution  # its matrices, before those of the next block are made
         alpha, standard_error, estimate, variance = found
         usage = count_used(estimate, variance, fit_groups(estimate, variance))
     except np.linalg.LinAlgError as error:
@@ -166,12 +165,17 @@ def explain_update(
     return Explanation(metric=metric, alpha=alpha, standard_error=standard_error, explained=max(explained), usage=usage)
 
 
-def _random_blocks(n_texts: int, seed: int) -> list[Int64[np.ndarray, " block"]]:
-    """Divide texts at random into blocks of about equal size, each in order."""
-    if n_texts <= AT_ONCE:
-        return [np.arange(n_texts)]
-    drawn = np.random.default_rng(seed).permutation(n_texts)
-    return [np.sort(block) for block in np.array_split(drawn, -(-n_texts // AT_ONCE))]
+def _solve_block(
+    gradients: PathGradients,
+    rows: Int64[np.ndarray, " scored"],
+    block: TextBlock,
+    coordinates: Coordinates,
+    metric: Metric,
+    report: Report,
+) -> RidgeSolution:
+    """Solve for the coefficients of one block; its whole matrix is let go when this returns."""
+    equations = normal_equations(gradients, rows[block.places], coordinates.change, metric, report, others=block.others)
+    return solve(equations, choose_ridges(equations))
 
 
 class UpdateAttack:
