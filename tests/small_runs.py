@@ -212,7 +212,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     "scripts/site_hooks.py": None,
     "scripts/soak.py": SmallRun(arguments="out --texts 2000", finds="faults: 0", is_fresh=True, is_slow=True),
     "scripts/soak_ray.py": SmallRun(
-        arguments="out --texts 3000 --kills 1", finds="faults: 0", needs="ray", is_fresh=True, is_slow=True
+        arguments="out --texts 3000 --kills 1 --every 4", finds="faults: 0", needs="ray", is_fresh=True, is_slow=True
     ),
     "scripts/struck_commands.py": None,
     "scripts/study.py": SmallRun(
