@@ -9,7 +9,8 @@ import pytest
 from ltmia.auditing.folder import hold_for
 from ltmia.auditing.question import JudgeConfig
 from ltmia.auditing.text_sets import as_texts
-from ltmia.cli.options import Dtype, pair_to_load
+from ltmia.cli.loading import pair_to_load
+from ltmia.cli.options import Dtype
 from ltmia.errors import ConfigError
 from ltmia.evaluation.audit_folder import GROUPS_FILE, MARKED, RECORDS_FILE, REPORT_FILE, RESULTS_FILE, run_in
 from ltmia.evaluation.files import forget_revealed, write_groups, write_records

@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ltmia
 from ltmia.auditing.model_evidence import rescore, weight_change
 from ltmia.auditing.update import prepared_update
-from ltmia.cli.options import Dtype, pair_to_load
+from ltmia.cli.loading import pair_to_load
+from ltmia.cli.options import Dtype
 from ltmia.errors import ConfigError, ModelError, StoreError
 from ltmia.finetuning.tiny import train_tokenizer
 from ltmia.models.batching import free_bytes

@@ -16,6 +16,7 @@ from ltmia.cli.canaries import canaries_app
 from ltmia.cli.doctor import doctor
 from ltmia.cli.lab import lab_app
 from ltmia.cli.listing import attacks
+from ltmia.cli.loading import day_told, needs_ray, pair_to_load, reader
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.recording import record
 from ltmia.cli.settings import Commands
@@ -103,7 +104,7 @@ def audit(
     from ltmia.integrations.trackers import log_audit, require_trackers
 
     require_trackers(log_to or [])
-    with o.pair_to_load(target, base, **loading.keywords) as pair:
+    with pair_to_load(target, base, **loading.keywords) as pair:
         with set_aside_on_failure(out):
             read = loading.reader(target, base)
             member_texts, nonmember_texts = columns.read(read, members, nonmembers)
@@ -113,7 +114,7 @@ def audit(
             seed=seed,
             deduplicate=deduplicate,
             reveal=reveal,
-            chat_day=o.day_told(read),
+            chat_day=day_told(read),
             overwrite=overwrite,
         )
         with progress(quiet=printing.quiet) as report:
@@ -161,7 +162,7 @@ def score(
 
     sources = [_anywhere(place) for place in (target, base)]
     keywords = loading.keywords | {"checkpoints": [_anywhere(place) for place in loading.checkpoints or ()]}
-    with o.pair_to_load(*sources, **keywords) as pair:
+    with pair_to_load(*sources, **keywords) as pair:
         with set_aside_on_failure(out):
             read = loading.reader(target, base)
             candidate_texts, nonmember_texts = columns.read(read, candidates, nonmembers)
@@ -171,7 +172,7 @@ def score(
             attack=attack,
             **asdict(judging),
             seed=seed,
-            chat_day=o.day_told(read),
+            chat_day=day_told(read),
             overwrite=overwrite,
         )
         scorer = (
@@ -220,7 +221,7 @@ def finetune(
 
     refuse_inputs(out, [base, texts])
     loading = LoadOptions(dtype="float32", device=device)
-    members = o.reader(base, day=day)(texts, text_column=text_column)
+    members = reader(base, day=day)(texts, text_column=text_column)
     config = FinetuneConfig(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -252,7 +253,7 @@ def _anywhere(place: str) -> str:
 
 
 def _ray_scorer(load: "Callable[[], Pair]", workers: int | None) -> "Scorer":
-    with o.needs_ray():
+    with needs_ray():
         from ltmia.scoring.ray_scoring import RayScorer
     return RayScorer(load=load, n_workers=workers)
 

@@ -8,6 +8,7 @@ import typer
 
 from ltmia.cli import option_groups as g
 from ltmia.cli import options as o
+from ltmia.cli.loading import day_told, pair_to_load, reader
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.settings import Commands
 from ltmia.cli.showing import show
@@ -87,7 +88,7 @@ def make(
     from ltmia.models.loading import LoadOptions, load_alone
 
     config = CanaryConfig(**asdict(canaries))
-    read = o.reader(model, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+    read = reader(model, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     options = LoadOptions(dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
     with progress(quiet=quiet) as report:
         pair = load_alone(model, options=options)
@@ -128,14 +129,14 @@ def audit(
     from ltmia.auditing.audit import AuditConfig
     from ltmia.auditing.canaries import audit_canaries
 
-    with o.pair_to_load(target, base, **loading.keywords) as pair:
+    with pair_to_load(target, base, **loading.keywords) as pair:
         read = loading.reader(target, base)
         config = AuditConfig(
             attacks=attacks,
             **asdict(judging),
             seed=seed,
             reveal=reveal,
-            chat_day=o.day_told(read),
+            chat_day=day_told(read),
             overwrite=overwrite,
         )
         with progress(quiet=printing.quiet) as report:

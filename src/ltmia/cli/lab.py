@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ltmia.cli import options as o
+from ltmia.cli.loading import needs_ray
 from ltmia.cli.progress import progress
 from ltmia.cli.settings import Commands
 
@@ -104,7 +105,7 @@ def report(
 
 
 def _ray_engine(workers: int | None) -> "Engine":
-    with o.needs_ray():
+    with needs_ray():
         from ltmia.lab.ray_engine import RayEngine
     return RayEngine(n_workers=workers)
 

@@ -8,6 +8,7 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from ltmia.cli import options as o
+from ltmia.cli.loading import reader
 
 if TYPE_CHECKING:
     from ltmia.records import Texts
@@ -63,7 +64,7 @@ class ModelOptions:
 
     def reader(self, target: str, base: str) -> "Callable[..., Texts]":
         """Return `read_texts` for a pair of models."""
-        return o.reader(target, base, day=self.day, trust_remote_code=self.trust_remote_code, allow_hub=self.allow_hub)
+        return reader(target, base, day=self.day, trust_remote_code=self.trust_remote_code, allow_hub=self.allow_hub)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import typer
 
 from ltmia.cli import option_groups as g
 from ltmia.cli import options as o
+from ltmia.cli.loading import reader
 from ltmia.cli.progress import calm_libraries, progress
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def record(
     known = _model_known_here(model, server, tokenizer)
     refuse_inputs(out, [name for name in (model, *texts, tokenizer, server.check_against) if name])
     allowed = {"trust_remote_code": trust_remote_code, "allow_hub": allow_hub}
-    read_texts = o.reader(known, None, day=day, **allowed)
+    read_texts = reader(known, None, day=day, **allowed)
     read = Texts.concatenate([read_texts(source, text_column=text_column, id_column=id_column) for source in texts])
     options = LoadOptions(dtype=dtype.value, device=device, device_map=device_map, **allowed)
     with progress(quiet=quiet) as report:

@@ -7,6 +7,7 @@ import typer
 
 from ltmia.cli import option_groups as g
 from ltmia.cli import options as o
+from ltmia.cli.loading import day_told, reader
 from ltmia.cli.progress import calm_libraries, progress
 from ltmia.cli.showing import show
 
@@ -48,7 +49,7 @@ def synthetic(
     length = {} if judging.max_length is None else {"max_length": judging.max_length}
     tuning = FinetuneConfig(epochs=epochs, learning_rate=learning_rate, lora=lora, seed=seed, **length)
     with set_aside_on_failure(out):
-        read = o.reader(base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
+        read = reader(base, day=day, trust_remote_code=trust_remote_code, allow_hub=allow_hub)
         member_texts, nonmember_texts = columns.read(read, members, nonmembers)
         written = read(synthetic, text_column=columns.text_column)
     config = AuditConfig(
@@ -56,7 +57,7 @@ def synthetic(
         **asdict(judging),
         seed=seed,
         reveal=reveal,
-        chat_day=o.day_told(read),
+        chat_day=day_told(read),
         overwrite=overwrite,
     )
     subject = SyntheticSubject(texts=written, base=base, tuning=tuning)
