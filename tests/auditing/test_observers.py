@@ -91,9 +91,10 @@ def test_recordings_say_that_the_weights_were_not_read(
     ).results
     assert found.decisions.attack == "ltmia"
     assert "recordings" in (found.observers["weights"].reason or "")
-    config = AuditConfig(attacks="ltmia", classifier="lite", observer="weights")
-    with pytest.raises(ModelError, match="recordings"):
-        audit(recorded, *sets, tmp_path / "forced", config=config)
+    config = AuditConfig(attacks="ltmia", classifier="lite")
+    for number, forced in enumerate((replace(config, observer="weights"), replace(config, thorough=True))):
+        with pytest.raises(ModelError, match="recordings"):
+            audit(recorded, *sets, tmp_path / f"forced{number}", config=forced)
 
 
 def test_an_attack_on_weights_contradicts_an_observer_of_log_probabilities(
@@ -113,6 +114,20 @@ def test_candidates_are_judged_with_the_weights_where_they_are_at_hand(
     alone = score(pair, few, texts[1], tmp_path / "alone", config=ScoreConfig(observer="logprobs"))
     assert alone.results.decisions.attack == "ltmia"
     assert "score_update" not in alone.records.column_names
+
+
+def test_a_thorough_audit_reads_more_of_the_weights_and_none_without_them(
+    pair: Pair, texts: tuple[Texts, Texts], tmp_path: Path, audited: Path
+) -> None:
+    quick = read_results(audited).update
+    config = AuditConfig(attacks=ATTACKS, thorough=True)
+    found = audit(pair, *texts, tmp_path / "thorough", config=config).results.update
+    assert quick is not None
+    assert found is not None
+    assert (quick.points, found.points) == ([0.0, 1.0], [0.0, 0.5, 1.0])
+    assert found.explained > quick.explained
+    with pytest.raises(ConfigError, match="`thorough=True` reads more of the weights"):
+        audit(pair, *texts, tmp_path / "no", config=replace(config, observer="logprobs"))
 
 
 def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import deque
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, Lla
 from typer.testing import CliRunner
 
 from ltmia.auditing.cost import GIB, LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
-from ltmia.auditing.plan import Accelerators, plan_audit
+from ltmia.auditing.plan import Accelerators, _alternatives, plan_audit
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, LtmiaError, ModelError
 from ltmia.models.loading import LoadOptions
@@ -25,6 +26,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.sizes import pair_shape
 from ltmia.scoring.bench import BenchConfig, extraction_of, number_tokenizer, random_texts
 from ltmia.scoring.extraction import extract_batches
+from ltmia.weights.update_attack import WeightsConfig
 
 N, LENGTH, VOCAB = 2, 16, 96
 SIZES = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 4, "vocab_size": VOCAB}
@@ -124,6 +126,31 @@ def test_the_weights_observer_adds_its_disk_memory_and_passes(tmp_path):
     # Four of five layers and the head's gradient once, and the logits once more.
     back = 4 / 5 * plain.flops.layers + 2 * plain.flops.head + 2 * 4 / 5 * plain.flops.attention
     assert weights.flops.gradients == pytest.approx(back + 2 * 3000 * LENGTH * 2 * 100_000, rel=1e-6)
+
+
+def test_a_thorough_reading_goes_through_all_layers_at_three_points(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    work = Work(n_texts=500, max_length=LENGTH, observer="weights")
+    quick, thorough = (plan_audit(target, None, replace(work, thorough=x), GIVEN) for x in (False, True))
+    n_coordinates = WeightsConfig.of(thorough=True).n_coordinates
+    assert thorough.disk_bytes - quick.disk_bytes == 500 * 2 * (3 * n_coordinates - 2 * 100_000)
+    # At each of three points, all layers and the head's gradient once, and the logits once more; one pass more.
+    flops = quick.flops
+    back = 1.5 * (flops.layers + 2 * flops.attention + 2 * flops.head) + (flops.layers + flops.attention) / 2
+    assert thorough.flops.gradients == pytest.approx(back + 3 * 500 * LENGTH * 2 * n_coordinates, rel=1e-6)
+    with pytest.raises(ConfigError, match="`thorough=True` reads more of the weights"):
+        Work(thorough=True, observer="logprobs")
+    with pytest.raises(ConfigError, match="`thorough=True` reads more of the weights"):
+        Work(thorough=True, sequential=True)
+
+
+def test_a_thorough_plan_that_does_not_fit_names_what_does(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    work = Work(n_texts=50_000, max_length=LENGTH, observer="weights", thorough=True, batch_size=1)
+    plan = plan_audit(target, None, work, replace(GIVEN, memory_gib=1e-3))
+    assert not plan.usable
+    names = [name for name, _ in _alternatives(setting(target, n_texts=50, observer="weights", thorough=True))]
+    assert "`thorough=False`" in names
 
 
 def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):

@@ -46,6 +46,7 @@ from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.identity import PairIdentity
 from ltmia.weights.coordinates import choose_coordinates
+from ltmia.weights.update_attack import WeightsConfig
 
 TEXTS = [f"Crate {i} of the cargo holds a letter, and a map of the coast." + " Gulls." * (i % 5) for i in range(11)]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
@@ -284,7 +285,7 @@ def test_gradients_of_offloaded_weights_are_refused_with_the_cure(spread, tmp_pa
     with pytest.raises(ModelError, match=r"`gradient_norm`.*offloaded"):
         ltmia.score_texts(spread, TEXTS, attacks="gradient_norm")
     texts, pair = Texts(texts=tuple(TEXTS), ids=tuple(map(str, range(len(TEXTS))))), LoadedPair(models=spread)
-    options = {"wanted": True, "max_length": 32, "identity": PairIdentity.of(spread), "folder": tmp_path}
+    options = {"config": WeightsConfig(), "max_length": 32, "identity": PairIdentity.of(spread), "folder": tmp_path}
     with prepared_update(pair, texts, must_read=False, **options) as prepared:
         assert "offloaded" in prepared.reason
     with pytest.raises(ModelError, match="offloaded"), prepared_update(pair, texts, must_read=True, **options):

@@ -119,6 +119,7 @@ def test_more_coordinates_than_there_are_is_all_of_them() -> None:
     assert len(coordinates) == coordinates.n_available == sum(m.target.numel() for m in changed_matrices(pair))
     texts = some_texts(2)
     assert close(as_read(pair, texts, n_coordinates=10**9, n_layers=99)[1], expected(pair, coordinates, texts))
+    assert choose_coordinates(pair, n_coordinates=10**9, n_layers=None, seed=0).digest == coordinates.digest
 
 
 def test_nothing_below_the_lowest_layer_read_keeps_an_activation() -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ltmia.auditing.update import MUST_READ, ObserverChoice
+from ltmia.auditing.update import MUST_READ, UNSEEN_WEIGHTS, ObserverChoice
 from ltmia.errors import ConfigError
 from ltmia.models.batching import BatchSize, most_tokens
 from ltmia.models.forward import CHUNK_BYTES
@@ -40,6 +40,8 @@ class Work:
     """The gradients of "weights" are counted for "auto" too, if both models are in memory."""
     sequential: bool = False
     """Whether only one model is in memory at a time."""
+    thorough: bool = False
+    """Whether more of the weights is read; see `WeightsConfig.of`."""
 
     def __post_init__(self) -> None:
         """Refuse impossible work.
@@ -50,6 +52,8 @@ class Work:
         for name, least in (("n_texts", 1), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"`{name}={getattr(self, name)}`: expected at least {least}")
+        if self.thorough and not self.reads_weights:
+            raise ConfigError(UNSEEN_WEIGHTS)
         if self.sequential and self.observer in MUST_READ:
             raise ConfigError(f"`observer={self.observer}` needs both models in memory: leave out `sequential=True`")
 
@@ -57,6 +61,11 @@ class Work:
     def reads_weights(self) -> bool:
         """Whether gradients are read."""
         return self.observer in MUST_READ or (self.observer == "auto" and not self.sequential)
+
+    @property
+    def weights(self) -> WeightsConfig:
+        """How much of the weights is read."""
+        return WeightsConfig.of(thorough=self.thorough)
 
     @property
     def reads_checkpoints(self) -> bool:
@@ -142,17 +151,19 @@ def count_flops(setting: Setting) -> Flops:
     found = Flops(layers=n_tokens * sum(per_token), attention=work.n_texts * sum(per_text), head=sum(heads))
     if not work.reads_weights:
         return found
-    config = WeightsConfig()
+    config = work.weights
     points = len(config.points)
     gradients = points * n_tokens * 2 * config.coordinates_of(work.n_texts)
-    for shape, head in zip(setting.models, heads, strict=True):
+    target, reference = setting.models
+    for shape in (reference if point == 0 else target for point in config.points):
         # Logits again, and their gradient; then one product back for each product forward, two for attention.
-        gradients += 2 * head + n_tokens * 2 * _n_active(shape.last(config.n_layers))
-        share = min(config.n_layers / max(shape.attention.n_layers, 1), 1.0)
+        gradients += 4 * n_scored * shape.n_head + n_tokens * 2 * _n_active(shape.last(config.n_layers))
+        n_layers = config.n_layers or shape.attention.n_layers
+        share = min(n_layers / max(shape.attention.n_layers, 1), 1.0)
         gradients += int(2 * share * work.n_texts * shape.attention.flops(length))
-    if setting.pair.is_shared:
-        # The base's gradients need an adapter of zeros, so they are read in a pass of their own.
-        gradients += n_tokens * per_token[0] + work.n_texts * per_text[0]
+    # A point between the models needs a pass of its own, and so does the base of an adapter, with an adapter of zeros.
+    own = points - (1 if setting.pair.is_shared else 2)
+    gradients += own * (n_tokens * per_token[0] + work.n_texts * per_text[0])
     n_blocks = count_blocks(work.n_texts)
     columns = points * work.n_texts // n_blocks
     solving = n_blocks * (2 * columns**2 * config.coordinates_of(work.n_texts) + columns**3)
@@ -166,7 +177,7 @@ def count_checkpoint_flops(setting: Setting) -> Flops:
         layers=work.n_texts * setting.length * 2 * _n_active(target.products),
         attention=work.n_texts * target.attention.flops(setting.length),
         head=2 * work.n_texts * (setting.length - 1) * target.n_head,
-        gradients=whole.gradients // len(WeightsConfig().points),
+        gradients=whole.gradients // len(work.weights.points),
         solve=whole.solve,
     )
 
@@ -192,7 +203,7 @@ def count_memory(setting: Setting) -> Memory:
     if setting.device_type not in MIXED_DEVICES:
         logits += sum(copy_bytes(shape.n_head, setting.dtype) for shape in setting.models)
     if work.reads_weights:
-        config = WeightsConfig()
+        config = work.weights
         last = target.last(config.n_layers)
         activations += width * setting.pass_tokens * 2 * sum(p.times * (p.n_in + p.n_out) for p in last)
         activations += (
@@ -210,18 +221,18 @@ def count_memory(setting: Setting) -> Memory:
 
 def solve_bytes(work: Work) -> int:
     """Return the memory that the regression of the weights observer takes, on the CPU."""
-    columns = len(WeightsConfig().points) * -(-work.n_texts // count_blocks(work.n_texts))
+    columns = len(work.weights.points) * -(-work.n_texts // count_blocks(work.n_texts))
     return 8 * SQUARES * columns**2 if work.reads_weights else 0
 
 
 def checkpoint_disk_bytes(setting: Setting) -> int:
     """Return the bytes on disk that each checkpoint adds: the gradients of all texts at one more point."""
-    return disk_bytes(setting)["gradients"] // len(WeightsConfig().points)
+    return disk_bytes(setting)["gradients"] // len(setting.work.weights.points)
 
 
 def disk_bytes(setting: Setting) -> dict[str, int]:
     """Return the bytes on disk of each kind of data that the audit keeps."""
-    work, config = setting.work, WeightsConfig()
+    work, config = setting.work, setting.work.weights
     n_scored = work.n_texts * (setting.length - 1)
     found = {"the store": STORE_BYTES * n_scored}
     if work.reads_weights:

@@ -272,11 +272,14 @@ def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
     if setting.dtype not in HALF:
         yield "`dtype=bfloat16`", half
         yield "`dtype=bfloat16` with `batch_size=1`", replace(small, dtype=torch.bfloat16)
+    quick = replace(work, thorough=False)
+    if work.thorough:
+        yield "`thorough=False`", replace(setting, work=quick)
     if work.reads_weights:
-        yield "`observer=logprobs`", replace(setting, work=replace(work, observer="logprobs"))
+        yield "`observer=logprobs`", replace(setting, work=replace(quick, observer="logprobs"))
     if not setting.pair.is_shared:
         must_read = work.observer in MUST_READ
-        alone = replace(work, observer="logprobs" if must_read else work.observer, sequential=True)
+        alone = replace(quick, observer="logprobs" if must_read else work.observer, sequential=True)
         seen = " with `observer=logprobs`" if must_read else ""
         yield f"`sequential=True`{seen}", replace(setting, work=alone)
         yield (

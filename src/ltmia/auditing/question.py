@@ -36,6 +36,8 @@ class JudgeConfig:
     observer: ObserverChoice = "auto"
     """What an attacker sees. "logprobs": an endpoint; "weights": both models; "training_run": checkpoints too; "auto":
     weights and checkpoints if they can be read, else the results say why not."""
+    thorough: bool = False
+    """Read more of the weights, which takes longer; see `WeightsConfig.of`."""
     seed: int = 0
     """Seed of resampling, folds, permutations and calibration split."""
     chat_day: str | None = None
@@ -57,7 +59,8 @@ class JudgeConfig:
     def settings(self) -> dict[str, Any]:
         """The options that decide the numbers."""
         without = {"overwrite", *(OF_SPANS if self.spans is None else ())}
-        without |= set() if self.continuations else {"continuations"}  # so that older folders are resumed
+        # Off, they are left out, so that older folders are resumed.
+        without |= {name for name in ("continuations", "thorough") if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in without}
 
 

@@ -33,6 +33,7 @@ from ltmia.scoring.kept_ranks import KeptRanks
 from ltmia.scoring.multi_pass import KeptScores, MultiPassConfig, multi_pass_scores
 from ltmia.scoring.stored_scores import ScoredTexts, Scorer, ScoringTask, StoredTexts, extraction_config
 from ltmia.weights.combination import add_output_score
+from ltmia.weights.update_attack import WeightsConfig
 
 DIFFERENCE = "difference"
 """Attack that is the mean of D_t over a text; times the number of tokens, it is the log-ratio of the text."""
@@ -74,7 +75,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     _refuse_without_models(pair, question)
-    check_observer(pair, question.config.observer)
+    check_observer(pair, question.config.observer, thorough=question.config.thorough)
     # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.max_length)
     run.begin_scoring()
@@ -201,15 +202,16 @@ def _prepared_update(
 ) -> AbstractContextManager[PreparedUpdate]:
     """Prepare to read the weights if the learned attack takes part, they must be read, or checkpoints were given.
 
-    They must be read for an attack on the weights that was named: without it, nothing would answer the question.
+    They must be read for an attack on the weights that was named, and if more of them was asked for: without them,
+    nothing would answer the question.
     """
     config = question.config
-    must_read = config.observer in MUST_READ or not set(WEIGHTS).isdisjoint(question.attacks)
+    must_read = config.observer in MUST_READ or config.thorough or not set(WEIGHTS).isdisjoint(question.attacks)
     asked = must_read or has_checkpoints(pair) or LEARNED in question.attacks
     return prepared_update(
         pair,
         question.sets.texts,
-        wanted=asked and config.observer != "logprobs",
+        config=WeightsConfig.of(thorough=config.thorough) if asked and config.observer != "logprobs" else None,
         must_read=must_read,
         max_length=question.max_length,
         identity=identity,

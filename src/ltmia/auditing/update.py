@@ -19,12 +19,13 @@ from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.shown_names import shown_path
 from ltmia.weights.checkpoints import RunPath, RunScores, read_path, score_run
-from ltmia.weights.update_attack import UpdateAttack, UpdateScores
+from ltmia.weights.update_attack import UpdateAttack, UpdateScores, WeightsConfig
 
 ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
 MUST_READ = ("weights", "training_run")
 """Observers with which an audit fails if the weights cannot be read."""
+UNSEEN_WEIGHTS = "`thorough=True` reads more of the weights, and the observer here does not see them: leave it out"
 UNREADABLE = (ModelError, DataError, StoreError)
 """Errors that say why weights cannot be read; log-probabilities may be had nevertheless."""
 
@@ -128,7 +129,7 @@ def prepared_update(
     pair: AuditedPair,
     texts: Texts,
     *,
-    wanted: bool,
+    config: WeightsConfig | None,
     must_read: bool,
     max_length: int,
     identity: PairIdentity,
@@ -139,7 +140,7 @@ def prepared_update(
     Args:
         pair: Target and reference.
         texts: All texts of the audit; the non-members remove effects that all texts of this kind share.
-        wanted: Read weights and checkpoints.
+        config: How to read weights and checkpoints; None: they are not read.
         must_read: Raise an error if they cannot be read; else the reading says why not.
         max_length: Token ids read of each text.
         identity: Hashes of both models: gradients of other models in the folder are not read.
@@ -150,7 +151,7 @@ def prepared_update(
         DataError: If they must be read and there are too few texts.
         StoreError: If they must be read and the disk has no room.
     """
-    if not wanted:
+    if config is None:
         reason = "not asked for; the observer `weights` reads them"
         yield PreparedUpdate(pair=pair, must_read=False, folder=folder, reason=reason)
         return
@@ -161,7 +162,7 @@ def prepared_update(
         if texts.rejected is not None:
             raise ModelError("the weights are read for single texts, not for preference pairs")
         encoded = pair.encode(texts, ExtractionConfig(max_length=max_length))
-        attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key)
+        attack = UpdateAttack(pair.models, encoded, folder, identity=identity.key, config=config)
     except UNREADABLE as error:
         if must_read:
             raise
@@ -201,14 +202,16 @@ def _shown(error: LtmiaError, pair: AuditedPair, folder: Path) -> str:
     return message
 
 
-def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
-    """Refuse an observer that needs checkpoints without them, and one that does not see them with them.
+def check_observer(pair: AuditedPair, observer: ObserverChoice, *, thorough: bool) -> None:
+    """Refuse an observer that lacks what it needs, and inputs or options that it does not see.
 
     Raises:
         ConfigError: If it is refused.
     """
     if observer == "training_run" and not has_checkpoints(pair):
         raise ConfigError("observer `training_run`: give the states of the training run by `checkpoints`")
+    if observer == "logprobs" and thorough:
+        raise ConfigError(UNSEEN_WEIGHTS)
     if observer in ("logprobs", "weights") and has_checkpoints(pair):
         raise ConfigError(
             f"observer `{observer}`: it does not see the checkpoints that were given; leave them out, or take the "

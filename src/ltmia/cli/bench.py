@@ -33,6 +33,9 @@ def bench(
     n_layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of each model.")] = 12,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 16,
     dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32 or bfloat16.")] = "float32",
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Measure weights with the reading of `audit --thorough`.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads to use.")] = 2,
     as_json: o.AsJson = False,
 ) -> None:
@@ -49,6 +52,7 @@ def bench(
         n_layers=n_layers,
         batch_size=batch_size,
         dtype=dtype,
+        thorough=thorough,
         threads=threads,
     )
     benchmarks = {

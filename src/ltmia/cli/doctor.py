@@ -24,6 +24,7 @@ class PlanOptions:
     max_length: Annotated[int, typer.Option("--max-length", min=2, help="With --plan: tokens read of each text.")] = 512
     batch_size: o.BatchSize = 16
     observer: o.Observer = o.ObserverName.auto
+    thorough: o.Thorough = False
     sequential: o.Sequential = False
     device_memory: Annotated[
         float | None,
@@ -111,6 +112,7 @@ def _plan(target: str, base: str, planned: PlanOptions, loading: dict[str, Any])
         max_length=planned.max_length,
         batch_size=planned.batch_size,
         observer=observer,
+        thorough=planned.thorough,
         sequential=planned.sequential,
     )
     return plan_audit(target, base, work, accelerators, **loading)

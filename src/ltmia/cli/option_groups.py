@@ -33,6 +33,7 @@ class JudgeOptions:
 
     classifier: o.Classifier = None
     observer: o.Observer = o.ObserverName.auto
+    thorough: o.Thorough = False
     fdr: o.Fdr = 0.05
     max_length: o.MaxLength = "auto"
     batch_size: o.BatchSize = 16

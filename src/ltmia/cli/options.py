@@ -127,6 +127,13 @@ Observer = Annotated[
         "auto: as much as can be read.",
     ),
 ]
+Thorough = Annotated[
+    bool,
+    typer.Option(
+        "--thorough",
+        help="Read the weights at all layers and at a third point between base and target, which takes longer.",
+    ),
+]
 Checkpoints = Annotated[
     list[str] | None,
     typer.Option(

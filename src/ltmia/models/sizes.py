@@ -117,9 +117,9 @@ class ModelShape:
         """Parameters that a token is multiplied by, the head included."""
         return sum(product.n_active for product in self.products) + self.n_head
 
-    def last(self, n_layers: int) -> tuple[Product, ...]:
-        """Return the matrices of the last layers."""
-        layers = sorted({product.layer for product in self.products if product.layer is not None})[-n_layers:]
+    def last(self, n_layers: int | None) -> tuple[Product, ...]:
+        """Return the matrices of the last layers; None: of all layers."""
+        layers = sorted({product.layer for product in self.products if product.layer is not None})[-(n_layers or 0) :]
         return tuple(product for product in self.products if product.layer in layers)
 
 

@@ -57,6 +57,8 @@ class BenchConfig:
     """Lengths spread evenly from a quarter of `n_tokens` to all of it, compared with texts of full length."""
     batch_size: int = 16
     dtype: str = "float32"
+    thorough: bool = False
+    """Read more of the weights; see `WeightsConfig.of`."""
     threads: int = 2
 
     def __post_init__(self) -> None:

@@ -14,14 +14,16 @@ from ltmia.weights.update_attack import WeightsConfig
 
 
 def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
-    """Time two bare forward passes, an extraction, and an extraction that reads gradients at base and target.
+    """Time two bare forward passes, an extraction, and an extraction that reads gradients.
+
+    Gradients at base and target come from the passes of the extraction, those between them from passes of their own.
 
     `added` is the time that gradients add if they are read in the passes of the extraction, and `added_apart` if they
     are read in passes of their own, both as multiples of the two bare forward passes. `added_cpu` and
     `added_apart_cpu` are the same in seconds of the processor.
     """
     torch.set_num_threads(config.threads)
-    settings = WeightsConfig()
+    settings = WeightsConfig.of(thorough=config.thorough)
     pair, texts = random_pair(config), random_texts(config)
     run = ExtractionRun(encoded=encode(pair, texts, extraction_of(config)))
     coordinates = choose_coordinates(pair, n_coordinates=settings.n_coordinates, n_layers=settings.n_layers, seed=0)
@@ -34,7 +36,9 @@ def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
 
     def shared() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            extract(reader(folder))
+            gradients = reader(folder)
+            extract(gradients)
+            gradients.finish()
 
     def apart() -> None:
         with tempfile.TemporaryDirectory() as folder:

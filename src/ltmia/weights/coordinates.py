@@ -66,7 +66,7 @@ class Coordinates:
         return any(place.rows is not None for place in self.places)
 
 
-def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: int) -> Coordinates:
+def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int | None, seed: int) -> Coordinates:
     """Draw coordinates at random from the matrices of the last layers that fine-tuning changed.
 
     Matrices of linear layers are preferred, because one backward pass gives the gradients of many texts. If the last
@@ -76,7 +76,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
     Args:
         pair: Target and base.
         n_coordinates: Largest number of coordinates; divided among the matrices by size.
-        n_layers: Number of layers, counted from the output.
+        n_layers: Number of layers, counted from the output; None: all that changed.
         seed: Seed of the draw.
 
     Raises:
@@ -84,7 +84,8 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int, seed: i
     """
     changed = changed_matrices(pair)
     _check_begins_at_base(pair)
-    layers = sorted({matrix.layer for matrix in changed})[-n_layers:]
+    layers = sorted({matrix.layer for matrix in changed})
+    layers = layers if n_layers is None else layers[-n_layers:]
     near = [matrix for matrix in changed if matrix.layer in layers]
     readable = _read_in_batches(pair, [matrix for matrix in near if matrix.layout != "other"])
     chosen = readable or near

@@ -40,8 +40,8 @@ class WeightsConfig:
 
     n_coordinates: int = 100_000
     """Coordinates read of the update, and kept of each text's gradient at each point, two bytes each."""
-    n_layers: int = 4
-    """Layers they are drawn from, counted from the output; the backward pass goes no deeper."""
+    n_layers: int | None = 4
+    """Layers they are drawn from, counted from the output; the backward pass goes no deeper. None: all of them."""
     points: tuple[float, ...] = POINTS
     """Points between base (0) and target (1) at which gradients are computed: one to three numbers, evenly spaced."""
     power: float = 1.0
@@ -61,8 +61,9 @@ class WeightsConfig:
             ConfigError: If a setting is impossible; the message names the field.
         """
         for name in ("n_coordinates", "n_layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected at least 1")
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} = {number}: expected at least 1")
         if not 0 <= self.power <= 1:
             raise ConfigError(f"power = {self.power}: expected 0 to 1")
         steps = [b - a for a, b in itertools.pairwise(self.points)]
@@ -76,6 +77,11 @@ class WeightsConfig:
         """Return how many coordinates are read if there are so many texts."""
         affordable = GRADIENT_BYTES // (2 * len(self.points) * max(n_texts, 1))
         return min(self.n_coordinates, max(affordable, LEAST_COORDINATES))
+
+    @classmethod
+    def of(cls, *, thorough: bool) -> "WeightsConfig":
+        """Return the default, or what reads more of the update and takes longer."""
+        return cls(n_coordinates=600_000, n_layers=None, points=(0.0, 0.5, 1.0)) if thorough else cls()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
