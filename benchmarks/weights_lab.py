@@ -15,7 +15,7 @@ import numpy as np
 from ltmia.attacks.table import CONTROL, EXCESS, LEARNED, UPDATE, WITH_WEIGHTS
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.classifier.training import predict_logits
+from ltmia.classifier.windows import classify_store
 from ltmia.evaluation.controls import bag_of_words
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import N_RESAMPLES, best_rule, figure_of, macro_averages
@@ -76,7 +76,7 @@ def scored(
     labels = combination.labels[rows]
     groups = np.unique(texts.groups or texts.ids, return_inverse=True)[1]
     scores = {name: store.scores(name)[rows] for name in store.score_names}
-    scores[LEARNED] = predict_logits(classifier.network_, combination, classifier.feature_version)[rows]
+    scores[LEARNED] = classify_store(classifier, store).pooled[rows]
     scores[CONTROL] = bag_of_words(texts.texts, labels, groups).scores
     if not file.is_file():
         out.mkdir(parents=True, exist_ok=True)

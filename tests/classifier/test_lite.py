@@ -14,6 +14,7 @@ from commands import run_ltmia
 from ltmia.classifier.combinations import Combination, TrainingData, gather_inputs
 from ltmia.classifier.membership import SHIPPED, MembershipClassifier, chosen_classifier, shipped_classifier
 from ltmia.classifier.training import TrainingConfig, macro_auc
+from ltmia.classifier.windows import classify_store
 from ltmia.data.reading import read_texts
 from ltmia.errors import ConfigError, StoreError
 from ltmia.evaluation.roc import auc
@@ -30,7 +31,6 @@ from ltmia.models.loading import load_pair
 from ltmia.models.tokens import EncodedText
 from ltmia.records import Expectation, RaggedStatistics
 from ltmia.scoring.in_memory import extract_features, score_texts
-from ltmia.scoring.stored_scores import classify_store
 from planted_stores import make_store
 
 SERVED = ("target_logp", "reference_logp", "target_rank", "reference_rank", "top_logp", "reference_top_logp")
@@ -123,7 +123,7 @@ def test_what_is_expected_of_a_text_does_not_follow_from_what_the_target_says_of
 def test_the_shipped_lite_scores_without_the_other_statistics(tmp_path: Path, kind: str) -> None:
     classifier = shipped_classifier("lite")
     store = FeatureStore(make_store(tmp_path / "store", gain=1.0, seed=1))
-    before = classify_store(classifier, store)
+    before = classify_store(classifier, store).pooled
     rows = np.arange(len(store))
     tokens = spoilt(store.statistics(rows), kind).tokens
     order = np.argsort(store.texts["start"].to_numpy())
@@ -139,7 +139,7 @@ def test_the_shipped_lite_scores_without_the_other_statistics(tmp_path: Path, ki
     files = {name: file_sha256(store.folder / name) for name in store.manifest["files"]}
     write_manifest(store.folder, store.manifest | {"files": files})
     changed = FeatureStore(tmp_path / "store")
-    np.testing.assert_array_equal(classify_store(classifier, changed), before)
+    np.testing.assert_array_equal(classify_store(classifier, changed).pooled, before)
     labels = table["label"].to_numpy()
     assert auc(before[labels == 1], before[labels == 0]) > 0.8
 

@@ -29,7 +29,8 @@ EXPOSED = ("exposure:8",)
 CONTINUED = ("longest_run:10",)
 DRAWN = ("extractable@1000:0", "extractable_share@1000:0.01")
 CHECKS = (
-    "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "base", "backend", "power",
+    "blind", "near_duplicates", "length_only", "out_of_distribution", "expectation", "length_read", "base",
+    "backend", "power",
 )  # fmt: skip
 
 

@@ -42,6 +42,12 @@ class TextEvidence:
     """The true tokens at those positions."""
     token_frequencies: TokenFrequencies
 
+    @classmethod
+    def of_statistics(cls, tokens: TokenStatistics) -> "TextEvidence":
+        """Return the evidence of a part of a text, for attacks that read no text and no token ids."""
+        ids = np.full(len(tokens), -1, np.int32)
+        return cls(text="", tokens=tokens, token_ids=ids, token_frequencies=TokenFrequencies(log_frequency=np.zeros(0)))
+
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.tokens):
             raise ValueError(f"{len(self.token_ids)} token ids for {len(self.tokens)} scored positions")

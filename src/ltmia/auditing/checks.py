@@ -18,6 +18,7 @@ from ltmia.evaluation.model_checks import (
     backend_check,
     base_check,
     distribution_check,
+    length_check_of_windows,
 )
 from ltmia.evaluation.results import Check, Decisions, Validity
 from ltmia.evaluation.section import Measure
@@ -84,6 +85,7 @@ def check_validity(
         length_only=length_check(scored.n_tokens, data.sides, found.judge, seed, data.judged),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
+        length_read=_length_read(scored),
         base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, max_length),
         backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, max_length),
         power=power_check(data.n_judged, data.n_nonmembers, found.decisions, data.judged),
@@ -108,6 +110,15 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     if classifier is None or features is None:
         return distribution_check(None, 0.0)
     return distribution_check(classifier.domain_.distance(features), classifier.domain_.limit)
+
+
+def _length_read(scored: ScoredTexts) -> Check:
+    found = scored.windows
+    if found is None:
+        return Check(status="not_measured", sentence="No classifier was used.")
+    return length_check_of_windows(
+        found.weights.tolist(), n_compared=found.n_compared, size=found.size, n_telling=found.n_telling
+    )
 
 
 def _expectation(scored: ScoredTexts, attacks: Sequence[str], classifier: MembershipClassifier | None) -> Check:

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float64
 
-from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.windows import WindowLogits, windows_of
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import encode_texts
 from ltmia.records import Texts, without_surrogates
@@ -41,8 +41,9 @@ def token_columns(
         "row": pa.array(rows, pa.int64()),
         "difference": pa.array([tokens.log_ratio for tokens in found], pa.list_(pa.float32())),
     }
-    if classifier is not None:
-        columns["attribution"] = pa.array(_attributions(classifier, scored, rows), pa.list_(pa.float32()))
+    if classifier is not None and scored.windows is not None:
+        attributions = _attributions(classifier, scored.windows, scored, rows)
+        columns["attribution"] = pa.array(attributions, pa.list_(pa.float32()))
     if revealed is not None:
         pair, texts, max_length = revealed
         columns["token"] = pa.array(_tokens(pair, texts.take(rows), scored.n_tokens[rows], max_length))
@@ -56,12 +57,17 @@ def _kept_rows(judge: Float64[np.ndarray, " texts"], n_tokens: np.ndarray) -> np
     return np.asarray(kept, np.int64)
 
 
-def _attributions(classifier: MembershipClassifier, scored: StoredTexts, rows: np.ndarray) -> list[np.ndarray]:
+def _attributions(
+    classifier: MembershipClassifier, logits: WindowLogits, scored: StoredTexts, rows: np.ndarray
+) -> list[np.ndarray]:
     found: list[np.ndarray] = []
     for start in range(0, len(rows), ATTRIBUTED_AT_ONCE):
         part = rows[start : start + ATTRIBUTED_AT_ONCE]
-        shares = classifier.attribute(gather_inputs(scored.store, part, classifier.feature_version))
-        found += [share[:n] for share, n in zip(shares, scored.n_tokens[part], strict=True)]
+        windows = windows_of(classifier, scored.store, part)
+        tokens = iter(classifier.attribute(windows.features))
+        for row, n_windows in zip(part, windows.counts, strict=True):
+            weighted = [next(tokens)[: classifier.window] * share for share in logits.shares[row, :n_windows]]
+            found.append(np.concatenate(weighted)[: scored.n_tokens[row]])
     return found
 
 

@@ -16,6 +16,7 @@ from ltmia.expectation.model import mean_excess
 from ltmia.features.columns import expectation_of
 from ltmia.features.per_token import FeatureBatch, per_token_features
 from ltmia.features.store import FeatureStore
+from ltmia.records import RaggedStatistics
 
 RULES = ("difference", "ratio", "ez_mia", "wbc", "min_k_plus_plus", "loss")
 """Hand-made rules that the head of a network reads, in addition to tokens and mean excess."""
@@ -59,10 +60,15 @@ def gather_inputs(store: FeatureStore, rows: np.ndarray, version: str) -> Featur
     """
     store.check_version(version)
     statistics = store.statistics(rows, expectation_of(version))
-    scores = {name: store.scores(name)[rows] for name in rules_of(version)}
+    return inputs_of(statistics, {name: store.scores(name)[rows] for name in rules_of(version)}, version)
+
+
+def inputs_of(statistics: RaggedStatistics, scores: Mapping[str, np.ndarray], version: str) -> FeatureBatch:
+    """Make a classifier's inputs of token statistics, and of the scores of the hand-made attacks of `rules_of`."""
     # The mean excess of the token features, with the same minimum length as for the other rules.
-    scores[EXCESS] = np.where(np.isnan(scores["difference"]), np.nan, mean_excess(statistics))
-    return per_token_features(statistics, version=version, summary=summary_features(scores))
+    excess = np.where(np.isnan(scores["difference"]), np.nan, mean_excess(statistics))
+    summary = summary_features({**scores, EXCESS: excess})
+    return per_token_features(statistics, version=version, summary=summary)
 
 
 class Combination:

@@ -35,6 +35,9 @@ LEANS: Mapping[str, float] = {"excess": 10.0}
 """Weight of the mean excess in a network's logit, see `ConvNetwork`, by feature version. Chosen on targets of bases
 that nothing had been trained on then, one of 135M parameters (docs/log.md); the excess of `lite` is too weak to be
 used."""
+LEAST_WINDOW = 128
+"""Positions that are classified at once though training texts were shorter; those of both shipped classifiers have as
+many."""
 FORMAT_VERSION = 2
 DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, ArithmeticError, SafetensorError, ConfigError)
 """Exceptions for a damaged classifier."""
@@ -54,6 +57,8 @@ class MembershipClassifier:
         self.feature_version = feature_version
         self.k = k
         self.lean = LEANS.get(feature_version, 0.0)
+        self.window = LEAST_WINDOW
+        """Scored positions that are classified at once: as many as the longest training text has."""
         self.start: MembershipClassifier | None = None
 
     @classmethod
@@ -64,6 +69,7 @@ class MembershipClassifier:
         """
         classifier = cls(network=start.network, feature_version=start.feature_version, k=start.k)
         classifier.lean = start.lean
+        classifier.window = start.window
         classifier.start = start
         return classifier
 
@@ -106,6 +112,7 @@ class MembershipClassifier:
         self.history_ = train_network(
             self.network_, data, config, checkpoint=checkpoint, report=report, on_step=on_step
         )
+        self.window = max(self.window, *(int(one.store.texts["n_tokens"].to_numpy().max()) for one in training))
         version = self.feature_version
         self.domain_ = (
             TrainingDomain.of(training, version)
@@ -163,6 +170,7 @@ class MembershipClassifier:
             "feature_version": self.feature_version,
             "k": self.k,
             "lean": self.lean,
+            "window": self.window,
             "trained_on": list(self.domain_.names),
             "outside_limit": self.domain_.limit,
             "settings": self.settings_,
@@ -216,8 +224,9 @@ class MembershipClassifier:
                 feature_version=config["feature_version"],
                 k=int(config["k"]),
             )
-            # Older classifiers have no such setting.
+            # Older classifiers have no such settings.
             loaded.lean = float(config.get("lean", 0.0))
+            loaded.window = int(config.get("window", LEAST_WINDOW))
             loaded.settings_ = dict(config.get("settings", {}))
             loaded.history_ = [EpochRecord(**record) for record in config.get("history", ())]
             weights = load_file(folder / WEIGHTS_FILE)
@@ -240,8 +249,8 @@ class MembershipClassifier:
         return build_network(self.network, columns=columns, n_summary=n_summary(self.feature_version), lean=self.lean)
 
     def _adopt(self, weights: dict[str, Tensor], trained_on: tuple[str, ...], limit: float) -> None:
-        if not 0 <= self.lean < float("inf"):
-            raise ValueError(f"lean = {self.lean}")
+        if not 0 <= self.lean < float("inf") or self.window < 1:
+            raise ValueError(f"lean = {self.lean}, window = {self.window}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise ValueError("weights that are not numbers")
         means, spread = (weights.pop(name).double().numpy() for name in ("feature_means", "feature_spread"))

@@ -1,6 +1,7 @@
 """Checks of the models: can the scores be trusted? Each check has a status, a plain sentence and its figures."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ltmia.evaluation.results import Check
@@ -51,6 +52,33 @@ def distribution_check(distance: float | None, limit: float) -> Check:
         "the other attacks. Its flags keep the stated error rate, because the target's own non-members calibrate it."
     )
     return Check(status="warning", sentence=sentence, measure=measure)
+
+
+def length_check_of_windows(weights: Sequence[float], *, n_compared: int, size: int, n_telling: int | None) -> Check:
+    """Judge whether the target was trained on as much of each text as was read.
+
+    Args:
+        weights: Weight of a token in each window of the texts, from the first on.
+        n_compared: Windows that enough texts reach for a comparison.
+        size: Tokens of a window.
+        n_telling: Tokens after which windows tell little; None if all tell.
+    """
+    if len(weights) < 2:
+        sentence = f"No text has more than the {size} tokens that the classifier reads at once."
+        return Check(status="ok", sentence=sentence)
+    if n_compared < 2:
+        return Check(status="not_measured", sentence=f"Too few texts have more than {size} tokens.")
+    measure = Measure(value=float(weights[n_compared - 1] / weights[0]))
+    details: dict[str, float | int | str | None] = {"tokens_that_tell": n_telling}
+    if n_telling is None:
+        sentence = f"The first {n_compared * size} tokens of texts tell about equally much, {size} by {size}."
+        return Check(status="ok", sentence=sentence, measure=measure, details=details)
+    sentence = (
+        f"Beyond their first {n_telling} tokens texts tell little: it looks as if fine-tuning read no more of each. "
+        "The classifier counts the rest little, but other attacks, and those on the weights, count all of it: audit "
+        f"with `max_length={n_telling}`."
+    )
+    return Check(status="warning", sentence=sentence, measure=measure, details=details)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

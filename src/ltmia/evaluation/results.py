@@ -161,6 +161,8 @@ class Validity(Section):
     """Were there enough texts to learn how fine-tuning changed tokens in general?"""
     base: Check = Check(status="not_measured", sentence="Written before this check existed.")
     """Is the reference the base that the target was fine-tuned from?"""
+    length_read: Check = Check(status="not_measured", sentence="Written before this check existed.")
+    """Was the target trained on as much of each text as was read?"""
     backend: Check
     power: Check
 

@@ -10,7 +10,7 @@ import numpy as np
 from ltmia.attacks.table import EXCESS, LEARNED
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier
-from ltmia.classifier.training import predict_logits
+from ltmia.classifier.windows import classify_store
 from ltmia.errors import StoreError
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import CombinationResults
@@ -53,7 +53,7 @@ def evaluate_combination(classifier: MembershipClassifier, combination: Combinat
     column = combination.store.texts["group"].to_pylist() if "group" in names else range(len(combination.labels))
     _, groups = np.unique(column, return_inverse=True)
     members, nonmembers = combination.members, combination.nonmembers
-    scores = {LEARNED: predict_logits(classifier.network_, combination, classifier.feature_version)}
+    scores = {LEARNED: classify_store(classifier, combination.store).pooled}
     scores |= {name: combination.store.scores(name) for name in combination.store.score_names}
     return {
         name: measure_attack(

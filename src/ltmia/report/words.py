@@ -24,6 +24,7 @@ CHECK_NAMES: Mapping[str, str] = {
     "base": "The right base",
     "out_of_distribution": "Like the classifier's training data",
     "expectation": "Enough to learn from",
+    "length_read": "Read as far as trained",
     "backend": "Numeric noise",
     "power": "Enough texts",
 }
@@ -34,6 +35,7 @@ PROBLEMS: Mapping[str, str] = {
     "base": "target and base do not fit",
     "out_of_distribution": "unlike the classifier's training data",
     "expectation": "too few texts to learn from",
+    "length_read": "texts are read further than the target was trained on",
     "backend": "numeric noise",
     "power": "too few texts to tell",
 }

@@ -13,6 +13,7 @@ from ltmia.attacks.multi_pass import Shots
 from ltmia.attacks.selection import select_attacks
 from ltmia.attacks.table import ATTACKS, CONTROL, EXCESS, LEARNED
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.classifier.windows import classify_store
 from ltmia.errors import ConfigError
 from ltmia.evaluation.validity import FEWEST_TO_LEARN_FROM
 from ltmia.features.columns import DEFAULT_K, expectation_of, feature_columns, needs_expectation
@@ -27,7 +28,7 @@ from ltmia.scoring.extraction import ExtractionConfig, extract_batches
 from ltmia.scoring.multi_pass import MultiPassConfig, multi_pass_scores
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
-from ltmia.scoring.stored_scores import classify_store, extraction_config
+from ltmia.scoring.stored_scores import extraction_config
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,6 @@ def score_texts(
         with _stored(pair, texts, config) as store:
             scores |= {name: store.scores(name) for name in store.score_names if name in names}
             if chosen is not None:
-                scores[LEARNED] = classify_store(chosen, store)
+                scores[LEARNED] = classify_store(chosen, store).pooled
     several = MultiPassConfig(max_length=length, batch_size=batch_size, shots=shots or Shots())
     return scores | multi_pass_scores(pair, texts, names, several)

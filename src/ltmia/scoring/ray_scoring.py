@@ -21,6 +21,7 @@ import torch
 
 from ltmia.attacks.table import LEARNED
 from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.windows import WindowLogits
 from ltmia.errors import ConfigError, ModelError
 from ltmia.expectation.fit import folds_of, learn_expectation, sampled_texts
 from ltmia.expectation.model import ExpectedLogRatio
@@ -41,6 +42,8 @@ from ltmia.workers import connect
 
 CHUNK_TEXTS = 256
 """Texts of one Parquet file; a kill costs each worker at most this many."""
+WINDOWS = "windows_ltmia"
+"""Column of the classifier's logits in the windows of each text."""
 CREATED = b"created"
 """Metadata key of the time when a Parquet file was made."""
 OF_THE_WHOLE_SET = frozenset({"dc_pdd"})
@@ -149,10 +152,16 @@ class RayScorer:
             clock.feature_seconds += float(result["feature_seconds"])
             report("scoring", n_done, len(texts))
         table = pa.concat_tables(pq.read_table(_file(files, i)) for i in range(0, len(texts), CHUNK_TEXTS))
-        names = [*filled.store.score_names, *([LEARNED] if classifier is not None else [])]
+        names, n_tokens = filled.store.score_names, table["n_tokens"].to_numpy()
+        scores = {name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names}
+        windows = None
+        if classifier is not None:
+            windows = WindowLogits.of(table[WINDOWS].to_pylist(), n_tokens, classifier.window)
+            scores[LEARNED] = windows.pooled
         return ScoredTexts(
-            scores={name: table[f"score_{name}"].to_numpy().astype(np.float64) for name in names},
-            n_tokens=table["n_tokens"].to_numpy(),
+            scores=scores,
+            windows=windows,
+            n_tokens=n_tokens,
             reasons=table["reason"].to_pylist(),
             truncated=table["truncated"].to_pylist(),
             sample=lambda: sampled_features(filled.store, classifier),
@@ -201,7 +210,7 @@ def _learn_again(
 def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
     """Return the folder of the chunks, named by a hash of their settings; remove chunks of other work."""
     of_classifier = "" if classifier is None else network_sha256(classifier.network_)[:16]
-    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
+    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}-windows"
     for other in folder.glob("chunks-*"):
         if other != files and not other.is_symlink():
             remove_files(other, [path.name for path in (*other.glob("*.parquet"), *other.glob(f"*{PART_ENDING}"))])
@@ -271,8 +280,10 @@ def _write_chunk(folder: Path, start: int, rows: np.ndarray, scored: ScoredTexts
         "n_tokens": scored.n_tokens,
         "reason": pa.array(list(scored.reasons), pa.string()),
         "truncated": pa.array(list(scored.truncated), pa.bool_()),
-        **{f"score_{name}": values for name, values in scored.scores.items()},
+        **{f"score_{name}": values for name, values in scored.scores.items() if name != LEARNED},
     }
+    if scored.windows is not None:  # only all chunks together tell how much each window counts
+        columns[WINDOWS] = pa.array(scored.windows.lists(), pa.list_(pa.float64()))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     table = pa.table(columns).replace_schema_metadata({CREATED: now.encode()})
     write_whole(_file(folder, start), lambda part: pq.write_table(table, part, write_page_checksum=True))

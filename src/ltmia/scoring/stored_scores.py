@@ -11,6 +11,7 @@ from ltmia.attacks.selection import fast_attacks
 from ltmia.attacks.table import ATTACKS, EXCESS, LEARNED
 from ltmia.classifier.combinations import gather_inputs, rules_of
 from ltmia.classifier.membership import MembershipClassifier
+from ltmia.classifier.windows import WindowLogits, classify_store
 from ltmia.features.columns import DEFAULT_K, expectation_of
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
@@ -23,8 +24,6 @@ from ltmia.scoring.identity import PairIdentity
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.store_filling import StorePlan, fill_store
 
-CLASSIFY_AT_ONCE = 256
-"""Texts whose features are in memory at a time."""
 N_SAMPLED = 200
 """Fewest texts whose features are compared with the classifier's training data."""
 
@@ -39,6 +38,8 @@ class ScoredTexts:
     reasons: Sequence[str | None]
     truncated: Sequence[bool | None]
     """Whether each text continues after the part that was read; None: not known."""
+    windows: WindowLogits | None = None
+    """The classifier's logits in the windows of the texts; None without a classifier."""
     sample: Callable[[], FeatureBatch | None]
     """Returns the classifier's inputs for a sample of the texts, see `sampled_features`."""
     clock: ExtractionClock = field(default_factory=ExtractionClock)
@@ -92,10 +93,12 @@ def read_scores(
 ) -> StoredTexts:
     """Read the scores of a finished store, and add those of the classifier, if given."""
     scores = {name: store.scores(name) for name in store.score_names}
-    if classifier is not None:
-        scores[LEARNED] = classify_store(classifier, store, report)
+    windows = None if classifier is None else classify_store(classifier, store, report)
+    if windows is not None:
+        scores[LEARNED] = windows.pooled
     return StoredTexts(
         scores=scores,
+        windows=windows,
         n_tokens=store.texts["n_tokens"].to_numpy(),
         reasons=store.texts["reason"].to_pylist(),
         truncated=store.texts["truncated"].to_pylist(),
@@ -103,18 +106,6 @@ def read_scores(
         store=store,
         clock=clock,
     )
-
-
-def classify_store(
-    classifier: MembershipClassifier, store: FeatureStore, report: Report = silent
-) -> Float64[np.ndarray, " texts"]:
-    """Return the classifier's logit of each text of a store."""
-    logits = np.full(len(store), np.nan)
-    for start in range(0, len(store), CLASSIFY_AT_ONCE):
-        rows = np.arange(start, min(start + CLASSIFY_AT_ONCE, len(store)))
-        logits[rows] = classifier.predict_logit(gather_inputs(store, rows, classifier.feature_version))
-        report("classifying", int(rows[-1]) + 1, len(store))
-    return logits
 
 
 def sampled_features(store: FeatureStore, classifier: MembershipClassifier | None) -> FeatureBatch | None:
