@@ -16,12 +16,13 @@ from ltmia.classifier.windows import WindowLogits, classify_store, cut, windows_
 from ltmia.evaluation.roc import auc
 from ltmia.features.statistics import token_statistics
 from ltmia.features.store import FeatureStore
-from ltmia.records import RaggedStatistics
+from ltmia.records import RaggedStatistics, Texts
 from ltmia.scoring.pair_runner import ExtractionClock
 from ltmia.scoring.stored_scores import read_scores
 from planted_stores import make_store
 
 WINDOW = 128
+PLAIN, PROMPTED = (Texts(texts=("one", "two"), ids=("0", "1"), starts=starts) for starts in (None, (0, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,17 @@ def test_the_check_says_how_far_texts_tell(
     few = FeatureStore(make_store(tmp_path / "few", gain=1.0, seed=1, n=10, lengths=(300, 310)))
     found = {}
     for name, store in {"half": half_trained.store, "whole": whole_trained.store, "short": short, "few": few}.items():
-        found[name] = _length_read(read_scores(store, classifier, clock=ExtractionClock()))
+        found[name] = _length_read(read_scores(store, classifier, clock=ExtractionClock()), PLAIN)
     assert {name: check.status for name, check in found.items()} == {
         "half": "warning", "whole": "ok", "short": "ok", "few": "not_measured",
     }  # fmt: skip
     assert "`max_length=128`" in found["half"].sentence
     assert found["half"].details == {"tokens_that_tell": WINDOW}
     alone = read_scores(half_trained.store, None, clock=ExtractionClock())
-    assert _length_read(alone).status == "not_measured"
+    assert _length_read(alone, PLAIN).status == "not_measured"
+    prompted = _length_read(read_scores(half_trained.store, classifier, clock=ExtractionClock()), PROMPTED)
+    assert "128 tokens after the prompt" in prompted.sentence
+    assert "`max_length` of the prompts' tokens and 128 more" in prompted.sentence
 
 
 def table(spreads: list[float], n_texts: int, seed: int = 0) -> WindowLogits:
@@ -131,6 +135,27 @@ def test_windows_that_vary_alike_mostly_weigh_the_same(n_texts: int) -> None:
     found = [table([1.0] * 4, n_texts, seed) for seed in range(100)]
     assert sum(len(set(one.weights.tolist())) > 1 for one in found) <= 12
     assert sum(one.n_telling is not None for one in found) <= 3
+
+
+@pytest.mark.parametrize("n_short", [40, 100])
+def test_long_texts_may_be_others_than_short_ones(n_short: int) -> None:
+    """All windows of members were trained on, and hardly a non-member is as long; or short texts vary more."""
+    rng = np.random.default_rng(0)
+    long = list(rng.normal(3, 1, (100, 4)))
+    for short in (rng.normal(0, 1, (n_short, 1)), rng.normal(3, 3, (n_short, 1))):
+        n_tokens = np.array([4 * WINDOW] * 100 + [100] * n_short)
+        found = WindowLogits.of([*long, *short], n_tokens, WINDOW)
+        assert len(set(found.weights.tolist())) == 1
+        assert found.n_telling is None
+
+
+@pytest.mark.parametrize("n_texts", [20, 50, 200, 2000])
+@pytest.mark.parametrize("window", range(3))
+def test_one_text_unlike_all_others_does_not_decide(n_texts: int, window: int) -> None:
+    found = table([1.0] * 3, n_texts).logits
+    found[7, window] = 100.0
+    again = WindowLogits.of(list(found), np.full(n_texts, 3 * WINDOW), WINDOW)
+    assert again.n_telling is None
 
 
 @given(order=st.permutations(range(60)), spreads=st.lists(st.floats(0.5, 3), min_size=1, max_size=5))

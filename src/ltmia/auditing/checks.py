@@ -31,6 +31,7 @@ from ltmia.evaluation.validity import (
 )
 from ltmia.expectation.fit import sampled_texts
 from ltmia.features.columns import needs_expectation
+from ltmia.records import Texts
 from ltmia.runtime import dtype_name
 from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.stored_scores import ScoredTexts
@@ -85,7 +86,7 @@ def check_validity(
         length_only=length_check(scored.n_tokens, data.sides, found.judge, seed, data.judged),
         out_of_distribution=_distribution(scored, classifier),
         expectation=_expectation(scored, found.attacks, classifier),
-        length_read=_length_read(scored),
+        length_read=_length_read(scored, data.texts),
         base=RECORDED_BASE if loaded is None else _base(loaded, data, scored, max_length),
         backend=RECORDED_BACKEND if loaded is None else _backend(loaded, data, scored, max_length),
         power=power_check(data.n_judged, data.n_nonmembers, found.decisions, data.judged),
@@ -112,12 +113,16 @@ def _distribution(scored: ScoredTexts, classifier: MembershipClassifier | None) 
     return distribution_check(classifier.domain_.distance(features), classifier.domain_.limit)
 
 
-def _length_read(scored: ScoredTexts) -> Check:
+def _length_read(scored: ScoredTexts, texts: Texts) -> Check:
     found = scored.windows
     if found is None:
         return Check(status="not_measured", sentence="No classifier was used.")
     return length_check_of_windows(
-        found.weights.tolist(), n_compared=found.n_compared, size=found.size, n_telling=found.n_telling
+        found.weights.tolist(),
+        n_compared=found.n_compared,
+        size=found.size,
+        n_telling=found.n_telling,
+        prompted=any(texts.starts or ()),
     )
 
 

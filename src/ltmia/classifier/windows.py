@@ -3,7 +3,8 @@
 Fine-tuning often reads only the beginning of each text. Then the rest says nothing of membership, and how much was read
 is rarely known. But where the target was trained, logits vary more between texts, because some were used and others
 were not. So windows count by how much more their logits vary than in the window in which they vary least. All texts
-take part in this, and none needs a label.
+take part in this, and none needs a label. Each window is compared with the first one on the same texts, because long
+texts may be others than short ones: other members, or another kind of text.
 """
 
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ FEWEST_TEXTS = 20
 USUAL_EXCESS = 0.3
 """By this much the variance in one window may exceed that in another, as a ratio less 1, though both were trained
 on."""
+CLIPPED = 0.005
+"""Share of the texts, at least one, whose logits are the highest in a window, and as many lowest, that count like the
+next ones: a single text with a far larger logit than all others must not decide."""
 LEAST_WEIGHT = 0.1
 """Least weight of a window, beside what chance does to a variance."""
 LITTLE = 0.5
@@ -73,9 +77,8 @@ class WindowLogits:
     def weights(self) -> Float64[np.ndarray, " windows"]:
         """Weight of a token in each window; a later window never weighs more than an earlier one."""
         n_windows, compared = self.logits.shape[1], self.n_compared
-        reached = self._reached
-        n_texts = reached.sum(axis=0)
-        variance = np.array([self.logits[reached[:, i], i].var() for i in range(compared)])
+        n_texts = self._reached.sum(axis=0)
+        variance = self._variance
         if compared < 2 or not variance.min() > 0:
             return np.ones(n_windows)
         falling = IsotonicRegression(increasing=False).fit_transform(
@@ -90,6 +93,17 @@ class WindowLogits:
     def n_compared(self) -> int:
         """Number of windows, from the first on, whose logits enough texts have for their variance to be compared."""
         return int(np.cumprod(self._reached.sum(axis=0) >= FEWEST_TEXTS).sum())
+
+    @property
+    def _variance(self) -> Float64[np.ndarray, " compared"]:
+        """Variance of the logits in each window, as a multiple of that of the same texts in the first one."""
+        found = np.ones(self.n_compared)
+        for i in range(1, len(found)):
+            same = self.logits[self._reached[:, i]][:, [0, i]]
+            clipped = max(CLIPPED, 1 / (len(same) - 1))
+            first, here = np.clip(same, *np.quantile(same, (clipped, 1 - clipped), axis=0)).var(axis=0)
+            found[i] = here / first if first > 0 else 0.0
+        return found
 
     @property
     def _reached(self) -> Bool[np.ndarray, "texts windows"]:

@@ -54,7 +54,9 @@ def distribution_check(distance: float | None, limit: float) -> Check:
     return Check(status="warning", sentence=sentence, measure=measure)
 
 
-def length_check_of_windows(weights: Sequence[float], *, n_compared: int, size: int, n_telling: int | None) -> Check:
+def length_check_of_windows(
+    weights: Sequence[float], *, n_compared: int, size: int, n_telling: int | None, prompted: bool = False
+) -> Check:
     """Judge whether the target was trained on as much of each text as was read.
 
     Args:
@@ -62,6 +64,7 @@ def length_check_of_windows(weights: Sequence[float], *, n_compared: int, size: 
         n_compared: Windows that enough texts reach for a comparison.
         size: Tokens of a window.
         n_telling: Tokens after which windows tell little; None if all tell.
+        prompted: Whether these tokens follow prompts, which count for `max_length` too.
     """
     if len(weights) < 2:
         sentence = f"No text has more than the {size} tokens that the classifier reads at once."
@@ -73,10 +76,13 @@ def length_check_of_windows(weights: Sequence[float], *, n_compared: int, size: 
     if n_telling is None:
         sentence = f"The first {n_compared * size} tokens of texts tell about equally much, {size} by {size}."
         return Check(status="ok", sentence=sentence, measure=measure, details=details)
+    after, cure = "", f"`max_length={n_telling}`"
+    if prompted:
+        after, cure = " after the prompt", f"a `max_length` of the prompts' tokens and {n_telling} more"
     sentence = (
-        f"Beyond their first {n_telling} tokens texts tell little: it looks as if fine-tuning read no more of each. "
-        "The classifier counts the rest little, but other attacks, and those on the weights, count all of it: audit "
-        f"with `max_length={n_telling}`."
+        f"Beyond their first {n_telling} tokens{after} texts tell little: it looks as if fine-tuning read no more of "
+        "each. The classifier counts the rest little, but other attacks, and those on the weights, count all of it: "
+        f"audit with {cure}."
     )
     return Check(status="warning", sentence=sentence, measure=measure, details=details)
 
