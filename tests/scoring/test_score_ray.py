@@ -21,7 +21,7 @@ from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokeni
 from ltmia.records import Texts
 from ltmia.scoring.audited_pair import LoadedPair
 from ltmia.scoring.identity import PairIdentity
-from ltmia.scoring.stored_scores import ScoringTask, extraction_config
+from ltmia.scoring.stored_scores import ScoringTask, extraction_config, score_to_store
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "ltmia[ray]" to run these tests')
 
@@ -128,6 +128,36 @@ def test_a_worker_killed_in_the_middle_of_a_chunk_loses_nothing(load: partial, t
     assert (tmp_path / "mark").exists(), "no worker was killed"
     assert np.isfinite(scored.scores["ltmia"]).all()
     assert len(scored.n_tokens) == len(NONMEMBERS)
+
+
+def test_windows_of_long_texts_are_weighed_over_all_chunks(load: partial, tmp_path: Path) -> None:
+    demo = demo_texts().texts
+    long = [f"{one} {other}" for one, other in zip(demo[:50], demo[200:250], strict=True)]
+    texts = as_texts((*long, "", *(text[:90] for text in demo[300:310])))
+    classifier, pair = shipped_classifier("lite"), LoadedPair(load())
+    config = extraction_config(("ltmia",), classifier, max_length=400, batch_size=16)
+    task = ScoringTask(
+        texts=texts,
+        folder=tmp_path / "local",
+        config=config,
+        identity=PairIdentity.of(pair.models),
+        classifier=classifier,
+    )
+    alone, spread = score_to_store(pair, task), RayScorer(load=load)(pair, replace(task, folder=tmp_path / "ray"))
+    assert alone.windows is not None
+    assert spread.windows is not None
+    assert alone.windows.weights[0] > 1.5 * alone.windows.weights[-1], "the first of two texts was trained on"
+    np.testing.assert_array_equal(spread.windows.n_tokens, alone.windows.n_tokens)
+    np.testing.assert_allclose(spread.windows.weights, alone.windows.weights, rtol=1e-2)
+    np.testing.assert_allclose(spread.scores["ltmia"], alone.scores["ltmia"], atol=2e-2)
+
+
+def test_chunks_of_other_windows_are_not_reused(tmp_path: Path) -> None:
+    classifier = shipped_classifier("lite")
+    before = ray_scoring._begin(tmp_path, "settings", classifier)
+    assert ray_scoring._begin(tmp_path, "settings", classifier) == before
+    classifier.window = 256
+    assert ray_scoring._begin(tmp_path, "settings", classifier) != before
 
 
 def test_an_attack_that_needs_all_texts_at_once_is_refused(load: partial, tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def length_check_of_windows(
     measure = Measure(value=float(weights[n_compared - 1] / weights[0]))
     details: dict[str, float | int | str | None] = {"tokens_that_tell": n_telling}
     if n_telling is None:
-        sentence = f"The first {n_compared * size} tokens of texts tell about equally much, {size} by {size}."
+        sentence = (
+            f"Nothing shows that fine-tuning read less of each text: the first {n_compared * size} tokens tell about "
+            f"equally much, {size} by {size}."
+        )
         return Check(status="ok", sentence=sentence, measure=measure, details=details)
     after, cure = "", f"`max_length={n_telling}`"
     if prompted:

@@ -209,8 +209,10 @@ def _learn_again(
 
 def _begin(folder: Path, fingerprint: str, classifier: MembershipClassifier | None) -> Path:
     """Return the folder of the chunks, named by a hash of their settings; remove chunks of other work."""
-    of_classifier = "" if classifier is None else network_sha256(classifier.network_)[:16]
-    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}-windows"
+    of_classifier = ""
+    if classifier is not None:
+        of_classifier = f"{network_sha256(classifier.network_)[:16]}-windows-{classifier.window}"
+    files = folder / f"chunks-{fingerprint[:16]}-{of_classifier}"
     for other in folder.glob("chunks-*"):
         if other != files and not other.is_symlink():
             remove_files(other, [path.name for path in (*other.glob("*.parquet"), *other.glob(f"*{PART_ENDING}"))])
