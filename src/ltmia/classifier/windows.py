@@ -1,10 +1,10 @@
-"""Classifies long texts by windows as long as the texts that the classifier learned from, and averages their logits.
+"""Classifies long texts in windows as long as the texts that the classifier learned from, and averages their logits.
 
-Fine-tuning often reads only the beginning of each text. Then the rest says nothing of membership, and how much was read
-is rarely known. But where the target was trained, logits vary more between texts, because some were used and others
-were not. So windows count by how much more their logits vary than in the window in which they vary least. All texts
-take part in this, and none needs a label. Each window is compared with the first one on the same texts, because long
-texts may be others than short ones: other members, or another kind of text.
+Fine-tuning often reads only the beginning of each text. Then the rest says nothing of membership, and it is rarely
+known how much was read. But in windows that were trained on, logits vary more between texts, because some texts were
+used and others were not. So a window's weight depends on how much more its logits vary than those of the window in
+which they vary least (docs/method.md, "Long texts"). This needs no labels. The variance in each window is divided by
+that of the same texts in the first window, because long texts may be of another kind than short ones.
 """
 
 from collections.abc import Sequence
@@ -30,15 +30,14 @@ CLASSIFY_AT_ONCE = 256
 FEWEST_TEXTS = 20
 """Fewest texts that reach at least half-way through a window, for their logits' variance to be compared."""
 USUAL_EXCESS = 0.3
-"""By this much the variance in one window may exceed that in another, as a ratio less 1, though both were trained
-on."""
+"""Relative difference of the variances in two windows that is ignored: it occurs though both were trained on."""
 CLIPPED = 0.005
-"""Share of the texts, at least one, whose logits are the highest in a window, and as many lowest, that count like the
-next ones: a single text with a far larger logit than all others must not decide."""
+"""Share of the texts (at least one) whose logits are clipped at each end of a window's logits, before variances are
+computed: a single text with a far larger logit than all others must not decide."""
 LEAST_WEIGHT = 0.1
-"""Least weight of a window, beside what chance does to a variance."""
+"""Least weight of a window, to which an allowance for chance is added."""
 LITTLE = 0.5
-"""A window that weighs less than this share of the first tells little."""
+"""A window with less than this share of the first window's weight tells little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,12 +106,12 @@ class WindowLogits:
 
     @property
     def _reached(self) -> Bool[np.ndarray, "texts windows"]:
-        """Whether a text goes on at least to the middle of a window."""
+        """Whether a text fills at least half of a window."""
         return self.n_tokens >= self.size / 2
 
     @cached_property
     def shares(self) -> Float64[np.ndarray, "texts windows"]:
-        """Share of each window in its text's logit; NaN for a text that cannot be scored."""
+        """Weight of each window in its text's logit; sums to 1 per text; NaN for a text that cannot be scored."""
         weights = self.n_tokens * self.weights
         with np.errstate(invalid="ignore"):
             return weights / weights.sum(axis=1, keepdims=True)
@@ -129,7 +128,7 @@ class WindowLogits:
 
     @property
     def n_telling(self) -> int | None:
-        """Number of tokens after which windows tell little; None if all tell."""
+        """Number of tokens before the first window that tells little; None if there is no such window."""
         little = np.flatnonzero(self.weights < LITTLE * self.weights[:1])
         return self.size * int(little[0]) if len(little) else None
 

@@ -33,9 +33,7 @@ def bench(
     n_layers: Annotated[int, typer.Option("--layers", min=1, help="Layers of each model.")] = 12,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Texts per forward pass.")] = 16,
     dtype: Annotated[str, typer.Option("--dtype", help="Number format: float32 or bfloat16.")] = "float32",
-    thorough: Annotated[
-        bool, typer.Option("--thorough", help="Measure weights with the reading of `audit --thorough`.")
-    ] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Read the weights as `audit --thorough` does.")] = False,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Processor threads to use.")] = 2,
     as_json: o.AsJson = False,
 ) -> None:

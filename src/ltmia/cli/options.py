@@ -131,7 +131,8 @@ Thorough = Annotated[
     bool,
     typer.Option(
         "--thorough",
-        help="Read the weights at all layers and at a third point between base and target, which takes longer.",
+        help="Attack on the weights: read all layers, and also the point halfway between base and target; takes "
+        "longer.",
     ),
 ]
 Checkpoints = Annotated[
@@ -148,8 +149,8 @@ MaxLength = Annotated[
         "--max-length",
         parser=_max_length,
         metavar="N|auto",
-        help="Tokens read of each text; the rest is ignored. auto: as many as the target was trained on, if `ltmia "
-        "finetune` made it (at least 128), else 512; recordings are read whole.",
+        help="Tokens read of each text, prompt included; the rest is ignored. auto: if `ltmia finetune` made the "
+        "target, as many as it was trained on, at least 128; for other targets 512; of recordings, all.",
     ),
 ]
 RecordedLength = Annotated[

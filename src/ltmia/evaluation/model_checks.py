@@ -61,31 +61,31 @@ def length_check_of_windows(
 
     Args:
         weights: Weight of a token in each window of the texts, from the first on.
-        n_compared: Windows that enough texts reach for a comparison.
+        n_compared: Number of windows, from the first on, that enough texts reach for a comparison.
         size: Tokens of a window.
-        n_telling: Tokens after which windows tell little; None if all tell.
-        prompted: Whether these tokens follow prompts, which count for `max_length` too.
+        n_telling: Number of tokens before the first window that tells little; None if there is no such window.
+        prompted: Whether these tokens follow prompts, whose tokens `max_length` counts too.
     """
     if len(weights) < 2:
         sentence = f"No text has more than the {size} tokens that the classifier reads at once."
         return Check(status="ok", sentence=sentence)
     if n_compared < 2:
-        return Check(status="not_measured", sentence=f"Too few texts have more than {size} tokens.")
+        return Check(status="not_measured", sentence=f"Too few texts are much longer than {size} tokens.")
     measure = Measure(value=float(weights[n_compared - 1] / weights[0]))
     details: dict[str, float | int | str | None] = {"tokens_that_tell": n_telling}
     if n_telling is None:
         sentence = (
-            f"Nothing shows that fine-tuning read less of each text: the first {n_compared * size} tokens tell about "
-            f"equally much, {size} by {size}."
+            "Nothing shows that fine-tuning read less of each text than the audit did. Windows of "
+            f"{size} tokens were compared, up to token {n_compared * size}."
         )
         return Check(status="ok", sentence=sentence, measure=measure, details=details)
     after, cure = "", f"`max_length={n_telling}`"
     if prompted:
         after, cure = " after the prompt", f"a `max_length` of the prompts' tokens and {n_telling} more"
     sentence = (
-        f"Beyond their first {n_telling} tokens{after} texts tell little: it looks as if fine-tuning read no more of "
-        "each. The classifier counts the rest little, but other attacks, and those on the weights, count all of it: "
-        f"audit with {cure}."
+        f"Fine-tuning seems to have read only the first {n_telling} tokens{after} of each text, because the rest tells "
+        "little. The classifier gives the rest little weight, but attacks without a classifier and those on the "
+        f"weights count all tokens alike: audit with {cure}."
     )
     return Check(status="warning", sentence=sentence, measure=measure, details=details)
 

@@ -18,13 +18,13 @@ class TextBlock:
     """Texts of one regression."""
 
     places: Int64[np.ndarray, " block"]
-    """Places of its texts among all that take part, in order."""
+    """Positions of its texts among all texts that take part, ascending."""
     others: Float64[np.ndarray, "point coordinate"] | None
     """Sum of the gradients of all texts in other blocks, at each point; None if this is the only block."""
 
 
 def count_blocks(n_texts: int) -> int:
-    """Return how many blocks so many texts are divided into."""
+    """Return the number of blocks that `n_texts` texts are divided into."""
     return max(-(-n_texts // AT_ONCE), 1)
 
 
@@ -33,8 +33,8 @@ def random_blocks(file: PathGradients, rows: Int64[np.ndarray, " text"], seed: i
 
     Args:
         file: Gradients.
-        rows: Texts that take part.
-        seed: Seed of the draw.
+        rows: Rows of the texts that take part.
+        seed: Seed of the random division.
     """
     n_blocks = count_blocks(len(rows))
     if n_blocks == 1:
