@@ -150,7 +150,10 @@ def test_a_thorough_plan_that_does_not_fit_names_what_does(tmp_path):
     plan = plan_audit(target, None, work, replace(GIVEN, memory_gib=1e-3))
     assert not plan.usable
     names = [name for name, _ in _alternatives(setting(target, n_texts=50, observer="weights", thorough=True))]
-    assert "`thorough=False`" in names
+    assert "leaving out `thorough`" in names, "it has no flag to switch it off"
+    others = [name for name in names if "logprobs" in name or "sequential" in name]
+    assert others
+    assert all(name.endswith(" without `thorough`") for name in others), "they do not go with it"
 
 
 def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):

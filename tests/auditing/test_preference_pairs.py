@@ -171,7 +171,8 @@ def test_what_pairs_are_needed_for_or_do_not_serve_is_said(
     with pytest.raises(ConfigError, match="premia_pair: needs preference pairs, files with the columns `chosen`"):
         audit(pair, plain, plain, tmp_path / "plain", config=AuditConfig(attacks="loss,premia_pair"))
     assert "premia_pair" not in select_attacks("fast")
-    with pytest.raises(ConfigError, match="observer `weights`: it reads single texts, not preference pairs"):
-        audit(pair, *map(read_texts, files), tmp_path / "w", config=AuditConfig(attacks="loss", observer="weights"))
+    for forced in (AuditConfig(attacks="loss", observer="weights"), AuditConfig(attacks="loss", thorough=True)):
+        with pytest.raises(ConfigError, match="read for single texts, not for preference pairs: leave out `observer`"):
+            audit(pair, *map(read_texts, files), tmp_path / "w", config=forced)
     with pytest.raises(DataError, match="holds preference pairs, on which this does not train"):
         finetune(pair.reference, pair.tokenizer, read_texts(files[0]), FinetuneConfig(), tmp_path / "model")

@@ -100,6 +100,9 @@ def test_offloaded_weights_leave_no_gradients(seven):
     assert auto.usable
     said = [finding.sentence for finding in must.findings if finding.level == "problem"]
     assert "`observer=weights` needs all weights on devices that compute" in said
+    thorough = plan_audit(seven, None, Work(thorough=True), small, device_map="auto")
+    assert "`thorough=True` needs all weights" in " ".join(one.sentence for one in thorough.findings)
+    assert not thorough.usable
     large = Accelerators(memory_gib=80, tflops=100, n_devices=2)
     assert plan_audit(seven, None, Work(), large, device_map="auto").flops.gradients > 0
 

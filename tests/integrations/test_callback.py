@@ -449,10 +449,12 @@ def dpo_trainer_of(tokenizer: Any, folder: Path, *, lora: bool = False, **option
 def test_dpo_trainer_is_audited_on_its_pairs(lora: bool, tokenizer: Any, tmp_path: Path) -> None:
     """The margin of each pair is that of the trainer's own log-probabilities, of the tokens that its collator keeps."""
     trainer = dpo_trainer_of(tokenizer, tmp_path / "dpo", lora=lora)
-    refused = AuditPlan(checkpoints=1)
-    trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", refused))
-    with pytest.raises(ConfigError, match="not for preference pairs"):
-        trainer.train()
+    for refused in (AuditPlan(checkpoints=1), AuditPlan(config=AuditConfig(thorough=True))):
+        callback = AuditCallback(trainer, tmp_path / "audit", refused)
+        trainer.add_callback(callback)
+        with pytest.raises(ConfigError, match="not for preference pairs"):
+            trainer.train()
+        trainer.remove_callback(callback)
     trainer = dpo_trainer_of(tokenizer, tmp_path / "dpo", lora=lora)
     plan = AuditPlan(config=AuditConfig(attacks="premia_pair"))
     trainer.add_callback(AuditCallback(trainer, tmp_path / "audit", plan))

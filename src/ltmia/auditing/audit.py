@@ -122,7 +122,7 @@ def audit_of(
 
 def _named_attacks(config: AuditConfig, sets: TextSets) -> tuple[str, ...]:
     names = select_attacks(config.attacks, pairs=sets.texts.rejected is not None)
-    refuse_other_kind(names, config.observer, sets)
+    refuse_other_kind(names, sets, must_read=config.must_read)
     if CHECKPOINTS in names and config.observer != "training_run":
         raise ConfigError(f"{CHECKPOINTS}: is run by the observer training_run; take that one, and give checkpoints")
     weights = [name for name in WEIGHTS if name in names]

@@ -179,7 +179,7 @@ def _spread(
         return setting, None
     given = None if accelerators is None else (accelerators.n_devices, int(accelerators.memory_gib * GIB))
     spread = count_spread(setting, device_map, given)
-    if spread.offloaded and setting.work.observer == "auto":
+    if spread.offloaded and setting.work.observer == "auto" and not setting.work.thorough:
         setting = replace(setting, work=replace(setting.work, observer="logprobs"))
     return setting, spread
 
@@ -274,13 +274,14 @@ def _alternatives(setting: Setting) -> Iterator[tuple[str, Setting]]:
         yield "`dtype=bfloat16` with `batch_size=1`", replace(small, dtype=torch.bfloat16)
     quick = replace(work, thorough=False)
     if work.thorough:
-        yield "`thorough=False`", replace(setting, work=quick)
+        yield "leaving out `thorough`", replace(setting, work=quick)
+    without = " without `thorough`" if work.thorough else ""
     if work.reads_weights:
-        yield "`observer=logprobs`", replace(setting, work=replace(quick, observer="logprobs"))
+        yield f"`observer=logprobs`{without}", replace(setting, work=replace(quick, observer="logprobs"))
     if not setting.pair.is_shared:
         must_read = work.observer in MUST_READ
         alone = replace(quick, observer="logprobs" if must_read else work.observer, sequential=True)
-        seen = " with `observer=logprobs`" if must_read else ""
+        seen = (" with `observer=logprobs`" if must_read else "") + without
         yield f"`sequential=True`{seen}", replace(setting, work=alone)
         yield (
             f"`sequential=True` with `dtype=bfloat16` and `batch_size=1`{seen}",

@@ -12,7 +12,8 @@ from ltmia.attacks.multi_pass import Shots
 from ltmia.auditing.spans import WantedSpans
 from ltmia.auditing.subject import PLAIN, Subject
 from ltmia.auditing.text_sets import TextSets
-from ltmia.auditing.update import ObserverChoice
+from ltmia.auditing.update import MUST_READ, UNSEEN_WEIGHTS, ObserverChoice
+from ltmia.errors import ConfigError
 from ltmia.evaluation.results import Results
 from ltmia.models.batching import BatchSize
 from ltmia.report.notebook import results_html, roc_axes
@@ -54,6 +55,20 @@ class JudgeConfig:
     non-members; see docs/extraction.md."""
     overwrite: bool = False
     """Replace files of a run with other settings or texts; changes no number."""
+
+    def __post_init__(self) -> None:
+        """Refuse to read more of the weights for an attacker who does not see them.
+
+        Raises:
+            ConfigError: If that is asked for.
+        """
+        if self.thorough and self.observer == "logprobs":
+            raise ConfigError(UNSEEN_WEIGHTS)
+
+    @property
+    def must_read(self) -> bool:
+        """Whether the weights must be read: else they are read if they can be."""
+        return self.thorough or self.observer in MUST_READ
 
     @property
     def settings(self) -> dict[str, Any]:

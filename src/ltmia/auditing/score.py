@@ -69,7 +69,7 @@ def score(
         if not sets.n_judged or not sets.n_nonmembers:
             raise DataError("score needs at least one candidate and at least one text that was surely not used")
         _check_attack(config.attack)
-        refuse_other_kind([config.attack], config.observer, sets)
+        refuse_other_kind([config.attack], sets, must_read=config.must_read)
         spans = wanted_spans(config.spans, texts, sets, report)
         models = audited(pair)
         question = Question(

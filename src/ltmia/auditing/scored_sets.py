@@ -13,7 +13,6 @@ from ltmia.auditing.measured import Scores
 from ltmia.auditing.question import Question
 from ltmia.auditing.secrets import FoundSecrets, find_secrets
 from ltmia.auditing.update import (
-    MUST_READ,
     PreparedUpdate,
     UpdateReading,
     check_observer,
@@ -75,7 +74,7 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     classifier = chosen_classifier(name) if LEARNED in question.attacks else None
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     _refuse_without_models(pair, question)
-    check_observer(pair, question.config.observer, thorough=question.config.thorough)
+    check_observer(pair, question.config.observer)
     # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.max_length)
     run.begin_scoring()
@@ -206,7 +205,7 @@ def _prepared_update(
     nothing would answer the question.
     """
     config = question.config
-    must_read = config.observer in MUST_READ or config.thorough or not set(WEIGHTS).isdisjoint(question.attacks)
+    must_read = config.must_read or not set(WEIGHTS).isdisjoint(question.attacks)
     asked = must_read or has_checkpoints(pair) or LEARNED in question.attacks
     return prepared_update(
         pair,

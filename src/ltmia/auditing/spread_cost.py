@@ -87,10 +87,11 @@ def about_spread(spread: Spread, work: Work) -> Iterator[Finding]:
     yield Finding(level="ok", sentence=f"weights of the models that are loaded together: {parts}{turns}")
     if not spread.offloaded:
         return
-    if work.observer in MUST_READ:
+    if work.thorough or work.observer in MUST_READ:
+        asked = "thorough=True" if work.thorough else f"observer={work.observer}"
         yield Finding(
             level="problem",
-            sentence=f"`observer={work.observer}` needs all weights on devices that compute",
+            sentence=f"`{asked}` needs all weights on devices that compute",
             cure="leave it out, or leave out `device_map`",
         )
     n_bytes = spread.n_passes * spread.offloaded

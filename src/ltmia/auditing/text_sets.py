@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from ltmia.attacks.table import ATTACKS
-from ltmia.auditing.update import MUST_READ
 from ltmia.data.duplicates import OVERLAP_SHARE, compare_sets, kept_rows, ngram_overlap, normalise_text
 from ltmia.data.reading import content_ids
 from ltmia.errors import ConfigError, DataError
@@ -151,14 +150,16 @@ def join_sets(
     )
 
 
-def refuse_other_kind(attacks: Sequence[str], observer: str, sets: TextSets) -> None:
-    """Refuse attacks on preference pairs if the texts are none, and observers that read weights if they are.
+def refuse_other_kind(attacks: Sequence[str], sets: TextSets, *, must_read: bool) -> None:
+    """Refuse attacks on preference pairs if the texts are none, and to read weights for pairs.
 
     Raises:
         ConfigError: If there is one; the message names it.
     """
-    if sets.texts.rejected is not None and observer in MUST_READ:
-        raise ConfigError(f"observer `{observer}`: it reads single texts, not preference pairs; leave it out")
+    if sets.texts.rejected is not None and must_read:
+        raise ConfigError(
+            "the weights are read for single texts, not for preference pairs: leave out `observer` and `thorough`"
+        )
     if sets.texts.rejected is None and (refused := [name for name in attacks if ATTACKS[name].pairs]):
         raise ConfigError(
             f"{', '.join(refused)}: needs preference pairs, files with the columns `chosen` and `rejected` (and "

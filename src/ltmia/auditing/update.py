@@ -202,16 +202,14 @@ def _shown(error: LtmiaError, pair: AuditedPair, folder: Path) -> str:
     return message
 
 
-def check_observer(pair: AuditedPair, observer: ObserverChoice, *, thorough: bool) -> None:
-    """Refuse an observer that lacks what it needs, and inputs or options that it does not see.
+def check_observer(pair: AuditedPair, observer: ObserverChoice) -> None:
+    """Refuse an observer that lacks what it needs, and checkpoints that it does not see.
 
     Raises:
         ConfigError: If it is refused.
     """
     if observer == "training_run" and not has_checkpoints(pair):
         raise ConfigError("observer `training_run`: give the states of the training run by `checkpoints`")
-    if observer == "logprobs" and thorough:
-        raise ConfigError(UNSEEN_WEIGHTS)
     if observer in ("logprobs", "weights") and has_checkpoints(pair):
         raise ConfigError(
             f"observer `{observer}`: it does not see the checkpoints that were given; leave them out, or take the "

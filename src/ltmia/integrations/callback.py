@@ -230,11 +230,11 @@ class AuditCallback(TrainerCallback):
         Raises:
             ConfigError: If weights would be read for preference pairs.
         """
-        reads_weights = self.plan.checkpoints or self.plan.config.observer in MUST_READ
+        reads_weights = self.plan.checkpoints or self.plan.config.must_read
         if reads_weights and any(row.rejected is not None for row in rows.values()):
             raise ConfigError(
                 "AuditCallback: the weights are read for single texts, not for preference pairs; leave out "
-                "`checkpoints`, and the observer `weights`"
+                "`checkpoints`, `thorough` and the observer `weights`"
             )
 
     @property
