@@ -32,6 +32,12 @@ def test_nothing_is_unpickled() -> None:
         assert not re.search(r"\bimport pickle|pickle\.load|torch\.load\(|joblib|allow_pickle=True", text), path
 
 
+def test_float64_is_made_on_the_cpu() -> None:
+    """MPS knows no float64."""
+    for path in FILES:
+        assert not re.search(r"\.double\(\)(\.\w+\(\))*\.cpu\(\)", path.read_text("utf-8")), path
+
+
 def test_processes_are_spawned() -> None:
     """A forked process waits for ever for the threads that its parent used."""
     for path in FILES:

@@ -14,12 +14,21 @@ from ltmia.scoring.extraction import extract_batches
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """The last accelerator. Without one these tests would compare the CPU with itself, so they fail."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    assert found is not None, "torch finds no accelerator here: install torch for it, see `make gpu`"
+    return torch.device(found.type, torch.accelerator.device_count() - 1)
+
+
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("vocab", [300, 50_257, 151_936])
-def test_statistics_are_those_of_the_cpu(vocab: int, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_are_those_of_the_cpu(
+    vocab: int, plain: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if plain:
         monkeypatch.setattr("ltmia.kernels.torch_statistics._reduce_for", lambda _: reduce_by_torch)
-    device = torch.accelerator.current_accelerator()
     a = torch.randn(64, vocab) * 3
     b, truth = a + 0.3 * torch.randn(64, vocab), torch.randint(0, vocab, (64,))
     wide = torch.cat([a.to(device), a.to(device)], 1)[:, :vocab]  # rows that do not follow each other
@@ -31,10 +40,8 @@ def test_statistics_are_those_of_the_cpu(vocab: int, plain: bool, monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_scores_are_those_of_the_cpu(dtype: str) -> None:
+def test_scores_are_those_of_the_cpu(dtype: str, device: torch.device) -> None:
     config = BenchConfig(n_texts=6, n_tokens=40, n_layers=2, hidden_size=64, n_heads=4, vocab_size=5000, dtype=dtype)
-    device = torch.accelerator.current_accelerator()
-    assert device is not None
     found = []
     for where in (device, torch.device("cpu")):
         batches = extract_batches(random_pair(config, where), random_texts(config), extraction_of(config))

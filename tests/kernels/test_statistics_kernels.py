@@ -17,11 +17,8 @@ from ltmia.records import TokenStatistics
 def by_definition(a: np.ndarray, b: np.ndarray, truth: int, k: int) -> dict[str, object]:
     """One position, from the definitions, in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    lse_a, lse_b = (
-        np.log(np.exp(a - a.max()).sum()) + a.max(),
-        np.log(np.exp(b - b.max()).sum()) + b.max(),
-    )
-    log_p, log_q = a - lse_a, b - lse_b
+    log_sum_a, log_sum_b = (np.log(np.exp(x - x.max()).sum()) for x in (a, b))
+    log_p, log_q = (a - a.max()) - log_sum_a, (b - b.max()) - log_sum_b
     p, q = np.exp(log_p), np.exp(log_q)
     finite_p, finite_q = np.maximum(log_p, -200), np.maximum(log_q, -200)
     ratio = finite_p - finite_q
@@ -42,7 +39,7 @@ def by_definition(a: np.ndarray, b: np.ndarray, truth: int, k: int) -> dict[str,
         "reverse_divergence": -(q * ratio).sum(),
         "target_ratio_spread": np.sqrt(max((p * ratio**2).sum() - (p * ratio).sum() ** 2, 0)),
         "reference_ratio_spread": np.sqrt(max((q * ratio**2).sum() - (q * ratio).sum() ** 2, 0)),
-        "normalizer_gap": lse_a - lse_b,
+        "normalizer_gap": (a.max() - b.max()) + (log_sum_a - log_sum_b),
         "reference_top_logp": log_q.max(),
         "top_logp": log_p[top],
         "top_log_ratio": plain_ratio[top],
@@ -109,6 +106,14 @@ def test_masked_vocabulary_rows_do_no_harm(kernel: str) -> None:
     # here.
     assert np.isfinite(found.reverse_divergence).all()
     assert np.isfinite(found.divergence).all()
+
+
+@pytest.mark.parametrize("kernel", EACH)
+@pytest.mark.parametrize("size", [0.0, 1e4, 1e30, -1e38])
+def test_equal_logits_of_any_size_share_the_probability(kernel: str, size: float) -> None:
+    a, b = np.full((2, 257), size, np.float32), np.full((2, 257), -size, np.float32)
+    found = KERNELS[kernel](torch.tensor(a), torch.tensor(b), torch.tensor([0, 256]), 4)
+    assert_statistics(found, a, b, [0, 256], 4)
 
 
 @pytest.mark.parametrize("kernel", EACH)

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import cpu_offload, dispatch_model
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoConfig, AutoModelForCausalLM, DistributedConfig
 
 import ltmia
 from ltmia.auditing.model_evidence import rescore, weight_change
@@ -487,6 +489,19 @@ def test_the_peak_of_memory_is_far_below_the_size_of_the_models(folders, tmp_pat
     assert said["cpu=0KB"][1:] == said["cpu=1GiB"][1:], "the same hashes and logits"
     spread, whole = (float(words[0]) for words in said.values())
     assert whole - spread > 0.7 * size, (spread, whole, size)
+
+
+def test_heads_that_two_processes_cannot_share_are_named(tmp_path):
+    changes = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 1}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=300, **changes)).save_pretrained(tmp_path)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)  # the other process never answers
+    try:
+        split = DistributedConfig(tp_plan="auto", tp_size=2)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, distributed_config=split)
+        with pytest.raises(ModelError, match="as many as divide the numbers of attention heads and of key-value heads"):
+            ltmia.load_pair(model, model, tokenizer=train_tokenizer(TEXTS, 300))
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

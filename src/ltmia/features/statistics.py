@@ -1,4 +1,4 @@
-"""Logits of both models to `TokenStatistics`: numba on CPU, torch on any other device, the same numbers.
+"""Logits of both models to `TokenStatistics`: numba on CPU and MPS, torch on any other device, the same numbers.
 
 Takes raw float32 logits of shape (pred, vocab) over the shared ids. If the logits of one model hold NaN or no
 finite value, every float is NaN and every rank 0, except the true token's rank under the other model, which tells which
@@ -16,6 +16,8 @@ from ltmia.kernels.cpu_statistics import fill_statistics
 from ltmia.kernels.torch_statistics import fill_statistics_torch
 from ltmia.records import TokenStatistics
 
+ON_CPU = ("cpu", "mps")
+"""Devices whose logits the CPU reduces. MPS knows no float64, and its memory is the CPU's."""
 # The order in which both kernels fill the columns of their first output.
 SCALARS = (
     "target_logp",
@@ -55,13 +57,13 @@ def token_statistics(
         raise ValueError(f"k = {k} must lie between 1 and the vocabulary size {vocab}")
     if n and not 0 <= int(truth.min()) <= int(truth.max()) < vocab:
         raise ValueError(f"token ids must lie in [0, {vocab}), the ids both models share")
-    if target.device.type == "cpu":
+    if target.device.type in ON_CPU:
         arrays = empty_statistics(n, k)
-        rows = [logits.detach().contiguous().numpy() for logits in (target, reference)]
+        rows = [logits.detach().cpu().contiguous().numpy() for logits in (target, reference)]
         n_threads = min(torch.get_num_threads(), max(n, 1))
 
         def fill(first: int) -> None:
-            fill_statistics(*rows, truth.numpy(), arrays, first, n_threads)
+            fill_statistics(*rows, truth.cpu().numpy(), arrays, first, n_threads)
 
         with ThreadPoolExecutor(n_threads) as threads:
             list(threads.map(fill, range(n_threads)))

@@ -90,14 +90,12 @@ def _vocabulary_sums(a: Any, b: Any, a_max: np.float32, b_max: np.float32, sums:
 @njit
 def _fill_scalars(i: int, a: Any, b: Any, truth: int, sums: Any, scalars: Any) -> None:
     """Write the scalars of a position; `sums` holds the vocabulary's, then both row maxima."""
-    log_a = np.log(sums[0])
-    log_b = np.log(sums[3])
+    log_a, log_b, a_max, b_max = np.log(sums[0]), np.log(sums[3]), sums[10], sums[11]
     mean_a = sums[1] / sums[0]
     mean_b = sums[4] / sums[3]
-    lse_a = sums[10] + log_a
-    lse_b = sums[11] + log_b
-    scalars[i, 0] = a[truth] - lse_a
-    scalars[i, 1] = b[truth] - lse_b
+    # The maximum goes first: beside logits of 1e30 the logarithm of the sum would be lost.
+    scalars[i, 0] = (a[truth] - a_max) - log_a
+    scalars[i, 1] = (b[truth] - b_max) - log_b
     scalars[i, 2] = log_a - mean_a
     scalars[i, 3] = log_b - mean_b
     scalars[i, 4] = np.sqrt(max(sums[2] / sums[0] - mean_a * mean_a, 0.0))
@@ -108,7 +106,7 @@ def _fill_scalars(i: int, a: Any, b: Any, truth: int, sums: Any, scalars: Any) -
     scalars[i, 7] = max((log_a - log_b) - ratio_b, 0.0)
     scalars[i, 8] = np.sqrt(max(sums[7] / sums[0] - ratio_a * ratio_a, 0.0))
     scalars[i, 9] = np.sqrt(max(sums[9] / sums[3] - ratio_b * ratio_b, 0.0))
-    scalars[i, 10] = lse_a - lse_b
+    scalars[i, 10] = (a_max - b_max) + (log_a - log_b)
     scalars[i, 11] = -log_b
 
 
@@ -148,11 +146,11 @@ def _fill_position(i: int, a: Any, b: Any, truth: int, scratch: Any, out: Any) -
     _vocabulary_sums(a, b, a_max, b_max, sums)
     sums[10], sums[11] = a_max, b_max
     _fill_scalars(i, a, b, truth, sums, scalars)
-    lse_a, lse_b = a_max + np.log(sums[0]), b_max + np.log(sums[3])
+    log_a, log_b = np.log(sums[0]), np.log(sums[3])
     for j in range(k):
-        top_logp[i, j] = a[top[j]] - lse_a
-        top_ratio[i, j] = (a[top[j]] - lse_a) - (b[top[j]] - lse_b)
-        low_ratio[i, j] = (a[low[j]] - lse_a) - (b[low[j]] - lse_b)
+        top_logp[i, j] = (a[top[j]] - sums[10]) - log_a
+        top_ratio[i, j] = ((a[top[j]] - sums[10]) - log_a) - ((b[top[j]] - sums[11]) - log_b)
+        low_ratio[i, j] = ((a[low[j]] - sums[10]) - log_a) - ((b[low[j]] - sums[11]) - log_b)
 
 
 # Threads call this at the same time, each for its own rows. numba's parallel loops take a third longer to compile.

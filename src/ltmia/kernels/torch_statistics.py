@@ -54,15 +54,21 @@ def fill_statistics_torch(
     ]
     sums, above_target, above_reference = (reduce or _reduce_for(target.device))(target, reference, *asked)
     max_a, max_b = (values[:, -1:].double() for values in asked)
-    lse_a, lse_b = max_a + sums[:, :1].log(), max_b + sums[:, 3:4].log()
+    log_a, log_b = sums[:, :1].log(), sums[:, 3:4].log()
 
-    def log_ratio(ids: Tensor) -> Tensor:
-        return (target.gather(1, ids) - lse_a) - (reference.gather(1, ids) - lse_b)
+    # The maximum goes first: beside logits of 1e30 the logarithm of the sum would be lost.
+    def target_logp(ids: Tensor) -> Tensor:
+        return (target.gather(1, ids) - max_a) - log_a
 
-    scalars = torch.cat([asked[0][:, :1] - lse_a, asked[1][:, :1] - lse_b, _moments(sums), lse_a - lse_b], 1)
-    floats = [torch.cat([scalars, max_b - lse_b], 1), target.gather(1, top) - lse_a, log_ratio(top), log_ratio(low)]
+    def reference_logp(ids: Tensor) -> Tensor:
+        return (reference.gather(1, ids) - max_b) - log_b
+
+    normalizer_gap = (max_a - max_b) + (log_a - log_b)
+    scalars = [target_logp(y), reference_logp(y), _moments(sums), normalizer_gap, -log_b]
+    ratios = [target_logp(ids) - reference_logp(ids) for ids in (top, low)]
+    floats = [torch.cat(scalars, 1), target_logp(top), *ratios]
     ranks = [1 + above_target, 1 + above_reference]
-    own = ~torch.isfinite(torch.cat([lse_a, lse_b], 1))
+    own = ~torch.isfinite(torch.cat([max_a + log_a, max_b + log_b], 1))
     broken = own.any(1, keepdim=True)
     return (
         *(block.float().masked_fill(broken, torch.nan) for block in floats),

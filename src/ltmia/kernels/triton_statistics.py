@@ -27,11 +27,13 @@ def reduce_by_triton(target: Tensor, reference: Tensor, asked_target: Tensor, as
     above = [torch.empty(asked.shape, dtype=torch.int32, device=target.device) for asked in values]
     widths = [asked.shape[1] for asked in values]
     if n:
-        _reduce[(n,)](
-            *rows, *(row.stride(0) for row in rows), vocab, *values, *widths, sums, *above,
-            A_ASKED=triton.next_power_of_2(widths[0]), B_ASKED=triton.next_power_of_2(widths[1]), BLOCK=BLOCK,
-            num_warps=N_WARPS,
-        )  # fmt: skip
+        # Triton launches on the current device, which need not be that of the logits: `--device cuda:1`.
+        with torch.accelerator.device_index(target.device.index):
+            _reduce[(n,)](
+                *rows, *(row.stride(0) for row in rows), vocab, *values, *widths, sums, *above,
+                A_ASKED=triton.next_power_of_2(widths[0]), B_ASKED=triton.next_power_of_2(widths[1]), BLOCK=BLOCK,
+                num_warps=N_WARPS,
+            )  # fmt: skip
     return Reduced(sums=sums, above_target=above[0], above_reference=above[1])
 
 

@@ -45,7 +45,7 @@ class ByNumbers(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Leave only the chosen token of each row possible."""
-        logits = scores[:, : self._vocab_size].double().cpu() / self._temperature
+        logits = scores[:, : self._vocab_size].cpu().double() / self._temperature
         logits[:, self._never] = -torch.inf
         number = self._numbers[:, input_ids.shape[1] - self._n_given, None]
         sums = logits.softmax(-1).cumsum(-1)

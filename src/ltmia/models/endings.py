@@ -99,4 +99,4 @@ def _logp(pair: Pair, runner: ModelRunner, rows: Sequence[Ids], n_given: int, pa
 
 
 def _of_truth(logits: Tensor, truth: Tensor) -> Tensor:
-    return logits.log_softmax(-1).gather(1, truth[:, None])[:, 0].double().cpu()
+    return logits.log_softmax(-1).gather(1, truth[:, None])[:, 0].cpu().double()

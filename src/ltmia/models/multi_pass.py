@@ -136,7 +136,7 @@ class PairQueries:
             found = self._logp(self._pair.target_runner, [encoded[row] for row in rows], prefix)
             for row, logp in zip(rows, found, strict=True):
                 truth = torch.from_numpy(encoded[row].ids[1:])[:, None].to(logp.device)
-                losses[row] = -logp.gather(1, truth)[:, 0].double().cpu().numpy()
+                losses[row] = -logp.gather(1, truth)[:, 0].cpu().double().numpy()
         return losses
 
     def _fitting_size(self, length: int) -> int:

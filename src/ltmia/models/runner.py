@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from ltmia.errors import ModelError
 from ltmia.models.head import HALF, Head, float32_head, plain_float32_head
 from ltmia.models.offload_files import unchanged_files
-from ltmia.models.spread import input_device, is_offloaded
+from ltmia.models.spread import input_device, is_offloaded, is_split
 
 TRIAL_LOGIT = 100.0
 """The trial scales hidden states until the largest logit has this size, at which any soft cap is visible."""
@@ -33,6 +33,11 @@ PADDED_LENGTH = 9
 """Tokens of the longer text in the trial batch."""
 OFFLOADED = " (some weights are offloaded; if that is why, leave out `device_map`, or allow it more memory)"
 """Added to a failure of a model with offloaded weights."""
+SPLIT = (
+    " (the weights are split over several processes; if that is why, start as many as divide the numbers of attention "
+    "heads and of key-value heads, or load the model whole)"
+)
+"""Added to a failure of a model whose weights are split over processes."""
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
 """Exceptions of models that cannot run on plain ids and a mask."""
 
@@ -182,9 +187,10 @@ class ModelRunner:
             with self._running():
                 logits, changed = (self._logits(x, mask).float() for x in (ids, other))
         except RUN_ERRORS as error:
+            hint = OFFLOADED if is_offloaded(self._model) else SPLIT if is_split(self._model) else ""
             raise ModelError(
-                f"{self._name}: does not run on token ids and a mask alone, as a causal LM does"
-                f"{OFFLOADED if is_offloaded(self._model) else ''}: {type(error).__name__}: {str(error)[:300]}"
+                f"{self._name}: does not run on token ids and a mask alone, as a causal LM does{hint}: "
+                f"{type(error).__name__}: {str(error)[:300]}"
             ) from error
         if logits.shape[:-1] != ids.shape:
             raise ModelError(

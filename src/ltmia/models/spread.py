@@ -123,6 +123,11 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(weight.device == META for weight in model.parameters())
 
 
+def is_split(model: nn.Module) -> bool:
+    """Say whether some weights of a model are split over the processes of a launcher."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
 def without_adapter(model: Any) -> Any:
     """Return the model inside a model of PEFT; any other one as it is."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -304,7 +309,7 @@ def check_in_memory(model: nn.Module, reads: str) -> None:
     Raises:
         ModelError: If some are offloaded, or split over processes.
     """
-    if any(isinstance(weight, DTensor) for weight in model.parameters()):
+    if is_split(model):
         raise ModelError(f"{reads}, but the weights are split over several processes: load each model whole")
     if is_offloaded(model):
         raise ModelError(

@@ -209,7 +209,7 @@ def _change(matrix: ChangedMatrix, place: MatrixPlaces) -> Float64[np.ndarray, "
 
 
 def _numbers(values: Tensor) -> Float64[np.ndarray, " coordinate"]:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()
 
 
 def _observed(
