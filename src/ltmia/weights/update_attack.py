@@ -20,8 +20,6 @@ from ltmia.weights.mixture import Usage, count_used, estimates_alone, fit_groups
 from ltmia.weights.solve import CONTRASTS, RidgeSolution, choose_ridges, normal_equations, solve
 from ltmia.weights.text_blocks import TextBlock, random_blocks
 
-POINTS: tuple[float, ...] = (0.0, 1.0)
-"""Base and target, for which no other model has to be made."""
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
 GRADIENT_BYTES = 8 * 10**9
@@ -42,8 +40,8 @@ class WeightsConfig:
     """Coordinates read of the update, and kept of each text's gradient at each point, two bytes each."""
     n_layers: int | None = 4
     """Layers they are drawn from, counted from the output; the backward pass goes no deeper. None: all of them."""
-    points: tuple[float, ...] = POINTS
-    """Points between base (0) and target (1) at which gradients are computed: one to three numbers, evenly spaced."""
+    points: tuple[float, ...] = (0.0, 1.0)
+    """Points from base (0) to target (1) at which gradients are computed: one to three, evenly spaced."""
     power: float = 1.0
     """How evenly the misfit of the linear model is spread over coordinates; see `metric_of`."""
     adaptive: bool | None = None
@@ -285,8 +283,7 @@ def _pick_metric(
     tries = [metric_of(moments, coordinates, adaptive=kind, power=config.power) for kind in kinds]
     if len(tries) == 1:
         return tries[0]
-    rng = np.random.default_rng(config.seed)
-    some = np.sort(rng.choice(rows, min(len(rows), TRIED_TEXTS), replace=False))
+    some = np.sort(np.random.default_rng(config.seed).choice(rows, min(len(rows), TRIED_TEXTS), replace=False))
     evidence = [choose_ridges(normal_equations(file, some, coordinates.change, metric)).evidence for metric in tries]
     return tries[int(np.argmax(evidence))]
 
