@@ -14,9 +14,9 @@ import torch
 from ltmia.classifier.attribution import integrated_gradients
 from ltmia.classifier.combinations import gather_inputs
 from ltmia.classifier.membership import MembershipClassifier, shipped_classifier
+from ltmia.classifier.windows import classify_store
 from ltmia.features.per_token import FeatureBatch
 from ltmia.features.store import FeatureStore
-from ltmia.scoring.stored_scores import classify_store
 
 TEXTS, SHARE = 200, 0.1
 
@@ -26,7 +26,7 @@ def main() -> None:
     classifier = shipped_classifier()
     for folder in sys.argv[1:]:
         store = FeatureStore(Path(folder))
-        rows = np.argsort(-np.nan_to_num(classify_store(classifier, store), nan=-np.inf))[:TEXTS]
+        rows = np.argsort(-np.nan_to_num(classify_store(classifier, store).pooled, nan=-np.inf))[:TEXTS]
         features = gather_inputs(store, np.sort(rows), classifier.feature_version)
         before = classifier.predict_logit(features)
         for name, weight in attributions(classifier, store, features, np.sort(rows)).items():
