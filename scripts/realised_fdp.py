@@ -16,13 +16,13 @@ import numpy as np
 from ltmia.attacks.table import LEARNED
 from ltmia.classifier.combinations import Combination
 from ltmia.classifier.membership import MembershipClassifier, chosen_classifier
+from ltmia.classifier.windows import classify_store
 from ltmia.evaluation.calibration import judge_audit, split_halves
 from ltmia.evaluation.group_decisions import judge_groups
 from ltmia.evaluation.results import Decisions
 from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure as written
 from ltmia.lab.evaluate import find_combinations
-from ltmia.scoring.stored_scores import classify_store
 
 N_SPLITS = 20
 
@@ -87,7 +87,7 @@ def main() -> None:
 def realised(combination: Combination, attack: str, classifier: MembershipClassifier | None, fdr: float) -> Realised:
     """Judge one combination as an audit does, on its own split and on others."""
     store = combination.store
-    scores = store.scores(attack) if classifier is None else classify_store(classifier, store)
+    scores = store.scores(attack) if classifier is None else classify_store(classifier, store).pooled
     named = store.texts["group"].to_pylist() if "group" in store.texts.column_names else range(len(store))
     _, groups = np.unique(named, return_inverse=True)
     members, nonmembers = combination.members, combination.nonmembers
