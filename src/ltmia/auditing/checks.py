@@ -18,7 +18,7 @@ from ltmia.evaluation.model_checks import (
     backend_check,
     base_check,
     distribution_check,
-    length_check_of_windows,
+    length_read_check,
 )
 from ltmia.evaluation.results import Check, Decisions, Validity
 from ltmia.evaluation.section import Measure
@@ -117,7 +117,7 @@ def _length_read(scored: ScoredTexts, texts: Texts) -> Check:
     found = scored.windows
     if found is None:
         return Check(status="not_measured", sentence="No classifier was used.")
-    return length_check_of_windows(
+    return length_read_check(
         found.weights.tolist(),
         n_compared=found.n_compared,
         size=found.size,

@@ -36,6 +36,9 @@ CLIPPED = 0.005
 computed: a single text with a far larger logit than all others must not decide."""
 LEAST_WEIGHT = 0.1
 """Least weight of a window, to which an allowance for chance is added."""
+BY_CHANCE = 2.5
+"""Standard deviations by which the variance of n logits, as a share of itself, may be off by chance; one is
+sqrt(2 / n)."""
 LITTLE = 0.5
 """A window with less than this share of the first window's weight tells little."""
 
@@ -83,7 +86,7 @@ class WindowLogits:
         falling = IsotonicRegression(increasing=False).fit_transform(
             np.arange(compared), variance, sample_weight=n_texts[:compared]
         )
-        chance = 2.5 * np.sqrt(2 / n_texts[:compared])
+        chance = BY_CHANCE * np.sqrt(2 / n_texts[:compared])
         weights = np.maximum(falling / falling.min() - 1 - USUAL_EXCESS, LEAST_WEIGHT + chance)
         weights = np.minimum.accumulate(weights)
         return np.concatenate([weights, np.full(n_windows - compared, weights[-1])])

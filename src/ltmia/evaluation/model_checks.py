@@ -54,7 +54,7 @@ def distribution_check(distance: float | None, limit: float) -> Check:
     return Check(status="warning", sentence=sentence, measure=measure)
 
 
-def length_check_of_windows(
+def length_read_check(
     weights: Sequence[float], *, n_compared: int, size: int, n_telling: int | None, prompted: bool = False
 ) -> Check:
     """Judge whether the target was trained on as much of each text as was read.
