@@ -17,7 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, LlamaConfig, MixtralConfig
 from typer.testing import CliRunner
 
-from ltmia.auditing.cost import GIB, LIBRARIES_BYTES, Setting, Work, count_flops, count_memory
+from ltmia.auditing.cost import (
+    GIB,
+    LIBRARIES_BYTES,
+    Setting,
+    Work,
+    count_checkpoint_flops,
+    count_flops,
+    count_memory,
+    disk_bytes,
+)
 from ltmia.auditing.plan import Accelerators, _alternatives, plan_audit
 from ltmia.cli.app import app
 from ltmia.errors import ConfigError, LtmiaError, ModelError
@@ -26,6 +35,7 @@ from ltmia.models.pair import Pair
 from ltmia.models.sizes import pair_shape
 from ltmia.scoring.bench import BenchConfig, extraction_of, number_tokenizer, random_texts
 from ltmia.scoring.extraction import extract_batches
+from ltmia.weights.coordinates import choose_coordinates
 from ltmia.weights.update_attack import WeightsConfig
 
 N, LENGTH, VOCAB = 2, 16, 96
@@ -38,6 +48,8 @@ CONFIGS = {
         **SIZES, num_key_value_heads=2, head_dim=8, intermediate_size=48, intermediate_size_mlp=80, num_local_experts=8
     ),
 }
+OF_A_LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 80
+"""Weights of the matrices of a layer of this llama: queries and output, keys and values, three of the MLP."""
 GIVEN = Accelerators(memory_gib=80, tflops=400)
 
 
@@ -103,7 +115,25 @@ def test_an_adapter_shares_its_base_and_counts_its_own_matrices(tmp_path):
     assert count_flops(found).layers - count_flops(full).layers == 2 * N * LENGTH * own
     # Gradients of the base under an adapter need a pass of their own.
     once = count_flops(full)
-    assert count_flops(found).gradients > once.gradients + (once.layers + once.attention) / 2
+    fewer = 2 * N * LENGTH * 2 * (full.n_coordinates - found.n_coordinates)
+    assert count_flops(found).gradients + fewer > once.gradients + (once.layers + once.attention) / 2
+
+
+@pytest.mark.parametrize(("thorough", "n_layers"), [(False, 4), (True, 5)])
+def test_no_more_coordinates_are_counted_than_are_read_of_an_adapter(thorough, n_layers, tmp_path):
+    base = saved(tmp_path / "base", CONFIGS["llama"])
+    lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], base_model_name_or_path=base, task_type="CAUSAL_LM")
+    lora.save_pretrained(tmp_path / "adapter")
+    found = setting(str(tmp_path / "adapter"), n_texts=N, max_length=LENGTH, observer="weights", thorough=thorough)
+    tuned = get_peft_model(AutoModelForCausalLM.from_config(CONFIGS["llama"]), lora)
+    for name, parameter in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    pair = Pair(target=tuned.eval(), tokenizer=number_tokenizer(VOCAB))
+    config = WeightsConfig.of(thorough=thorough)
+    real = choose_coordinates(pair, n_coordinates=config.n_coordinates, n_layers=config.n_layers, seed=0)
+    assert len(real.layers) == n_layers
+    assert disk_bytes(found)["gradients"] == N * 2 * len(config.points) * len(real)
 
 
 def test_an_adapter_that_changes_its_base_needs_two_models(tmp_path):
@@ -121,19 +151,19 @@ def test_the_weights_observer_adds_its_disk_memory_and_passes(tmp_path):
         plan_audit(target, None, Work(n_texts=3000, max_length=LENGTH, observer=observer), GIVEN)
         for observer in ("logprobs", "weights")
     )
-    assert weights.disk_bytes - plain.disk_bytes == 3000 * 2 * 2 * 100_000
+    assert weights.disk_bytes - plain.disk_bytes == 3000 * 2 * 2 * 4 * OF_A_LAYER, "there are no more coordinates"
     assert weights.host_bytes - plain.host_bytes == 16 * (2 * 3000) ** 2
     # Four of five layers and the head's gradient once, and the logits once more.
     back = 4 / 5 * plain.flops.layers + 2 * plain.flops.head + 2 * 4 / 5 * plain.flops.attention
-    assert weights.flops.gradients == pytest.approx(back + 2 * 3000 * LENGTH * 2 * 100_000, rel=1e-6)
+    assert weights.flops.gradients == pytest.approx(back + 2 * 3000 * LENGTH * 2 * 4 * OF_A_LAYER, rel=1e-6)
 
 
 def test_a_thorough_reading_goes_through_all_layers_at_three_points(tmp_path):
     target = saved(tmp_path / "llama", CONFIGS["llama"])
     work = Work(n_texts=500, max_length=LENGTH, observer="weights")
     quick, thorough = (plan_audit(target, None, replace(work, thorough=x), GIVEN) for x in (False, True))
-    n_coordinates = WeightsConfig.of(thorough=True).n_coordinates
-    assert thorough.disk_bytes - quick.disk_bytes == 500 * 2 * (3 * n_coordinates - 2 * 100_000)
+    n_coordinates = 5 * OF_A_LAYER
+    assert thorough.disk_bytes - quick.disk_bytes == 500 * 2 * (3 * n_coordinates - 2 * 4 * OF_A_LAYER)
     # At each of three points, all layers and the head's gradient once, and the logits once more; one pass more.
     flops = quick.flops
     back = 1.5 * (flops.layers + 2 * flops.attention + 2 * flops.head) + (flops.layers + flops.attention) / 2
@@ -169,6 +199,16 @@ def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):
     assert (
         f"each checkpoint adds {one:.1e} FLOPs, {100 * one / flops.total:.3g} % of the time above, and 0.56 GiB" in said
     )
+
+
+def test_a_checkpoint_of_a_thorough_reading_is_one_point_and_a_regression_on_two(tmp_path):
+    target = saved(tmp_path / "llama", CONFIGS["llama"])
+    run = setting(target, n_texts=300, max_length=LENGTH, observer="training_run", thorough=True)
+    whole, each = count_flops(run), count_checkpoint_flops(run)
+    passes = (whole.layers + whole.attention) // 2  # the halfway point needs one of its own
+    assert each.gradients == pytest.approx((whole.gradients - passes) / 3)
+    assert each.solve == 2 * 600**2 * 5 * OF_A_LAYER + 600**3
+    assert whole.solve == 2 * 900**2 * 5 * OF_A_LAYER + 900**3
 
 
 def test_memory_is_what_the_system_says(tmp_path):

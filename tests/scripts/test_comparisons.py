@@ -17,7 +17,7 @@ def whole(tmp_path: Path) -> Path:
     table = pa.table({"id": ["a", "b"], "score": [1.0, float("nan")]})
     for path in (folder / "records.parquet", store / "texts.parquet"):
         pq.write_table(table, path)
-    (folder / "results.json").write_text('{"created": 1, "auc": 2}')
+    (folder / "results.json").write_text('{"created": 1, "auc": 2, "update": {"explained": 3, "seconds": 4}}')
     (store / "manifest.json").write_text('{"created": 1, "k": 2}')
     (store / "tokens.f16").write_bytes(b"1234")
     return folder
@@ -53,7 +53,7 @@ def test_rows_and_results_of_an_audit_are_compared(whole: Path, tmp_path: Path) 
     found, differences = tmp_path / "found", Differences()
     shutil.copytree(whole, found)
     pq.write_table(pa.table({"id": ["a", "c", "c"], "score": [1.0, 1.0, 1.0]}), found / "records.parquet")
-    (found / "results.json").write_text('{"created": 3, "auc": 3}')
+    (found / "results.json").write_text('{"created": 3, "auc": 3, "update": {"explained": 3, "seconds": 5}}')
     compare_audits(whole, found, differences)
     assert (differences.lost, differences.doubled) == (1, 2)
     assert differences.files == ["found/results.json: auc", "found/records.parquet"]

@@ -140,6 +140,12 @@ class Setting:
         n_texts = most if self.work.batch_size == "auto" else self.work.batch_size
         return max(self.length, min(n_texts * self.length, most, self.work.n_texts * self.length))
 
+    @property
+    def n_coordinates(self) -> int:
+        """Coordinates that are read of the update: no more than there are."""
+        config = self.work.weights
+        return min(config.coordinates_of(self.work.n_texts), self.pair.target.n_readable(config.n_layers))
+
 
 def count_flops(setting: Setting) -> Flops:
     """Count the FLOPs of both models on all texts, and those of the gradients."""
@@ -151,34 +157,44 @@ def count_flops(setting: Setting) -> Flops:
     found = Flops(layers=n_tokens * sum(per_token), attention=work.n_texts * sum(per_text), head=sum(heads))
     if not work.reads_weights:
         return found
-    config = work.weights
-    points = len(config.points)
-    gradients = points * n_tokens * 2 * config.coordinates_of(work.n_texts)
     target, reference = setting.models
-    for shape in (reference if point == 0 else target for point in config.points):
-        # Logits again, and their gradient; then one product back for each product forward, two for attention.
-        gradients += 4 * n_scored * shape.n_head + n_tokens * 2 * _n_active(shape.last(config.n_layers))
-        n_layers = config.n_layers or shape.attention.n_layers
-        share = min(n_layers / max(shape.attention.n_layers, 1), 1.0)
-        gradients += int(2 * share * work.n_texts * shape.attention.flops(length))
+    points = work.weights.points
+    gradients = sum(_gradient_flops(setting, reference if point == 0 else target) for point in points)
     # A point between the models needs a pass of its own, and so does the base of an adapter, with an adapter of zeros.
-    own = points - (1 if setting.pair.is_shared else 2)
+    own = len(points) - (1 if setting.pair.is_shared else 2)
     gradients += own * (n_tokens * per_token[0] + work.n_texts * per_text[0])
-    n_blocks = count_blocks(work.n_texts)
-    columns = points * work.n_texts // n_blocks
-    solving = n_blocks * (2 * columns**2 * config.coordinates_of(work.n_texts) + columns**3)
-    return replace(found, gradients=gradients, solve=solving)
+    return replace(found, gradients=gradients, solve=_solve_flops(setting, len(points)))
+
+
+def _gradient_flops(setting: Setting, shape: ModelShape) -> int:
+    """Count the pass back through a model at one point, and the gradients at the coordinates."""
+    work, length, n_layers = setting.work, setting.length, setting.work.weights.n_layers
+    n_tokens, n_scored = work.n_texts * length, work.n_texts * (length - 1)
+    # Logits again, and their gradient; then one product back for each product forward, two for attention.
+    found = 4 * n_scored * shape.n_head + n_tokens * 2 * _n_active(shape.last(n_layers))
+    share = min((n_layers or shape.attention.n_layers) / max(shape.attention.n_layers, 1), 1.0)
+    found += int(2 * share * work.n_texts * shape.attention.flops(length))
+    return found + n_tokens * 2 * setting.n_coordinates
+
+
+def _solve_flops(setting: Setting, n_points: int) -> int:
+    n_blocks = count_blocks(setting.work.n_texts)
+    columns = n_points * setting.work.n_texts // n_blocks
+    return n_blocks * (2 * columns**2 * setting.n_coordinates + columns**3)
 
 
 def count_checkpoint_flops(setting: Setting) -> Flops:
-    """Count the FLOPs that each checkpoint adds: a pass of a model like the target, its gradients, and a regression."""
-    work, target, whole = setting.work, setting.pair.target, count_flops(setting)
+    """Count the FLOPs that each checkpoint adds: a pass of a model like the target, its gradients, and a regression.
+
+    The regression has the gradients at both ends of an interval, however many points are read of the whole update.
+    """
+    work, target = setting.work, setting.pair.target
     return Flops(
         layers=work.n_texts * setting.length * 2 * _n_active(target.products),
         attention=work.n_texts * target.attention.flops(setting.length),
         head=2 * work.n_texts * (setting.length - 1) * target.n_head,
-        gradients=whole.gradients // len(work.weights.points),
-        solve=whole.solve,
+        gradients=_gradient_flops(setting, target),
+        solve=_solve_flops(setting, 2),
     )
 
 
@@ -206,9 +222,7 @@ def count_memory(setting: Setting) -> Memory:
         config = work.weights
         last = target.last(config.n_layers)
         activations += width * setting.pass_tokens * 2 * sum(p.times * (p.n_in + p.n_out) for p in last)
-        activations += (
-            4 * config.coordinates_of(work.n_texts) * (setting.pass_tokens // setting.length) + 3 * GATHER_BYTES
-        )
+        activations += 4 * setting.n_coordinates * (setting.pass_tokens // setting.length) + 3 * GATHER_BYTES
         logits += 3 * CHUNK_BYTES + (4 * target.n_head if setting.dtype in HALF else 0)
     return Memory(
         weights=width * weights,
@@ -236,9 +250,7 @@ def disk_bytes(setting: Setting) -> dict[str, int]:
     n_scored = work.n_texts * (setting.length - 1)
     found = {"the store": STORE_BYTES * n_scored}
     if work.reads_weights:
-        shape = GradientShape(
-            n_texts=work.n_texts, n_points=len(config.points), n_coordinates=config.coordinates_of(work.n_texts)
-        )
+        shape = GradientShape(n_texts=work.n_texts, n_points=len(config.points), n_coordinates=setting.n_coordinates)
         found["gradients"] = shape.n_bytes
     if work.sequential and not setting.pair.is_shared:
         found["hidden states"] = min(STATES_BYTES, n_scored * setting.pair.target.hidden_size * setting.dtype.itemsize)

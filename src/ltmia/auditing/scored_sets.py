@@ -75,12 +75,12 @@ def score_sets(pair: AuditedPair, question: Question, run: Run, *, scorer: Score
     pair.refuse(question.attacks, None if classifier is None else classifier.feature_version, reveal=question.reveal)
     _refuse_without_models(pair, question)
     check_observer(pair, question.config.observer)
-    # Wrong recordings are refused here, before the folder is marked as theirs.
     lengths = lengths_read(pair, question.sets.texts, question.max_length)
-    run.begin_scoring()
     identity = pair.identity()
     task = _scoring_task(pair, question, run, identity, classifier, report)
     with _prepared_update(pair, question, identity, run) as prepared:
+        # Whatever is wrong with recordings, weights or checkpoints is refused before the folder is marked as theirs.
+        run.begin_scoring()
         texts = scorer(prepared.pair, task)
         update = prepared.read(report)
     texts = _with_pair_scores(pair, question, task, run, texts, scorer)
@@ -207,10 +207,11 @@ def _prepared_update(
     config = question.config
     must_read = config.must_read or not set(WEIGHTS).isdisjoint(question.attacks)
     asked = must_read or has_checkpoints(pair) or LEARNED in question.attacks
+    reading = replace(WeightsConfig.of(thorough=config.thorough), batch_size=config.batch_size)
     return prepared_update(
         pair,
         question.sets.texts,
-        config=WeightsConfig.of(thorough=config.thorough) if asked and config.observer != "logprobs" else None,
+        config=reading if asked and config.observer != "logprobs" else None,
         must_read=must_read,
         max_length=question.max_length,
         identity=identity,

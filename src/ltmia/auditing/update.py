@@ -18,7 +18,8 @@ from ltmia.scoring.audited_pair import AuditedPair, LoadedPair
 from ltmia.scoring.extraction import ExtractionConfig
 from ltmia.scoring.identity import PairIdentity
 from ltmia.shown_names import shown_path
-from ltmia.weights.checkpoints import RunPath, RunScores, read_path, score_run
+from ltmia.weights.checkpoints import RunPath, RunScores, forget_checkpoints, read_path, score_run
+from ltmia.weights.gradient_file import check_room
 from ltmia.weights.update_attack import UpdateAttack, UpdateScores, WeightsConfig
 
 ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
@@ -183,14 +184,19 @@ def prepared_update(
 
 def _read_path(attack: UpdateAttack, pair: LoadedPair, *, must_read: bool) -> tuple[RunPath | None, str | None]:
     """Look at the checkpoints before the models run for hours; return their path, or why there is none."""
-    if not has_checkpoints(pair):
-        return None, None
+    file = attack.gradients.file
+    path = reason = None
     try:
-        return read_path(attack, pair.models.checkpoints), None
-    except ModelError as error:
+        if has_checkpoints(pair):
+            found = read_path(attack, pair.models.checkpoints)
+            check_room(file.folder, replace(file.shape, n_points=file.shape.n_points + len(found.states)))
+            path = found
+    except UNREADABLE as error:
         if must_read:
             raise
-        return None, _shown(error, pair, attack.gradients.file.folder)
+        reason = _shown(error, pair, file.folder)
+    forget_checkpoints(file.folder / CHECKPOINTS, 0 if path is None else len(path.states))
+    return path, reason
 
 
 def _shown(error: LtmiaError, pair: AuditedPair, folder: Path) -> str:

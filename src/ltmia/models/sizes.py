@@ -6,7 +6,7 @@ architecture and takes no memory.
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,8 @@ class Product:
     """Number of its layer; None outside of the layers."""
     times: int = 1
     """Such products for each token: the experts that it uses."""
+    starts_at_zero: bool = False
+    """Whether it is a `lora_B` matrix; of an adapter, only these tell the update."""
 
     @property
     def n_active(self) -> int:
@@ -121,6 +123,11 @@ class ModelShape:
         """Return the matrices of the last layers; None: of all layers."""
         layers = sorted({product.layer for product in self.products if product.layer is not None})[-(n_layers or 0) :]
         return tuple(product for product in self.products if product.layer in layers)
+
+    def n_readable(self, n_layers: int | None) -> int:
+        """Return how many numbers of the last layers (None: all) can tell the update of the weights."""
+        zeros = tuple(product for product in self.products if product.starts_at_zero)
+        return sum(p.n_in * p.n_out for p in replace(self, products=zeros or self.products).last(n_layers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +244,8 @@ def _products(body: nn.Module, head: nn.Module, config: Any, notes: list[str]) -
                 shape, times = shape[1:], _times(module, n_experts, active, notes)
             elif "experts" in parts:
                 notes.append("its experts are not stacked in one tensor each: all of them are counted for each token")
-            yield Product(n_in=shape[1:].numel(), n_out=shape[0], layer=layer, times=times)
+            is_zero = "lora_B" in parts
+            yield Product(n_in=shape[1:].numel(), n_out=shape[0], layer=layer, times=times, starts_at_zero=is_zero)
 
 
 def _times(experts: nn.Module, n_experts: int, active: int | None, notes: list[str]) -> int:

@@ -29,7 +29,8 @@ def bench_weights(config: BenchConfig) -> dict[str, float | str | int]:
     coordinates = choose_coordinates(pair, n_coordinates=settings.n_coordinates, n_layers=settings.n_layers, seed=0)
 
     def reader(folder: str) -> GradientReader:
-        return GradientReader(pair, run.encoded, coordinates, settings.points, Path(folder), identity="bench")
+        where, size = Path(folder), config.batch_size
+        return GradientReader(pair, run.encoded, coordinates, settings.points, where, identity="bench", batch_size=size)
 
     def extract(gradients: GradientReader | None = None) -> None:
         deque(extract_batches(pair, texts, extraction_of(config), run, gradients=gradients), maxlen=0)

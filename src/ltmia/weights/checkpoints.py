@@ -6,6 +6,7 @@ gradient changes less within it.
 """
 
 import itertools
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -116,13 +117,21 @@ def score_run(
         pair = checkpoint.load()
         if not np.array_equal(read_coordinates(pair, attack.coordinates).change, coordinates.change):
             raise ModelError(f"{checkpoint.source}: its weights changed while they were read: start again")
+        place, batch_size = folder / str(number), attack.config.batch_size
         reader = GradientReader(
-            pair, attack.encoded, coordinates, (TARGET,), folder / str(number), identity=identity(pair)
+            pair, attack.encoded, coordinates, (TARGET,), place, identity=identity(pair), batch_size=batch_size
         )
         with closing(reader.file):
             states.append(_State(checkpoint.source, reader.finish(report), 0, coordinates))
     states.append(_State("target", whole, len(points) - 1, attack.coordinates))
     return _score_intervals(attack, states, path.left_out, report)
+
+
+def forget_checkpoints(folder: Path, n_kept: int = 0) -> None:
+    """Remove the gradients at checkpoints that an earlier run had more than this one."""
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place.name.isdecimal() and int(place.name) >= n_kept:
+            shutil.rmtree(place)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -188,14 +188,14 @@ def _checksum(entry: Mapping[str, Any], packed: np.ndarray) -> str:
 
 
 def check_room(folder: Path, shape: GradientShape) -> None:
-    """Refuse work if the disk has too little room.
+    """Refuse work if the disk has too little room; gradients that are in the folder, or below it, have their room.
 
     Raises:
         StoreError: If there is too little room; the message says how much is needed.
     """
     make_folder(folder)
     stats = os.statvfs(folder)
-    held = sum(512 * path.stat().st_blocks for path in folder.glob("gradients-*.f16"))
+    held = sum(512 * path.stat().st_blocks for path in folder.rglob("gradients-*.f16"))
     free = stats.f_bavail * stats.f_frsize + held
     if shape.n_bytes > free:
         raise StoreError(

@@ -7,6 +7,7 @@ pass if it is read there. Otherwise it is read in a pass of its own.
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from ltmia.errors import ModelError, StoreError
-from ltmia.models.batching import Halving, length_batches, most_tokens, ran_out_of_memory
-from ltmia.models.forward import KnownStates, pad_id_of, passes
+from ltmia.models.batching import BatchSize, Halving, ran_out_of_memory
+from ltmia.models.forward import KnownStates, batches_to_run, pad_id_of, passes
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.models.weight_delta import is_adapter, model_between, run_model
@@ -35,8 +36,9 @@ BASE, TARGET = 0.0, 1.0
 class GradientReader:
     """Reads the gradient of each text's mean loss at each point; gradients in the folder are reused.
 
-    The other texts of a batch change a gradient only by float noise. A text without a scored token, or with a gradient
-    that is not finite, has a scale of NaN.
+    The other texts of a batch change a gradient only by float noise. Batches are always those of the passes that give
+    log-probabilities, so it does not show which pass a gradient comes from. A text without a scored token, or with a
+    gradient that is not finite, has a scale of NaN.
 
     Args:
         pair: Target and base.
@@ -45,6 +47,7 @@ class GradientReader:
         points: Points on the line, 0 for the base and 1 for the target.
         folder: Folder for the gradients.
         identity: Hashes of the two models: gradients of other models in the folder are thrown away.
+        batch_size: Texts of full length per pass.
 
     Raises:
         StoreError: If the disk has no room.
@@ -59,6 +62,7 @@ class GradientReader:
         folder: Path,
         *,
         identity: str,
+        batch_size: BatchSize = 16,
     ) -> None:
         shape = GradientShape(n_texts=len(encoded), n_points=len(points), n_coordinates=len(coordinates))
         check_room(folder, shape)
@@ -69,6 +73,7 @@ class GradientReader:
         self._encoded = encoded
         self._coordinates = coordinates
         self._points = tuple(points)
+        self._batch_size = batch_size
         self._failure: ModelError | StoreError | None = None
 
     def run_pair(self, rows: Sequence[int]) -> KnownStates:
@@ -107,43 +112,52 @@ class GradientReader:
         """
         if self._failure is not None:
             raise self._failure
-        started = time.perf_counter()
-        batches = _batches(self._pair, self._encoded, self._coordinates.batched)
-        total = len(self._points) * sum(map(len, batches))
-        done = 0
-        for place, point in enumerate(self._points):
-            missing = [[row for row in batch if not self.file.is_done(place, row)] for batch in batches]
-            done += sum(map(len, batches)) - sum(map(len, missing))
-            if not any(missing):
-                continue
-            with self._at(point) as gradients:
+        seconds, started = self.seconds, time.perf_counter()
+        rows = [row for row, text in enumerate(self._encoded) if text.n_scored]
+        places = [place for place in range(len(self._points)) if not self._is_done(place, rows)]
+        batches = self._batches() if places else []
+        done, total = (len(self._points) - len(places)) * len(rows), len(self._points) * len(rows)
+        for place in places:
+            with self._at(self._points[place]) as gradients:
                 halving = Halving(self._encoded)
 
-                def work(rows: list[int], gradients: TextGradients = gradients) -> tuple[list[int], np.ndarray]:
-                    return rows, _of(gradients, [self._encoded[row] for row in rows])[0].numpy()
+                def work(batch: list[int], place: int = place, gradients: TextGradients = gradients) -> object:
+                    return None if self._is_done(place, batch) else self._read(gradients, place, batch)
 
-                for batch in filter(None, missing):
-                    for rows, found in halving.run(batch, work):
-                        self.file.append(place, rows, found)
+                for batch in batches:
+                    deque(halving.run(batch, work), maxlen=0)
                     done += len(batch)
                     report(TASK, done, total)
-        self.seconds += time.perf_counter() - started
+        self.seconds = seconds + time.perf_counter() - started
         return self.file
+
+    def _batches(self) -> list[list[int]]:
+        batches = batches_to_run(self._pair, self._encoded, self._batch_size)
+        return batches if self._coordinates.batched else [[row] for batch in batches for row in batch]
+
+    def _is_done(self, place: int, rows: Sequence[int]) -> bool:
+        return all(self.file.is_done(place, row) for row in rows)
 
     def _run(self, point: float, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"] | None:
         """Read gradients at a point; return the hidden states, or None if nothing had to be run."""
         place = self._points.index(point) if point in self._points else None
-        if place is None or all(self.file.is_done(place, row) for row in rows):
+        if place is None or self._is_done(place, rows):
             return None
+        with self._at(point) as gradients:
+            states = self._read(gradients, place, rows)
+        self.seconds += gradients.backward_seconds
+        return states
+
+    def _read(self, gradients: TextGradients, place: int, rows: Sequence[int]) -> Shaped[Tensor, "pred hidden"]:
+        """Run a batch, and keep the gradients that are missing; return the hidden states."""
         texts = [self._encoded[row] for row in rows]
         parts = []
         for part in passes(self._pair, texts):
-            with self._at(point) as gradients:
-                found, states = _of(gradients, texts[part])
+            found, states = _of(gradients, texts[part])
             missing = [i for i, row in enumerate(rows[part]) if not self.file.is_done(place, row)]
             started = time.perf_counter()
             self.file.append(place, [rows[part][i] for i in missing], found.numpy()[missing])
-            self.seconds += time.perf_counter() - started + gradients.backward_seconds
+            self.seconds += time.perf_counter() - started
             parts.append(states)
         return torch.cat(parts)
 
@@ -168,13 +182,6 @@ def _of(gradients: TextGradients, texts: Sequence[EncodedText]) -> tuple[Tensor,
             "gradients of single texts cannot be read"
         )
     return found
-
-
-def _batches(pair: Pair, encoded: Sequence[EncodedText], batched: bool) -> list[list[int]]:
-    """Group texts by length, always in the same way, in batches of the size that is fastest on the device."""
-    longest = max((len(text.ids) for text in encoded if text.n_scored), default=1)
-    batches = length_batches(encoded, max(most_tokens(pair.device) // longest, 1))
-    return batches if batched else [[row] for batch in batches for row in batch]
 
 
 def _fingerprint(

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from ltmia.errors import ConfigError, DataError
+from ltmia.models.batching import BatchSize
 from ltmia.models.pair import Pair
 from ltmia.models.tokens import EncodedText
 from ltmia.progress import Report, silent
@@ -23,7 +24,7 @@ from ltmia.weights.text_blocks import TextBlock, random_blocks
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
 GRADIENT_BYTES = 8 * 10**9
-"""Disk for the gradients of very many texts: from 20,000 texts on, fewer coordinates are read."""
+"""Disk for the gradients of very many texts: from 20,000 texts on (6,667 if thorough), fewer coordinates are read."""
 LEAST_COORDINATES = 10_000
 """Coordinates that are read of however many texts."""
 TRIED_TEXTS = 300
@@ -51,6 +52,8 @@ class WeightsConfig:
     """Adam's second moments as safetensors; None: estimated from the texts' gradients."""
     seed: int = 0
     """Seed of the draw of coordinates and of batches."""
+    batch_size: BatchSize = 16
+    """Texts of full length per pass; see `GradientReader`."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings.
@@ -67,9 +70,7 @@ class WeightsConfig:
         steps = [b - a for a, b in itertools.pairwise(self.points)]
         even = all(step > 0 and abs(step - steps[0]) < 1e-9 for step in steps)
         if len(self.points) not in CONTRASTS or not all(0 <= point <= 1 for point in self.points) or not even:
-            raise ConfigError(
-                f"points = {self.points}: expected one to three rising numbers from 0 to 1, evenly spaced"
-            )
+            raise ConfigError(f"points = {self.points}: expected 1 to 3 rising numbers from 0 to 1, evenly spaced")
 
     def coordinates_of(self, n_texts: int) -> int:
         """Return how many coordinates are read if there are so many texts."""
@@ -187,8 +188,8 @@ class UpdateAttack:
 
     Up to 5,000 texts take part in one regression; more are divided at random into blocks with a regression each. Other
     texts of the same kind remove effects that all texts share; no text needs a label. Disk: two bytes a coordinate,
-    point and text; from 20,000 texts on, fewer coordinates are read, so that 8 GB suffice up to 200,000 texts. Memory
-    beside the models: 16 bytes times the square of (texts in a block times points), at most 1.5 GiB at two points.
+    point and text; of very many texts fewer coordinates are read, see `GRADIENT_BYTES`. Memory beside the models: 16
+    bytes times the square of (texts in a block times points), at most 1.5 GiB at two points and 3.4 GiB at three.
 
     Args:
         pair: Target and base, both in memory, neither of them quantised.
@@ -212,7 +213,7 @@ class UpdateAttack:
         identity: str,
         config: WeightsConfig | None = None,
     ) -> None:
-        self.config = config or WeightsConfig()
+        self.config = config = config or WeightsConfig()
         """Options."""
         self.encoded = encoded
         """Token ids of the texts."""
@@ -223,13 +224,12 @@ class UpdateAttack:
                 "hundreds: add texts of the same kind, which may also be known non-members"
             )
         self.coordinates = choose_coordinates(
-            pair,
-            n_coordinates=self.config.coordinates_of(len(encoded)),
-            n_layers=self.config.n_layers,
-            seed=self.config.seed,
+            pair, n_coordinates=config.coordinates_of(len(encoded)), n_layers=config.n_layers, seed=config.seed
         )
         """Coordinates that are read."""
-        self.gradients = GradientReader(pair, encoded, self.coordinates, self.config.points, folder, identity=identity)
+        self.gradients = GradientReader(
+            pair, encoded, self.coordinates, config.points, folder, identity=identity, batch_size=config.batch_size
+        )
         """Reads the texts' gradients; `score` reads those that are missing yet."""
 
     def __enter__(self) -> "UpdateAttack":
