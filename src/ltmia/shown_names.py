@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+PROGRAM = "ltmia"
+"""Name of the command line."""
 OPTION_WITH_PATH = re.compile(r"(-[\w-]*=?)(\.{0,2}/.*)", re.S)
 """An option and its value in one argument: a flag, then perhaps `=`, then a path that leads to a folder."""
 
@@ -21,6 +23,11 @@ def shown_path(name: str) -> str:
     here = Path.cwd()
     path = Path(os.path.normpath(here / path))
     return str(path.relative_to(here)) if path.is_relative_to(here) and path != here else path.name
+
+
+def flag_of(option: str) -> str:
+    """Return the flag of an option of an audit or a score."""
+    return f"--{option.replace('_', '-')}"
 
 
 def shown_command(arguments: Iterable[str]) -> str:

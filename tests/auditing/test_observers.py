@@ -121,11 +121,14 @@ def test_a_thorough_audit_reads_more_of_the_weights_and_none_without_them(
 ) -> None:
     quick = read_results(audited).update
     config = AuditConfig(attacks=ATTACKS, thorough=True)
-    found = audit(pair, *texts, tmp_path / "thorough", config=config).results.update
+    results = audit(pair, *texts, tmp_path / "thorough", config=config).results
+    found = results.update
     assert quick is not None
     assert found is not None
     assert (quick.points, found.points) == ([0.0, 1.0], [0.0, 0.5, 1.0])
     assert found.explained > quick.explained
+    said = f"{found.n_coordinates:,} numbers were read, of layers 0 to {found.layers[-1]}. "
+    assert any(said in line and line.endswith(": 0, 0.5, 1.") for line in observer_lines(results))
     with pytest.raises(ConfigError, match="`thorough=True` reads more of the weights"):
         AuditConfig(thorough=True, observer="logprobs")  # before a training whose end it would be asked at
 

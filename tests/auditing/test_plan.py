@@ -197,7 +197,7 @@ def test_each_checkpoint_adds_a_pass_with_gradients(tmp_path):
     one = (flops.layers + flops.attention + flops.head + flops.gradients) / 2 + flops.solve
     said = run.findings[-1].sentence
     assert (
-        f"each checkpoint adds {one:.1e} FLOPs, {100 * one / flops.total:.3g} % of the time above, and 0.56 GiB" in said
+        f"each checkpoint adds {one:.1e} FLOPs, {100 * one / flops.total:.3g} % of the time above, and 0.24 GiB" in said
     )
 
 

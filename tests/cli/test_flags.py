@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import warnings
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ltmia.__main__ import main
+from ltmia.auditing.audit import AuditConfig
+from ltmia.auditing.score import ScoreConfig
 from ltmia.cli.app import app
 from ltmia.cli.flags import flags, in_flags
+from ltmia.shown_names import flag_of
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smoke.toml"
 SOURCE = Path(str(files("ltmia")))
@@ -31,6 +35,13 @@ SOURCE = Path(str(files("ltmia")))
 )
 def test_options_in_backquotes_become_flags(message: str, shown: str | None) -> None:
     assert in_flags(message, get_command(app)) == (shown or message)
+
+
+@pytest.mark.parametrize("config", [AuditConfig, ScoreConfig])
+def test_a_report_names_the_flags_that_the_command_has(config: type) -> None:
+    known = flags(get_command(app))
+    options = [field.name for field in fields(config) if field.name != "chat_day"]
+    assert {name: flag_of(name) for name in options} == {name: known[name] for name in options}
 
 
 def test_no_flag_is_named_below_the_command_line() -> None:

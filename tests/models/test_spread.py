@@ -22,6 +22,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, DistributedConfig
 
 import ltmia
+from killed import die, killed
 from ltmia.auditing.model_evidence import rescore, weight_change
 from ltmia.auditing.update import prepared_update
 from ltmia.cli.loading import pair_to_load
@@ -32,6 +33,7 @@ from ltmia.models.batching import free_bytes
 from ltmia.models.continuation import continue_beginnings
 from ltmia.models.identity import ModelIdentity, parameters_sha256
 from ltmia.models.loading import LoadOptions, load_model
+from ltmia.models.offload_files import converted_weights
 from ltmia.models.pair import Pair
 from ltmia.models.spread import (
     FREE_SHARE,
@@ -124,10 +126,33 @@ def test_converted_weights_wait_in_a_folder_that_goes_with_the_model(tmp_path, m
     source = save(tmp_path / "model", "mixtral", 0)
     model, _ = load_model(source, LoadOptions(**DISK))
     (folder,) = tmp_path.glob("ltmia-offload-*")
-    assert list(folder.iterdir()), "experts are stacked on loading, so they do not lie in the model's files"
+    assert len(list(folder.iterdir())) > 1, "experts are stacked on loading, so they do not lie in the model's files"
     del model
     gc.collect()
     assert not folder.exists()
+
+
+def test_folders_that_killed_processes_left_are_removed_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def work() -> None:
+        with converted_weights():
+            die()
+
+    killed(work)
+    (left,) = tmp_path.iterdir()
+    foreign, elsewhere = tmp_path / "ltmia-offload-foreign", tmp_path / "elsewhere"
+    for folder in (foreign, elsewhere):
+        folder.mkdir()
+    (elsewhere / ".lock").touch()
+    (tmp_path / "ltmia-offload-link").symlink_to(elsewhere)
+    with converted_weights() as first, converted_weights() as second:
+        assert not left.exists()
+        assert all(Path(folder).is_dir() for folder in (first, second)), "one at work is left alone"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "elsewhere", "ltmia-offload-foreign", "ltmia-offload-link"
+    ]  # fmt: skip
+    assert (elsewhere / ".lock").exists()
 
 
 @pytest.mark.parametrize("error", [ModelError("damaged"), KeyboardInterrupt()])

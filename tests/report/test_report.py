@@ -332,6 +332,8 @@ def test_of_how_many_texts_only_the_beginning_was_read_is_counted_and_said(
     print_results(some.results, some.folder, Console())
     assert said in capsys.readouterr().out
     assert said in page_of(some.folder)
+    print_results(some.results, some.folder, Console(), lambda line: line.replace("`max_length`", "--max-length"))
+    assert "A larger --max-length reads more." in capsys.readouterr().out
 
     config = ScoreConfig(attack="difference", max_length=max(lengths) + 1)
     whole = score(pair, texts[:30], texts[30:], tmp_path / "whole", config=config)
@@ -367,10 +369,21 @@ def test_control_characters_do_not_reach_the_terminal(result: AuditResult) -> No
     assert "[bold]" in captured.get()
 
 
+def on_a_page(said: str, results: Results | None = None) -> str:
+    return template_environment().from_string("{{ said | sentence }}").render(said=said, results=results)
+
+
+def test_options_are_named_as_in_the_command_that_made_the_results(result: AuditResult) -> None:
+    said = "audit with `max_length=64`, or set `deduplicate=True`; `reason` says why"
+    flags = "audit with <code>--max-length 64</code>, or set <code>--deduplicate</code>; <code>reason</code> says why"
+    for command, shown in (("ltmia audit my-model", flags), ("python my_audit.py", None), ("", None)):
+        results = result.results.model_copy(update={"command": command})
+        assert on_a_page(said, results) == (shown or re.sub("`(.*?)`", r"<code>\1</code>", said))
+
+
 def test_names_between_backticks_are_set_as_code_and_stay_escaped() -> None:
-    sentence = template_environment().filters["sentence"]
-    assert sentence("A larger `max_length` reads more.") == "A larger <code>max_length</code> reads more."
-    assert sentence("`<b>` [0.1, 0.2] and [0.013 %, 2.7 %]") == (
+    assert on_a_page("A larger `max_length` reads more.") == "A larger <code>max_length</code> reads more."
+    assert on_a_page("`<b>` [0.1, 0.2] and [0.013 %, 2.7 %]") == (
         "<code>&lt;b&gt;</code> [0.1,\u00a00.2] and [0.013\u00a0%,\u00a02.7\u00a0%]"
     )
 

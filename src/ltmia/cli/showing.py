@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -11,6 +12,7 @@ def show(folder: Path, *, quiet: bool, as_json: bool) -> None:
     """Print the results in a folder; end with exit code 3 if no text could be scored."""
     from rich.console import Console
 
+    from ltmia.cli.flags import in_flags, running_program
     from ltmia.evaluation.files import read_records, read_results
     from ltmia.evaluation.gate import INCONCLUSIVE
     from ltmia.evaluation.shown import one_line
@@ -20,7 +22,7 @@ def show(folder: Path, *, quiet: bool, as_json: bool) -> None:
     if as_json:
         print(results.model_dump_json(indent=1))
     elif not quiet:
-        print_results(results, folder, Console())
+        print_results(results, folder, Console(), partial(in_flags, program=running_program()))
     data = results.data
     n_texts = data.n_members + data.n_candidates + data.n_nonmembers
     if data.n_unscorable == n_texts:

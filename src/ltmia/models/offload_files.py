@@ -2,13 +2,15 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,23 +20,38 @@ from ltmia.folders import named_errors
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 """What the system says if a disk has no room."""
 
+PREFIX, LOCK = "ltmia-offload-", ".lock"
+"""Beginning of the names of folders for converted weights, and the file that is locked while one is in use."""
+
 State = tuple[int, int, int]
 """Number (inode), size in bytes and time of change of a file."""
 
 _STATES: WeakKeyDictionary[nn.Module, dict[str, State]] = WeakKeyDictionary()
 
 
+def _remove_left_over(parent: Path) -> None:
+    for folder in parent.glob(f"{PREFIX}*"):
+        lock = folder / LOCK
+        with suppress(OSError, Timeout):  # of another account, or in use
+            if not folder.is_symlink() and lock.is_file() and folder.stat().st_uid == os.getuid():
+                with FileLock(lock, timeout=0):
+                    shutil.rmtree(folder)
+
+
 @contextmanager
 def converted_weights() -> Iterator[str]:
     """Give a new folder for weights that are converted on loading; it is removed at the end.
+
+    Folders that killed processes left are removed first: the system has released their locks.
 
     Raises:
         StoreError: If the system's folder for temporary files is missing or full.
     """
     parent = Path(tempfile.gettempdir())
     with named_errors(parent):
-        folder = tempfile.TemporaryDirectory(prefix="ltmia-offload-", ignore_cleanup_errors=True)
-    with folder:
+        _remove_left_over(parent)
+        folder = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+    with folder, FileLock(Path(folder.name) / LOCK, thread_local=False):  # a model may end in any thread
         try:
             yield folder.name
         except (OSError, SafetensorError, ModelError) as error:

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup, escape
 
 from ltmia.errors import StoreError
@@ -41,6 +42,7 @@ from ltmia.report import canary_words, extraction_words, figures, secret_words, 
 from ltmia.report.advice import advise
 from ltmia.report.payload import LONGEST_TEXT, embedded_json, page_data
 from ltmia.report.slices import Records, group_slices, length_slices
+from ltmia.shown_names import PROGRAM, flag_of
 
 N_CURVES = 4
 """Number of attacks drawn in the ROC, besides the control."""
@@ -154,10 +156,26 @@ def template_environment() -> Environment:
     return environment
 
 
-def _sentence(text: str) -> Markup:
-    """Write a sentence for the page: intervals stay on one line, and names between backticks are set as code."""
+@pass_context
+def _sentence(context: Context, text: str) -> Markup:
+    """Write a sentence for the page: intervals stay on one line, and names between backticks are set as code.
+
+    Options of a run that was begun on the command line get their flags.
+    """
     unbroken = INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
-    return Markup(NAME.sub(r"<code>\1</code>", str(escape(unbroken))))  # noqa: S704  escaped
+    named = partial(_named, context.get("results"))
+    return Markup(NAME.sub(lambda found: f"<code>{named(found[1])}</code>", str(escape(unbroken))))  # noqa: S704  escaped
+
+
+def _named(results: Any, name: str) -> str:
+    option, _, value = name.partition("=")
+    if (
+        not isinstance(results, Results)
+        or option not in results.settings
+        or results.command.partition(" ")[0] != PROGRAM
+    ):
+        return name
+    return f"{flag_of(option)} {value}".removesuffix("True").strip()
 
 
 def labelled_scores(records: pa.Table) -> dict[str, tuple[Scores, Scores]]:

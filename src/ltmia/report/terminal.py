@@ -4,6 +4,7 @@ A pipe and a terminal get the same lines; a terminal also gets colours, and fewe
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,14 +37,21 @@ RATES = ("0.1", "0.01")
 """False-positive rates of the table."""
 
 
-def print_results(results: Results, folder: Path, console: Console) -> None:
-    """Print the verdict, one line for each caution, the attacks (control first), and the paths of the files."""
+def print_results(results: Results, folder: Path, console: Console, named: Callable[[str], str] = str) -> None:
+    """Print the verdict, one line for each caution, the attacks (control first), and the paths of the files.
+
+    Args:
+        results: Results of an audit or a score.
+        folder: Its folder.
+        console: Where to print.
+        named: Names the options in a sentence as whoever reads it does.
+    """
     summary = summarise(results)
     for line, style in (*_verdict(results, summary), *_cautions(results, summary)):
-        _print(console, line, style)
+        _print(console, named(line), style)
     drawn_out = extraction_line(results), continued_line(results), secrets_line(results)
     for line in filter(None, (*observer_lines(results), *drawn_out, unread(results))):
-        _print(console, line)
+        _print(console, named(line))
     if results.attacks:
         _print(console, "")
         for line, style in zip(attack_table(results, _width(console)), _row_styles(results), strict=True):

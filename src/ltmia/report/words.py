@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ltmia.attacks.table import ATTACKS
 from ltmia.evaluation.blind_spots import of_an_audit
-from ltmia.evaluation.results import Check, Results, Validity
+from ltmia.evaluation.results import Check, Results, UpdateInfo, Validity
 from ltmia.evaluation.section import Measure
 from ltmia.evaluation.verdict import headline as verdict_headline
 from ltmia.evaluation.wording import percent
@@ -106,12 +106,25 @@ def observer_lines(results: Results) -> list[str]:
             lines.append(f"{who}: {d.n_flagged} of {d.n_judged} identified, by {found.attack}.")
     if results.update is not None:
         lines.append(f"The texts explain {percent(results.update.explained)} of the update of the weights.")
+        lines.append(_what_was_read(results.update))
         if results.update.rounded:
             lines.append(
                 f"{percent(results.update.rounded)} of the target's weights look rounded, so the update is known less "
                 "exactly there."
             )
     return lines
+
+
+def _what_was_read(update: UpdateInfo) -> str:
+    """Say at which weights the update was read, and where gradients were computed."""
+    layers = update.layers
+    runs_on = len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1))
+    named = f"{layers[0]} to {layers[-1]}" if runs_on else ", ".join(map(str, layers))
+    points = ", ".join(f"{point:g}" for point in update.points)
+    return (
+        f"Of the weights, {update.n_coordinates:,} numbers were read, of layer{'s' * (len(layers) > 1)} {named}. "
+        f"Points from base (0) to target (1) at which gradients were computed: {points}."
+    )
 
 
 def of_group(row: Mapping[str, Any] | None, column: str) -> str:
