@@ -136,8 +136,10 @@ def two_audits(here: Path, _printed: str) -> None:
     """Before and after are measured, with the interval of what lies between."""
     [figures] = json.loads((here / "out" / "what_helps.json").read_text("utf-8")).values()
     assert figures["before"]["n_members"] == figures["after"]["n_members"] == 60
-    value, low, high = figures["auc_difference"]
-    assert low <= value <= high
+    for attack in ("ltmia", "ltmia_weights"):
+        value, low, high = figures["auc_difference"][attack]
+        assert low <= value <= high
+        assert 0 <= figures["after"][attack]["n_flagged"] <= 60
 
 
 def rising_exposure(_here: Path, printed: str) -> None:
@@ -306,9 +308,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         check=written("out/audit-0-20/report.html"),
         is_slow=True,
     ),
+    "benchmarks/altered.py": SmallRun(
+        arguments="round {materials}/my-model --to 'int8 by row' -o out", finds="", check=written("out/config.json")
+    ),
     "benchmarks/what_helps.py": SmallRun(
         arguments="out --members 60 --changes fewer_epochs",
-        finds="",
+        finds=r"\| 1 epoch instead of 3 \| log-probabilities \| [01]\.\d{3} \[",
         copies={
             f"out/{folder}{way}": f"{{materials}}/{source}"
             for way in ("plain", "one_epoch")
