@@ -2,12 +2,13 @@
 
 Fine-tunes the embedded base in several ways, rounds some of the targets, and prints a row each: AUC with a 95 %
 interval by document of the attacks on the weights and on log-probabilities. All rows audit the same texts, but those of
-another seed or with more members. A row called `faint` is one of a curve: how much is seen of ever fainter fine-tunes.
-Fine-tunes and gradients resume.
+another seed or with more members. A row called `faint` is one of a curve: how much is seen of ever fainter fine-tunes;
+`--curve FILE.svg` draws those among the rows. Fine-tunes and gradients resume.
 """
 
 import argparse
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ from ltmia.data.splits import draw_membership
 from ltmia.evaluation.intervals import measure_attack
 from ltmia.evaluation.macro import mean_with_interval
 from ltmia.evaluation.roc import auc
+from ltmia.evaluation.section import Measure
 from ltmia.evaluation.wording import figure
 from ltmia.finetuning.config import FinetuneConfig
 from ltmia.finetuning.finetune import finetune
@@ -86,6 +88,7 @@ ROWS = {
     "LoRA, half of the members known": Row(settings=LORA, known=0.5),
     "3 epochs": Row(settings={"epochs": 3}),
     "10 epochs": Row(settings={"epochs": 10}),
+    "5000 members, 3 epochs": Row(settings={"epochs": 3}, members=5000),
     "SGD": Row(settings={"learning_rate": 0.2}, optimizer="sgd"),
     "Adafactor": Row(optimizer="adafactor"),
     "Muon": Row(settings={"learning_rate": 1e-3}, optimizer="muon"),
@@ -98,6 +101,7 @@ ROWS = {
     for members in (200, 1000, 2000)
     for rate in (5e-4, 2e-4, 1e-4, 5e-5)
 }
+FAINT = re.compile(r"faint: (\d+) members at .*")
 
 
 def main() -> None:
@@ -105,6 +109,7 @@ def main() -> None:
     args = _arguments()
     pool = read_texts(args.corpus, group_column="source")
     print("| target | explained | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 2))
+    measures: dict[str, list[Measure]] = {}
     for name in args.rows or ROWS:
         row = ROWS[name]
         seed = row.settings.get("seed", 0)
@@ -114,10 +119,37 @@ def main() -> None:
         pair = made(row, members, args.out)
         known = members.take(range(round(row.known * min(args.members, trained))))
         if row.alone:
-            cells = measured_alone(pair, known.take(range(row.alone)), others, args.out / name)
+            explained, measures[name] = measured_alone(pair, known.take(range(row.alone)), others, args.out / name)
         else:
-            cells = measured(pair, known, others, args.out / name)
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+            explained, measures[name] = measured(pair, known, others, args.out / name)
+        print(f"| {name} | {explained:.3f} | {' | '.join(map(figure, measures[name]))} |", flush=True)
+    if args.curve:
+        draw({name: found for name, found in measures.items() if FAINT.match(name)}, args.curve)
+
+
+def draw(measures: dict[str, list[Measure]], path: Path) -> None:
+    """Draw the AUCs of both observers against the AUC of `difference`, one panel for each number of members."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    counts = sorted({int(FAINT.sub(r"\1", name)) for name in measures})
+    picture, panels = plt.subplots(
+        1, len(counts), figsize=(1 + 2.2 * len(counts), 2.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panel, count in zip(panels[0], counts, strict=True):
+        rows = [found for name, found in measures.items() if int(FAINT.sub(r"\1", name)) == count]
+        rows.sort(key=lambda found: found[COLUMNS.index("difference")].value or 0)
+        across = [found[COLUMNS.index("difference")].value for found in rows]
+        for name, style in ((UPDATE, "o-"), (WITH_WEIGHTS, "s--"), (LEARNED, "^:")):
+            upward = [found[COLUMNS.index(name)] for found in rows]
+            panel.plot(across, [one.value for one in upward], style, label=name)
+            panel.fill_between(across, [one.low or 0 for one in upward], [one.high or 1 for one in upward], alpha=0.15)
+        panel.set(title=f"{count:,} members", xlabel="AUC of difference", ylim=(0.5, 1.01))
+    panels[0][0].set_ylabel("AUC")
+    panels[0][-1].legend(frameon=False, fontsize="small")
+    picture.savefig(path, metadata={"Date": None})
 
 
 def made(row: Row, members: Texts, out: Path) -> Pair:
@@ -201,8 +233,8 @@ def rounded(model: PreTrainedModel, kind: str) -> PreTrainedModel:
     return copied
 
 
-def measured(pair: Pair, members: Texts, others: Texts, folder: Path) -> list[str]:
-    """Return the explained share and the AUCs of members against others, as cells of the table."""
+def measured(pair: Pair, members: Texts, others: Texts, folder: Path) -> tuple[float, list[Measure]]:
+    """Return the explained share, and the AUC of members against others for each column of the table."""
     texts = Texts.concatenate([members, others])
     used = np.arange(len(texts)) < len(members)
     encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
@@ -213,12 +245,11 @@ def measured(pair: Pair, members: Texts, others: Texts, folder: Path) -> list[st
     scores |= {UPDATE: found.score, WITH_WEIGHTS: together}
     groups = np.unique(texts.groups, return_inverse=True)[1]
     sides = {"member_groups": groups[used], "nonmember_groups": groups[~used]}
-    aucs = [measure_attack(scores[name][used], scores[name][~used], **sides).auc for name in COLUMNS]
-    return [f"{found.explained:.3f}", *map(figure, aucs)]
+    return found.explained, [measure_attack(scores[name][used], scores[name][~used], **sides).auc for name in COLUMNS]
 
 
-def measured_alone(pair: Pair, members: Texts, others: Texts, folder: Path) -> list[str]:
-    """Return the same cells, with each member alone among the others; AUCs are means over members."""
+def measured_alone(pair: Pair, members: Texts, others: Texts, folder: Path) -> tuple[float, list[Measure]]:
+    """Return the same figures, with each member alone among the others; AUCs are means over members."""
     texts = Texts.concatenate([members, others])
     encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
     explained, below = [], {name: [] for name in COLUMNS}
@@ -233,7 +264,7 @@ def measured_alone(pair: Pair, members: Texts, others: Texts, folder: Path) -> l
             explained.append(found.explained)
             for name in COLUMNS:
                 below[name].append(auc(scores[name][:1], scores[name][1:]))
-    return [f"{np.mean(explained):.3f}", *(figure(mean_with_interval(below[name])) for name in COLUMNS)]
+    return float(np.mean(explained)), [mean_with_interval(below[name]) for name in COLUMNS]
 
 
 def _arguments() -> argparse.Namespace:
@@ -243,6 +274,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", choices=ROWS, help="default: all")
     parser.add_argument("--members", type=int, default=200)
     parser.add_argument("--nonmembers", type=int, default=400)
+    parser.add_argument("--curve", type=Path, help="picture of the rows called faint")
     return parser.parse_args()
 
 
