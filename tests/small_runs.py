@@ -286,6 +286,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"(?s)other documents \(30\):.*AUC [01]\.\d{3}.*siblings \(10\):.*AUC [01]\.\d{3}",
         check=written("out/target/config.json"),
     ),
+    "benchmarks/low_fpr.py": SmallRun(
+        arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --members 20 --nonmembers 30 --learning-rate "
+        "1e-3 --max-length 32 --attacks difference",
+        finds=r"\| `update` \| [01]\.\d{3} \[.*30 non-members are too few to measure an FPR of 0\.001",
+        check=audited("out/audit", 20),
+    ),
     "benchmarks/long_texts.py": SmallRun(
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --joined 1 --lengths 16 32 --members 20 "
         "--nonmembers 30 --attacks difference --windows",
