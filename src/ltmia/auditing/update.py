@@ -26,7 +26,10 @@ ObserverChoice = Literal["auto", "logprobs", "weights", "training_run"]
 """Which attacker an audit assumes; "auto": the strongest that the inputs allow."""
 MUST_READ = ("weights", "training_run")
 """Observers with which an audit fails if the weights cannot be read."""
-UNSEEN_WEIGHTS = "`thorough=True` reads more of the weights, and the observer here does not see them: leave it out"
+UNSEEN_WEIGHTS = (
+    "`thorough=True` reads more of the weights, and the observer here does not see them: leave it out, or keep both "
+    "models in memory and choose an observer that sees the weights"
+)
 UNREADABLE = (ModelError, DataError, StoreError)
 """Errors that say why weights cannot be read; log-probabilities may be had nevertheless."""
 
