@@ -3,7 +3,7 @@
 Fine-tunes the embedded base on 500 embedded texts in several ways, alters some of the fine-tunes, audits each against
 the same 1,000 non-members, and compares them for attackers who see log-probabilities and for those who hold the
 weights. OUT keeps every model and audit, without the gradients (0.6 GB each). The figures go to OUT/what_helps.json and
-are printed as a table.
+are printed as two tables: of the changes, and of the models.
 """
 
 import argparse
@@ -51,6 +51,7 @@ WAYS = {
     # Private training learns slowly: more epochs, larger batches.
     "dp": FINETUNE + "--texts members.jsonl --learning-rate 2e-3 --batch-size 50 --epochs 10 --lora --epsilon 8",
     "gentle": GENTLE,
+    "slower": FINETUNE + "--texts members.jsonl --learning-rate 2e-4 --epochs 1",
     "batch_64": f"{GENTLE} --batch-size 64",
     "batch_64_scaled": FINETUNE + "--texts members.jsonl --learning-rate 1.2e-3 --epochs 1 --batch-size 64",
     **{
@@ -86,6 +87,7 @@ CHANGES = {
     "fewer_epochs": Change(title="1 epoch instead of 3", before="plain", after="one_epoch"),
     "lora": Change(title="LoRA instead of all weights", before="plain", after="lora"),
     "dp": Change(title="LoRA with differential privacy (ε = 8)", before="plain", after="dp"),
+    "slower": Change(title="Learning rate 2e-4 instead of 3e-4", before="gentle", after="slower"),
     "batch": Change(title="Batches of 64 instead of 16", before="gentle", after="batch_64"),
     "batch_scaled": Change(title="Batches of 64, learning rate x 4", before="gentle", after="batch_64_scaled"),
     "average": Change(title="Average with 3 fine-tunes of other texts", before="gentle", after="average"),
@@ -118,7 +120,7 @@ def main() -> None:
     repeated = args.members // SHARE_REPEATED
     figures = {name: compared(out, change, groups, repeated) for name, change in changes.items()}
     (out / "what_helps.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    print("\n".join(table(figures)))
+    print("\n".join([*table_of_changes(figures), "", *table_of_models(figures, args.members)]))
 
 
 def needed(ways: Collection[str]) -> dict[str, str]:
@@ -174,8 +176,13 @@ def compared(out: Path, change: Change, groups: Int64[np.ndarray, " texts"], n_r
     labels = audits[0][1]["label"].to_numpy()
     judged = (labels == 0) | (np.arange(len(labels)) < (n_repeated if change.on_repeated else len(labels)))
     before, after = (
-        {"command": WAYS[way].format(base="BASE"), **figures_of(records, groups, judged)}
-        for way, (_, records) in zip((change.before, change.after), audits, strict=True)
+        {
+            "model": way,
+            "command": WAYS[way].format(base="BASE"),
+            "explained": round(results.update.explained, 3),
+            **figures_of(records, groups, judged),
+        }
+        for way, (results, records) in zip((change.before, change.after), audits, strict=True)
     )
     judged_audits = [(results, records.filter(judged)) for results, records in audits]
     differences = {attack: measured(compare_audits(*judged_audits, attack=attack).auc) for attack in OBSERVERS.values()}
@@ -212,7 +219,7 @@ def measured(measure: Measure) -> list[float | None]:
     return [None if v is None else round(v, 3) for v in (measure.value, measure.low, measure.high)]
 
 
-def table(figures: dict[str, Any]) -> Iterator[str]:
+def table_of_changes(figures: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of a table: two rows for each change, one for each observer."""
     heads = ("change", "attacker sees", "AUC before", "AUC after", "difference", "TPR at 1 % FPR", "flagged")
     yield f"| {' | '.join((*heads, 'held-out loss'))} |"
@@ -228,6 +235,17 @@ def table(figures: dict[str, Any]) -> Iterator[str]:
             cells += [f"{was['n_flagged']} to {now['n_flagged']} of {after['n_members']}", loss]
             yield f"| {' | '.join(cells)} |"
             title = loss = ""
+
+
+def table_of_models(figures: dict[str, Any], n_members: int) -> Iterator[str]:
+    """Yield the lines of a table: a row for each model of which all members are judged."""
+    yield "| model | flagged by log-probabilities | flagged by weights | explained | held-out loss |"
+    yield "|---|---|---|---|---|"
+    models = (change[side] for change in figures.values() for side in ("before", "after"))
+    rows = {model["model"]: model for model in models if model["n_members"] == n_members}
+    for name, row in rows.items():
+        flagged = " | ".join(str(row[attack]["n_flagged"]) for attack in OBSERVERS.values())
+        yield f"| {name} | {flagged} | {row['explained']:.3f} | {row['held_out_loss']:.3f} |"
 
 
 def written(measure: list[float | None], *, signed: bool = False) -> str:
