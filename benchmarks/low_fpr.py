@@ -5,46 +5,27 @@ members drawn by document (column `source`). `ltmia.audit` then reads the target
 non-members. Prints AUC and TPR at 1 % and 0.1 % FPR of all attacks, with 95 % intervals by document. Resumes.
 """
 
-from real_target import arguments
+from real_target import arguments, fine_tuned
 
 from ltmia.auditing.audit import AuditConfig, audit
-from ltmia.data.reading import read_texts
-from ltmia.data.splits import draw_membership
 from ltmia.evaluation.wording import figure
-from ltmia.finetuning.config import FinetuneConfig
-from ltmia.finetuning.finetune import finetune
-from ltmia.models.loading import LoadOptions, load_model, load_pair, load_tokenizer
+from ltmia.models.loading import LoadOptions, load_model, load_tokenizer
 
 
 def main() -> None:
     """Fine-tune unless OUT/target is there, audit, and print the attacks."""
-    parser = arguments(__doc__, members=500, nonmembers=10_000, learning_rate=2e-5, dtype="bfloat16")
-    parser.add_argument("--max-length", type=int, default=64)
+    parser = arguments(__doc__, members=500, nonmembers=10_000, learning_rate=2e-5, dtype="bfloat16", max_length=64)
     parser.add_argument("--attacks", default="difference,ez_mia,wbc,ltmia")
     args = parser.parse_args()
-    pool = read_texts(args.corpus, group_column=args.group_column)
-    drawn = draw_membership(pool, n_members=args.members, n_nonmembers=args.nonmembers, n_validation=0, seed=args.seed)
-    members, others = pool.take(drawn.members), pool.take(drawn.nonmembers)
-    base, target = args.out / "base", args.out / "target"
+    base = args.out / "base"
     if not base.is_dir():
         options = LoadOptions(dtype=args.dtype, device="cpu")
         load_model(args.model, options)[0].save_pretrained(base)
         load_tokenizer(args.model, options).save_pretrained(base)
-    if not target.is_dir():
-        options = LoadOptions(dtype="float32", device="cpu")
-        config = FinetuneConfig(
-            epochs=args.epochs,
-            learning_rate=args.learning_rate,
-            batch_size=args.batch_size,
-            max_length=args.max_length,
-            lora=args.lora,
-            seed=args.seed,
-        )
-        outcome = finetune(load_model(base, options)[0], load_tokenizer(base, options), members, config, target)
-        print(f"fine-tuned: loss {outcome.train_loss:.3f}, {outcome.seconds:.0f} s", flush=True)
-    pair = load_pair(target, base, dtype=args.dtype, device="cpu")
+    args.model = str(base)
+    target = fine_tuned(args)
     config = AuditConfig(attacks=args.attacks, observer="weights", max_length=args.max_length)
-    found = audit(pair, members, others, args.out / "audit", config=config)
+    found = audit(target.pair, target.members, target.nonmembers, args.out / "audit", config=config)
     print("| attack | AUC | TPR at 1 % FPR | TPR at 0.1 % FPR |\n|---|---|---|---|")
     for name, one in found.results.attacks.items():
         shown = [figure(one.auc), *(figure(one.tpr_at_fpr[x]) for x in ("0.01", "0.001"))]

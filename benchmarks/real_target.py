@@ -40,7 +40,7 @@ def arguments(description: str | None, **defaults: object) -> argparse.ArgumentP
 
     Args:
         description: Of the benchmark.
-        defaults: Those that are the benchmark's own: members, nonmembers, learning_rate, dtype.
+        defaults: Those that are the benchmark's own, such as members, nonmembers, learning_rate, dtype.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", help="folder, hub id or .gguf file")
@@ -51,6 +51,7 @@ def arguments(description: str | None, **defaults: object) -> argparse.ArgumentP
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=128, help="tokens read of each text")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--checkpoints", type=int, default=0, help="states kept in OUT/run from within the training")
     parser.add_argument("--dtype", help="of both models after training")
@@ -71,6 +72,7 @@ def fine_tuned(args: argparse.Namespace) -> RealTarget:
             epochs=args.epochs,
             learning_rate=args.learning_rate,
             batch_size=args.batch_size,
+            max_length=args.max_length,
             lora=args.lora,
             seed=args.seed,
         )

@@ -45,7 +45,7 @@ def main() -> None:
     others = target.nonmembers.take(range(args.others or args.nonmembers))
     texts = Texts.concatenate([members, others, siblings])
     used, sibling = np.arange(len(texts)) < len(members), np.arange(len(texts)) >= len(texts) - len(siblings)
-    encoded = encode_texts(pair.tokenizer, texts.texts, max_length=128, vocab_size=pair.vocab_size)
+    encoded = encode_texts(pair.tokenizer, texts.texts, max_length=args.max_length, vocab_size=pair.vocab_size)
     started = time.monotonic()
     with UpdateAttack(
         pair,

@@ -115,12 +115,14 @@ def print_averages(found: list[dict[str, AttackResult]]) -> None:
         print(f"| {macro.attack} | " + " | ".join(figure(macro.figures[x]) for x in ("auc", "0.1", "0.01")) + " |")
     auc = {name: np.array([figure_of(one[name], "auc") for one in found]) for name in (LEARNED, UPDATE, WITH_WEIGHTS)}
     draws = np.random.default_rng(0).integers(len(found), size=(N_RESAMPLES, len(found)))
+    errors = (1 - auc[LEARNED][draws]).mean(axis=1)
     for name in (UPDATE, WITH_WEIGHTS):
-        ratios = (1 - auc[name][draws]).mean(axis=1) / (1 - auc[LEARNED][draws]).mean(axis=1)
-        low, high = np.quantile(ratios, [0.025, 0.975])
-        ratio = Measure(
-            value=float((1 - auc[name]).mean() / (1 - auc[LEARNED]).mean()), low=float(low), high=float(high)
-        )
+        ratio = Measure(reason=f"{LEARNED} makes no error on some draws of the targets")
+        if errors.all():
+            low, high = np.quantile((1 - auc[name][draws]).mean(axis=1) / errors, [0.025, 0.975])
+            ratio = Measure(
+                value=float((1 - auc[name]).mean() / (1 - auc[LEARNED]).mean()), low=float(low), high=float(high)
+            )
         print(f"\nMean (1 - AUC) of {name} divided by that of {LEARNED}: {figure(ratio)}")
     behind = np.maximum(auc[LEARNED], auc[UPDATE]) - auc[WITH_WEIGHTS]
     print(f"\n{WITH_WEIGHTS} is at most {behind.max():.3f} below the better of the two")

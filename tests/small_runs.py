@@ -304,7 +304,7 @@ SCRIPTS: dict[str, SmallRun | None] = {
     ),
     "benchmarks/weights_lab.py": SmallRun(
         arguments="{kept}.toml {kept} out --corpora {corpora} --regimes quick",
-        finds=r"(?s)\| demo.early.quick \| 0\.\d{3} \|.*divided by that of ltmia: \d.*below the better of the two",
+        finds=r"(?s)\| demo.early.quick \| 0\.\d{3} \|.*divided by that of ltmia: (\d|ltmia makes).*below the better",
         check=written("out/demo.late.quick.npz"),
         is_slow=True,
     ),
