@@ -14,8 +14,8 @@ from ltmia.scoring.extraction import DEFAULT_LENGTH
 from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
+from ltmia.weights.regression import AT_ONCE, PROBES, RANK
 from ltmia.weights.solve import SQUARES
-from ltmia.weights.text_blocks import count_blocks
 from ltmia.weights.update_attack import WeightsConfig
 
 GIB = 2**30
@@ -23,6 +23,8 @@ STORE_BYTES = 276
 """Bytes of the store for each scored token, by `ltmia bench store`."""
 LIBRARIES_BYTES = 650_000_000
 """Memory of a process with its libraries and no model."""
+STEPS = 100
+"""Steps in which a regression of very many texts is solved; real LMs took fewer."""
 STATISTICS_BYTES = 120
 """Most bytes that `torch_statistics` needs for each logit of a chunk, on devices other than the CPU."""
 
@@ -178,9 +180,10 @@ def _gradient_flops(setting: Setting, shape: ModelShape) -> int:
 
 
 def _solve_flops(setting: Setting, n_points: int) -> int:
-    n_blocks = count_blocks(setting.work.n_texts)
-    columns = n_points * setting.work.n_texts // n_blocks
-    return n_blocks * (2 * columns**2 * setting.n_coordinates + columns**3)
+    columns = n_points * setting.work.n_texts
+    if setting.work.n_texts > AT_ONCE:  # each step multiplies all columns twice by the update and the probes
+        return 4 * columns * setting.n_coordinates * (RANK + STEPS * (1 + PROBES))
+    return 2 * columns**2 * setting.n_coordinates + columns**3
 
 
 def count_checkpoint_flops(setting: Setting) -> Flops:
@@ -235,8 +238,12 @@ def count_memory(setting: Setting) -> Memory:
 
 def solve_bytes(work: Work) -> int:
     """Return the memory that the regression of the weights observer takes, on the CPU."""
-    columns = len(work.weights.points) * -(-work.n_texts // count_blocks(work.n_texts))
-    return 8 * SQUARES * columns**2 if work.reads_weights else 0
+    columns = len(work.weights.points) * work.n_texts
+    if not work.reads_weights:
+        return 0
+    if work.n_texts > AT_ONCE:
+        return 12 * RANK * (columns + work.weights.coordinates_of(work.n_texts))
+    return 8 * SQUARES * columns**2
 
 
 def checkpoint_disk_bytes(setting: Setting) -> int:

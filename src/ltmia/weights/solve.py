@@ -104,6 +104,22 @@ class RidgeSolution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """Coefficients of the texts' mean gradients, with and without the prior of each."""
+
+    alpha: Float64[np.ndarray, " text"]
+    """Those of the ridge regression."""
+    standard_error: Float64[np.ndarray, " text"]
+    """Standard error of alpha."""
+    explained: float
+    """See `RidgeSolution`."""
+    estimate: Float64[np.ndarray, " text"]
+    """Each text's coefficient as the update alone tells it."""
+    variance: Float64[np.ndarray, " text"]
+    """Variance of each estimate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReducedEquations:
     """Normal equations of the means alone, with slopes and bends averaged out by their own ridges."""
 

@@ -17,9 +17,9 @@ from ltmia.weights.coordinates import Coordinates, choose_coordinates
 from ltmia.weights.gradient_file import PathGradients
 from ltmia.weights.gradients import GradientReader
 from ltmia.weights.metric import Metric, metric_of, read_optimizer_state, second_moments
-from ltmia.weights.mixture import Usage, count_used, estimates_alone, fit_groups
-from ltmia.weights.solve import CONTRASTS, RidgeSolution, choose_ridges, normal_equations, solve
-from ltmia.weights.text_blocks import TextBlock, random_blocks
+from ltmia.weights.mixture import Usage, count_used, fit_groups
+from ltmia.weights.regression import find_coefficients
+from ltmia.weights.solve import CONTRASTS, choose_ridges, normal_equations
 
 FEWEST_TEXTS = 10
 """Fewest texts: with fewer, effects that all texts share cannot be removed."""
@@ -102,7 +102,7 @@ class UpdateScores:
     n_used_interval: tuple[float, float]
     """Its interval: 95 % in simulations. On real LMs it missed the truth on two of three targets, always too high."""
     explained: float
-    """Share of the update that the texts explain; of several blocks, what the best of them explains."""
+    """Share of the update that the texts explain."""
     layers: tuple[int, ...]
     """Layers that were read."""
     n_coordinates: int
@@ -149,47 +149,34 @@ def explain_update(
         DataError: If the texts do not fit into memory, or the optimiser's state does not fit the model, or gradients
             and update do not fit together.
     """
-    found, explained, state = np.empty((4, len(rows))), list[float](), config.optimizer_state
+    state = config.optimizer_state
     moments = (
         second_moments(gradients, rows, config.seed) if state is None else read_optimizer_state(state, coordinates)
     )
     try:
         metric = _pick_metric(gradients, rows, moments, coordinates, config)
-        for block in random_blocks(gradients, rows, config.seed):
-            solution = _solve_block(gradients, rows, block, coordinates, metric, report)
-            explained.append(solution.explained)
-            alone = estimates_alone(solution.reduced)
-            found[:, block.places] = solution.alpha, solution.standard_error, *alone
-            del solution  # its matrices, before those of the next block are made
-        alpha, standard_error, estimate, variance = found
-        usage = count_used(estimate, variance, fit_groups(estimate, variance))
+        found = find_coefficients(gradients, rows, coordinates.change, metric, report, seed=config.seed)
+        usage = count_used(found.estimate, found.variance, fit_groups(found.estimate, found.variance))
     except np.linalg.LinAlgError as error:
         raise DataError(f"the update cannot be explained by these gradients: {error}") from error
     if not np.isfinite(usage.log_odds).all():
         raise DataError("the scores of the update are not finite numbers: gradients and update do not fit together")
-    return Explanation(metric=metric, alpha=alpha, standard_error=standard_error, explained=max(explained), usage=usage)
-
-
-def _solve_block(
-    gradients: PathGradients,
-    rows: Int64[np.ndarray, " scored"],
-    block: TextBlock,
-    coordinates: Coordinates,
-    metric: Metric,
-    report: Report,
-) -> RidgeSolution:
-    """Solve for the coefficients of one block; its whole matrix is let go when this returns."""
-    equations = normal_equations(gradients, rows[block.places], coordinates.change, metric, report, others=block.others)
-    return solve(equations, choose_ridges(equations))
+    return Explanation(
+        metric=metric,
+        alpha=found.alpha,
+        standard_error=found.standard_error,
+        explained=found.explained,
+        usage=usage,
+    )
 
 
 class UpdateAttack:
     """Finds the texts that an update was made from; a context that closes the file of gradients.
 
-    Up to 5,000 texts take part in one regression; more are divided at random into blocks with a regression each. Other
-    texts of the same kind remove effects that all texts share; no text needs a label. Disk: two bytes a coordinate,
-    point and text; of very many texts fewer coordinates are read, see `GRADIENT_BYTES`. Memory beside the models: 16
-    bytes times the square of (texts in a block times points), at most 1.5 GiB at two points and 3.4 GiB at three.
+    Other texts of the same kind remove effects that all texts share; no text needs a label. Disk: two bytes a
+    coordinate, point and text; of very many texts fewer coordinates are read, see `GRADIENT_BYTES`. Memory beside the
+    models: up to 5,000 texts, 16 bytes times the square of (texts times points), at most 1.5 GiB at two points and 3.4
+    GiB at three; with more texts, see `find_coefficients`.
 
     Args:
         pair: Target and base, both in memory, neither of them quantised.
