@@ -33,7 +33,7 @@ AT_ONCE = 5000
 RANK = 400
 """Random sums of columns; their products with all columns are the low-rank part."""
 PROBES = 8
-"""Vectors of random signs, each solved for beside the update."""
+"""Vectors of random signs, each solved for beside the update and the centre of the coefficients."""
 TOLERANCES = (0.1, 0.1, 0.03)
 """Relative residual at which each round ends. The first two find the noise and the spreads of the coefficients."""
 MOST_STEPS = 1000
@@ -247,7 +247,8 @@ def _of_many(
     update = np.where(np.isfinite(metric.noise), change / metric.noise, 0.0)
     match = -columns.products(update[:, None]).astype(np.float64)
     signs = rng.choice([-1.0, 1.0], (len(match), PROBES))
-    found, noise = np.zeros((len(match), 1 + PROBES)), ridges.noise
+    found, noise = np.zeros((len(match), 2 + PROBES)), ridges.noise
+    is_mean = (np.arange(len(match)) < n).astype(np.float64)[:, None]
     precision = np.array(ridges.values) / noise
     for tolerance in TOLERANCES:
         ridge = np.repeat(noise * precision, n)
@@ -255,25 +256,28 @@ def _of_many(
         found = conjugate_gradients(
             lambda vectors, ridge=ridge: columns.products(columns.sums(vectors)) + ridge[:, None] * vectors,
             low_rank.approximate_inverse(ridge),
-            np.hstack([match, root * signs]),
+            np.hstack([match, root**2 * is_mean, root * signs]),
             found,
             tolerance,
         )
         # How much of each coefficient the update tells, and not the prior: the diagonal of 1 - A^-1 ridge.
-        told = (1 - signs * root * found[:, 1:]).mean(axis=1).reshape(-1, n).sum(axis=1).clip(1, n - 1)
-        left = update + columns.sums(found[:, :1])[:, 0]
+        told = (1 - signs * root * found[:, 2:]).mean(axis=1).reshape(-1, n).sum(axis=1).clip(1, n - 1)
+        # Without a centre, what all texts share would be told of the used ones' mean, and lift all estimates.
+        centre = float(found[:n, 0].sum() / (n - found[:n, 1].sum()))
+        solution = found[:, :1] + centre * found[:, 1:2]
+        left = update + columns.sums(solution)[:, 0]
         prior = float(precision[0])
         # The most likely values at these shares (MacKay 1992).
         noise = float(left @ left) / (metric.n_told - told.sum())
-        precision = told / np.square(found[:, 0]).reshape(-1, n).sum(axis=1)
-    alpha, own = found[:n, 0], low_rank.rest[:n]
+        precision = told / np.square(solution - centre * is_mean).reshape(-1, n).sum(axis=1)
+    alpha, own = solution[:n, 0], low_rank.rest[:n]
     variance = _effective_noise(own, prior, float(told[0])) / own
     shrunk = 1 / (1 + variance * prior)
     return Coefficients(
         alpha=alpha,
         standard_error=shrunk * np.sqrt(variance),
         explained=1 - float(left @ left) / float(update @ update),
-        estimate=alpha / shrunk,
+        estimate=centre + (alpha - centre) / shrunk,
         variance=variance,
     )
 
