@@ -1,7 +1,7 @@
 """The regression of very many texts: its parts against dense matrices, its estimates against the truth, its memory."""
 
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -94,6 +94,33 @@ def test_the_low_rank_part_and_its_inverse_are_those_of_nystroem(monkeypatch) ->
     ridge, vectors = np.linspace(1, 3, 30), np.random.default_rng(3).normal(size=(30, 4))
     expected = np.linalg.solve(part + np.diag(np.diag(products - part) + ridge), vectors)
     np.testing.assert_allclose(low_rank.approximate_inverse(ridge)(vectors), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_the_inverse_holds_however_much_texts_have_in_common() -> None:
+    rng = np.random.default_rng(9)
+    values = rng.normal(size=(1, 200, 300)) + 100 * rng.normal(size=300)
+    metric = Metric(preconditioner=np.ones(300), noise=np.ones(300), n_told=300.0, adaptive=False)
+    low_rank = LowRank(Columns(Gradients(values), np.arange(200), metric), rng)  # of fewer texts than `RANK`
+    wide, ridge = low_rank.factor.astype(np.float64), np.full(200, 20.0)
+    matrix = wide @ wide.T + np.diag(low_rank.rest + ridge)
+    product = low_rank.approximate_inverse(ridge)(np.eye(200))
+    np.testing.assert_allclose(product, np.linalg.inv(matrix), atol=1e-6 / ridge[0])
+    assert np.linalg.eigvalsh(product).min() > 0
+
+
+@pytest.mark.parametrize(("broken", "message"), [("gradient", "not finite"), (0.5, "rounding hides")])
+def test_what_cannot_be_solved_is_refused(broken: str | float, message: str, monkeypatch) -> None:
+    monkeypatch.setattr("ltmia.weights.regression.AT_ONCE", 10)
+    monkeypatch.setattr("ltmia.weights.regression.SEARCHED_TEXTS", 10)
+    gradients, update, metric, _ = drawn(1, 60, 90, 3)
+    rows = np.arange(60)
+    rng, chosen = np.random.default_rng(5), np.random.default_rng(1).choice(rows, 10, replace=False)
+    if broken == "gradient":
+        gradients.values[0, np.setdiff1d(rows, chosen)[:2], 5] = [1e25, -1e25]  # their sum is zero
+    else:
+        update, metric = -rng.normal(size=60) @ gradients.values[0], replace(metric, n_told=broken)
+    with pytest.raises(np.linalg.LinAlgError, match=message):
+        find_coefficients(gradients, rows, update, metric, seed=1)
 
 
 def test_conjugate_gradients_solve_and_say_when_they_do_not(monkeypatch) -> None:

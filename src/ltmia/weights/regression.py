@@ -122,7 +122,9 @@ class LowRank:
         own = (drawn.T @ products).astype(np.float64)
         del drawn
         own = (own + own.T) / 2
-        own.reshape(-1)[:: len(own) + 1] += JITTER * np.trace(own) / len(own)
+        _check_finite(own)
+        # The products are in float32: the rounding of the largest is what keeps all others above zero.
+        own.reshape(-1)[:: len(own) + 1] += JITTER * np.trace(own)
         # With the products R, and those among the drawn sums W = L L', the part is R W^-1 R' = factor factor'.
         root = cholesky(own, lower=True).astype(np.float32)
         self.factor: Float32[np.ndarray, "column rank"] = solve_triangular(
@@ -135,8 +137,10 @@ class LowRank:
     def approximate_inverse(self, ridge: Float64[np.ndarray, " column"]) -> "Product":
         """Return the product with the inverse of the part, the diagonal of the rest and a ridge together."""
         diagonal = (self.rest + ridge)[:, None]
-        inner = np.eye(self.factor.shape[1]) + self.factor.T @ (self.factor / diagonal.astype(np.float32))
-        held = cho_factor(inner)
+        # In float64: what all texts share is so much larger than the rest that rounding could make steps diverge.
+        scaled_factor = self.factor / np.sqrt(diagonal)
+        held = cho_factor(np.eye(self.factor.shape[1]) + scaled_factor.T @ scaled_factor)
+        del scaled_factor
 
         def product(vectors: Float64[np.ndarray, "column vector"]) -> Float64[np.ndarray, "column vector"]:
             # By the identity of Sherman, Morrison and Woodbury.
@@ -172,19 +176,27 @@ def conjugate_gradients(
     tiny = np.finfo(float).tiny
     found = start
     residual = wanted - product(found)
+    _check_finite(residual)
     near = approximate_inverse(residual)
     direction, size = near, (residual * near).sum(axis=0)
     enough = tolerance**2 * (wanted * approximate_inverse(wanted)).sum(axis=0)
     for _ in range(MOST_STEPS):
+        _check_finite(size)
         if (size <= enough).all():
             return found
         along = product(direction)
+        _check_finite(along)
         length = size / np.maximum((direction * along).sum(axis=0), tiny)
         found, residual = found + length * direction, residual - length * along
         near = approximate_inverse(residual)
         before, size = size, (residual * near).sum(axis=0)
         direction = near + size / np.maximum(before, tiny) * direction
     raise LinAlgError(f"no solution after {MOST_STEPS} steps over all texts")
+
+
+def _check_finite(numbers: Float[np.ndarray, "*shape"]) -> None:
+    if not np.isfinite(numbers).all():
+        raise LinAlgError("the products of gradients and update are not finite numbers")
 
 
 def find_coefficients(

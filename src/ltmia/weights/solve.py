@@ -233,6 +233,8 @@ def weigh_ridges(equations: NormalEquations, values: Sequence[float] | Float64[n
     factor, lower = cho_factor(with_diagonal(equations.products, diagonal).T, lower=True, overwrite_a=True)
     half = solve_triangular(factor, equations.match, lower=lower)
     m = equations.n_told
+    if m <= 0:
+        raise LinAlgError("the noise cannot be told: rounding hides all coordinates of the update")
     noise = max(equations.update_square - float(half @ half), np.finfo(float).tiny) / m
     spread = 2 * float(np.log(np.diag(factor)).sum()) - float(np.log(diagonal).sum())
     evidence = -0.5 * (m * np.log(noise) + spread) - equations.log_noise
