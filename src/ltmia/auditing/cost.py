@@ -14,7 +14,8 @@ from ltmia.scoring.extraction import DEFAULT_LENGTH
 from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
-from ltmia.weights.regression import AT_ONCE, PROBES, RANK
+from ltmia.weights.gradient_matrix import RANK
+from ltmia.weights.regression import AT_ONCE, PROBES
 from ltmia.weights.solve import SQUARES
 from ltmia.weights.update_attack import WeightsConfig
 
