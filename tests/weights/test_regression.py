@@ -8,9 +8,9 @@ import pytest
 
 from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientShape
+from ltmia.weights.gradient_matrix import Columns, LowRank, conjugate_gradients
 from ltmia.weights.metric import BATCH_TEXTS, Metric, second_moments
 from ltmia.weights.mixture import count_used, fit_groups
-from ltmia.weights.gradient_matrix import Columns, LowRank, conjugate_gradients
 from ltmia.weights.regression import find_coefficients, sum_gradients
 from ltmia.weights.solve import normal_equations, solve, weigh_ridges
 from ltmia.weights.update_attack import Explanation, WeightsConfig, explain_update
