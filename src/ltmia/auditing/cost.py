@@ -15,7 +15,7 @@ from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
 from ltmia.weights.gradient_matrix import RANK
-from ltmia.weights.regression import AT_ONCE, PROBES
+from ltmia.weights.regression import AT_ONCE
 from ltmia.weights.solve import SQUARES
 from ltmia.weights.update_attack import WeightsConfig
 
@@ -25,7 +25,9 @@ STORE_BYTES = 276
 LIBRARIES_BYTES = 650_000_000
 """Memory of a process with its libraries and no model."""
 STEPS = 100
-"""Steps in which a regression of very many texts is solved; real LMs took fewer."""
+"""Steps in which a regression of very many texts is solved; real targets took fewer."""
+STEP_FLOPS = 300
+"""FLOPs in the time that a step takes for each number in the gradients; most of it is spent on reading."""
 STATISTICS_BYTES = 120
 """Most bytes that `torch_statistics` needs for each logit of a chunk, on devices other than the CPU."""
 
@@ -182,8 +184,8 @@ def _gradient_flops(setting: Setting, shape: ModelShape) -> int:
 
 def _solve_flops(setting: Setting, n_points: int) -> int:
     columns = n_points * setting.work.n_texts
-    if setting.work.n_texts > AT_ONCE:  # each step multiplies all columns twice by the update and the probes
-        return 4 * columns * setting.n_coordinates * (RANK + STEPS * (1 + PROBES))
+    if setting.work.n_texts > AT_ONCE:
+        return columns * setting.n_coordinates * (4 * RANK + STEPS * STEP_FLOPS)
     return 2 * columns**2 * setting.n_coordinates + columns**3
 
 
@@ -243,7 +245,7 @@ def solve_bytes(work: Work) -> int:
     if not work.reads_weights:
         return 0
     if work.n_texts > AT_ONCE:
-        return 12 * RANK * (columns + work.weights.coordinates_of(work.n_texts))
+        return 14 * RANK * (columns + work.weights.coordinates_of(work.n_texts))
     return 8 * SQUARES * columns**2
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Float64, Int64
 
 from ltmia.errors import StoreError
@@ -121,7 +122,9 @@ class GradientFile:
     def block(self, point: int, rows: Int64[np.ndarray, " text"], part: slice) -> Float32[np.ndarray, "text coord"]:
         """Return some texts' gradients at a run of coordinates."""
         packed = self._map(point)[:, part][rows]
-        return packed.astype(np.float32) * self.scales[point, rows, None].astype(np.float32)
+        wide: Float32[np.ndarray, "text coord"] = torch.from_numpy(packed).float().numpy()  # NumPy takes 4 times longer
+        wide *= self.scales[point, rows, None].astype(np.float32)
+        return wide
 
     def close(self) -> None:
         """Close the journal; what was appended stays for the next run."""

@@ -8,7 +8,7 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve, cholesky, solve_tri
 
 from ltmia.progress import Report, silent
 from ltmia.weights.gradient_file import PathGradients
-from ltmia.weights.metric import BLOCK_BYTES, Metric
+from ltmia.weights.metric import Metric
 from ltmia.weights.solve import CONTRASTS
 
 RANK = 400
@@ -20,16 +20,23 @@ JITTER = 1e-6
 does no harm."""
 MOST_STEPS = 1000
 """Steps after which a system counts as unsolvable."""
-LAG = 5
+LAG = 10
 """Steps whose gain says how far the solution still is."""
+RUN_BYTES = 8 * 2**20
+"""Bytes of gradients that are read at a time; more would not stay in the processor's cache."""
 TASK = "texts in a step of the regression"
+
+
+def runs(n_texts: int, n_coordinates: int) -> list[slice]:
+    """Split texts into runs whose gradients take `RUN_BYTES` in float32."""
+    step = max(RUN_BYTES // (4 * n_coordinates), 1)
+    return [slice(start, min(start + step, n_texts)) for start in range(0, n_texts, step)]
 
 
 class Columns:
     """The weighted gradients of all texts as a matrix that stays on disk.
 
-    A column is one kind of coefficient of one text: all means, then all slopes, then all bends. Texts are read in
-    runs of 64 MiB.
+    A column is one kind of coefficient of one text: all means, then all slopes, then all bends.
     """
 
     def __init__(
@@ -47,10 +54,9 @@ class Columns:
         return len(self.contrast)
 
     def _runs(self) -> Iterator[slice]:
-        n, step = len(self.rows), max(BLOCK_BYTES // (4 * self.file.shape.n_coordinates), 1)
-        for start in range(0, n, step):
-            yield slice(start, start + step)
-            self.report(TASK, min(start + step, n), n)
+        for texts in runs(len(self.rows), self.file.shape.n_coordinates):
+            yield texts
+            self.report(TASK, texts.stop, len(self.rows))
 
     def _read(self, point: int, texts: slice | Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some coordinate"]:
         return self.file.block(point, self.rows[texts], slice(0, self.file.shape.n_coordinates))

@@ -12,8 +12,8 @@ from scipy.optimize import brentq
 
 from ltmia.progress import Report, silent
 from ltmia.weights.gradient_file import PathGradients
-from ltmia.weights.gradient_matrix import Columns, LowRank, conjugate_gradients
-from ltmia.weights.metric import BLOCK_BYTES, Metric
+from ltmia.weights.gradient_matrix import Columns, LowRank, conjugate_gradients, runs
+from ltmia.weights.metric import Metric
 from ltmia.weights.mixture import estimates_alone
 from ltmia.weights.solve import (
     SEARCHED_TEXTS,
@@ -29,7 +29,7 @@ AT_ONCE = 5000
 """Largest number of texts whose products are held in memory."""
 PROBES = 8
 """Vectors of random signs, each solved for beside the update and the centre of the coefficients."""
-TOLERANCE = 0.1
+TOLERANCE = 0.05
 """Error of the solution, over the error that the noise of the update gives it."""
 SETTLED, MOST_ROUNDS = 0.05, 10
 """Relative change of the noise below which no further round follows, and the largest number of rounds."""
@@ -46,8 +46,8 @@ def find_coefficients(
 ) -> Coefficients:
     """Find each text's coefficient in an update.
 
-    Memory for more than `AT_ONCE` texts: 12 bytes times `RANK` for each column and each coordinate, about 1 GB for
-    100,000 texts at two points.
+    Memory for more than `AT_ONCE` texts: 14 bytes times `RANK` for each column and each coordinate, 1.2 GB for 100,000
+    texts at two points.
 
     Args:
         file: Gradients.
@@ -114,10 +114,11 @@ def _of_many(
         centre = float(found[:n, 0].sum() / (n - found[:n, 1].sum()))
         solution = found[:, :1] + centre * found[:, 1:2]
         left = update + columns.sums(solution)[:, 0]
+        squares = np.square(solution - centre * is_mean).reshape(-1, n).sum(axis=1)
         prior = float(precision[0])
-        # The most likely values at these shares (MacKay 1992).
-        before, noise = noise, float(left @ left) / (metric.n_told - told.sum())
-        precision = told / np.square(solution - centre * is_mean).reshape(-1, n).sum(axis=1)
+        # The most likely noise at these ridges, as in `weigh_ridges`, and then the most likely prior (MacKay 1992).
+        before, noise = noise, (float(left @ left) + noise * float(precision @ squares)) / metric.n_told
+        precision = told / squares
         if abs(noise / before - 1) < SETTLED:
             break
     alpha, own = solution[:n, 0], low_rank.rest[:n]
@@ -163,9 +164,8 @@ def _ridges_of_a_sample(
 def sum_gradients(file: PathGradients, rows: Int64[np.ndarray, " text"]) -> Float64[np.ndarray, "point coordinate"]:
     """Return the sum of some texts' gradients at each point."""
     total = np.zeros((file.shape.n_points, file.shape.n_coordinates))
-    step = max(BLOCK_BYTES // (4 * file.shape.n_coordinates), 1)
     for point in range(file.shape.n_points):
-        for start in range(0, len(rows), step):
-            run = file.block(point, rows[start : start + step], slice(0, file.shape.n_coordinates))
+        for texts in runs(len(rows), file.shape.n_coordinates):
+            run = file.block(point, rows[texts], slice(0, file.shape.n_coordinates))
             total[point] += run.sum(axis=0, dtype=np.float64)
     return total
