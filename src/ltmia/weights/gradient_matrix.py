@@ -93,6 +93,10 @@ class Columns:
             found[:, texts] = np.tensordot(self.contrast, by_point, 1)
         return found.reshape(-1, weighted.shape[1])
 
+    def products_with(self, ridge: Float64[np.ndarray, " column"]) -> "Product":
+        """Return the product with K, the products of all columns, and a ridge on its diagonal."""
+        return lambda vectors: self.products(self.sums(vectors)) + ridge[:, None] * vectors
+
 
 class LowRank:
     """A part of low rank of K, the products of all columns, and the diagonal of the rest (Nystroem's method).

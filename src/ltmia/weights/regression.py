@@ -102,7 +102,7 @@ def _of_many(
         ridge = np.repeat(noise * precision, n)
         root = np.sqrt(ridge)[:, None]
         found = conjugate_gradients(
-            lambda vectors, ridge=ridge: columns.products(columns.sums(vectors)) + ridge[:, None] * vectors,
+            columns.products_with(ridge),
             low_rank.approximate_inverse(ridge),
             np.hstack([match, root**2 * is_mean, root * signs]),
             found,
