@@ -243,3 +243,13 @@ def test_memory_of_many_texts_is_what_is_promised(monkeypatch) -> None:
     monkeypatch.setattr("ltmia.weights.gradient_matrix.RUN_BYTES", MIB)
     monkeypatch.setattr("ltmia.weights.metric.BLOCK_BYTES", MIB)
     assert peak_bytes(explained, values, update) < 14 * 400 * (2 * n + m) + 4 * MIB
+
+
+def test_memory_of_the_low_rank_part_of_many_coordinates_is_what_is_promised(monkeypatch) -> None:
+    n, m, rank = 500, 8000, 50
+    monkeypatch.setattr("ltmia.weights.gradient_matrix.RANK", rank)
+    monkeypatch.setattr("ltmia.weights.gradient_matrix.RUN_BYTES", MIB // 4)
+    rng = np.random.default_rng(6)
+    metric = Metric(preconditioner=np.ones(m), noise=np.ones(m), n_told=float(m), adaptive=False)
+    columns = Columns(Gradients(rng.normal(size=(1, n, m)).astype(np.float32)), np.arange(n), metric)
+    assert peak_bytes(LowRank, columns, rng) < 14 * rank * (n + m)

@@ -82,11 +82,14 @@ class Columns:
         for texts in self._runs():
             for point in range(self.n_kinds):
                 total += self._read(point, texts).T @ by_point[point, texts]
-        return total * self.weights[:, None]
+        total *= self.weights[:, None]
+        return total
 
     def products(self, vectors: Float64[np.ndarray, "coordinate vector"]) -> Float32[np.ndarray, "column vector"]:
         """Return the products of all columns with some vectors."""
-        weighted = (vectors * self.weights[:, None]).astype(np.float32)
+        weighted: Float32[np.ndarray, "coordinate vector"] = np.empty(vectors.shape, np.float32)
+        # Multiplied in float64, without a second copy of that size.
+        np.multiply(vectors, self.weights[:, None], out=weighted, casting="same_kind")
         found = np.empty((self.n_kinds, len(self.rows), weighted.shape[1]), np.float32)
         for texts in self._runs():
             by_point = np.stack([self._read(point, texts) @ weighted for point in range(self.n_kinds)])
