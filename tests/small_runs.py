@@ -292,6 +292,12 @@ SCRIPTS: dict[str, SmallRun | None] = {
         finds=r"\| `update` \| [01]\.\d{3} \[.*30 non-members are too few to measure an FPR of 0\.001",
         check=audited("out/audit", 20),
     ),
+    "benchmarks/search.py": SmallRun(
+        arguments="out {corpora}/speeches.jsonl.gz --model {materials}/my-base --members 20 --candidates 60 "
+        "--nonmembers 20 --max-length 16 --learning-rate 1e-3",
+        finds=r"(?s)update: AUC [01]\.\d{3}.*flagged \d+, of them used \d+; used in all 20",
+        check=written("out/search/report.html"),
+    ),
     "benchmarks/long_texts.py": SmallRun(
         arguments="{materials}/my-base {corpora}/speeches.jsonl.gz out --joined 1 --lengths 16 32 --members 20 "
         "--nonmembers 30 --attacks difference --windows",
