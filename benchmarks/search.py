@@ -2,8 +2,8 @@
 
 Passages of all corpora are cut into pieces. A model is fine-tuned on pieces that are drawn by document (column
 `source`), and `ltmia score` searches for them in a folder of Parquet files. Unused pieces that repeat a used one are
-left out. Prints time and memory of the search, AUC and TPR at 1 % and 0.1 % FPR with 95 % intervals by document, and the
-pieces flagged. Run again, it resumes.
+left out. Prints time and memory of the search, AUC and TPR at 1 % and 0.1 % FPR with 95 % intervals by document, and
+the pieces flagged. Run again, it resumes.
 """
 
 import argparse

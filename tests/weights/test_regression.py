@@ -8,7 +8,7 @@ import pytest
 
 from ltmia.weights.coordinates import Coordinates
 from ltmia.weights.gradient_file import GradientShape
-from ltmia.weights.gradient_matrix import Columns, LowRank, conjugate_gradients
+from ltmia.weights.gradient_matrix import TASK, Columns, LowRank, conjugate_gradients
 from ltmia.weights.metric import BATCH_TEXTS, Metric, second_moments
 from ltmia.weights.mixture import count_used, fit_groups
 from ltmia.weights.regression import find_coefficients, sum_gradients
@@ -123,6 +123,22 @@ def test_what_cannot_be_solved_is_refused(broken: str | float, message: str, mon
         update, metric = -rng.normal(size=60) @ gradients.values[0], replace(metric, n_told=broken)
     with pytest.raises(np.linalg.LinAlgError, match=message):
         find_coefficients(gradients, rows, update, metric, seed=1)
+
+
+def test_progress_of_the_reads_rises_to_about_the_expected_end(monkeypatch) -> None:
+    monkeypatch.setattr("ltmia.weights.regression.AT_ONCE", 10)
+    monkeypatch.setattr("ltmia.weights.gradient_matrix.RUN_BYTES", 4 * 90 * 7)
+    monkeypatch.setattr("ltmia.weights.gradient_matrix.EXPECTED_STEPS", 3)
+    gradients, update, metric, _ = drawn(2, 30, 90, 8)
+    seen = []
+    find_coefficients(
+        gradients, np.arange(30), update, metric, lambda task, done, total: seen.append((task, done, total)), seed=1
+    )
+    done = [done for task, done, _ in seen if task == TASK]
+    assert done == sorted(set(done))
+    assert max(np.diff(done)) <= 7  # texts of a run
+    assert all(done <= total for _, done, total in seen)
+    assert done[-1] % 30 == 0
 
 
 def test_conjugate_gradients_solve_and_say_when_they_do_not(monkeypatch) -> None:

@@ -14,7 +14,7 @@ from ltmia.scoring.extraction import DEFAULT_LENGTH
 from ltmia.scoring.pair_runner import STATES_BYTES
 from ltmia.weights.backward import GATHER_BYTES
 from ltmia.weights.gradient_file import GradientShape
-from ltmia.weights.gradient_matrix import RANK
+from ltmia.weights.gradient_matrix import EXPECTED_STEPS, RANK
 from ltmia.weights.regression import AT_ONCE
 from ltmia.weights.solve import SQUARES
 from ltmia.weights.update_attack import WeightsConfig
@@ -24,8 +24,6 @@ STORE_BYTES = 276
 """Bytes of the store for each scored token, by `ltmia bench store`."""
 LIBRARIES_BYTES = 650_000_000
 """Memory of a process with its libraries and no model."""
-STEPS = 100
-"""Steps in which a regression of very many texts is solved; real targets took fewer."""
 STEP_FLOPS = 300
 """FLOPs in the time that a step takes for each number in the gradients; most of it is spent on reading."""
 STATISTICS_BYTES = 120
@@ -185,7 +183,7 @@ def _gradient_flops(setting: Setting, shape: ModelShape) -> int:
 def _solve_flops(setting: Setting, n_points: int) -> int:
     columns = n_points * setting.work.n_texts
     if setting.work.n_texts > AT_ONCE:
-        return columns * setting.n_coordinates * (4 * RANK + STEPS * STEP_FLOPS)
+        return columns * setting.n_coordinates * (4 * RANK + EXPECTED_STEPS * STEP_FLOPS)
     return 2 * columns**2 * setting.n_coordinates + columns**3
 
 
