@@ -10,10 +10,12 @@ import torch
 
 from commands import run_ltmia
 from disks import mounted
+from ltmia.attacks.table import WITH_WEIGHTS
 from ltmia.auditing.audit import AuditConfig, audit
 from ltmia.auditing.score import ScoreConfig, score
 from ltmia.data.reading import read_texts
 from ltmia.errors import ConfigError, ModelError, StoreError
+from ltmia.evaluation.comparison import compare_audits
 from ltmia.evaluation.files import read_records, read_results
 from ltmia.models.loading import load_pair
 from ltmia.models.pair import Pair
@@ -127,10 +129,22 @@ def test_a_thorough_audit_reads_more_of_the_weights_and_none_without_them(
     assert found is not None
     assert (quick.points, found.points) == ([0.0, 1.0], [0.0, 0.5, 1.0])
     assert found.explained > quick.explained
-    said = f"{found.n_coordinates:,} numbers were read, of layers 0 to {found.layers[-1]}. "
-    assert any(said in line and line.endswith(": 0, 0.5, 1.") for line in observer_lines(results))
+    said = f"The update was read at {found.n_coordinates:,} weights of layers 0 to {found.layers[-1]}, "
+    said += "and each text's gradient at 0, 0.5 and 1 of the way from base (0) to target (1)."
+    assert said in observer_lines(results)
     with pytest.raises(ConfigError, match="`thorough=True` reads more of the weights"):
         AuditConfig(thorough=True, observer="logprobs")  # before a training whose end it would be asked at
+
+
+@pytest.mark.parametrize("attack", ["ltmia", WITH_WEIGHTS, "difference"])
+def test_a_comparison_counts_the_flags_of_the_attack_that_is_compared(audited: Path, attack: str) -> None:
+    results, records = read_results(audited), read_records(audited)
+    outputs, weights = (results.observers[name].decisions for name in ("logprobs", "weights"))
+    for decisions, n_flagged in ((outputs, 3), (weights, 7), (results.decisions, 7)):
+        object.__setattr__(decisions, "n_flagged", n_flagged)
+    found = compare_audits((results, records), (results, records), attack=attack)
+    assert found.identifiable == {"ltmia": (3, 3), WITH_WEIGHTS: (7, 7), "difference": None}[attack]
+    assert ("identifiable" in found.sentence) == (attack != "difference")
 
 
 def test_the_command_takes_the_observer(materials: Path, tmp_path: Path) -> None:

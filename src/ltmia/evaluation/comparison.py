@@ -35,8 +35,8 @@ class Comparison:
     auc: Measure
     """AUC of the second minus that of the first."""
     tpr_at_fpr: Mapping[str, Measure]
-    identifiable: tuple[int, int]
-    """Records flagged in the first and in the second."""
+    identifiable: tuple[int, int] | None
+    """Records that the attack flags in the first and in the second; None if it decided for no observer there."""
     lower_leakage: Answer
     """Whether the second model reveals less, by the AUC."""
     doubts: Sequence[str] = ()
@@ -51,7 +51,7 @@ class Comparison:
             "lower_leakage": self.lower_leakage,
             "auc": self.auc.model_dump(),
             "tpr_at_fpr": {fpr: measure.model_dump() for fpr, measure in self.tpr_at_fpr.items()},
-            "identifiable": list(self.identifiable),
+            "identifiable": None if self.identifiable is None else list(self.identifiable),
             "doubts": list(self.doubts),
             "sentence": self.sentence,
             "subjects": list(self.subjects),
@@ -63,10 +63,10 @@ class Comparison:
         a = self.auc
         if a.value is None:
             return f"Lower leakage: {self.lower_leakage}. {a.reason}."
+        flags = self.identifiable
         return (
-            f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by "
-            f"{figure(a, signed=True)}, the records identifiable from {self.identifiable[0]} to "
-            f"{self.identifiable[1]}."
+            f"Lower leakage: {self.lower_leakage}. The AUC of {self.attack} changes by {figure(a, signed=True)}"
+            + (f", the records identifiable from {flags[0]} to {flags[1]}." if flags else ".")
             + (f" But the audit that found less may see too little: {' '.join(self.doubts)}" if self.doubts else "")
         )
 
@@ -111,15 +111,22 @@ def compare_audits(
     found_less = {"yes": second[0], "no": first[0]}.get(answer)
     doubts = [*of_an_audit(found_less), *_other_attackers(first[0], second[0])] if found_less else []
     both = (("First", first[0]), ("Second", second[0]))
+    was, now = (_n_flagged(results, attack) for results in (first[0], second[0]))
     return Comparison(
         attack=attack,
         auc=difference["auc"],
         tpr_at_fpr={name: measure for name, measure in difference.items() if name != "auc"},
-        identifiable=(first[0].decisions.n_flagged, second[0].decisions.n_flagged),
+        identifiable=None if was is None or now is None else (was, now),
         lower_leakage="cannot tell" if doubts else answer,
         doubts=doubts,
         subjects=[one_line(f"{which} audit: {of.subject}") for which, of in both if of.subject is not None],
     )
+
+
+def _n_flagged(results: Results, attack: str) -> int | None:
+    """Return the number of records that an attack flags; None if it does not decide for any observer."""
+    decided = [results.decisions, *(found.decisions for found in results.observers.values())]
+    return next((found.n_flagged for found in decided if found and found.attack == attack), None)
 
 
 def _other_attackers(first: Results, second: Results) -> list[str]:

@@ -67,7 +67,7 @@ def length_read_check(
         prompted: Whether these tokens follow prompts, whose tokens `max_length` counts too.
     """
     if len(weights) < 2:
-        sentence = f"No text has more than the {size} tokens that the classifier reads at once."
+        sentence = f"No text was read beyond the {size} tokens that the classifier reads at once."
         return Check(status="ok", sentence=sentence)
     if n_compared < 2:
         return Check(status="not_measured", sentence=f"Too few texts are much longer than {size} tokens.")

@@ -139,7 +139,8 @@ def _weights(results: Results, _records: Records) -> Advice | None:
         title="Keep the weights private",
         evidence=f"An attacker with the weights of both models identifies {weights} records; one with "
         f"only log-probabilities identifies {logprobs}.",
-        todo="Offer the model through an endpoint instead of publishing it.",
+        todo="Offer the model through an endpoint instead of publishing it, or publish the average of its weights and "
+        "those of fine-tunes on other texts.",
     )
 
 

@@ -120,10 +120,11 @@ def _what_was_read(update: UpdateInfo) -> str:
     layers = update.layers
     runs_on = len(layers) > 1 and layers == list(range(layers[0], layers[-1] + 1))
     named = f"{layers[0]} to {layers[-1]}" if runs_on else ", ".join(map(str, layers))
-    points = ", ".join(f"{point:g}" for point in update.points)
+    *first, last = (f"{point:g}" for point in update.points)
+    points = f"{', '.join(first)} and {last}" if first else last
     return (
-        f"Of the weights, {update.n_coordinates:,} numbers were read, of layer{'s' * (len(layers) > 1)} {named}. "
-        f"Points from base (0) to target (1) at which gradients were computed: {points}."
+        f"The update was read at {update.n_coordinates:,} weights of layer{'s' * (len(layers) > 1)} {named}, and each "
+        f"text's gradient at {points} of the way from base (0) to target (1)."
     )
 
 
