@@ -64,6 +64,9 @@ def test_both_observers_stand_side_by_side_and_the_stronger_decides(audited: Pat
     assert results.update.rounded == 0
     rounded = results.model_copy(update={"update": results.update.model_copy(update={"rounded": 0.5})})
     assert "50 % of the target's weights look rounded" in observer_lines(rounded)[-1]
+    assert results.update.unread == 0
+    stacked = results.model_copy(update={"update": results.update.model_copy(update={"unread": 0.86})})
+    assert "86 % of the weights that changed in these layers were not read" in observer_lines(stacked)[-1]
 
 
 def test_the_weaker_observer_decides_as_it_would_alone(

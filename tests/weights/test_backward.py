@@ -91,6 +91,9 @@ def test_a_layer_that_mixes_texts_is_left_out_and_never_read_in_a_batch(tmp_path
     coordinates = choose_coordinates(pair, **DRAW)
     assert coordinates.batched
     assert not any("inner" in place.name for place in coordinates.places)
+    last = pair.target.model.layers[2]
+    n_read = sum(weight.numel() for weight in last.self_attn.parameters())
+    assert coordinates.unread == pytest.approx(256 / (256 + n_read))
     assert close(read(pair, texts, coordinates.places), expected(pair, texts, coordinates.places))
 
     monkeypatch.setattr("ltmia.weights.coordinates._read_in_batches", lambda _, matrices: matrices)

@@ -94,6 +94,7 @@ class PreparedUpdate:
             layers=list(found.layers),
             points=list(found.points),
             rounded=found.rounded,
+            unread=found.unread,
             seconds=self.seconds + time.perf_counter() - started,
         )
         return replace(self._read_run(self.attack, report), scores=found, info=info)

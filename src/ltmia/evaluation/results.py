@@ -111,6 +111,9 @@ class UpdateInfo(Section):
     """Layers of these coordinates."""
     points: list[float]
     """Points between base (0) and target (1) at which gradients were computed."""
+    unread: Share | None = None
+    """Share of the weights in these layers' changed matrices that lie in matrices that cannot be read; older files lack
+    it."""
     rounded: Share | None = None
     """Share of the coordinates whose stored weights look rounded; the others are taken as exact."""
     seconds: Amount

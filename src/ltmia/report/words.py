@@ -107,6 +107,11 @@ def observer_lines(results: Results) -> list[str]:
     if results.update is not None:
         lines.append(f"The texts explain {percent(results.update.explained)} of the update of the weights.")
         lines.append(_what_was_read(results.update))
+        if results.update.unread:
+            lines.append(
+                f"{percent(results.update.unread)} of the weights that changed in these layers were not read, because "
+                "their layers mix the tokens of several texts or stack experts: what these reveal was not tested."
+            )
         if results.update.rounded:
             lines.append(
                 f"{percent(results.update.rounded)} of the target's weights look rounded, so the update is known less "

@@ -54,6 +54,8 @@ class Coordinates:
     """Layers of the coordinates."""
     n_available: int
     """Number of coordinates that the sample was drawn from."""
+    unread: float = 0.0
+    """Share of the weights in these layers' changed matrices that lie in matrices that cannot be read."""
     digest: str = field(default="")
     """Hash of the places."""
 
@@ -109,6 +111,7 @@ def choose_coordinates(pair: Pair, *, n_coordinates: int, n_layers: int | None, 
         rounding=np.concatenate(rounding),
         layers=tuple(layers),
         n_available=int(sizes.sum()),
+        unread=1 - sum(matrix.target.numel() for matrix in chosen) / sum(matrix.target.numel() for matrix in near),
         digest=_digest(places),
     )
 

@@ -111,6 +111,8 @@ class UpdateScores:
     """Points at which gradients were computed."""
     rounded: float
     """Share of the coordinates whose stored weights look rounded; the others are taken as exact."""
+    unread: float
+    """Share of the weights in these layers' changed matrices that lie in matrices that cannot be read."""
     is_low_rank: bool
     """Whether the update was read as that of a merged adapter, in the space of its rows."""
     adaptive: bool
@@ -302,6 +304,7 @@ def _scores(
         n_coordinates=len(coordinates),
         points=points,
         rounded=float(np.mean(coordinates.rounding > 0)),
+        unread=coordinates.unread,
         is_low_rank=coordinates.is_low_rank,
         adaptive=found.metric.adaptive,
     )
