@@ -75,6 +75,8 @@ def _as_lines() -> Report:
         if done < total and now - last < LINE_SECONDS:
             return
         last = now
+        if done >= total:
+            del started[task]  # a later run of the same task, as at the next checkpoint, has its own time
         line = f"{task}: {done}/{total}"
         if 0 < done < total and now > begun:
             line += f", about {(now - begun) / done * (total - done):.0f} s left"

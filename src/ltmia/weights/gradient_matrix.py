@@ -64,6 +64,11 @@ class Columns:
             self._report(TASK, n * self._n_reads + texts.stop, total)
         self._n_reads += 1
 
+    def end(self) -> None:
+        """Report that no further read follows: how many there are is not known before."""
+        n = len(self.rows) * self._n_reads
+        self._report(TASK, n, n)
+
     def _read(self, point: int, texts: slice | Int64[np.ndarray, " some"]) -> Float32[np.ndarray, "some coordinate"]:
         return self.file.block(point, self.rows[texts], slice(0, self.file.shape.n_coordinates))
 

@@ -123,6 +123,7 @@ def _of_many(
         precision = told / squares
         if abs(noise / before - 1) < SETTLED:
             break
+    columns.end()
     alpha, own = solution[:n, 0], low_rank.rest[:n]
     variance = _effective_noise(own, prior, float(told[0])) / own
     shrunk = 1 / (1 + variance * prior)
