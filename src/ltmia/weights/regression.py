@@ -110,9 +110,10 @@ def _of_many(
         )
         # How much of each coefficient the update tells, and not the prior: the diagonal of 1 - A^-1 ridge.
         told = (1 - signs * root * found[:, 2:]).mean(axis=1).reshape(-1, n).sum(axis=1).clip(1, n - 1)
-        # Without a centre, what all texts share would be told of the used ones' mean, and lift all estimates.
+        # The ridge pulls to a centre, not to zero: the pull is undone below as if it were equal for all, but it is
+        # weaker for what texts share, so all estimates would be too large.
         told_of_centre = n - float(found[:n, 1].sum())
-        # Where this is no larger than the error of the solution, the update tells no centre.
+        # If this is no larger than the error of the solution, the update does not tell the centre.
         centre = float(found[:n, 0].sum()) / told_of_centre if told_of_centre > TOLERANCE * n else 0.0
         solution = found[:, :1] + centre * found[:, 1:2]
         left = update + columns.sums(solution)[:, 0]
