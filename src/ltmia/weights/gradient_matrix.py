@@ -25,7 +25,7 @@ LAG = 10
 RUN_BYTES = 8 * 2**20
 """Bytes of gradients that are read at a time; more would not stay in the processor's cache."""
 EXPECTED_STEPS = 100
-"""Steps in which a regression of very many texts is solved; real targets took fewer."""
+"""Steps that progress and plan expect of a regression of very many texts; one of 6,300 texts took 62."""
 TASK = "reading gradients for the regression"
 
 
